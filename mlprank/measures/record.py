@@ -1,0 +1,60 @@
+"""What a measure is given for one layer, and what it has to be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that reads the neurons being ranked.
+
+    Attributes:
+        weight: The reader's raw weights on these neurons, shape (m, n_out).
+        gram: Centred Gram matrix ``C^T C`` of what it reads from them, shape (n_out, n_out), float64,
+            activation units squared. Readers of the same tensor share one object.
+    """
+
+    weight: Float[Tensor, "m n_out"]
+    gram: Float[Tensor, "n_out n_out"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """All that a measure may look at for one layer; it must change none of it.
+
+    Attributes:
+        name: The layer's or group's name, for messages.
+        weight: Raw signed weights, shape (n_out, n_in).
+        previous: Scores of what the layer reads, shape (n_in,), unitless, summing to 1.
+        input_norms: L2 norms over the calibration samples of what the layer reads, shape (n_in,), activation units.
+        output_norms: L2 norms over the calibration samples of what each neuron emits, shape (n_out,),
+            activation units.
+        amount: The requested fraction of neurons to remove, in [0, 1).
+        readers: Gives the layers that read these neurons, with their Gram matrices; called only by a measure
+            that needs them, because the matrices cost a pass over the calibration data.
+    """
+
+    name: str
+    weight: Float[Tensor, "n_out n_in"]
+    previous: Float[Tensor, " n_in"]
+    input_norms: Float[Tensor, " n_in"]
+    output_norms: Float[Tensor, " n_out"]
+    amount: float = 0.0
+    readers: Callable[[], tuple[Reader, ...]] = tuple
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Anything that turns a layer's record into scores.
+
+    A measure that must see the already pruned network below also carries the class attribute
+    ``on_pruned: ClassVar[bool] = True``; without it, every layer is ranked on the dense network.
+    """
+
+    def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
+        """Return scores, shape (n_out,), unitless, non-negative, summing to 1; larger means keep."""
+        ...
