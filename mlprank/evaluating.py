@@ -1,0 +1,63 @@
+"""Run somebody's modules in evaluation mode and give them back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(*models: object) -> Iterator[None]:
+    """Put modules in evaluation mode, and restore every submodule's own mode and the random state afterwards.
+
+    Args:
+        models: Modules; what is not an `nn.Module` (an exported program, an onnxruntime session) is passed over.
+    """
+    networks = [model for model in models if isinstance(model, nn.Module)]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    devices = sorted({p.device.index for network in networks for p in network.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for network in networks:
+                network.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def device_of(model: object) -> torch.device:
+    """Say where a module's first parameter or buffer lives; the CPU for a module without any."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the work queued on an accelerator; nothing to wait for on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def sole_tensor(output: object, *, who: str) -> Tensor:
+    """Return a model's output when it is one tensor.
+
+    Args:
+        output: What the model returned.
+        who: The caller, named in the error.
+
+    Raises:
+        TypeError: If the output is anything but one tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    raise TypeError(
+        f"{who}: the model returned a {type(output).__name__}, but one tensor of logits (N, num_classes) is needed; "
+        "wrap the model in a module that returns only the logits"
+    )
