@@ -1,0 +1,114 @@
+"""Networks as plain types: what built them, so that a file can hold it, and how to build them again."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+PUBLIC_MODULE = "mlprank.models"
+T = TypeVar("T")
+
+
+def describe_model(model: nn.Module) -> dict[str, Any] | None:
+    """Say how a network was built, in plain types.
+
+    Args:
+        model: A network; ours record their constructor's arguments as `init_args`, and any other class may do so too.
+
+    Returns:
+        `{"class_path": str, "init_args": dict}`, or None for a network that records nothing.
+    """
+    cls = type(model)
+    init_args = getattr(model, "init_args", None)
+    if not isinstance(init_args, Mapping):
+        return None
+    return {"class_path": class_path_of(cls), "init_args": dict(init_args)}
+
+
+def class_path_of(cls: type) -> str:
+    """Return the import path of a class, the public one for what `mlprank.models` exports."""
+    public = getattr(sys.modules.get(PUBLIC_MODULE), cls.__name__, None) is cls
+    return f"{PUBLIC_MODULE if public else cls.__module__}.{cls.__qualname__}"
+
+
+def build_model(spec: Mapping[str, Any]) -> nn.Module:
+    """Build a network from what `describe_model` wrote; its weights are freshly drawn.
+
+    Args:
+        spec: `{"class_path": str, "init_args": dict}`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: If the class may not be resolved (see `resolve_class`) or the arguments do not fit it.
+    """
+    return build(spec, nn.Module)
+
+
+def build(spec: Mapping[str, Any], base: type[T], *positional: Any) -> T:
+    """Call the class that `spec` names; the class is found by `resolve_class`.
+
+    Args:
+        spec: `{"class_path": str, "init_args": dict}`; a missing `init_args` counts as empty.
+        base: The class that it must be or inherit from.
+        *positional: Arguments that go before the named ones, e.g. an optimizer's parameters.
+
+    Returns:
+        The instance.
+
+    Raises:
+        ValueError: If the spec is malformed, the class may not be resolved or the arguments do not fit it.
+    """
+    unknown = set(spec) - {"class_path", "init_args"}
+    if unknown or "class_path" not in spec:
+        raise ValueError(
+            f"a description of a {base.__name__} holds class_path and init_args, but this one holds {sorted(spec)}"
+        )
+    cls = resolve_class(spec["class_path"], base)
+    init_args = spec.get("init_args") or {}
+    try:
+        inspect.signature(cls).bind(*positional, **init_args)
+    except TypeError as error:
+        raise ValueError(f"{spec['class_path']} cannot be built from init_args {dict(init_args)}: {error}") from error
+    return cls(*positional, **init_args)
+
+
+def resolve_class(class_path: object, base: type[T]) -> type[T]:
+    """Find the class that a file names, without running anybody's code.
+
+    Only modules of mlprank are imported; any other module must already be, so that a file cannot choose what runs.
+
+    Args:
+        class_path: Import path of the class, e.g. "mlprank.models.TwoLayerMLP".
+        base: The class that it must be or inherit from.
+
+    Returns:
+        The class.
+
+    Raises:
+        ValueError: If it is no import path, not imported yet, or no subclass of `base`.
+    """
+    if not isinstance(class_path, str) or "." not in class_path:
+        raise ValueError(f"class_path={class_path!r} must be an import path such as {PUBLIC_MODULE}.MLP")
+    module_path, _, name = class_path.rpartition(".")
+    if module_path.partition(".")[0] == "mlprank":
+        try:
+            importlib.import_module(module_path)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"class_path={class_path!r}: this version of mlprank has no module {module_path}"
+            ) from error
+    found = getattr(sys.modules.get(module_path), name, None)
+    if found is None:
+        raise ValueError(
+            f"class_path={class_path!r} is not imported; import {module_path} yourself if you trust the file"
+        )
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"class_path={class_path!r} is not a subclass of {base.__module__}.{base.__name__}")
+    return found
