@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from mlprank.measures.normalise import check_non_negative, score_dtype
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -36,6 +38,11 @@ class LayerRecord:
         amount: The requested fraction of neurons to remove, in [0, 1).
         readers: Gives the layers that read these neurons, with their Gram matrices; called only by a measure
             that needs them, because the matrices cost a pass over the calibration data.
+
+    Raises:
+        TypeError: If the weights are not real floating-point numbers.
+        ValueError: If a shape does not fit the weights, a norm or a score is negative, NaN or infinite, or the
+            amount is outside [0, 1); the message names the layer.
     """
 
     name: str
@@ -45,6 +52,27 @@ class LayerRecord:
     output_norms: Float[Tensor, " n_out"]
     amount: float = 0.0
     readers: Callable[[], tuple[Reader, ...]] = tuple
+
+    def __post_init__(self) -> None:
+        place = f'layer "{self.name}": '
+        score_dtype(self.weight, place=place)
+        if self.weight.ndim != 2:
+            raise ValueError(f"{place}weight has shape {tuple(self.weight.shape)}; it must be (n_out, n_in)")
+        if not 0.0 <= self.amount < 1.0:
+            raise ValueError(f"{place}amount={self.amount} is not in [0, 1); give the fraction of neurons to remove")
+        num_out, num_in = self.weight.shape
+        vectors = (
+            ("previous", self.previous, num_in),
+            ("input_norms", self.input_norms, num_in),
+            ("output_norms", self.output_norms, num_out),
+        )
+        for argument, values, size in vectors:
+            if tuple(values.shape) != (size,):
+                raise ValueError(
+                    f"{place}{argument} has shape {tuple(values.shape)}; a weight of shape {(num_out, num_in)} "
+                    f"needs ({size},): one entry per {'neuron' if argument == 'output_norms' else 'input'}"
+                )
+            check_non_negative(values, argument=argument, place=place)
 
 
 @runtime_checkable

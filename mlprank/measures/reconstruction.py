@@ -1,0 +1,180 @@
+"""Which neurons let the layers above rebuild their input: greedy selection on Gram matrices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mlprank.measures.normalise import normalise_scores, score_dtype
+from mlprank.measures.record import LayerRecord, Reader
+
+# A neuron with less than this share of the mean variance left is a combination of those already taken.
+_SPANNED = 1e-4
+# Steps between two full deflations; within them only what a step looks at is brought up to date.
+_BLOCK_STEPS = 64
+# Rows of taken and spanned neurons are dropped when they are more than this share.
+_DROPPED = 0.2
+
+
+def reconstruction(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
+    """Rank one layer's neurons by how much each adds to rebuilding what the readers compute.
+
+    Greedy selection (orthogonal matching pursuit with many targets). With ``G`` a reader's centred Gram matrix,
+    ``V`` its weights and ``A = G V^T``, every step takes the neuron ``j`` with the largest gain, the sum over the
+    readers of ``‖A_j‖² / G_jj``, and deflates every reader by it. The gain at that step is the neuron's score. A
+    neuron whose ``G_jj`` is below 1e-4 of the mean of the original diagonal is spanned by those taken: it gains
+    nothing from that reader. Readers that share a Gram matrix (the same object) count as one with stacked weights.
+
+    Args:
+        readers: The layers that read these neurons, at least one; weights (m, n_out), Gram matrices (n_out, n_out).
+
+    Returns:
+        Scores, shape (n_out,), float64, unitless, summing to 1; larger means keep; uniform where nothing is gained.
+
+    Raises:
+        ValueError: If there is no reader, a shape does not fit, or a matrix has a NaN or infinite entry.
+
+    Source:
+        Orthogonal matching pursuit (Pati et al. 1993), for several targets at once (Tropp et al. 2006).
+    """
+    systems = _systems(readers)
+    gains = systems[0].gram.new_zeros(systems[0].gram.shape[0])
+    neurons = torch.arange(gains.numel(), device=gains.device)
+    is_open = torch.ones_like(neurons, dtype=torch.bool)
+    for step in range(1, gains.numel() + 1):
+        gain = torch.stack([system.gain() for system in systems]).sum(0).where(is_open, 0.0)
+        chosen = int(gain.argmax())
+        if not bool(gain[chosen] > 0):
+            break
+        gains[neurons[chosen]] = sum(system.take(chosen) for system in systems)
+        is_open[chosen] = False
+        if step % _BLOCK_STEPS == 0:
+            for system in systems:
+                system.fold()
+            is_open &= torch.stack([system.usable() for system in systems]).any(0)
+            rows = is_open.nonzero()[:, 0]
+            if rows.numel() < (1.0 - _DROPPED) * neurons.numel():
+                neurons, is_open = neurons[rows], is_open[rows]
+                for system in systems:
+                    system.restrict(rows)
+    return normalise_scores(gains)
+
+
+class _System:
+    """The deflated ``G`` and ``A`` of one set of readers, updated lazily.
+
+    Deflating by neuron j subtracts ``G_jj u u^T`` from ``G`` and ``u A_j`` from ``A``, with ``u = G_:j / G_jj``. The
+    vectors of up to `_BLOCK_STEPS` steps are kept and subtracted as one matrix product; in between, the
+    diagonal of ``G`` and the row norms of ``A``, which are all that a gain needs, follow step by step.
+    """
+
+    def __init__(self, gram: Float[Tensor, "n n"], image: Float[Tensor, "n m"]) -> None:
+        self.gram = gram
+        self.floor = float(_SPANNED * gram.diagonal().mean())
+        self._begin(image)
+
+    def _begin(self, image: Float[Tensor, "n m"]) -> None:
+        if image.shape[1] > image.shape[0]:
+            # Only inner products of rows are ever used: the triangular factor has the same ones.
+            image = torch.linalg.qr(image.t(), mode="r").R.t().contiguous()
+        self.image = image
+        self.columns = self.gram.new_zeros((_BLOCK_STEPS, image.shape[0]))
+        self.rows = self.gram.new_zeros((_BLOCK_STEPS, image.shape[1]))
+        self.pivots = self.gram.new_zeros(_BLOCK_STEPS)
+        self.pending = 0
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.variance = self.gram.diagonal().clone()
+        self.energy = self.image.square().sum(1)
+
+    def usable(self) -> Bool[Tensor, " n"]:
+        """Return which neurons are not spanned by those taken."""
+        return self.variance > self.floor
+
+    def gain(self) -> Float[Tensor, " n"]:
+        """Return ``‖A_j‖² / G_jj`` of every neuron; 0 where it is spanned."""
+        usable = self.usable()
+        return self.energy.clamp(min=0.0).where(usable, 0.0) / self.variance.where(usable, 1.0)
+
+    def take(self, chosen: int) -> float:
+        """Deflate by one neuron and return what it gained; one that is spanned here gains 0."""
+        pivot = float(self.variance[chosen])
+        if pivot <= self.floor:
+            return 0.0
+        columns, rows = self.columns[: self.pending], self.rows[: self.pending]
+        past = columns[:, chosen]
+        row = self.image[chosen] - torch.mv(rows.t(), past)
+        column = self.gram[chosen] - torch.mv(columns.t(), self.pivots[: self.pending] * past)
+        column /= pivot
+        energy = torch.dot(row, row)
+        overlap = torch.mv(self.image, row) - torch.mv(columns.t(), torch.mv(rows, row))
+        self.variance -= pivot * column.square()
+        self.energy -= column * (2.0 * overlap - energy * column)
+        self.columns[self.pending], self.rows[self.pending] = column, row
+        self.pivots[self.pending] = pivot
+        self.pending += 1
+        return float(energy) / pivot
+
+    def fold(self) -> None:
+        """Subtract the kept vectors from the full matrices and take the diagonals afresh."""
+        columns, rows = self.columns[: self.pending], self.rows[: self.pending]
+        self.image.addmm_(columns.t(), rows, alpha=-1.0)
+        self.gram.addmm_(columns.t(), columns * self.pivots[: self.pending, None], alpha=-1.0)
+        self.pending = 0
+        self._refresh()
+
+    def restrict(self, rows: Int64[Tensor, " r"]) -> None:
+        """Go on with some of the neurons only; nothing may be waiting to be folded."""
+        self.gram = self.gram[rows][:, rows]
+        self._begin(self.image[rows])
+
+
+def _systems(readers: Sequence[Reader]) -> list[_System]:
+    """Check the readers and join those that share a Gram matrix."""
+    if not readers:
+        raise ValueError("readers is empty; a neuron that nothing reads has nothing to rebuild")
+    size = readers[0].gram.shape[0]
+    weights: dict[int, list[Tensor]] = {}
+    grams: dict[int, Tensor] = {}
+    for index, reader in enumerate(readers):
+        if tuple(reader.gram.shape) != (size, size) or reader.weight.ndim != 2 or reader.weight.shape[1] != size:
+            raise ValueError(
+                f"readers[{index}]: weight of shape {tuple(reader.weight.shape)} and gram of shape "
+                f"{tuple(reader.gram.shape)} do not fit {size} neurons; they must be (m, {size}) and ({size}, {size})"
+            )
+        for argument, values in (("weight", reader.weight), ("gram", reader.gram)):
+            if not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"readers[{index}]: {argument} has a NaN or infinite entry; look for it in the calibration data "
+                    "and the checkpoint"
+                )
+        grams[id(reader.gram)] = reader.gram.detach().to(torch.float64)
+        weights.setdefault(id(reader.gram), []).append(reader.weight.detach().to(grams[id(reader.gram)]))
+    return [_System(gram.clone(), gram @ torch.cat(weights[key]).t()) for key, gram in grams.items()]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Greedy reconstruction of the readers' input; it has no parameters.
+
+    It ranks a layer on the already pruned layers below. The output layer, which nothing reads, is ranked by the
+    norms of what it emits: to rebuild the outputs themselves, each with equal weight, the strongest matter most.
+
+    Raises:
+        ValueError: On a call, if a reader's shapes do not fit or hold NaN; the message names the layer.
+    """
+
+    on_pruned: ClassVar[bool] = True
+
+    def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
+        """Return the layer's scores; see `reconstruction`."""
+        readers = layer.readers()
+        try:
+            scores = reconstruction(readers) if readers else normalise_scores(layer.output_norms.to(torch.float64))
+        except ValueError as error:
+            raise ValueError(f'layer "{layer.name}": {error}') from error
+        return scores.to(device=layer.weight.device, dtype=score_dtype(layer.weight))

@@ -1,0 +1,130 @@
+"""Weighted PageRank of one layer's neurons, in two reads of its weights."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlprank.measures.normalise import check_non_negative, normalise_scores, score_dtype
+from mlprank.measures.record import LayerRecord
+
+# A block of rows whose absolute values stay in a core's second-level cache between being written and being read.
+_BLOCK_BYTES = 2**20
+
+
+def weighted_pagerank(
+    weight: Float[Tensor, "n_out n_in"],
+    previous: Float[Tensor, " n_in"],
+    activation: Float[Tensor, " n_out"],
+    *,
+    gamma: float,
+    theta: float,
+) -> Float[Tensor, " n_out"]:
+    """Rank one layer's neurons by weighted PageRank.
+
+    A neuron receives each input's score in proportion to its share of that input's absolute weights (theta) and
+    of that input's non-zero weights (1 - theta), damped by gamma towards its own activation.
+
+    Args:
+        weight: Layer weights, shape (n_out, n_in). The sign is ignored.
+        previous: Scores of the layer below, shape (n_in,), summing to 1.
+        activation: Calibration L2 norms, shape (n_out,), non-negative; all zero counts as uniform.
+        gamma: Damping in [0, 1]; 0 ignores the graph.
+        theta: Weight against degree, in [0, 1].
+
+    Returns:
+        Scores, shape (n_out,), unitless, summing to 1; larger means keep. Float64 for float64 weights, else float32.
+
+    Raises:
+        TypeError: If the weights are not floating-point numbers.
+        ValueError: If `activation` has a negative, NaN or infinite entry, or `weight` a NaN or infinite one.
+
+    Source:
+        Hoffmann et al. 2024, arXiv:2410.13299.
+    """
+    dtype = score_dtype(weight)
+    check_non_negative(activation, argument="activation")
+    by_weight, by_degree = _shares(weight.detach(), previous.detach().to(dtype))
+    linked = theta * by_weight + (1.0 - theta) * by_degree
+    own = normalise_scores(activation.detach().to(dtype), argument="activation")
+    return normalise_scores(gamma * linked + (1.0 - gamma) * own)
+
+
+def _shares(
+    weight: Float[Tensor, "n_out n_in"], previous: Float[Tensor, " n_in"]
+) -> tuple[Float[Tensor, " n_out"], Float[Tensor, " n_out"]]:
+    """Return ``Ŵ p`` and ``Â p`` without building either matrix: ``Ŵ p = W (p / colsum)``.
+
+    Both passes go over blocks of rows, so that the absolute values never reach main memory. A block's 0/1 matrix
+    is made only where the block's smallest absolute value says that it has a zero.
+    """
+    num_out, num_in = weight.shape
+    dtype = previous.dtype
+    rows = num_out if weight.is_cuda else max(1, min(num_out, _BLOCK_BYTES // (num_in * dtype.itemsize)))
+    blocks = torch.split(weight, rows)
+    buffer = previous.new_empty((rows, num_in))
+    ones = previous.new_ones(rows)
+    sums = previous.new_empty((len(blocks), num_in))
+    counts = previous.new_empty((len(blocks), num_in))
+    has_zero = []
+    for index, block in enumerate(blocks):
+        size = block.shape[0]
+        absolute = torch.abs(block, out=buffer[:size])
+        # A matrix-vector product, unlike a matrix product, is never run in TF32 or bfloat16.
+        torch.mv(absolute.t(), ones[:size], out=sums[index])
+        has_zero.append(not bool(absolute.amin() > 0))
+        if has_zero[-1]:
+            torch.mv(absolute.sign_().t(), ones[:size], out=counts[index])
+        else:
+            counts[index] = size
+    column_sum = sums.sum(0)
+    if not bool(column_sum.isfinite().all()):
+        raise ValueError(
+            "weight has a NaN or infinite entry, or a column whose absolute values overflow; repair the checkpoint"
+        )
+    per_weight = _divide(previous, column_sum)
+    per_edge = _divide(previous, counts.sum(0))
+    by_weight = previous.new_empty(num_out)
+    by_degree = previous.new_full((num_out,), float(per_edge.sum()))
+    for index, block in enumerate(blocks):
+        part = slice(index * rows, index * rows + block.shape[0])
+        absolute = torch.abs(block, out=buffer[: block.shape[0]])
+        torch.mv(absolute, per_weight, out=by_weight[part])
+        if has_zero[index]:
+            torch.mv(absolute.sign_(), per_edge, out=by_degree[part])
+    return by_weight, by_degree
+
+
+def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> Float[Tensor, " n_in"]:
+    """Divide, with 0 where the total is 0 (or so small that the quotient could overflow)."""
+    usable = total >= torch.finfo(total.dtype).tiny
+    return torch.where(usable, previous, 0.0) / torch.where(usable, total, 1.0)
+
+
+@dataclass(frozen=True)
+class WeightedPageRank:
+    """Weighted PageRank with its two parameters.
+
+    Attributes:
+        gamma: Damping in [0, 1]; 0 ignores the graph.
+        theta: Weight against degree, in [0, 1].
+
+    Raises:
+        ValueError: If a parameter is outside [0, 1] or NaN.
+    """
+
+    gamma: float = 0.9
+    theta: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in (("gamma", self.gamma), ("theta", self.theta)):
+            if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise ValueError(
+                    f"WeightedPageRank: {name}={value!r} is not a number in [0, 1]; choose a value between 0 and 1, "
+                    f"such as the default {0.9 if name == 'gamma' else 0.5}"
+                )
+
+    def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
+        """Return the layer's scores; see `weighted_pagerank`."""
+        return weighted_pagerank(layer.weight, layer.previous, layer.output_norms, gamma=self.gamma, theta=self.theta)
