@@ -6,7 +6,9 @@ element-wise operations and normalisations count as nothing, as in torch's own c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -67,16 +69,25 @@ def flops_of(model: nn.Module, example: Tensor) -> tuple[int, int]:
     try:
         with (
             evaluating(model),
+            _uncompiled(),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             _ZeroProducts(model) as zeros,
             FlopCounterMode(display=False) as counter,
         ):
-            model(example.to(device_of(model)))
+            getattr(model, "_orig_mod", model)(example.to(device_of(model)))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     total = counter.get_total_flops()
     return total // len(example), (total - 2 * zeros.num_macs) // len(example)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled modules as written, since the counter cannot look into compiled code."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled; importing the compiler takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 class _ZeroProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]

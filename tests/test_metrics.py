@@ -100,6 +100,15 @@ def test_nonzero_flops_see_a_weight_on_the_left_of_a_functional_product() -> Non
     assert metrics.count_flops_nonzero(Functional(), torch.ones(6, 3)) == 2 * 3
 
 
+def test_flops_of_a_compiled_model_are_those_of_the_model() -> None:
+    model = small_mlp()
+    assert metrics.count_flops(torch.compile(model), torch.zeros(2, 12)) == metrics.count_flops(
+        model, torch.zeros(2, 12)
+    )
+    model.compile()
+    assert metrics.count_flops(model, torch.zeros(2, 12)) == 240
+
+
 def test_an_example_without_a_sample_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"example of shape \(0, 12\).*at least one sample"):
         metrics.count_flops(small_mlp(), torch.zeros(0, 12))
