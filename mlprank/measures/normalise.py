@@ -1,5 +1,7 @@
 """Scores that sum to 1, the precision they are kept in, and the check of what they are made from."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -40,7 +42,7 @@ def check_non_negative(values: Tensor, *, argument: str, place: str = "") -> Non
     if values.numel() == 0:
         raise ValueError(f"{place}{argument} is empty; a layer needs at least one neuron on either side")
     low, high = values.aminmax()
-    if low >= 0 and high < float("inf"):
+    if low.item() >= 0.0 and high.item() < math.inf:
         return
     index = int((~((values >= 0) & (values < float("inf")))).nonzero()[0])
     raise ValueError(
@@ -63,9 +65,12 @@ def normalise_scores(scores: Float[Tensor, " n"], *, argument: str = "scores") -
         ValueError: If they are empty or have a negative, NaN or infinite entry.
     """
     check_non_negative(scores, argument=argument)
+    total = scores.sum().item()
+    if torch.finfo(scores.dtype).tiny <= total < math.inf:
+        return scores / total
+    # The sum of very large or very small scores leaves the range of their type; relative to the peak it does not.
     peak = scores.max()
     if peak == 0:
         return torch.full_like(scores, 1.0 / scores.numel())
-    # Dividing by the peak first keeps the sum of large values from overflowing.
-    relative = scores / peak
-    return relative / relative.sum()
+    relative = scores.to(torch.float64) / peak
+    return (relative / relative.sum()).to(scores.dtype)
