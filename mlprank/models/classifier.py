@@ -1,0 +1,218 @@
+"""The LightningModule that trains an image classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mlprank.models.optim import build_optimizer, build_scheduler, describe_factory, parameter_groups
+from mlprank.models.published import check_state
+from mlprank.models.spec import build_model, describe_model
+from mlprank.models.weights import match_masks, match_widths
+
+_STEPS_BETWEEN_CHECKS = 50
+"""On an accelerator reading the loss waits for the device, so it is read once in so many steps."""
+
+
+class ImageClassifier(LightningModule):
+    """Trains a network on cross-entropy and logs loss, top-1 and top-5 accuracy once an epoch.
+
+    A batch is (images, targets): targets of shape (N,) are class indices, of shape (N, num_classes) probabilities, as
+    mixup and cutmix make them. A checkpoint holds tensors and plain types only, and `load_from_checkpoint(path)` needs
+    nothing else: the hyper-parameters describe the network, the optimizer and the schedule, and the record of a pruned
+    network narrows it before the weights are loaded.
+
+    Args:
+        model: The network; logits of shape (N, num_classes). In place of it, `{"class_path", "init_args"}`.
+        optimizer: Builds the optimizer from parameters: a class, a partial, or `{"class_path", "init_args"}`.
+        lr_scheduler: Builds the schedule, stepped once an epoch, from the optimizer, likewise; None keeps the rate.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        bias_weight_decay: Weight decay of the biases; None leaves the optimizer's.
+        norm_weight_decay: Weight decay of normalisation layers; None leaves the optimizer's.
+        num_classes: Number of classes; None reads `model.num_classes` or the last linear layer.
+
+    Raises:
+        ValueError: If an argument is out of range, or the schedule does not fit the optimizer.
+        TypeError: If an argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: float = 0.0,
+        bias_weight_decay: float | None = None,
+        norm_weight_decay: float | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
+        given: object = model
+        self.model = build_model(given) if isinstance(given, Mapping) else model
+        self.num_classes = _num_classes(self.model, num_classes)
+        self.label_smoothing = label_smoothing
+        self.bias_weight_decay = bias_weight_decay
+        self.norm_weight_decay = norm_weight_decay
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.pruning: dict[str, Any] | None = None
+        """What a pruned network's checkpoint says about it: "slices" are the kept indices per parameter."""
+        first, schedule = self._build_optimizer()
+        self.save_hyperparameters(
+            {
+                "model": dict(given) if isinstance(given, Mapping) else describe_model(self.model),
+                "optimizer": describe_factory(optimizer, first),
+                "lr_scheduler": None if schedule is None else describe_factory(lr_scheduler, schedule),
+                "label_smoothing": label_smoothing,
+                "bias_weight_decay": bias_weight_decay,
+                "norm_weight_decay": norm_weight_decay,
+                "num_classes": self.num_classes,
+            }
+        )
+        self.top1, self.top5 = (_accuracy(self.num_classes, top_k) for top_k in (1, 5))
+        self.mean_loss = MeanMetric()
+        self._train_loss: float | Tensor = 0.0
+        self._num_trained = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, shape (N, num_classes), of a batch of images."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and, where there is one, the schedule, stepped once an epoch."""
+        optimizer, scheduler = self._build_optimizer()
+        if scheduler is None:
+            return optimizer
+        config = {"scheduler": scheduler, "interval": "epoch", "monitor": getattr(scheduler, "monitor", "val_loss")}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's mean loss anew."""
+        self._train_loss, self._num_trained = 0.0, 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch, after stopping the run where it is no finite number."""
+        images, targets = batch
+        loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.label_smoothing)
+        self._num_trained += len(images)
+        if loss.device.type == "cpu":
+            value = loss.item()
+            if not math.isfinite(value):
+                self._stop(value)
+            self._train_loss += value * len(images)
+        else:
+            self._train_loss = self._train_loss + loss.detach() * len(images)
+            if batch_idx % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1:
+                self._check_mean_loss()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss and the learning rate."""
+        mean = self._check_mean_loss()
+        rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        self.log("train_loss", mean, prog_bar=True, sync_dist=True)
+        self.log("lr", float(rates[0]))
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop before a checkpoint is written where the loss of the epoch is no finite number."""
+        if self.trainer.training and self._num_trained:
+            self._check_mean_loss()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the epoch's loss and accuracies."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's loss and accuracies as val_loss, val_top1, val_top5."""
+        self._log_evaluation("val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Add a batch to the loss and accuracies."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the loss and accuracies as test_loss, test_top1, test_top5."""
+        self._log_evaluation("test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the class probabilities, shape (N, num_classes), of a batch with or without targets."""
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        return self.forward(images).softmax(dim=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Carry the record of a pruned network along."""
+        if self.pruning is not None:
+            checkpoint["mlprank"] = self.pruning
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the network the widths and masks of the checkpoint, and refuse another network's.
+
+        Raises:
+            ValueError: If the checkpoint's weights are another network's.
+        """
+        state = checkpoint["state_dict"]
+        self.pruning = match_widths(self, checkpoint)
+        match_masks(self, state)
+        check_state(self.state_dict(), state, source="the checkpoint")
+
+    def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+        groups = parameter_groups(
+            self.model, bias_weight_decay=self.bias_weight_decay, norm_weight_decay=self.norm_weight_decay
+        )
+        optimizer = build_optimizer(self.optimizer, groups)
+        return optimizer, None if self.lr_scheduler is None else build_scheduler(self.lr_scheduler, optimizer)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
+        images, targets = batch
+        logits = self.model(images)
+        self.mean_loss.update(F.cross_entropy(logits, targets), weight=len(images))
+        self.top1.update(logits, targets)
+        self.top5.update(logits, targets)
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = {"loss": self.mean_loss, "top1": self.top1, "top5": self.top5}
+        self.log_dict({f"{stage}_{name}": metric.compute() for name, metric in values.items()}, prog_bar=True)
+        for metric in values.values():
+            metric.reset()
+
+    def _check_mean_loss(self) -> float:
+        mean = float(self._train_loss) / max(self._num_trained, 1)
+        if not math.isfinite(mean):
+            self._stop(mean)
+        return mean
+
+    def _stop(self, value: float) -> None:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan
+        raise FloatingPointError(
+            f"the training loss became {value} at step {self.global_step} (epoch {self.current_epoch}, lr={rate:g}); "
+            "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32, "
+            "and look for non-finite images; the last checkpoint was written before and is kept"
+        )
+
+
+def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:
+    return MulticlassAccuracy(
+        num_classes, top_k=min(top_k, num_classes), average="micro", validate_args=False, ignore_index=None
+    )
+
+
+def _num_classes(model: nn.Module, given: int | None) -> int:
+    if given is None:
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        given = getattr(model, "num_classes", None) or (linears[-1].out_features if linears else None)
+    if not isinstance(given, int) or given < 1:
+        raise ValueError(f"num_classes={given!r} must be a positive integer; {type(model).__name__} does not tell it")
+    return given
