@@ -1,0 +1,242 @@
+"""The part that all image data modules share: splits, fast batches, the cast on the model's device, calibration."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from mlprank.datamodules.batches import Batch, EpochSampler, IndexBatches, TensorBatches
+from mlprank.datamodules.files import resolve_data_dir
+from mlprank.datamodules.labels import check_several_classes
+from mlprank.datamodules.seeds import generator, global_seed
+from torch import Tensor
+
+
+class ImageDataModule(LightningDataModule):
+    """A set of small images, in memory as one uint8 tensor.
+
+    Images are indexed, cast and augmented as whole batches. Batches for evaluation, prediction and calibration come out
+    of their loaders ready for the model. Training batches stay uint8 until they are on the model's device, where
+    `on_after_batch_transfer` augments and casts them; without a trainer the loader does that itself.
+
+    Args:
+        batch_size: Images per batch and process, at least 1 and at most the number of training images.
+        data_dir: Where the files are, or go. Default: the environment variable MLPRANK_DATA_DIR, else ~/.cache/mlprank.
+        seed: Seed of the split, the shuffling and the augmentation.
+        validation_fraction: Share of the training set that is kept for validation, in (0, 1).
+        drop_last: Leave out the last training batch of an epoch where it is shorter than the others.
+        download: Download files that are missing.
+        train_transforms: Applied to every training batch, shape (B, C, H, W), uint8, on the model's device; a transform
+            of `torchvision.transforms.v2` or anything that takes and returns such a batch. What it draws from torch's
+            global generators is seeded.
+
+    Attributes:
+        num_classes: Number of classes.
+        in_shape: Shape (C, H, W) of an image.
+    """
+
+    num_classes: ClassVar[int]
+    in_shape: ClassVar[tuple[int, int, int]]
+    mean: ClassVar[tuple[float, ...] | None] = None
+    std: ClassVar[tuple[float, ...] | None] = None
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        *,
+        data_dir: str | None = None,
+        seed: int = 0,
+        validation_fraction: float = 0.2,
+        drop_last: bool = False,
+        download: bool = True,
+        train_transforms: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        data_dir = None if data_dir is None else str(data_dir)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+            raise TypeError(f"batch_size={batch_size!r}: must be an integer, such as 64")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1, such as 64")
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction={validation_fraction}: must lie in (0, 1), such as 0.2")
+        self.save_hyperparameters(ignore=["train_transforms"])
+        self.batch_size = batch_size
+        self.data_dir = resolve_data_dir(data_dir)
+        self.seed = seed
+        self.validation_fraction = validation_fraction
+        self.drop_last = drop_last
+        self.download = download
+        self.train_transforms = train_transforms
+        self._loaded: dict[str, Batch] = {}
+        self._train_batches: TensorBatches | None = None
+        self._mean_std: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the data set, such as FashionMNIST."""
+        return type(self).__name__.removesuffix("DataModule")
+
+    @abstractmethod
+    def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
+        """Read one part of the set.
+
+        Args:
+            part: `train` for the official training set, `test` for the official test set.
+
+        Returns:
+            Images, shape (N, C, H, W), uint8; labels, shape (N,), int64; where they came from.
+
+        Raises:
+            FileNotFoundError: If the files are not there.
+            ValueError: If a file is damaged; it names the file.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs, once.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`; None reads everything.
+
+        Raises:
+            FileNotFoundError: If the files are not there.
+            ValueError: If a file is damaged or `batch_size` exceeds the training images.
+        """
+        for part in ("train", "test"):
+            if stage is None or (part == "test") == (stage in ("test", "predict")):
+                self._part(part)
+
+    def train_dataloader(self) -> TensorBatches:
+        """Return the training batches, shuffled anew in every epoch in an order that seed and epoch determine.
+
+        Raises:
+            ValueError: If `batch_size` exceeds the training images of this process.
+        """
+        indices = self._split()[0]
+        rank, world_size = self._rank()
+        trainer = self.trainer
+        sampler = EpochSampler(
+            indices,
+            seed=self.seed,
+            shuffle=trainer is None or not trainer.overfit_batches,
+            rank=rank,
+            world_size=world_size,
+        )
+        if self.batch_size > len(sampler):
+            share = "" if world_size == 1 else f" of each of {world_size} processes"
+            raise ValueError(
+                f"batch_size={self.batch_size} exceeds the {len(sampler)} training images{share} of {self.name}; "
+                f"lower it to at most {len(sampler)}"
+            )
+        batches = IndexBatches(sampler, batch_size=self.batch_size, drop_last=self.drop_last)
+        prepare = self._prepare_train if trainer is None else None
+        self._train_batches = TensorBatches(*self._part("train"), batches, prepare=prepare)
+        return self._train_batches
+
+    def val_dataloader(self) -> TensorBatches:
+        """Return the validation batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
+        return self._plain("train", self._split()[1])
+
+    def test_dataloader(self) -> TensorBatches:
+        """Return the official test set's batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
+        return self._plain("test")
+
+    def predict_dataloader(self) -> TensorBatches:
+        """Return the official test set's images in batches: float, shape (B, C, H, W), no labels."""
+        return self._plain("test", with_labels=False)
+
+    def calibration_dataloader(self, num_samples: int = 1024, seed: int = 0) -> TensorBatches:
+        """Return batches of training images without augmentation, drawn without replacement.
+
+        Args:
+            num_samples: Number of images, at least 1; all of the training split where it has fewer.
+            seed: Seed of the draw.
+
+        Returns:
+            Batches just like those for validation, the same ones on every process.
+
+        Raises:
+            ValueError: If `num_samples` is less than 1.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: calibration needs at least 1 image, such as 1024")
+        indices = self._split()[0]
+        drawn = torch.randperm(len(indices), generator=generator(seed, "calibration"))[:num_samples]
+        return self._plain("train", indices[drawn], distributed=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment and cast a training batch on the model's device, in the trainer's precision; pass others through.
+
+        Args:
+            batch: What a loader gave: uint8 images, shape (B, C, H, W), with labels for training.
+            dataloader_idx: Ignored.
+
+        Returns:
+            The batch, ready for the model.
+        """
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or batch[0].dtype != torch.uint8:
+            return batch
+        prepared = self._prepare_train(*batch) if self.trainer and self.trainer.training else self.prepare(*batch)
+        return self.trainer.precision_plugin.convert_input(prepared) if self.trainer else prepared
+
+    def prepare(self, images: Tensor, labels: Tensor) -> Batch:
+        """Return a batch as the model expects it: pixels in [0, 1], then normalised where the set is.
+
+        Args:
+            images: Shape (B, C, H, W), uint8.
+            labels: Shape (B,), int64, or (B, num_classes), float.
+
+        Returns:
+            Images, float, on the same device, and the labels.
+        """
+        pixels = images.float().div_(255)
+        if self.mean is not None and self.std is not None:
+            if self._mean_std is None or self._mean_std.device != pixels.device:
+                self._mean_std = torch.tensor([self.mean, self.std], device=pixels.device).view(2, -1, 1, 1)
+            pixels.sub_(self._mean_std[0]).div_(self._mean_std[1])
+        return pixels, labels
+
+    def _prepare_train(self, images: Tensor, labels: Tensor) -> Batch:
+        if self.train_transforms is not None and self._train_batches is not None:
+            with global_seed(self._train_batches.batch_seed, device=images.device):
+                images = self.train_transforms(images)
+        return self.prepare(images, labels)
+
+    def _plain(
+        self, part: str, indices: Tensor | None = None, *, with_labels: bool = True, distributed: bool = True
+    ) -> TensorBatches:
+        images, labels = self._part(part)
+        rank, world_size = self._rank() if distributed else (0, 1)
+        everything = torch.arange(len(images)) if indices is None else indices
+        sampler = EpochSampler(everything, rank=rank, world_size=world_size, pad=False)
+        batches = IndexBatches(sampler, batch_size=self.batch_size)
+        return TensorBatches(images, labels, batches, prepare=self.prepare, with_labels=with_labels)
+
+    def _part(self, part: str) -> Batch:
+        """Return one part of the set, read and checked when it is first asked for."""
+        if part not in self._loaded:
+            if self.trainer is None:
+                self.prepare_data()
+            images, labels, place = self.read(part)
+            if part == "train":
+                check_several_classes(labels, place=place)
+            self._loaded[part] = images, labels
+        return self._loaded[part]
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Return the rows of the training set that are for training and those for validation, int64."""
+        labels = self._part("train")[1]
+        num_validation = round(self.validation_fraction * len(labels))
+        if not 0 < num_validation < len(labels):
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} of {len(labels)} images of {self.name} leaves nothing "
+                "to train on or nothing to validate on; choose another"
+            )
+        order = torch.randperm(len(labels), generator=generator(self.seed, "split"))
+        return order[num_validation:], order[:num_validation]
+
+    def _rank(self) -> tuple[int, int]:
+        """Return this process's rank and the number of processes that share the data."""
+        shares = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)

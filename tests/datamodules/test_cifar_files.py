@@ -1,0 +1,146 @@
+import builtins
+import io
+import os
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from mlprank.datamodules.cifar_files import read_cifar_batch
+
+from tests.datamodules.writers import images_and_labels, python2_batch, python3_batch
+
+PIXELS, LABELS = images_and_labels(30, shape=(3072,))
+ENTRIES = {b"labels": LABELS.tolist()}
+
+
+def read(tmp_path, content):
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(content)
+    return read_cifar_batch(path, label_key="labels", num_classes=10)
+
+
+@pytest.mark.parametrize("write", [python2_batch, python3_batch])
+def test_a_batch_is_read_as_written(tmp_path, write):
+    images, labels = read(tmp_path, write(PIXELS, ENTRIES))
+    assert torch.equal(images, torch.from_numpy(PIXELS).view(-1, 3, 32, 32))
+    assert images.dtype == torch.uint8
+    assert torch.equal(labels, torch.from_numpy(LABELS).long())
+
+
+def test_the_python_2_writer_of_these_tests_writes_what_pickle_reads():
+    batch = pickle.load(io.BytesIO(python2_batch(PIXELS, ENTRIES)), encoding="bytes")
+    assert np.array_equal(batch[b"data"], PIXELS)
+    assert batch[b"labels"] == LABELS.tolist()
+
+
+class Hostile:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.mkdir, os.system, builtins.exec, builtins.eval])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, function):
+    victim = tmp_path / "victim"
+    argument = {
+        os.mkdir: str(victim),
+        os.system: f"mkdir {victim}",
+        builtins.exec: f"import os; os.mkdir({str(victim)!r})",
+        builtins.eval: f"__import__('os').mkdir({str(victim)!r})",
+    }[function]
+    content = pickle.dumps({b"data": Hostile(function, argument), **ENTRIES}, protocol=2)
+    with pytest.raises(
+        ValueError, match=rf"data_batch_1: is no whole CIFAR batch file \(it asks for .*{function.__name__}"
+    ):
+        read(tmp_path, content)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",  # another codec
+        b"c_codecs\nencode\nN}X\x08\x00\x00\x00__call__Ns\x86b.",  # state for a stand-in
+        b"cnumpy\ndtype\n}b.",
+        b"cnumpy.core.multiarray\n_reconstruct\n)b.",
+        b"cnumpy\nndarray\nK\x01\x85R.",  # only _reconstruct makes arrays
+    ],
+)
+def test_stand_ins_cannot_be_misused(tmp_path, state):
+    with pytest.raises(ValueError, match="data_batch_1: is no whole CIFAR batch file"):
+        read(tmp_path, b"\x80\x02" + state)
+
+
+@pytest.mark.parametrize("pixels", [PIXELS.astype(np.int64), PIXELS.astype("S1"), np.asfortranarray(PIXELS)])
+def test_arrays_of_anything_but_bytes_in_c_order_are_refused(tmp_path, pixels):
+    with pytest.raises(ValueError, match=r"data_batch_1: .* not one of unsigned bytes in C order"):
+        read(tmp_path, python3_batch(pixels, ENTRIES))
+
+
+def test_an_array_of_objects_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data_batch_1: .* not one of unsigned bytes in C order"):
+        read(tmp_path, python3_batch(np.array([[1, "a"]], dtype=object), ENTRIES))
+
+
+def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
+    content = python2_batch(PIXELS, ENTRIES).replace(b"J\x1e\x00\x00\x00J\x00\x0c", b"J\x1f\x00\x00\x00J\x00\x0c", 1)
+    with pytest.raises(ValueError, match=r"shape \(31, 3072\) does not hold 95232 bytes"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, 5000, -1])
+def test_a_truncated_file_is_named(tmp_path, kept):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/data_batch_1: is no whole CIFAR batch file"):
+        read(tmp_path, python2_batch(PIXELS, ENTRIES)[:kept])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flipped_bytes_give_an_error_that_names_the_file_or_a_whole_set(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    content = bytearray(python2_batch(PIXELS[:1], {b"labels": [3]}))
+    for position in (*rng.integers(0, 200, 3), *rng.integers(len(content) - 30, len(content), 1)):
+        content[position] = rng.integers(0, 256)
+    outcome = ""
+    try:
+        images, labels = read(tmp_path, bytes(content))
+    except ValueError as error:
+        outcome = str(error)
+    assert "data_batch_1" in outcome or (images.shape == (1, 3, 32, 32) and 0 <= int(labels) < 10)
+
+
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        ({b"labels": LABELS.tolist()[:-1]}, "holds 30 images and 29 labels"),
+        ({b"labels": [*LABELS.tolist()[:-1], 10]}, r"label 10 of image 29 is outside \[0, 10\)"),
+        ({b"labels": [-1, *LABELS.tolist()[1:]]}, r"label -1 of image 0 is outside"),
+        ({b"fine_labels": LABELS.tolist()}, 'has no list of integers "labels".*another data set'),
+    ],
+)
+def test_wrong_labels_are_refused(tmp_path, entries, complaint):
+    with pytest.raises(ValueError, match=f"data_batch_1: {complaint}"):
+        read(tmp_path, python2_batch(PIXELS, entries))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ([1, 2], 'has no entry "data"'),
+        ({b"labels": [1]}, 'has no entry "data"'),
+        ({b"data": PIXELS[:, :100], **ENTRIES}, r'"data" of shape \(n, 3072\)'),
+        ({b"data": PIXELS[:1], b"labels": ["3"]}, "has no list of integers"),
+        ({b"data": PIXELS[:1], b"labels": [2**100]}, "is outside"),
+    ],
+)
+def test_other_pickles_are_refused(tmp_path, content, complaint):
+    with pytest.raises(ValueError, match=f"data_batch_1: .*{complaint}"):
+        read(tmp_path, pickle.dumps(content, protocol=2))
+
+
+def test_a_file_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="data_batch_1: holds no images"):
+        read(tmp_path, python2_batch(PIXELS[:0], {b"labels": []}))
