@@ -1,1 +1,37 @@
-"""mlprank."""
+"""Rank the neurons of a network by weighted PageRank, and take the least central ones out for real.
+
+The names below are imported when they are first used, so that `import mlprank` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlprank.artifact import load_pruned as load_pruned
+    from mlprank.pruning import prune as prune
+    from mlprank.pruning import score as score
+    from mlprank.published import prune_mlp as prune_mlp
+    from mlprank.result import PruningResult as PruningResult
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PruningResult": "mlprank.result",
+    "load_pruned": "mlprank.artifact",
+    "prune": "mlprank.pruning",
+    "prune_mlp": "mlprank.published",
+    "score": "mlprank.pruning",
+}
+__all__ = ["PruningResult", "__version__", "load_pruned", "prune", "prune_mlp", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mlprank' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,300 @@
+"""`pruned.ckpt`: a narrow network in a file of tensors and plain types, with all that is needed to build it again.
+
+The file is also a Lightning checkpoint. Under the key `mlprank` it holds, besides what `Artifact` lists, nothing; it is read with
+`torch.load(weights_only=True)`, so a file that would run code is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import inspect
+import pickle
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mlprank.files import whole_file
+from mlprank.models.spec import build_model, describe_model, resolve_class
+from mlprank.removal import narrow
+
+if TYPE_CHECKING:
+    from mlprank.result import PruningResult
+
+FORMAT = 1
+_PACKAGES = ("mlprank", "torch", "lightning")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a pruned file says of itself.
+
+    Attributes:
+        format: Version of this layout.
+        class_path: The class of the network.
+        model: `{"class_path", "init_args"}` from which the dense network can be built, or None if it recorded nothing.
+        hyper_parameters: Arguments of a LightningModule's constructor, or None.
+        slices: For every tensor that became narrower, the kept indices by dimension.
+        biases: Names of biases that the dense network did not have.
+        shapes: The dense network's shapes, by name.
+        kept: For every pruned layer the indices of the neurons that its mask keeps.
+        whole: Why each other layer stays whole.
+        recipe: How it was pruned: amount, measure, method, compensation and the rest.
+        achieved: Share of neurons that were pruned.
+        max_difference: Largest difference between masked and narrow network on a calibration batch.
+        example_shape: Shape of one input, with a batch dimension of 1.
+        example_dtype: Its dtype, such as "float32".
+        provenance: Where the network came from: calibration, source checkpoint and whatever the caller added.
+        versions: Versions of the packages that wrote the file.
+    """
+
+    format: int
+    class_path: str
+    model: Mapping[str, Any] | None
+    hyper_parameters: Mapping[str, Any] | None
+    slices: Mapping[str, Mapping[int, Tensor]]
+    biases: list[str]
+    shapes: Mapping[str, list[int]]
+    kept: Mapping[str, Tensor]
+    whole: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    achieved: float
+    max_difference: float
+    example_shape: list[int]
+    example_dtype: str
+    provenance: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+
+def save_pruned(result: PruningResult, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
+    """Write a pruned network to a file, whole or not at all.
+
+    Args:
+        result: What `mlprank.prune` returned.
+        path: The file.
+        provenance: Plain values that say where the network came from.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: If the file cannot be written; it is named.
+    """
+    model, path = result.model, Path(path)
+    hyper_parameters = _plain_hyper_parameters(model)
+    dense = result.dense.state_dict()
+    artifact = Artifact(
+        format=FORMAT,
+        class_path=f"{type(model).__module__}.{type(model).__qualname__}",
+        model=describe_model(model),
+        hyper_parameters=hyper_parameters,
+        slices={name: {dim: index.cpu() for dim, index in dims.items()} for name, dims in result.slices.items()},
+        biases=list(result.biases),
+        shapes={name: list(tensor.shape) for name, tensor in dense.items()},
+        kept={name: mask.nonzero().flatten().cpu() for name, mask in result.masks.items()},
+        whole=dict(result.whole),
+        recipe=result.recipe.plain(),
+        achieved=result.achieved,
+        max_difference=result.max_difference,
+        example_shape=list(result.example.shape),
+        example_dtype=str(result.example.dtype).removeprefix("torch."),
+        provenance=dict(provenance or {}),
+        versions={package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
+    )
+    content: dict[str, Any] = {
+        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        "mlprank": {field.name: getattr(artifact, field.name) for field in fields(artifact)},
+        "pytorch-lightning_version": _version("lightning"),
+        "epoch": 0,
+        "global_step": 0,
+    }
+    if hyper_parameters is not None:
+        content["hyper_parameters"] = dict(hyper_parameters)
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
+    return path
+
+
+def read_artifact(path: str | Path) -> Artifact:
+    """Read what a pruned file says of itself, without building the network.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, foreign, written by a newer version, or would run code.
+    """
+    return _artifact(read_checkpoint(path), path)
+
+
+def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = None) -> nn.Module:
+    """Build a pruned network again.
+
+    Args:
+        path: A file that `PruningResult.save` or `PruningCallback` wrote.
+        model: A dense instance of the pruned class, which is copied, or a class whose constructor arguments the file holds. Networks of
+            mlprank need neither.
+
+    Returns:
+        The narrow network, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read (see `read_artifact`), or is of another network; layer and sizes are named.
+    """
+    checkpoint = read_checkpoint(path)
+    artifact = _artifact(checkpoint, path)
+    dense = _dense(artifact, path, model)
+    state, artifact = _matched(checkpoint["state_dict"], artifact, dense)
+    _check_shapes(artifact, dense, path)
+    narrowed = narrow(dense, artifact.slices, biases=tuple(artifact.biases))
+    missing, unexpected = narrowed.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ValueError(
+            f"{path}: {type(dense).__name__} is not the pruned class: the file lacks {missing}, and has {unexpected} besides"
+        )
+    return narrowed.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain types.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, no checkpoint, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is no checkpoint of tensors and plain types, or reading it could run code; get it from where it was made"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({str(error).splitlines()[0]}); write it again"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _artifact(checkpoint: dict[str, Any], path: str | Path) -> Artifact:
+    own = checkpoint.get("mlprank")
+    if not isinstance(own, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no pruned network: it has no mlprank entry; make one by mlprank prune")
+    if own.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {own.get('format')}, this version of mlprank reads {FORMAT}; install a matching mlprank"
+        )
+    names = {field.name for field in fields(Artifact)}
+    if set(own) != names:
+        raise ValueError(
+            f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has {sorted(set(own) - names)} besides"
+        )
+    return Artifact(**own)
+
+
+def _dense(artifact: Artifact, path: str | Path, model: nn.Module | type[nn.Module] | None) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
+    if model is None and artifact.model is not None:
+        return build_model(artifact.model)
+    if model is None and artifact.hyper_parameters is not None:
+        model = resolve_class(artifact.class_path, nn.Module)
+    if model is None:
+        raise ValueError(
+            f"{path} does not say how {artifact.class_path} is built; give a dense instance:"
+            f" load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
+        )
+    arguments = dict(artifact.hyper_parameters or {})
+    try:
+        inspect.signature(model).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: {model.__name__} cannot be built from {arguments} ({error}); give a dense instance"
+        ) from error
+    return model(**arguments)
+
+
+def _matched(state: Mapping[str, Tensor], artifact: Artifact, dense: nn.Module) -> tuple[dict[str, Tensor], Artifact]:
+    """Let a file of a wrapped network fit the bare one, and the other way round."""
+    stored, own = set(artifact.shapes), set(dense.state_dict())
+    if stored == own:
+        return dict(state), artifact
+    for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)}):
+        if {prefix + name for name in own} <= stored:
+            return _renamed(state, artifact, {prefix + name: name for name in {*own, *_created(artifact, prefix)}})
+    for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)}):
+        if {prefix + name for name in stored} == own:
+            return _renamed(state, artifact, {name: prefix + name for name in {*stored, *_created(artifact, "")}})
+    return dict(state), artifact
+
+
+def _created(artifact: Artifact, prefix: str) -> set[str]:
+    """The biases that the dense network did not have, without a prefix."""
+    return {name.removeprefix(prefix) for name in artifact.biases}
+
+
+def _renamed(
+    state: Mapping[str, Tensor], artifact: Artifact, names: Mapping[str, str]
+) -> tuple[dict[str, Tensor], Artifact]:
+    changed = replace(
+        artifact,
+        slices={names[name]: dims for name, dims in artifact.slices.items() if name in names},
+        shapes={names[name]: shape for name, shape in artifact.shapes.items() if name in names},
+        biases=[names[name] for name in artifact.biases if name in names],
+    )
+    return {names[name]: tensor for name, tensor in state.items() if name in names}, changed
+
+
+def _check_shapes(artifact: Artifact, dense: nn.Module, path: str | Path) -> None:
+    own = {name: list(tensor.shape) for name, tensor in dense.state_dict().items()}
+    for name, shape in artifact.shapes.items():
+        layer = name.rpartition(".")[0] or name
+        if name not in own:
+            raise ValueError(
+                f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that was pruned,'
+                f" {artifact.class_path}"
+            )
+        if own[name] != shape:
+            raise ValueError(
+                f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned, {tuple(own[name])} in this'
+                f" {type(dense).__name__}; give one of the same sizes"
+            )
+
+
+def _plain_hyper_parameters(model: nn.Module) -> dict[str, Any] | None:
+    """A LightningModule's saved constructor arguments, if a file may hold them."""
+    saved = getattr(model, "hparams", None)
+    if not isinstance(saved, Mapping):
+        return None
+    arguments = {key: value for key, value in saved.items() if not key.startswith("_")}
+    return arguments if _is_plain(arguments) else None
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,107 @@
+"""A traced network as a function of its weights: the same program runs dense, masked or half pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+Observer = Callable[[str, Tensor], None]
+
+
+class _FinishedError(Exception):
+    """Everything that was to be observed has been."""
+
+
+class _Watcher(fx.Interpreter):
+    """Runs the program and shows the watched values: reads when an operation reads them, outputs when they are made.
+
+    Reads are shown at the moment of reading, so that an operation that later overwrites its input in place changes nothing.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, *, read: Mapping[str, str], made: Collection[str], observe: Observer
+    ) -> None:
+        super().__init__(module)
+        self.read, self.made, self.observe = read, made, observe
+        watched = [node for node in module.graph.nodes if node.name in made or node.name in read]
+        self.last = watched[-1] if watched else None
+        self.seen: set[str] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        source = self.read.get(n.name)
+        if source is not None and source not in self.seen:
+            self.seen.add(source)
+            (value,) = self.fetch_args_kwargs_from_env(n)[0][:1]
+            self.observe(source, value)
+        result = super().run_node(n)
+        if n.name in self.made:
+            self.observe(n.name, result)
+        if n is self.last:
+            raise _FinishedError
+        return result
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced network.
+
+    Attributes:
+        exported: What `torch.export` gave.
+        tensors: The state dict's name for every placeholder that is a parameter or a buffer.
+        reads: For every linear operation the value that it reads.
+    """
+
+    exported: ExportedProgram
+    tensors: Mapping[str, str]
+    reads: Mapping[str, str]
+
+    @cached_property
+    def _overwrites(self) -> bool:
+        nodes = self.exported.graph.nodes
+        return any(
+            node.op == "call_function" and torch.Tag.inplace in getattr(node.target, "tags", ()) for node in nodes
+        )
+
+    def observe(
+        self,
+        state: Mapping[str, Tensor],
+        batch: Tensor,
+        observe: Observer,
+        *,
+        sources: Collection[str] = (),
+        made: Collection[str] = (),
+    ) -> None:
+        """Run the program on a batch as far as needed and show values on the way.
+
+        Args:
+            state: The weights to run with, by the names of the state dict.
+            batch: Inputs, shape (N, ...).
+            observe: Called with the name and the value of everything watched; it must not keep or change the value.
+            sources: Values to show when a linear layer reads them.
+            made: Values to show when they are made.
+        """
+        read = {node: source for node, source in self.reads.items() if source in sources}
+        watcher = _Watcher(self.exported.graph_module, read=read, made=frozenset(made), observe=observe)
+        if watcher.last is None:
+            return
+        if self._overwrites:
+            batch = batch.clone()
+        placeholders = [node.name for node in self.exported.graph.nodes if node.op == "placeholder"]
+        arguments = [self._argument(name, state, batch) for name in placeholders]
+        try:
+            with torch.no_grad():
+                watcher.run(*arguments, enable_io_processing=False)
+        except _FinishedError:
+            return
+
+    def _argument(self, placeholder: str, state: Mapping[str, Tensor], batch: Tensor) -> Any:
+        if placeholder in self.tensors:
+            return state[self.tensors[placeholder]]
+        constants = self.exported.graph_signature.inputs_to_lifted_tensor_constants
+        return self.exported.constants[constants[placeholder]] if placeholder in constants else batch

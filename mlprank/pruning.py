@@ -1,0 +1,274 @@
+"""The pipeline: a network and calibration data in, a narrower network and the proof that it computes the same function out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlprank.activations import Norms, PooledMoments, measure_constants, measure_moments, measure_norms
+from mlprank.agreement import check_agreement
+from mlprank.calibration import Calibration, own
+from mlprank.compensation import Compensation, Regression, get_compensation, regress, zero_rows
+from mlprank.evaluating import device_of
+from mlprank.graph import Group, State
+from mlprank.measures import Measure, Reader, get_measure
+from mlprank.methods import Method, get_method
+from mlprank.recipe import Recipe
+from mlprank.removal import network_state, plan_removal, removable_neurons, with_state
+from mlprank.result import PruningResult
+from mlprank.scoring import readers_of, score_group, score_layers
+from mlprank.selection import Selection, amounts_by_name, check_amount, select
+from mlprank.tracing import trace
+
+
+def prune(
+    model: nn.Module,
+    calibration: Any,
+    *,
+    amount: float | Mapping[str, float] = 0.5,
+    measure: str | Measure = "weighted_pagerank",
+    method: str | Method = "local",
+    compensation: str | Compensation = "least_squares",
+    graph: str = "dag",
+    protect_output: bool = True,
+    protect: Sequence[str] = (),
+    min_neurons: int = 1,
+    round_to: int = 1,
+) -> PruningResult:
+    """Take the least central neurons out of a network.
+
+    Args:
+        model: A network of one input, or a LightningModule; left untouched.
+        calibration: A batch of inputs, shape (N, ...), an iterable of batches, a DataLoader or a LightningDataModule.
+        amount: The share of neurons to remove, in [0, 1), for all layers or by layer name (`*` and `[2-5]` match as in file names; layers
+            that no name matches stay whole).
+        measure: What scores neurons: a name of `mlprank.measures.MEASURES` or an instance.
+        method: What turns scores into masks: "local", "global", or an instance.
+        compensation: What a pruned neuron leaves behind: "constant", "zero", "mean", "least_squares", or an instance.
+        graph: "dag", the true graph of neurons, or "chain", the published reading.
+        protect_output: Keep every output neuron. Otherwise rows of the output layer are zeroed, not removed, as published.
+        protect: Names of layers to keep whole, matched like those of `amount`.
+        min_neurons: At least so many neurons stay in every layer.
+        round_to: The number of kept neurons becomes a multiple of this, where the layer is wide enough.
+
+    Returns:
+        The narrow network, the masked one, scores, masks and the report. Both networks agree on the calibration batch.
+
+    Raises:
+        TypeError: If the network or the data are of a kind that cannot be pruned.
+        ValueError: If an argument is out of range, nothing can be pruned, or the narrow network does not compute what the masked one does.
+    """
+    return Pruning(model, calibration, graph=graph).run(
+        amount=amount,
+        measure=measure,
+        method=method,
+        compensation=compensation,
+        protect_output=protect_output,
+        protect=protect,
+        min_neurons=min_neurons,
+        round_to=round_to,
+    )
+
+
+def score(
+    model: nn.Module,
+    calibration: Any,
+    *,
+    measure: str | Measure = "weighted_pagerank",
+    graph: str = "dag",
+    amount: float | Mapping[str, float] = 0.0,
+) -> dict[str, Tensor]:
+    """Score every neuron of a network.
+
+    Args:
+        model: As for `prune`; left untouched.
+        calibration: As for `prune`.
+        measure: As for `prune`.
+        graph: As for `prune`.
+        amount: For measures that look at it (`modified_pagerank` with `z_importance`).
+
+    Returns:
+        For every linear layer in forward order, shape (n_out,), non-negative with sum 1; larger means keep.
+
+    Raises:
+        TypeError: As `prune`.
+        ValueError: As `prune`.
+    """
+    pruning = Pruning(model, calibration, graph=graph)
+    check_amount(amount)
+    names = [layer.name for layer in pruning.graph.layers]
+    return pruning.scores(get_measure(measure), amounts_by_name(amount, names))
+
+
+class Pruning:
+    """A network that has been read once, to be scored and pruned in any number of ways; the network is never changed.
+
+    Args:
+        model: As for `prune`.
+        calibration: As for `prune`.
+        graph: As for `prune`.
+        num_samples: Read at most this many calibration samples.
+        reduce: Sums a tensor over processes, where several of them calibrate together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Any,
+        *,
+        graph: str = "dag",
+        num_samples: int | None = None,
+        reduce: Callable[[Tensor], Tensor] = own,
+    ) -> None:
+        if graph not in ("dag", "chain"):
+            raise ValueError(f'graph="{graph}" is unknown; choose "dag" or "chain"')
+        self.model = unwrap(model)
+        self.chain = graph == "chain"
+        self.calibration = Calibration(
+            calibration, device=device_of(self.model), num_samples=num_samples, reduce=reduce
+        )
+        self.graph = trace(self.model, self.calibration.example)
+        self.state: State = network_state(self.model)
+
+    @cached_property
+    def norms(self) -> Norms:
+        """Norms of the dense network on the calibration data; measured once."""
+        return measure_norms(self.graph, self.state, self.calibration, chain=self.chain)
+
+    @cached_property
+    def _dense_moments(self) -> dict[Group, PooledMoments]:
+        return {}
+
+    def moments(self, state: State, group: Group) -> PooledMoments:
+        """Measure moments of what the readers of a group read, with the given weights."""
+        if state is self.state and group in self._dense_moments:
+            return self._dense_moments[group]
+        values = dict.fromkeys(layer.sources for layer in self.graph.readers_of(group))
+        moments = measure_moments(self.graph, state, self.calibration, list(values))
+        if state is self.state:
+            self._dense_moments[group] = moments
+        return moments
+
+    def scores(self, measure: Measure, amounts: Mapping[str, float]) -> dict[str, Tensor]:
+        """Score every layer of the dense network, as `mlprank.score` does."""
+
+        def readers(group: Group) -> tuple[Reader, ...]:
+            return readers_of(self.graph, self.state, group, self.moments(self.state, group))
+
+        return score_layers(
+            self.graph, self.state, self.norms, measure=measure, amounts=amounts, readers=readers, chain=self.chain
+        )
+
+    def run(
+        self,
+        *,
+        amount: float | Mapping[str, float] = 0.5,
+        measure: str | Measure = "weighted_pagerank",
+        method: str | Method = "local",
+        compensation: str | Compensation = "least_squares",
+        protect_output: bool = True,
+        protect: Sequence[str] = (),
+        min_neurons: int = 1,
+        round_to: int = 1,
+    ) -> PruningResult:
+        """Prune in one way; the arguments are those of `prune`."""
+        recipe = Recipe(
+            amount=amount,
+            measure=get_measure(measure),
+            method=get_method(method),
+            compensation=get_compensation(compensation),
+            chain=self.chain,
+            protect_output=protect_output,
+            protect=tuple(protect),
+            min_neurons=min_neurons,
+            round_to=round_to,
+        )
+        selection = select(self.graph, amount=amount, protect=protect, protect_output=protect_output, chain=self.chain)
+        constants = self._constants(recipe, selection)
+        removable = removable_neurons(self.graph, constants)
+        scores, masks, state = self._masked(recipe, selection, removable)
+        masked = with_state(self.model, state)
+        removal = plan_removal(self.graph, state, masks, constants)
+        narrow = with_state(self.model, removal.state)
+        difference = check_agreement(masked, narrow, self.calibration.example, self.graph)
+        return PruningResult(
+            model=narrow,
+            masked=masked,
+            scores=scores,
+            masks=masks,
+            recipe=recipe,
+            whole=selection.whole,
+            slices=removal.slices,
+            biases=tuple(name for name in removal.state if name not in self.state),
+            max_difference=difference,
+            dense=self.model,
+            example=self.calibration.example[:1],
+        )
+
+    def _constants(self, recipe: Recipe, selection: Selection) -> State | None:
+        """What zeroed neurons send on, or None where a regression lets nobody listen to them."""
+        if isinstance(recipe.compensation, Regression):
+            tied = [
+                group.layers
+                for group in self.graph.groups
+                if len(group.layers) > 1 and set(group.layers) & set(selection.units)
+            ]
+            if self.chain and tied:
+                raise ValueError(
+                    f'graph="chain" prunes {", ".join(tied[0])} independently although they share their neurons; there'
+                    ' compensation="constant" and "zero" are defined, or use graph="dag"'
+                )
+            return None
+        none = {
+            name: torch.zeros_like(self.state[self.graph.by_name[name].weight][:, 0], dtype=torch.bool)
+            for layers in selection.units.values()
+            for name in layers
+        }
+        emptied = zero_rows(self.graph, self.state, none, keeps_bias=recipe.compensation.keeps_bias)
+        return measure_constants(self.graph, emptied, self.calibration)
+
+    def _masked(
+        self, recipe: Recipe, selection: Selection, removable: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
+        """Score, mask and compensate, group by group from the input to the output; return scores, masks and weights."""
+        regression = recipe.compensation if isinstance(recipe.compensation, Regression) else None
+        on_pruned = recipe.scores_on_pruned
+        amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
+        scores: dict[str, Tensor] = {} if on_pruned else self.scores(recipe.measure, amounts)
+        masks: dict[str, Tensor] = {} if on_pruned else recipe.masks(selection, scores, removable)
+        state = self.state
+        for group in self.graph.groups:
+            units = [name for name in group.layers if name in selection.units]
+            moments = self.moments(state, group) if on_pruned or (units and regression) else {}
+            if on_pruned:
+                readers = readers_of(self.graph, state, group, moments)
+                scores.update(
+                    score_group(self.graph, state, self.norms, group, measure=recipe.measure, readers=readers)
+                )
+                masks.update(recipe.masks(selection, {name: scores[name] for name in units}, removable))
+            pruned = {name: masks[name] for name in group.layers if name in masks}
+            if regression is not None and units and group.whole is None:
+                state = regress(self.graph, state, group, masks[units[0]], moments, by=regression)
+            state = zero_rows(self.graph, state, pruned, keeps_bias=recipe.compensation.keeps_bias)
+        return {layer.name: scores[layer.name] for layer in self.graph.layers}, masks, state
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the network inside `torch.compile` and data-parallel wrappers.
+
+    Raises:
+        TypeError: If it is no `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; give an nn.Module")
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
