@@ -1,0 +1,63 @@
+"""The report of an experiment: one self-contained HTML page, PNG pictures and Markdown; needs no torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlprank.experiments.report.content import content_of
+from mlprank.experiments.report.heat_map import heat_map_svg
+from mlprank.experiments.report.markdown import markdown_of
+from mlprank.experiments.report.page import page_html
+
+__all__ = ["ReportFiles", "heat_map_svg", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What `write_report` wrote, and how many cells it saw."""
+
+    html: Path
+    markdown: Path
+    pictures: tuple[Path, ...]
+    num_finished: int
+    num_failed: int
+
+
+def write_report(
+    results: Sequence[str | Path],
+    output: str | Path,
+    *,
+    pictures: bool = True,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> ReportFiles:
+    """Write `report.html`, `report.md` and the PNG files.
+
+    Args:
+        results: Results directories of experiments and of grid searches.
+        output: Directory, made where it is missing.
+        pictures: Whether to draw PNG files (the slow part: seconds).
+        on_step: Told what is done next, a few words each.
+
+    Raises:
+        FileNotFoundError: If a directory holds no results.
+        ValueError: If a file is damaged or of another schema version.
+        OSError: If the output cannot be written.
+    """
+    on_step("reading results")
+    content = content_of(results)
+    directory = Path(output)
+    directory.mkdir(parents=True, exist_ok=True)
+    on_step("report.html")
+    page = directory / "report.html"
+    page.write_text(page_html(content), encoding="utf-8")
+    drawn: tuple[Path, ...] = ()
+    if pictures:
+        on_step("loading matplotlib")
+        from mlprank.experiments.report.pictures import write_pictures
+
+        drawn = write_pictures(content, directory, on_picture=on_step)
+    on_step("report.md")
+    text = directory / "report.md"
+    text.write_text(markdown_of(content, drawn), encoding="utf-8")
+    failed = sum(record.status == "failed" for record in content.records)
+    return ReportFiles(page, text, drawn, len(content.records) - failed, failed)
