@@ -61,3 +61,31 @@ def sole_tensor(output: object, *, who: str) -> Tensor:
         f"{who}: the model returned a {type(output).__name__}, but one tensor of logits (N, num_classes) is needed; "
         "wrap the model in a module that returns only the logits"
     )
+
+
+def check_fit(model: nn.Module, batch: Tensor, *, who: str) -> None:
+    """Run a model on a batch to see that it takes it and returns one tensor.
+
+    Args:
+        model: The model.
+        batch: One batch, shape (N, ...).
+        who: The caller, named in the error.
+
+    Raises:
+        ValueError: If the model cannot take the batch.
+        TypeError: If it returns anything but one tensor.
+    """
+    try:
+        with evaluating(model), torch.no_grad():
+            output = model(batch)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{who}: {type(model).__name__} cannot take inputs of shape {tuple(batch.shape)} and dtype {batch.dtype} "
+            f"({first_words(error)}); give the shape that the model was trained on"
+        ) from error
+    sole_tensor(output, who=who)
+
+
+def first_words(error: BaseException) -> str:
+    """Return the beginning of an error's text on one line."""
+    return " ".join(str(error).split())[:200].rstrip(". ")

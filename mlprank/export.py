@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import prune
 
-from mlprank.evaluating import evaluating, sole_tensor
+from mlprank.evaluating import check_fit, evaluating, first_words, sole_tensor
 from mlprank.files import whole_file
 from mlprank.onnx_files import onnx_function, require_onnx, write_onnx
 
@@ -77,17 +77,22 @@ def export_model(
         ImportError: If a package that ONNX needs is missing.
         OSError: If the file cannot be written.
     """
+    check_format(format)
+    network, batch = _standalone(model), _traceable(example)
+    check_single_input(network)
+    with evaluating(network), torch.no_grad(), whole_file(path) as temporary:
+        check_fit(network, batch, who="export")
+        difference = _WRITERS[format](network, batch, temporary, metadata or {})
+        num_bytes = temporary.stat().st_size
+    return Exported(Path(path), format, num_bytes, difference)
+
+
+def check_format(format: str) -> None:  # noqa: A002
+    """Raise a ValueError for an unknown format, and an ImportError where a package that it needs is missing."""
     if format not in FORMATS:
         raise ValueError(f"export: format={format!r} is unknown; choose one of {', '.join(FORMATS)}")
     if format == "onnx":
         require_onnx()
-    network, batch = _standalone(model), _traceable(example)
-    check_single_input(network)
-    with evaluating(network), torch.no_grad(), whole_file(path) as temporary:
-        _check_fit(network, batch)
-        difference = _WRITERS[format](network, batch, temporary, metadata or {})
-        num_bytes = temporary.stat().st_size
-    return Exported(Path(path), format, num_bytes, difference)
 
 
 def check_single_input(model: nn.Module) -> None:
@@ -104,17 +109,6 @@ def check_single_input(model: nn.Module) -> None:
         f"({', '.join(needed) or 'none by position'}), but exactly one tensor can be exported; "
         "wrap the model in a module whose forward takes one"
     )
-
-
-def _check_fit(network: nn.Module, batch: Tensor) -> None:
-    try:
-        output = network(batch)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"export: {type(network).__name__} cannot take an example of shape {tuple(batch.shape)} and dtype "
-            f"{batch.dtype} ({_first_line(error)}); give one batch as the model is trained on"
-        ) from error
-    sole_tensor(output, who="export")
 
 
 def _standalone(model: nn.Module) -> nn.Module:
@@ -145,18 +139,14 @@ def _trace(network: nn.Module, batch: Tensor) -> ExportedProgram:
         return torch.export.export(network, (batch,), dynamic_shapes=shapes)
     except torch._dynamo.exc.UserError as error:
         raise ValueError(
-            f"export: {type(network).__name__} does not take batches of any size ({_first_line(error)}); "
+            f"export: {type(network).__name__} does not take batches of any size ({first_words(error)}); "
             "write its forward without the batch size, as in x.flatten(1) rather than x.view(64, -1)"
         ) from error
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise ValueError(
             f"export: the forward of {type(network).__name__} branches on the values of its input "
-            f"({_first_line(error)}); write it without Python conditions on tensors"
+            f"({first_words(error)}); write it without Python conditions on tensors"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _write_onnx(network: nn.Module, batch: Tensor, path: Path, metadata: Mapping[str, object]) -> float:

@@ -163,7 +163,7 @@ def test_a_model_of_two_inputs_is_an_error_that_names_them(tmp_path: Path, form:
     [
         (FixedBatch(), r"FixedBatch does not take batches of any size"),
         (Branching(), r"forward of Branching branches on the values of its input"),
-        (nn.Linear(5, 2), r"Linear cannot take an example of shape \(4, 1, 3, 4\)"),
+        (nn.Linear(5, 2), r"Linear cannot take inputs of shape \(4, 1, 3, 4\)"),
     ],
 )
 def test_a_model_that_cannot_be_traced_is_an_error_and_leaves_no_file(
