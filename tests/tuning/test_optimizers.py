@@ -1,0 +1,188 @@
+"""Training a stack is training its trials by themselves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import LBFGS, SGD, Adam, AdamW, RMSprop
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+
+from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
+from mlprank.tuning.optimizers import clip_gradients, merge_optimizers, separate_groups
+from mlprank.tuning.stack import Stack
+from mlprank.tuning.tracing import CannotStackError
+
+OPTIMIZERS = [
+    lambda p, k: Adam(p, lr=1e-3 / (k + 1), weight_decay=1e-4 * k),
+    lambda p, k: AdamW(p, lr=2e-3 / (k + 1), weight_decay=1e-2 * k, amsgrad=True),
+    lambda p, k: SGD(p, lr=1e-2 / (k + 1), weight_decay=1e-4 * k),
+    lambda p, k: SGD(p, lr=1e-2, momentum=0.5 + 0.1 * k, nesterov=True),
+    lambda p, k: RMSprop(p, lr=1e-4 * (k + 1), momentum=0.1 * k),
+]
+
+
+def rate_of_the_thesis(parameters, k):
+    return Adam(parameters, lr=1e-4 / (k + 1), weight_decay=1e-9)
+
+
+def make_networks(make, count, dtype):
+    torch.manual_seed(0)
+    return [make().to(dtype) for _ in range(count)]
+
+
+def train_alone(networks, optimize, batches, *, schedule=None, clip=None):
+    for k, network in enumerate(networks):
+        optimizer = optimize(network.parameters(), k)
+        scheduler = schedule(optimizer) if schedule else None
+        for x, y in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(network(x[k]), y[k]).backward()
+            if clip:
+                nn.utils.clip_grad_norm_(network.parameters(), clip)
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+
+
+def train_stacked(networks, optimize, batches, *, schedule=None, clip=None):
+    stack = Stack(networks, in_shape=tuple(batches[0][0].shape[2:]))
+    networks = copy.deepcopy(networks)
+    stack.bind(networks)
+    optimizers = [optimize(network.parameters(), k) for k, network in enumerate(networks)]
+    schedulers = [schedule(optimizer) for optimizer in optimizers] if schedule else []
+    merged = merge_optimizers(optimizers)
+    for x, y in batches:
+        stack.zero_grad()
+        F.cross_entropy(stack(x), y, reduction="none").mean(1).sum().backward()
+        if clip:
+            clip_gradients([parameter.grad for parameter in stack.parameters()], value=clip)
+        stack.share_gradients(networks)
+        merged.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return stack
+
+
+def batches(count, trials, features, dtype, samples=16):
+    torch.manual_seed(1)
+    x = torch.rand(count, trials, samples, features, dtype=dtype)
+    return list(zip(x, torch.randint(0, 10, (count, trials, samples)), strict=True))
+
+
+def difference(stack, networks):
+    return max(
+        (value - stack.unstack(k)[name]).abs().max().item()
+        for k, network in enumerate(networks)
+        for name, value in network.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        (lambda: TwoLayerMLP(24), 100),
+        (lambda: ThreeLayerMLP(24), 100),
+        (lambda: MLP(24, [32, 16], 10), 100),
+        (lambda: SixLayerMLP(24), 100),
+    ],
+)
+def test_a_hundred_steps_in_float64_equal_separate_training(make, steps):
+    data = batches(steps, 2, 24, torch.float64)
+    networks = make_networks(make, 2, torch.float64)
+    stack = train_stacked(networks, OPTIMIZERS[0], data)
+    train_alone(networks, OPTIMIZERS[0], data)
+    assert difference(stack, networks) < 1e-9
+
+
+@pytest.mark.slow
+def test_the_deepest_network_equals_separate_training_at_the_rates_of_the_thesis():
+    data = batches(20, 2, 24, torch.float64, samples=64)
+    networks = make_networks(lambda: TwelveLayerMLP(24), 2, torch.float64)
+    stack = train_stacked(networks, rate_of_the_thesis, data)
+    train_alone(networks, rate_of_the_thesis, data)
+    assert difference(stack, networks) < 1e-9
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+def test_every_optimizer_schedule_and_clipping_equals_separate_training(optimize):
+    data = batches(100, 3, 24, torch.float64)
+    networks = make_networks(lambda: MLP(24, [16], 10), 3, torch.float64)
+    options = {"schedule": lambda optimizer: StepLR(optimizer, step_size=30, gamma=0.1), "clip": 0.5}
+    stack = train_stacked(networks, optimize, data, **options)
+    train_alone(networks, optimize, data, **options)
+    assert difference(stack, networks) < 1e-9
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+def test_a_few_steps_in_float32_equal_separate_training(optimize):
+    data = batches(5, 3, 24, torch.float32)
+    networks = make_networks(lambda: TwoLayerMLP(24), 3, torch.float32)
+    stack = train_stacked(networks, optimize, data)
+    train_alone(networks, optimize, data)
+    assert difference(stack, networks) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "optimize",
+    [
+        lambda p, k: Adam(p, lr=1e-3 * (k + 1), weight_decay=1e-4 * k, fused=True),
+        lambda p, k: AdamW(p, lr=1e-3 * (k + 1), weight_decay=1e-2 * k, fused=True),
+        lambda p, k: SGD(p, lr=1e-2, momentum=0.5 + 0.1 * k, nesterov=True, fused=True),
+    ],
+)
+def test_on_equal_gradients_a_step_equals_torchs_own_to_the_bit(optimize):
+    networks = make_networks(lambda: TwoLayerMLP(31), 3, torch.float32)
+    stack = Stack(networks, in_shape=(31,))
+    bound = copy.deepcopy(networks)
+    stack.bind(bound)
+    merged = merge_optimizers([optimize(network.parameters(), k) for k, network in enumerate(bound)])
+    alone = [optimize(network.parameters(), k) for k, network in enumerate(networks)]
+    for _ in range(4):
+        for name, _ in networks[0].named_parameters():
+            stack.tensor(name).grad = torch.randn_like(stack.tensor(name))
+        stack.share_gradients(bound)
+        for k, network in enumerate(networks):
+            for name, parameter in network.named_parameters():
+                parameter.grad = stack.tensor(name).grad[k].clone()
+            alone[k].step()
+        merged.step()
+    assert difference(stack, networks) == 0
+
+
+def test_schedulers_of_trials_set_their_own_rates_also_after_loading():
+    networks = make_networks(lambda: MLP(4, [3], 2), 2, torch.float32)
+    optimizers = [Adam(network.parameters(), lr=0.1 / (k + 1)) for k, network in enumerate(networks)]
+    schedulers = [StepLR(optimizers[0], step_size=1, gamma=0.1), CosineAnnealingLR(optimizers[1], T_max=4)]
+    merged = merge_optimizers(optimizers)
+    merged.load_state_dict(copy.deepcopy(merged.state_dict()))
+    separate_groups(merged, optimizers)
+    for scheduler in schedulers:
+        scheduler.step()
+    rates = [group["lr"] for group in merged.param_groups]
+    assert rates == [scheduler.get_last_lr()[0] for scheduler in schedulers]
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[1] == pytest.approx(0.05 * (1 + 2**-0.5) / 2)
+
+
+def test_clipping_one_trial_does_not_touch_the_others():
+    gradients = [torch.ones(3, 2, 2), torch.ones(3, 2)]
+    gradients[0][1] = torch.inf
+    gradients[1][2] = 100.0
+    clip_gradients(gradients, value=10.0)
+    assert torch.equal(gradients[0][0], torch.ones(2, 2))
+    assert torch.linalg.vector_norm(torch.cat([gradients[0][2].flatten(), gradients[1][2]])) == pytest.approx(10.0)
+    clip_gradients(gradients, value=0.5, algorithm="value")
+    assert torch.equal(gradients[1][0], torch.full((2,), 0.5))
+
+
+def test_optimizers_of_two_kinds_are_refused():
+    networks = make_networks(lambda: MLP(4, [3], 2), 2, torch.float32)
+    with pytest.raises(CannotStackError, match="Adam and SGD; a stack needs one kind"):
+        merge_optimizers([Adam(networks[0].parameters()), SGD(networks[1].parameters())])
+
+
+def test_lbfgs_is_refused():
+    with pytest.raises(CannotStackError, match="LBFGS evaluates the loss again"):
+        merge_optimizers([LBFGS(MLP(4, [3], 2).parameters())])

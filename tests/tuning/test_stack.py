@@ -1,0 +1,184 @@
+"""A stack of K networks computes what the K networks compute by themselves."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
+from mlprank.tuning.stack import Stack
+from mlprank.tuning.tracing import CannotStackError, trace
+
+THESIS = [TwoLayerMLP, ThreeLayerMLP, SixLayerMLP, TwelveLayerMLP]
+
+
+class Mixed(nn.Module):
+    """Everything that a stack knows: shared batch norm, residual, in-place and smooth activations, a gain, dropout."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.flatten = nn.Flatten()
+        self.fc1 = nn.Linear(12, 7)
+        self.fc2 = nn.Linear(7, 7, bias=False)
+        self.norm = nn.BatchNorm1d(7)
+        self.free = nn.BatchNorm1d(7, affine=False, track_running_stats=False)
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, 7))
+        self.last = nn.Linear(7, 5)
+        self.inplace = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(p)
+
+    def forward(self, x):
+        if x.shape[1:] != (3, 2, 2):
+            raise ValueError(f"images are {tuple(x.shape[1:])}")
+        first = self.norm(self.inplace(self.fc1(self.flatten(x))))
+        second = self.norm(F.gelu(self.fc2(first))) * self.gain + first
+        return self.last(self.dropout(self.free(second)))
+
+
+def networks(make, count):
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        made.append(make().double())
+    return made
+
+
+@pytest.mark.parametrize("make", [Mixed, lambda: MLP(12, [9, 6], 5), lambda: TwoLayerMLP(12), lambda: SixLayerMLP(12)])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stack_computes_what_its_networks_compute(make, shared, training):
+    alone = networks(make, 3)
+    stack = Stack(alone, in_shape=(3, 2, 2)).train(training)
+    torch.manual_seed(9)
+    batch = torch.randn(*(() if shared else (3,)), 6, 3, 2, 2, dtype=torch.float64)
+    scores = stack(batch)
+    for k, network in enumerate(alone):
+        expected = network.train(training)(batch if shared else batch[k])
+        torch.testing.assert_close(scores[k].T, expected, rtol=0, atol=1e-12)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(stack.unstack(k)[name], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", THESIS)
+def test_the_networks_of_the_thesis_can_be_stacked_and_taken_apart(make):
+    alone = [make(in_features=12), make(in_features=12)]
+    state = Stack(alone, in_shape=(3, 2, 2)).unstack(1)
+    assert list(state) == list(alone[1].state_dict())
+    assert all(torch.equal(state[name], value) for name, value in alone[1].state_dict().items())
+
+
+def test_gradients_are_those_of_the_networks_alone():
+    alone = networks(Mixed, 3)
+    stack = Stack(alone, in_shape=(3, 2, 2))
+    batch = torch.randn(3, 6, 3, 2, 2, dtype=torch.float64)
+    stack(batch).square().sum().backward()
+    for k, network in enumerate(alone):
+        network(batch[k]).square().sum().backward()
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(stack.tensor(name).grad[k], parameter.grad, rtol=1e-9, atol=1e-10)
+
+
+def test_bound_networks_share_values_and_gradients_with_the_stack():
+    alone = networks(Mixed, 2)
+    stack = Stack(alone, in_shape=(3, 2, 2))
+    stack.bind(alone)
+    stack(torch.randn(4, 3, 2, 2, dtype=torch.float64)).sum().backward()
+    stack.share_gradients(alone)
+    with torch.no_grad():
+        alone[1].fc1.weight.add_(1.0)
+    assert torch.equal(stack.tensor("fc1.weight")[1], alone[1].fc1.weight)
+    assert torch.equal(stack.tensor("fc1.weight").grad[1], alone[1].fc1.weight.grad)
+    assert torch.equal(stack.tensor("norm.running_mean")[0], alone[0].norm.running_mean)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_dropping_a_trial_leaves_scores_and_gradients_of_the_others_the_same_to_the_bit(shared):
+    alone = [network.float() for network in networks(lambda: SixLayerMLP(784), 5)]
+    whole, rest = Stack(alone, in_shape=(784,)), Stack(alone, in_shape=(784,))
+    kept = [0, 2, 4]
+    rest.keep(kept)
+    batch = torch.randn(*(() if shared else (5,)), 64, 784)
+    scores, fewer = whole(batch), rest(batch if shared else batch[kept])
+    assert torch.equal(scores[kept], fewer)
+    scores.square().sum().backward()
+    fewer.square().sum().backward()
+    for name, _ in alone[0].named_parameters():
+        assert torch.equal(whole.tensor(name).grad[kept], rest.tensor(name).grad), name
+
+
+def test_dropout_of_a_trial_depends_on_its_own_seed_alone():
+    alone = networks(lambda: Mixed(0.5), 3)
+    whole = Stack(alone, in_shape=(3, 2, 2), seeds=[5, 6, 7])
+    rest = Stack(alone[1:], in_shape=(3, 2, 2), seeds=[6, 7])
+    batch = torch.randn(8, 3, 2, 2, dtype=torch.float64)
+    first = whole(batch)
+    assert torch.equal(first[1:], rest(batch))
+    restored = Stack(alone, in_shape=(3, 2, 2))
+    restored.load_state_dict(whole.state_dict())
+    assert torch.equal(whole(batch), restored(batch))
+    assert not torch.equal(first, whole(batch))
+    assert torch.equal(whole.eval()(batch), whole(batch))
+
+
+def test_tracing_leaves_the_network_as_it_was():
+    network = Mixed(0.5).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trace(network, (3, 2, 2))
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+class Written(nn.Module):
+    """A forward pass given as a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.prelu = nn.PReLU()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def overwrite_a_view(net, x):
+    hidden = net.fc(x)
+    view = hidden.view(-1, 4)
+    hidden.relu_()
+    return view + 0
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda net, x: net.prelu(net.fc(x)), "prelu.* cannot be stacked; a stack knows linear layers"),
+        (lambda net, x: net.fc(x).softmax(-1), "softmax.* cannot be stacked"),
+        (lambda net, x: net.fc(x).sum(0, keepdim=True), "keep the samples in its first dimension"),
+        (lambda net, x: net.fc(x) if x.sum() > 0 else x, "Written cannot be traced by torch.export"),
+        (lambda net, x: F.linear(x, net.fc.weight * 2), "'mul': aten.mul.Tensor"),
+        (lambda net, x: (net.fc(x), x), "takes 1 inputs and returns 2 outputs"),
+        (lambda net, x: net.fc(x).unsqueeze(-1) + 0, "unsqueeze"),
+        (overwrite_a_view, "overwritten through a view"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused_by_name(function, message):
+    with pytest.raises(CannotStackError, match=message):
+        trace(Written(function), (4,))
+
+
+def test_tied_weights_are_refused():
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    network[2].weight = network[0].weight
+    with pytest.raises(CannotStackError, match=r"'0.weight' and '2.weight' are one tensor"):
+        trace(network, (4,))
+
+
+def test_networks_of_two_shapes_are_refused():
+    with pytest.raises(CannotStackError, match=r"'linear_relu_stack.0.weight' has not the same shape"):
+        Stack([TwoLayerMLP(12), TwoLayerMLP(13)], in_shape=(12,))
+
+
+def test_a_batch_for_another_number_of_trials_is_refused():
+    stack = Stack(networks(Mixed, 2), in_shape=(3, 2, 2))
+    with pytest.raises(ValueError, match="holds no batch for each of 2 trials"):
+        stack(torch.zeros(3, 4, 3, 2, 2, dtype=torch.float64))
