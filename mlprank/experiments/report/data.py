@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord
+from mlprank.experiments.report.palette import styles_of
 from mlprank.experiments.statistics import Interval, finished_cells, mean_interval, series_label
 
 
@@ -180,7 +181,7 @@ def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
         dense_size_bytes=_mean(m.size_bytes_before for m in metrics),
         dense_parameters=_mean(m.num_parameters_before for m in metrics),
         dense_latency_s=_mean(latencies) if latencies else None,
-        curves=tuple(_curve(label, groups[label]) for label in sorted(groups)),
+        curves=tuple(_curve(label, groups[label]) for label in styles_of(groups)),
     )
 
 

@@ -69,7 +69,7 @@ def read_grid(directory: str | Path) -> Grid:
     try:
         plain = json.loads(path.read_text("utf-8"))
         version = plain.pop("schema_version")
-    except (ValueError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: not a heat map of a grid search ({error!r}); run `mlprank tune` again") from error
     if version != GRID_SCHEMA_VERSION:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The report's charts as PNG files, drawn with matplotlib; imported only when pictures are wanted."""
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mlprank.experiments.report.content import Content
@@ -51,7 +53,7 @@ def write_pictures(content: Content, directory: Path, *, on_picture: Callable[[s
             figure = draw()
             FigureCanvasAgg(figure)
             path = directory / name
-            figure.savefig(path, bbox_inches="tight", facecolor="white")
+            figure.savefig(path, facecolor="white")
             written.append(path)
     return tuple(written)
 
@@ -92,6 +94,7 @@ def _accuracy(panels: Sequence[Panel], content: Content) -> Figure:
         axes.set_xlabel("neurons taken out, %")
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1 accuracy, %")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
     figure.suptitle(panels[0].setting.network, fontweight="bold", x=0.01, ha="left", fontsize=12)
     handles = {
         text: handle for axes in grid.flat for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -158,7 +161,7 @@ def _lost(panels: Sequence[Panel]) -> Figure:
         every = len(labels) == len(panel.curves) > 1
         name = "every measure" if every else ", ".join(map(display_name, labels))
         _heat(axes, values, list(curve.lost), [f"{100 * a:g}" for a in amounts], form="{:.0f}", low=0.0, high=100.0)
-        axes.set_title(f"{panel.setting.method}: {name}")
+        axes.set_title(textwrap.fill(f"{panel.setting.method}: {name}", 36))
         axes.set_xlabel("requested amount, %")
     figure.suptitle(
         f"{panels[0].setting.network}: share of every layer taken out, %",
@@ -186,13 +189,14 @@ def _centralities(network: str, content: Content) -> Figure:
             whole = np.add(ridge.kept, ridge.removed)
             base, tall = len(ridges.layers) - 1 - row, 0.88 / max(int(whole.max()), 1)
             axes.stairs(base + whole * tall, ridges.edges, baseline=base, fill=True, color=style.light, alpha=0.85)
-            axes.stairs(base + np.array(ridge.removed) * tall, ridges.edges, baseline=base, fill=True, color="#b4bcc5")
+            gone = base + np.array(ridge.removed) * tall
+            axes.stairs(gone, ridges.edges, baseline=base, fill=True, color=_pale(style.light))
         axes.axvline(1.0, color="#5a6775", linestyle="--", linewidth=0.8)
         axes.set_yticks(range(len(ridges.layers)), [ridge.layer for ridge in reversed(ridges.layers)])
         axes.set_title(style.name)
         axes.set_xlabel("centrality / layer's mean")
     figure.suptitle(
-        f"{network}: centralities, the part taken out in grey", fontweight="bold", x=0.01, ha="left", fontsize=12
+        f"{network}: centralities, the pale part was taken out", fontweight="bold", x=0.01, ha="left", fontsize=12
     )
     return figure
 
@@ -231,8 +235,10 @@ def _heat(
     axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=bottom, vmax=top, aspect="auto")
     for i, row in enumerate(values):
         for j, value in enumerate(row):
-            if np.isfinite(value):
-                strong = (value - bottom) / ((top - bottom) or 1.0) > 0.55
+            if not np.isfinite(value):
+                axes.text(j, i, "–", ha="center", va="center", color="#5a6775", fontsize=8.5)
+            else:
+                strong = (value - bottom) / ((top - bottom) or 1.0) > 0.6
                 axes.text(
                     j,
                     i,
@@ -247,6 +253,10 @@ def _heat(
     axes.tick_params(length=0)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
+
+
+def _pale(colour: str) -> tuple[float, ...]:
+    return tuple(0.26 * part + 0.74 for part in to_rgb(colour))
 
 
 def _look(style: Style) -> dict[str, object]:
