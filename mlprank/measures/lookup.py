@@ -18,7 +18,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
         The error, to be raised by the caller.
     """
     names = list(known)
-    lowered = {candidate.lower(): candidate for candidate in names}
+    lowered = {candidate.lower(): candidate for candidate in reversed(names)}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     hint = f'; did you mean "{lowered[close[0]]}"?' if close else "."
     return ValueError(f'unknown {kind} "{name}"{hint} Known names: {", ".join(names)}')

@@ -173,6 +173,11 @@ class Reconstruction:
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `reconstruction`."""
         readers = layer.readers()
+        if readers and readers[0].gram.shape[0] != layer.weight.shape[0]:
+            raise ValueError(
+                f'layer "{layer.name}": its readers have {readers[0].gram.shape[0]} neurons, its weight '
+                f"{layer.weight.shape[0]}; give the readers of this layer"
+            )
         try:
             scores = reconstruction(readers) if readers else normalise_scores(layer.output_norms.to(torch.float64))
         except ValueError as error:

@@ -69,7 +69,7 @@ def _shares(
     counts: dict[int, Tensor] = {}
     for index, block in enumerate(blocks):
         size = block.shape[0]
-        absolute = torch.abs(block, out=buffer[:size])
+        absolute = _absolute(block, buffer)
         # A matrix-vector product, unlike a matrix product, is never run in TF32 or bfloat16.
         torch.mv(absolute.t(), ones[:size], out=sums[index])
         if not absolute.amin().item() > 0.0:
@@ -81,11 +81,17 @@ def _shares(
     by_degree = previous.new_full((num_out,), per_edge.sum().item())
     for index, block in enumerate(blocks):
         first, last = index * rows, index * rows + block.shape[0]
-        absolute = torch.abs(block, out=buffer[: last - first])
+        absolute = _absolute(block, buffer)
         torch.mv(absolute, per_weight, out=by_weight[first:last])
         if index in counts:
             torch.mv(absolute.sign_(), per_edge, out=by_degree[first:last])
     return by_weight, by_degree
+
+
+def _absolute(block: Float[Tensor, "rows n_in"], buffer: Float[Tensor, "most n_in"]) -> Float[Tensor, "rows n_in"]:
+    """Write a block's absolute values into the top of the buffer, in the buffer's precision."""
+    target = buffer[: block.shape[0]]
+    return torch.abs(block, out=target) if block.dtype == target.dtype else target.copy_(block).abs_()
 
 
 def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> Float[Tensor, " n_in"]:

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlprank.measures import WeightedPageRank
+from mlprank.measures.weighted_pagerank import weighted_pagerank
+from tests import reference
+from tests.measures.records import array, assert_close, make_record
+
+
+def expected(layer, *, gamma=0.9, theta=0.5):
+    fields = (layer.weight, layer.previous, layer.output_norms)
+    return reference.weighted_pagerank(*(array(values) for values in fields), gamma=gamma, theta=theta)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    num_out=st.integers(1, 12),
+    num_in=st.integers(1, 12),
+    zeros=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    gamma=st.floats(0, 1),
+    theta=st.floats(0, 1),
+    seed=st.integers(0, 2**20),
+)
+def test_scores_equal_the_slow_loop(num_out, num_in, zeros, gamma, theta, seed):
+    layer = make_record(num_out, num_in, seed=seed, zeros=zeros)
+    assert_close(WeightedPageRank(gamma, theta)(layer), expected(layer, gamma=gamma, theta=theta))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("zeros", [0.0, 1e-5, 0.3])
+@pytest.mark.parametrize("block_bytes", [1, 5000, 2**21])
+def test_scores_do_not_depend_on_how_the_rows_are_cut_into_blocks(dtype, zeros, block_bytes, monkeypatch):
+    monkeypatch.setattr("mlprank.measures.weighted_pagerank._BLOCK_BYTES", block_bytes)
+    layer = make_record(301, 200, zeros=zeros, dtype=dtype)
+    assert_close(WeightedPageRank()(layer), expected(layer), rtol=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_zeros_in_one_block_only_are_counted(monkeypatch):
+    monkeypatch.setattr("mlprank.measures.weighted_pagerank._BLOCK_BYTES", 4 * 8 * 3)
+    layer = make_record(10, 8, zeros=0.0)
+    layer.weight[4, 2:5] = 0.0
+    assert_close(WeightedPageRank(theta=0.0)(layer), expected(layer, theta=0.0))
+
+
+def test_negative_zero_is_no_edge():
+    layer = make_record(5, 4, zeros=0.0)
+    layer.weight[1, 1] = -0.0
+    assert_close(WeightedPageRank(gamma=1.0, theta=0.0)(layer), expected(layer, gamma=1.0, theta=0.0))
+
+
+def test_a_column_without_weights_contributes_nothing():
+    layer = make_record(5, 4, zeros=0.0)
+    layer.weight[:, 2] = 0.0
+    assert_close(WeightedPageRank()(layer), expected(layer))
+
+
+def test_gamma_zero_equals_normalised_activation():
+    layer = make_record(6, 5)
+    assert_close(WeightedPageRank(gamma=0.0)(layer), reference.normalise(array(layer.output_norms)), rtol=1e-6)
+
+
+def test_without_zeros_the_degree_alone_is_uniform():
+    layer = make_record(6, 5, zeros=0.0)
+    assert_close(WeightedPageRank(gamma=1.0, theta=0.0)(layer), np.full(6, 1 / 6), rtol=1e-6)
+
+
+def test_the_sign_of_the_weights_is_ignored():
+    layer = make_record(6, 5)
+    scores = WeightedPageRank()(layer)
+    layer.weight.neg_()
+    assert torch.equal(WeightedPageRank()(layer), scores)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_an_activation_that_is_no_norm_is_an_error(value):
+    with pytest.raises(ValueError, match=rf"activation\[1\]={value}, but it must be finite and at least 0"):
+        weighted_pagerank(torch.ones(2, 2), torch.ones(2) / 2, torch.tensor([1.0, value]), gamma=0.9, theta=0.5)
+
+
+def test_a_column_of_subnormal_weights_gives_no_nan():
+    layer = make_record(4, 3, zeros=0.0)
+    layer.weight[:, 1] = 1e-44
+    assert bool(WeightedPageRank()(layer).isfinite().all())
