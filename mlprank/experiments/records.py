@@ -54,13 +54,22 @@ class CellParameters:
         if not 0.0 <= self.amount < 1.0:
             raise ValueError(f"amount must be in [0, 1), got {self.amount!r}; 0.5 takes half of the neurons out")
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hash of the parameters without the checkpoint's path: 16 hexadecimal digits, equal on every machine."""
-        plain = dataclasses.asdict(self)
-        del plain["checkpoint"]
-        plain["amount"] = float(self.amount)
-        text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return self._hash("checkpoint")
+
+    @functools.cached_property
+    def pair(self) -> str:
+        """Hash of all but measure, amount and path: cells with the same one can be compared, amount by amount."""
+        return self._hash("checkpoint", "measure", "measure_args", "amount")
+
+    def _hash(self, *left_out: str) -> str:
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain |= {"amount": float(self.amount), "measure_args": dict(self.measure_args)}
+        plain |= {"method_args": dict(self.method_args)}
+        chosen = {name: value for name, value in plain.items() if name not in left_out}
+        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

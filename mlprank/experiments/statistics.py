@@ -1,13 +1,11 @@
 """Means, 95 % intervals and paired comparisons of the measures of an experiment; needs no torch."""
 
-import dataclasses
+import functools
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from mlprank.experiments.records import DENSE, CellParameters, CellRecord
 
@@ -83,8 +81,33 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95) -> Inter
     if num == 1:
         return Interval(mean, None, 1)
     variance = math.fsum((value - mean) ** 2 for value in numbers) / (num - 1)
-    quantile = float(stdtrit(num - 1, 0.5 + confidence / 2))
+    quantile = _student_t(num - 1, confidence)
     return Interval(mean, quantile * math.sqrt(variance / num), num)
+
+
+@functools.cache
+def _student_t(freedom: int, confidence: float) -> float:
+    """The t with P(|T| < t) = confidence, for an integer number of degrees of freedom, by bisection.
+
+    Source:
+        Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, with theta = atan(t / sqrt(freedom)).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        theta = (low + high) / 2
+        low, high = (theta, high) if _inside(theta, freedom) < confidence else (low, theta)
+    return math.tan((low + high) / 2) * math.sqrt(freedom)
+
+
+def _inside(theta: float, freedom: int) -> float:
+    square, odd = math.cos(theta) ** 2, freedom % 2
+    term = total = math.cos(theta) if odd else 1.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= square * (k - 1) / k
+        total += term
+    if not odd:
+        return math.sin(theta) * total
+    return 2 / math.pi * (theta + (math.sin(theta) * total if freedom > 1 else 0.0))
 
 
 def series_label(parameters: CellParameters) -> str:
@@ -195,15 +218,7 @@ def _by_series(cells: Iterable[CellRecord]) -> dict[str, dict[tuple[str, float],
     for cell in cells:
         assert cell.metrics is not None
         p = cell.parameters
-        pair = json.dumps(
-            {
-                name: value
-                for name, value in dataclasses.asdict(p).items()
-                if name not in ("measure", "measure_args", "amount", "checkpoint")
-            },
-            sort_keys=True,
-        )
-        place = (pair, round(p.amount, 9))
+        place = (p.pair, round(p.amount, 9))
         gathered[series_label(p)][place].append((cell.metrics.top1, cell.metrics.retention))
     return {
         series: {

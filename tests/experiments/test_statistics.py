@@ -16,7 +16,7 @@ def test_the_interval_of_1_2_3_is_that_of_the_textbook():
     assert (interval.low, interval.high) == pytest.approx((2 - 2.48413771, 2 + 2.48413771))
 
 
-@pytest.mark.parametrize("num", [2, 5, 30])
+@pytest.mark.parametrize("num", [2, 3, 4, 5, 6, 30, 31, 1000])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
 def test_the_interval_equals_scipys(num, confidence):
     values = np.random.default_rng(num).normal(0.8, 0.02, num)
