@@ -87,13 +87,29 @@ def save_pruned(result: PruningResult, path: str | Path, *, provenance: Mapping[
         OSError: If the file cannot be written; it is named.
     """
     model, path = result.model, Path(path)
-    hyper_parameters = _plain_hyper_parameters(model)
-    dense = result.dense.state_dict()
+    record = artifact_record(result, provenance=provenance)
+    content: dict[str, Any] = {
+        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+        "mlprank": record,
+        "pytorch-lightning_version": _version("lightning"),
+        "epoch": 0,
+        "global_step": 0,
+    }
+    if record["hyper_parameters"] is not None:
+        content["hyper_parameters"] = dict(record["hyper_parameters"])
+    with whole_file(path) as temporary:
+        torch.save(content, temporary)
+    return path
+
+
+def artifact_record(result: PruningResult, *, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a checkpoint of a pruned network says of it under the key `mlprank`: an `Artifact` as plain types and tensors."""
+    model, dense = result.model, result.dense.state_dict()
     artifact = Artifact(
         format=FORMAT,
         class_path=f"{type(model).__module__}.{type(model).__qualname__}",
         model=describe_model(model),
-        hyper_parameters=hyper_parameters,
+        hyper_parameters=_plain_hyper_parameters(model),
         slices={name: {dim: index.cpu() for dim, index in dims.items()} for name, dims in result.slices.items()},
         biases=list(result.biases),
         shapes={name: list(tensor.shape) for name, tensor in dense.items()},
@@ -107,18 +123,7 @@ def save_pruned(result: PruningResult, path: str | Path, *, provenance: Mapping[
         provenance=dict(provenance or {}),
         versions={package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
     )
-    content: dict[str, Any] = {
-        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-        "mlprank": {field.name: getattr(artifact, field.name) for field in fields(artifact)},
-        "pytorch-lightning_version": _version("lightning"),
-        "epoch": 0,
-        "global_step": 0,
-    }
-    if hyper_parameters is not None:
-        content["hyper_parameters"] = dict(hyper_parameters)
-    with whole_file(path) as temporary:
-        torch.save(content, temporary)
-    return path
+    return {field.name: getattr(artifact, field.name) for field in fields(artifact)}
 
 
 def read_artifact(path: str | Path) -> Artifact:

@@ -131,12 +131,19 @@ def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> 
         A new state; tensors that do not change are the given ones.
     """
     changed = dict(state)
+    for name, rows in zeroed_parameters(graph, masks, keeps_bias=keeps_bias).items():
+        changed[name] = changed[name] * rows.view(-1, *[1] * (changed[name].dim() - 1))
+    return changed
+
+
+def zeroed_parameters(graph: Graph, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
+    """Return which rows of which weights and biases stay: shape (n_out,) by parameter name, True for rows that stay."""
+    rows: dict[str, Tensor] = {}
     for name, mask in masks.items():
         layer = graph.by_name[name]
-        changed[layer.weight] = changed[layer.weight] * mask[:, None]
-        for bias in () if keeps_bias else layer.biases:
-            changed[bias] = changed[bias] * mask
-    return changed
+        for parameter in (layer.weight,) if keeps_bias else (layer.weight, *layer.biases):
+            rows[parameter] = mask
+    return rows
 
 
 def regress(

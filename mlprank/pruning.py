@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mlprank.activations import Norms, PooledMoments, measure_constants, measure_moments, measure_norms
 from mlprank.agreement import check_agreement
 from mlprank.calibration import Calibration, own
-from mlprank.compensation import Compensation, Regression, get_compensation, regress, zero_rows
+from mlprank.compensation import Compensation, Regression, get_compensation, regress, zero_rows, zeroed_parameters
 from mlprank.evaluating import device_of
 from mlprank.graph import Group, State
 from mlprank.measures import Measure, Reader, get_measure
@@ -204,6 +204,7 @@ class Pruning:
             whole=selection.whole,
             slices=removal.slices,
             biases=tuple(name for name in removal.state if name not in self.state),
+            parameter_masks=zeroed_parameters(self.graph, masks, keeps_bias=recipe.compensation.keeps_bias),
             max_difference=difference,
             dense=self.model,
             example=self.calibration.example[:1],

@@ -173,6 +173,15 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
     return model
 
 
+def adopt_state(model: nn.Module, source: nn.Module) -> None:
+    """Copy every weight and buffer of one network into another of the same class and sizes, in place; biases are created."""
+    state = network_state(source)
+    _create_biases(model, state)
+    with torch.no_grad():
+        for name, tensor in _tensors(model).items():
+            tensor.copy_(state[name])
+
+
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 

@@ -47,6 +47,7 @@ class PruningResult:
         whole: Why each other layer stays whole.
         slices: For every tensor that became narrower, the kept indices by dimension.
         biases: Names of biases that the dense network did not have.
+        parameter_masks: For every weight and bias with zeroed rows, shape (n_out,), True for the rows that stay.
         max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
         dense: The network that was given.
         example: One input, shape (1, ...).
@@ -60,6 +61,7 @@ class PruningResult:
     whole: Mapping[str, str]
     slices: Slices
     biases: tuple[str, ...]
+    parameter_masks: Mapping[str, Tensor]
     max_difference: float
     dense: nn.Module = field(repr=False)
     example: Tensor = field(repr=False)

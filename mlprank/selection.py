@@ -116,7 +116,7 @@ def _matches(patterns: Sequence[str], names: list[str], *, argument: str) -> lis
         raise ValueError(f'{argument}="{patterns}" is one name; give a list of names')
     found: list[str] = []
     for pattern in patterns:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+        matched = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")]
         if not matched:
             raise ValueError(
                 f'{argument}: "{pattern}" matches no layer; the layers are {", ".join(_quoted_all(names))}'

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,12 +16,13 @@ from rich.text import Text
 from mlprank.selection import describe_whole
 
 if TYPE_CHECKING:
+    from mlprank.evaluation import Evaluation
     from mlprank.metrics import ModelMetrics
     from mlprank.result import PruningResult
 
 
 def pruning_table(
-    result: PruningResult, before: ModelMetrics, after: ModelMetrics, *, title: str | None = None
+    result: PruningResult, before: ModelMetrics, after: ModelMetrics, *, split: str | None = None
 ) -> RenderableType:
     """Lay out what a pruning did.
 
@@ -26,12 +30,12 @@ def pruning_table(
         result: The pruning.
         before: The dense network's numbers, with accuracies and latency where they were measured.
         after: The narrow network's.
-        title: A heading; says how it was pruned by default.
+        split: The data that accuracies were measured on.
 
     Returns:
         Something for a rich console: neurons per layer, then the totals, then what stays whole and the proof.
     """
-    table = Table(title=title or _title(result), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=_title(result), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
@@ -42,7 +46,7 @@ def pruning_table(
             name, f"{wide} neurons", f"{narrow} neurons{note}", _percent(narrow, wide) if narrow != wide else "whole"
         )
     table.add_section()
-    for row in _totals(before, after):
+    for row in _totals(before, after, split):
         table.add_row(*row)
     lines: list[RenderableType] = [table]
     requested = result.recipe.amount
@@ -69,16 +73,46 @@ def render(result: PruningResult) -> str:
     return file.getvalue().rstrip()
 
 
+def print_pruning(
+    evaluations: Sequence[Evaluation], files: Sequence[Mapping[str, Path]], *, dense: Path | None, config: Path
+) -> None:
+    """Print the table of every pruning, the files that hold it, and a command to try next.
+
+    Args:
+        evaluations: The prunings.
+        files: The files of each, by what they hold; empty if none were written.
+        dense: The dense checkpoint.
+        config: The run's config, for the next command; the hint is for the library where there is none.
+    """
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    for evaluation in evaluations:
+        console.print(pruning_table(evaluation.result, evaluation.before, evaluation.after, split=evaluation.split))
+    if not files:
+        return
+    rows = [("dense network", dense)] if dense is not None else []
+    rows += [(what, path) for written in files for what, path in written.items()]
+    rows += [("config", config)] if config.is_file() else []
+    console.print("\nWritten:")
+    for what, path in rows:
+        console.print(f"  {what:<15} {path}", soft_wrap=True)
+    pruned = files[-1]["pruned network"]
+    if config.is_file() and dense is not None:
+        hint = f"mlprank prune --config {config} --ckpt_path {dense} --amount 0.7"
+    else:
+        hint = f"python -c \"import mlprank; print(mlprank.load_pruned('{pruned}', YourNetwork()))\""
+    console.print(f"Next: {hint}", soft_wrap=True)
+
+
 def _title(result: PruningResult) -> str:
     plain = result.recipe.plain()
     names = [plain["measure"]["name"], plain["method"]["name"], plain["compensation"]["name"], plain["graph"]]
     return f"{type(result.model).__name__} pruned by {', '.join(names)}"
 
 
-def _totals(before: ModelMetrics, after: ModelMetrics) -> list[tuple[str, str, str, str]]:
+def _totals(before: ModelMetrics, after: ModelMetrics, split: str | None) -> list[tuple[str, str, str, str]]:
     rows = [
         (
-            f"top-{k} accuracy",
+            f"{split} top-{k}" if split else f"top-{k}",
             f"{before.top_k[k]:.2%}",
             f"{after.top_k[k]:.2%}",
             f"{100 * (after.top_k[k] - before.top_k[k]):+.2f} points",
