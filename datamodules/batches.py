@@ -96,10 +96,10 @@ class IndexBatches:
         share = self.sampler.share()
         count = len(self)
         if self.sampler.pad or self.sampler.world_size == 1:
-            return share.split(self.batch_size)[:count]
+            return torch.split(share, self.batch_size)[:count]
         if len(share) < count:  # a rank without an entry for its last batch repeats one, or the others would wait
             share = torch.cat([share, self.sampler.indices[: count - len(share)]])
-        return share.tensor_split(count)
+        return torch.tensor_split(share, count)
 
 
 class TensorBatches:
@@ -114,6 +114,7 @@ class TensorBatches:
         labels: Class of every image, shape (N,), int64.
         batch_sampler: Which rows make up the batches.
         prepare: Applied to every `(images, labels)` before it is handed out.
+        announce: Called with this object when a batch is about to be prepared and handed out.
         with_labels: Hand out images alone when False.
     """
 
@@ -124,12 +125,14 @@ class TensorBatches:
         batch_sampler: IndexBatches,
         *,
         prepare: Callable[[Tensor, Tensor], Batch] | None = None,
+        announce: "Callable[[TensorBatches], None] | None" = None,
         with_labels: bool = True,
     ) -> None:
         self.images = images
         self.labels = labels
         self.batch_sampler = batch_sampler
         self.prepare = prepare
+        self.announce = announce
         self.with_labels = with_labels
         self._position = (0, 0)  # the epoch, and how many of its batches were handed out
         self._resume: tuple[int, int] | None = None
@@ -162,6 +165,8 @@ class TensorBatches:
         self._resume = None
         for number, index in enumerate(self.batch_sampler.batches()[start:], start + 1):
             self._position = (epoch, number)
+            if self.announce is not None:
+                self.announce(self)
             images, labels = self.images.index_select(0, index), self.labels.index_select(0, index)
             batch = (images, labels) if self.prepare is None else self.prepare(images, labels)
             yield batch if self.with_labels else batch[0]

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
+from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
 from mlprank.datamodules.batches import Batch, EpochSampler, IndexBatches, TensorBatches
 from mlprank.datamodules.files import resolve_data_dir
 from mlprank.datamodules.labels import check_several_classes
-from mlprank.datamodules.seeds import generator, global_seed
+from mlprank.datamodules.seeds import derive_seed, generator, global_seed
 from torch import Tensor
 
 
@@ -28,6 +29,15 @@ class ImageDataModule(LightningDataModule):
         validation_fraction: Share of the training set that is kept for validation, in (0, 1).
         drop_last: Leave out the last training batch of an epoch where it is shorter than the others.
         download: Download files that are missing.
+        random_crop: Put a black border of so many pixels around training images and cut out a window of the old size.
+        random_flip: Probability of mirroring a training image left to right.
+        auto_augment: `cifar10` (AutoAugment's policy for CIFAR-10), `randaugment` or `augmix`.
+        randaugment_magnitude: Strength of `randaugment`, 0 to 30.
+        augmix_severity: Strength of `augmix`, 1 to 10.
+        random_erasing: Probability of erasing a random rectangle of a training image.
+        mixup_alpha: Parameter of mixup, 0 for none. Training labels then are floats of shape (B, num_classes).
+        cutmix_alpha: Parameter of cutmix, 0 for none; with both, every batch gets one of them.
+        repeated_augmentation: How often an image stands in a training batch, each time augmented differently.
         train_transforms: Applied to every training batch, shape (B, C, H, W), uint8, on the model's device; a transform
             of `torchvision.transforms.v2` or anything that takes and returns such a batch. What it draws from torch's
             global generators is seeded.
@@ -51,7 +61,16 @@ class ImageDataModule(LightningDataModule):
         validation_fraction: float = 0.2,
         drop_last: bool = False,
         download: bool = True,
-        train_transforms: Callable[[Tensor], Tensor] | None = None,
+        random_crop: int = 0,
+        random_flip: float = 0.0,
+        auto_augment: AutoAugmentName | None = None,
+        randaugment_magnitude: int = 9,
+        augmix_severity: int = 3,
+        random_erasing: float = 0.0,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        repeated_augmentation: int = 1,
+        train_transforms: torch.nn.Module | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         data_dir = None if data_dir is None else str(data_dir)
@@ -61,7 +80,26 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"batch_size={batch_size}: must be at least 1, such as 64")
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction={validation_fraction}: must lie in (0, 1), such as 0.2")
+        if (
+            isinstance(repeated_augmentation, bool)
+            or not isinstance(repeated_augmentation, int)
+            or repeated_augmentation < 1
+        ):
+            raise ValueError(
+                f"repeated_augmentation={repeated_augmentation!r}: must be an integer of at least 1, such as 3"
+            )
+        self.augmentation = Augmentation(
+            random_crop=random_crop,
+            random_flip=random_flip,
+            auto_augment=auto_augment,
+            randaugment_magnitude=randaugment_magnitude,
+            augmix_severity=augmix_severity,
+            random_erasing=random_erasing,
+            mixup_alpha=mixup_alpha,
+            cutmix_alpha=cutmix_alpha,
+        )
         self.save_hyperparameters(ignore=["train_transforms"])
+        self.name = type(self).__name__.removesuffix("DataModule")
         self.batch_size = batch_size
         self.data_dir = resolve_data_dir(data_dir)
         self.seed = seed
@@ -69,14 +107,10 @@ class ImageDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.download = download
         self.train_transforms = train_transforms
+        self.repeated_augmentation = repeated_augmentation
         self._loaded: dict[str, Batch] = {}
         self._train_batches: TensorBatches | None = None
         self._mean_std: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the data set, such as FashionMNIST."""
-        return type(self).__name__.removesuffix("DataModule")
 
     @abstractmethod
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
@@ -119,7 +153,8 @@ class ImageDataModule(LightningDataModule):
         sampler = EpochSampler(
             indices,
             seed=self.seed,
-            shuffle=trainer is None or not trainer.overfit_batches,
+            shuffle=not getattr(trainer, "overfit_batches", 0),
+            repeats=self.repeated_augmentation,
             rank=rank,
             world_size=world_size,
         )
@@ -131,8 +166,7 @@ class ImageDataModule(LightningDataModule):
             )
         batches = IndexBatches(sampler, batch_size=self.batch_size, drop_last=self.drop_last)
         prepare = self._prepare_train if trainer is None else None
-        self._train_batches = TensorBatches(*self._part("train"), batches, prepare=prepare)
-        return self._train_batches
+        return TensorBatches(*self._part("train"), batches, prepare=prepare, announce=self._announce)
 
     def val_dataloader(self) -> TensorBatches:
         """Return the validation batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
@@ -197,11 +231,20 @@ class ImageDataModule(LightningDataModule):
             pixels.sub_(self._mean_std[0]).div_(self._mean_std[1])
         return pixels, labels
 
+    def _announce(self, loader: TensorBatches) -> None:
+        self._train_batches = loader
+
     def _prepare_train(self, images: Tensor, labels: Tensor) -> Batch:
-        if self.train_transforms is not None and self._train_batches is not None:
-            with global_seed(self._train_batches.batch_seed, device=images.device):
+        """Augment and cast the training batch that was handed out last."""
+        if self.augmentation == Augmentation() and self.train_transforms is None:
+            return self.prepare(images, labels)
+        seed = self.seed if self._train_batches is None else self._train_batches.batch_seed
+        images = self.augmentation.on_bytes(images, seed=seed)
+        if self.train_transforms is not None:
+            with global_seed(derive_seed(seed, "transforms"), device=images.device):
                 images = self.train_transforms(images)
-        return self.prepare(images, labels)
+        pixels, labels = self.prepare(images, labels)
+        return self.augmentation.on_pixels(pixels, labels, num_classes=self.num_classes, seed=seed)
 
     def _plain(
         self, part: str, indices: Tensor | None = None, *, with_labels: bool = True, distributed: bool = True
