@@ -1,0 +1,53 @@
+"""Checkpoints that are whole or absent, and checked before they are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from mlprank.files import whole_file
+from mlprank.models.published import read_checkpoint
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there when it is complete.
+
+    A process that is killed while it writes leaves the previous checkpoint as it was.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: If it cannot be written, e.g. because the disk is full; it names the file.
+        """
+        try:
+            with whole_file(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise OSError(f"checkpoint {path} cannot be written: {reason}; earlier checkpoints are kept") from error
+
+
+def check_trained(path: Path) -> int:
+    """Refuse a file that is no checkpoint of a training run.
+
+    Returns:
+        The number of steps that the run had done.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, would run code, or lacks what a checkpoint of Lightning has.
+    """
+    content = read_checkpoint(path)
+    missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
+    if missing:
+        hint = "; a published .pth is read by mlprank.models.load_published" if "model" in content else ""
+        raise ValueError(f"{path} is no checkpoint of `mlprank fit` or `mlprank prune`: it has no {missing[0]!r}{hint}")
+    return int(content.get("global_step", 0))

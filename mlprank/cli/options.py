@@ -1,0 +1,124 @@
+"""The parser of the Lightning commands: short names that work, and errors that name the nearest right option."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mlprank.cli.errors import OptionError, did_you_mean
+from mlprank.cli.runs import beside_checkpoint
+from mlprank.models import MODELS
+
+_NOISE = re.compile(
+    r"^\s*(- )?(Does not validate against any of the Union|Subtypes: |Errors:|Given value( type)?: |"
+    r"Expected a (<class 'NoneType'>|dot import path string)|Expected a path but |Expected a <class 'coll)"
+)
+_UNKNOWN_KEY = re.compile(r"(?:does not accept option '|Unrecognized arguments: --|Option ')([\w.]+)")
+_CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
+_NEEDS_PLACE = ("CSVLogger", "TensorBoardLogger")
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser; what it cannot parse is an `OptionError` of a few lines, without the list of all options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the error with the nearest known option."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise OptionError(explain(message, known=_options(parser))) from ex
+
+
+def explain(message: str, *, known: Iterable[str]) -> str:
+    """Shorten the parser's message to what helps, and add the nearest known option to an unknown one.
+
+    Args:
+        message: What the parser says.
+        known: The options of the command, dotted.
+
+    Returns:
+        The text for the user.
+    """
+    lines = [line for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
+    text = "\n".join(lines) or message
+    unknown = _UNKNOWN_KEY.search(message)
+    if unknown is None:
+        if "are required" in text and "model.model" in text:
+            text += "; give a config, as in --config configs/quickstart.yaml, or --model.model=mlprank.models.MLP"
+        return text
+    key = unknown.group(1)
+    class_paths = _CLASS_PATH.findall(message)
+    if "is not accepted" in message and class_paths:
+        names = _parameters(class_paths[-1])
+        where = class_paths[-1].rpartition(".")[2]
+        return f"{where} has no option {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}"
+    return f"there is no option {key!r}{_nearest_option(key, list(known))}"
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Complete the command line with what can be told from it.
+
+    A network's short name becomes its path (torchvision has an `MLP` too), a logger of files gets a place, and where
+    a checkpoint is given without a config, the config of its run is taken.
+    """
+    prepared = list(arguments)
+    for index, argument in enumerate(prepared):
+        key, equals, value = argument.partition("=")
+        if not equals and index + 1 < len(prepared):
+            value = prepared[index + 1]
+        if key in ("--model.model", "--model.model.class_path") and value in MODELS:
+            full = f"mlprank.models.{value}"
+            prepared[index : index + (1 if equals else 2)] = [f"{key}={full}"]
+    for index, argument in reversed(list(enumerate(prepared))):
+        key, equals, value = argument.partition("=")
+        if key.rstrip("+") == "--trainer.logger" and equals and value.rpartition(".")[2] in _NEEDS_PLACE:
+            prepared.insert(index + 1, "--trainer.logger.save_dir=.")
+    checkpoints = _values(prepared, "--ckpt_path")
+    if checkpoints and config_of(prepared) is None:
+        config = beside_checkpoint(checkpoints[-1])
+        if config is not None:
+            prepared.insert(1, f"--config={config}")
+    return prepared
+
+
+def config_of(arguments: list[str]) -> Path | None:
+    """Return the first config that the command line names, which gives its runs their name."""
+    configs = _values(arguments, "--config", "-c")
+    return Path(configs[0]) if configs else None
+
+
+def _values(arguments: list[str], *keys: str) -> list[str]:
+    """Return the values that the options were given, as `--key=value` or `--key value`, in order."""
+    following = [*arguments[1:], ""]
+    pairs = [(argument.partition("="), after) for argument, after in zip(arguments, following, strict=True)]
+    return [value if equals else after for (key, equals, value), after in pairs if key in keys]
+
+
+def _options(parser: LightningArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions]
+
+
+def _nearest_option(key: str, known: list[str]) -> str:
+    """Name the nearest option: of the same group where the group exists, else of the same last word."""
+    hint = did_you_mean(key, known)
+    group = key.rpartition(".")[0]
+    if group:
+        siblings = [option for option in known if option.rpartition(".")[0] == group]
+        hint = did_you_mean(key, siblings) or hint
+    return hint
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    cls = getattr(sys.modules.get(module), name, None)
+    return (
+        []
+        if cls is None
+        else [p for p in inspect.signature(cls).parameters if p not in ("self", "params", "optimizer")]
+    )
