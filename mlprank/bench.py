@@ -109,7 +109,7 @@ def bench(
             except ImportError as error:
                 skipped[backend] = str(error)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                skipped[backend] = f"torch.compile failed ({_reason(error)}); it needs a C++ compiler such as g++"
+                skipped[backend] = _reason(error)
         num_threads = torch.get_num_threads()
     return Bench(metrics, tuple(timings), skipped, num_threads)
 
@@ -214,4 +214,6 @@ def _check(
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0][:200]
+    text = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0][:200]
+    remedy = "; install one, such as g++" if "Compiler" in text else ""
+    return f"torch.compile failed ({text}){remedy}"
