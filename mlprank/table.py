@@ -136,7 +136,7 @@ def _totals(before: ModelMetrics, after: ModelMetrics, split: str | None) -> lis
         ratio = before.latency_s / after.latency_s
         rows.append(
             (
-                "latency",
+                "latency of 64 images",
                 f"{1e3 * before.latency_s:.3f} ms",
                 f"{1e3 * after.latency_s:.3f} ms",
                 f"{ratio:.2f} times as fast",
