@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from mlprank.datamodules import DigitsDataModule
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from mlprank.datamodules import DigitsDataModule
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning.batched import StackedClassifier
@@ -115,7 +115,7 @@ def test_accumulated_batches_equal_training_alone(optimizer):
 
 
 def test_a_plateau_schedule_watches_its_own_trial():
-    schedule = partial(ReduceLROnPlateau, patience=0, factor=0.5)
+    schedule = partial(ReduceLROnPlateau, patience=0, factor=0.5, eps=0.0)
     optimizers = [partial(SGD, lr=rate) for rate in (1e-12, 0.1)]
     stacked = train_stacked([classifier(o, 0, lr_scheduler=schedule) for o in optimizers], (0, 0), epochs=3)
     assert [epoch["lr"] for epoch in stacked.history[0]] == [1e-12, 1e-12, 5e-13]
