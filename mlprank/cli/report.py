@@ -13,7 +13,12 @@ def main(argv: list[str]) -> int:
         argv: The arguments after `report`.
 
     Returns:
-        0, or 2 where the results cannot be read or the report cannot be written.
+        0. Cells that failed are in the report and leave this command at 0.
+
+    Raises:
+        FileNotFoundError: If a directory holds no results.
+        ValueError: If a file is damaged or of another schema version.
+        OSError: If the report cannot be written.
     """
     arguments = _parser().parse_args(argv)
     from mlprank.experiments.report import write_report
@@ -28,21 +33,14 @@ def main(argv: list[str]) -> int:
             sys.stderr.flush()
 
     try:
-        written = write_report(arguments.results, output, pictures=not arguments.no_png, on_step=say)
-    except (ValueError, OSError) as error:
-        _clear(live)
-        print(f"mlprank report: {error}", file=sys.stderr)
-        return 2
-    _clear(live)
+        written = write_report(arguments.results, output, pictures=not arguments.no_png, csv=arguments.csv, on_step=say)
+    finally:
+        if live:
+            sys.stderr.write("\r\x1b[2K")
     print(f"{written.num_finished} cells finished, {written.num_failed} failed")
-    for path in (written.html, written.markdown, *written.pictures):
+    for path in (written.html, written.markdown, *([written.csv] if written.csv else []), *written.pictures):
         print(path)
     return 0
-
-
-def _clear(live: bool) -> None:
-    if live:
-        sys.stderr.write("\r\x1b[2K")
 
 
 def _default_output(results: Path) -> Path:
@@ -63,4 +61,5 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help="where to write; default: `report` in the first results directory"
     )
     parser.add_argument("--no-png", action="store_true", help="leave the PNG pictures out, which take seconds")
+    parser.add_argument("--csv", action="store_true", help="write results.csv too, one row a cell")
     return parser

@@ -150,7 +150,7 @@ class RecordStore:
             number = 1
             while (aside := self.directory / f"records.torn-{number}.jsonl").exists():
                 number += 1
-            _write_whole(aside, tail)
+            write_whole(aside, tail)
             os.ftruncate(self._file, len(data) - len(tail))
             notice = (
                 f"{self.path}: the last line was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
@@ -202,7 +202,7 @@ def write_scores(
     tensors = {SCORES_PREFIX + name: np.ascontiguousarray(value) for name, value in scores.items()}
     for name, value in (kept or {}).items():
         tensors[KEPT_PREFIX + name] = np.ascontiguousarray(value, dtype=np.bool_)
-    _write_whole(path, save(tensors))
+    write_whole(path, save(tensors))
     return path
 
 
@@ -241,7 +241,7 @@ def to_csv(records: Iterable[CellRecord], path: str | Path) -> Path:
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write_whole(Path(path), buffer.getvalue().encode())
+    write_whole(Path(path), buffer.getvalue().encode())
     return Path(path)
 
 
@@ -261,7 +261,8 @@ def _take_lock(directory: Path) -> int:
     return lock
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent: beside its place, synced, then moved there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:

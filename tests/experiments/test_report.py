@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mlprank.cli.report import main
+from mlprank.cli import main
 from mlprank.experiments.records import LayerWidth
 from mlprank.experiments.report import write_report
 from mlprank.experiments.report.content import content_of
-from mlprank.experiments.report.data import front_of, front_steps, lost_tables, panels_of
+from mlprank.experiments.report.data import front_of, front_steps, lost_tables, panels_of, short_names
 from mlprank.experiments.report.grids import Grid, read_grid, write_grid
 from mlprank.experiments.report.heat_map import heat_map_svg
 from mlprank.experiments.report.markdown import markdown_of
@@ -121,7 +121,7 @@ def test_the_numbers_on_the_page_are_those_of_the_records(tmp_path):
     point = content.panels[0].curves[0].points[0]
     assert point.top1.mean == pytest.approx(0.82)
     assert point.top1.half_width == pytest.approx(half_width)
-    assert f"82.0 ± {100 * half_width:.1f} %" in page_html(content)
+    assert f">82.0 ± {100 * half_width:.1f}<" in page_html(content)
 
 
 def test_one_seed_draws_lines_without_bands(tmp_path):
@@ -181,6 +181,14 @@ def test_measures_that_lost_the_same_share_one_heat_map(results):
         tables = lost_tables(panel)
         assert sum(len(labels) for labels, _ in tables) == len(MEASURES)
         assert (len(tables) == 1) == (panel.setting.method == "local")
+
+
+def test_long_layer_names_lose_their_common_beginning_and_short_ones_stay():
+    assert short_names(["stack.linear.0", "stack.linear.2"]) == ["…0", "…2"]
+    assert short_names(["fc1", "fc10"]) == ["fc1", "fc10"]
+    assert short_names(["encoder.0.fc", "encoder.1.fc"]) == ["…0.fc", "…1.fc"]
+    assert short_names(["a.b", "c.d"]) == ["a.b", "c.d"]
+    assert short_names(["stack.linear.0"]) == ["stack.linear.0"]
 
 
 def test_histograms_count_every_neuron_once_and_split_at_the_mask(tmp_path):
@@ -291,20 +299,26 @@ def test_labels_that_do_not_fit_the_values_are_refused():
 
 
 def test_the_command_writes_the_files_and_names_them(results, tmp_path, capsys):
-    assert main([str(results), "--output", str(tmp_path / "out"), "--no-png"]) == 0
+    assert main(["report", str(results), "--output", str(tmp_path / "out"), "--no-png", "--csv"]) == 0
     out = capsys.readouterr().out
     assert "168 cells finished, 2 failed" in out
-    for name in ("report.html", "report.md"):
+    for name in ("report.html", "report.md", "results.csv"):
         assert (tmp_path / "out" / name).is_file()
         assert str(tmp_path / "out" / name) in out
 
 
 def test_the_command_says_what_is_wrong_and_fails(tmp_path, capsys):
-    assert main([str(tmp_path / "nothing")]) == 2
-    assert "mlprank report: no results at" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert "mlprank report: error: no results at" in capsys.readouterr().err
     (tmp_path / "records.jsonl").write_text('{"schema_version": 5}\n')
-    assert main([str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
     assert "schema version 5" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_said(results, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(results), "--output", str(tmp_path / "file"), "--no-png"]) == 2
+    assert "mlprank report: error" in capsys.readouterr().err
 
 
 def test_no_results_directory_is_refused():

@@ -100,7 +100,7 @@ def test_tooltips_legend_filters_and_theme_work(written, tmp_path):
     assert "Norm" in played.partition('"without"')[0]
     assert "Norm" not in played.partition('"without"')[2].partition('"gone"')[0]
     assert '"gone":true,"shown":2,"themed":true' in played
-    assert re.search(r'"cell":"fc1, 30', played)
+    assert re.search(r'"cell":"fc1\d+\.\d % of its neurons taken out30 % requested"', played)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

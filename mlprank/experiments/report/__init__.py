@@ -8,6 +8,7 @@ from mlprank.experiments.report.content import content_of
 from mlprank.experiments.report.heat_map import heat_map_svg
 from mlprank.experiments.report.markdown import markdown_of
 from mlprank.experiments.report.page import page_html
+from mlprank.experiments.store import to_csv, write_whole
 
 __all__ = ["ReportFiles", "heat_map_svg", "write_report"]
 
@@ -19,6 +20,7 @@ class ReportFiles:
     html: Path
     markdown: Path
     pictures: tuple[Path, ...]
+    csv: Path | None
     num_finished: int
     num_failed: int
 
@@ -28,6 +30,7 @@ def write_report(
     output: str | Path,
     *,
     pictures: bool = True,
+    csv: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ReportFiles:
     """Write `report.html`, `report.md` and the PNG files.
@@ -36,6 +39,7 @@ def write_report(
         results: Results directories of experiments and of grid searches.
         output: Directory, made where it is missing.
         pictures: Whether to draw PNG files (the slow part: seconds).
+        csv: Whether to write `results.csv` too, one row a cell.
         on_step: Told what is done next, a few words each.
 
     Raises:
@@ -49,7 +53,7 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     on_step("report.html")
     page = directory / "report.html"
-    page.write_text(page_html(content), encoding="utf-8")
+    write_whole(page, page_html(content).encode())
     drawn: tuple[Path, ...] = ()
     if pictures:
         on_step("loading matplotlib")
@@ -58,6 +62,7 @@ def write_report(
         drawn = write_pictures(content, directory, on_picture=on_step)
     on_step("report.md")
     text = directory / "report.md"
-    text.write_text(markdown_of(content, drawn), encoding="utf-8")
+    write_whole(text, markdown_of(content, drawn).encode())
     failed = sum(record.status == "failed" for record in content.records)
-    return ReportFiles(page, text, drawn, len(content.records) - failed, failed)
+    table = to_csv(content.records, directory / "results.csv") if csv else None
+    return ReportFiles(page, text, drawn, table, len(content.records) - failed, failed)

@@ -169,6 +169,15 @@ def lost_tables(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
     return [(tuple(curve.label for curve in curves), curves[0]) for curves in tables.values()]
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Layer names without a long common beginning: `linear_relu_stack.0` becomes `…0`; short ones stay whole."""
+    shared = list(names[0].split(".")[:-1]) if len(names) > 1 else []
+    while shared and not all(name.startswith(".".join(shared) + ".") for name in names):
+        shared.pop()
+    start = sum(len(part) + 1 for part in shared)
+    return [f"…{name[start:]}" for name in names] if start > 5 else list(names)
+
+
 def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
     groups: dict[str, list[CellRecord]] = defaultdict(list)
     for cell in cells:

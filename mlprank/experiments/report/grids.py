@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlprank.experiments.store import write_whole
 
 GRID_NAME = "heat_map.json"
 GRID_SCHEMA_VERSION = 1
@@ -53,9 +54,8 @@ def write_grid(directory: str | Path, grid: Grid) -> Path:
     plain = dataclasses.asdict(grid)
     plain["values"] = [[v if v is not None and math.isfinite(v) else None for v in row] for row in grid.values]
     path = Path(directory) / GRID_NAME
-    beside = path.with_name(f".{GRID_NAME}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps({"schema_version": GRID_SCHEMA_VERSION, **plain}, indent=1) + "\n", "utf-8")
-    os.replace(beside, path)
+    text = json.dumps({"schema_version": GRID_SCHEMA_VERSION, **plain}, indent=1) + "\n"
+    write_whole(path, text.encode())
     return path
 
 

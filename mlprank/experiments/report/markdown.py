@@ -25,7 +25,11 @@ def markdown_of(content: Content, pictures: Sequence[Path]) -> str:
         for panel in panels:
             about = [f"method {panel.setting.method}", content.subtitles[panel.setting]]
             title = ", ".join(part for part in about if part)
-            lines += [title[:1].upper() + title[1:], "", *_table(accuracy_table(panel, content.styles, title=network))]
+            lines += [
+                f"**{title[:1].upper()}{title[1:]}**",
+                "",
+                *_table(accuracy_table(panel, content.styles, title=network)),
+            ]
     if content.wins:
         lines += [
             "## Weighted PageRank against the others",

@@ -1,5 +1,6 @@
 """The report's charts as PNG files, drawn with matplotlib; imported only when pictures are wanted."""
 
+import io
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mlprank.experiments.report.content import Content
-from mlprank.experiments.report.data import Panel, by_network, front_of, front_steps, lost_tables
+from mlprank.experiments.report.data import Panel, by_network, front_of, front_steps, lost_tables, short_names
 from mlprank.experiments.report.front_chart import cost_unit, dense_cost
 from mlprank.experiments.report.palette import Style, display_name
+from mlprank.experiments.store import write_whole
 
 LOOK: dict[Any, object] = {
     "font.size": 9.5,
@@ -53,7 +55,9 @@ def write_pictures(content: Content, directory: Path, *, on_picture: Callable[[s
             figure = draw()
             FigureCanvasAgg(figure)
             path = directory / name
-            figure.savefig(path, facecolor="white")
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png", facecolor="white")
+            write_whole(path, drawn.getvalue())
             written.append(path)
     return tuple(written)
 
@@ -160,7 +164,15 @@ def _lost(panels: Sequence[Panel]) -> Figure:
         values = [[100 * lost.get(amount, float("nan")) for amount in amounts] for lost in curve.lost.values()]
         every = len(labels) == len(panel.curves) > 1
         name = "every measure" if every else ", ".join(map(display_name, labels))
-        _heat(axes, values, list(curve.lost), [f"{100 * a:g}" for a in amounts], form="{:.0f}", low=0.0, high=100.0)
+        _heat(
+            axes,
+            values,
+            short_names(list(curve.lost)),
+            [f"{100 * a:g}" for a in amounts],
+            form="{:.0f}",
+            low=0.0,
+            high=100.0,
+        )
         axes.set_title(textwrap.fill(f"{panel.setting.method}: {name}", 36))
         axes.set_xlabel("requested amount, %")
     figure.suptitle(
@@ -192,7 +204,7 @@ def _centralities(network: str, content: Content) -> Figure:
             gone = base + np.array(ridge.removed) * tall
             axes.stairs(gone, ridges.edges, baseline=base, fill=True, color=_pale(style.light))
         axes.axvline(1.0, color="#5a6775", linestyle="--", linewidth=0.8)
-        axes.set_yticks(range(len(ridges.layers)), [ridge.layer for ridge in reversed(ridges.layers)])
+        axes.set_yticks(range(len(ridges.layers)), short_names([ridge.layer for ridge in ridges.layers])[::-1])
         axes.set_title(style.name)
         axes.set_xlabel("centrality / layer's mean")
     figure.suptitle(

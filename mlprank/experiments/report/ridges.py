@@ -73,7 +73,7 @@ def ridges_of(sources: Iterable[tuple[Path, Sequence[CellRecord]]]) -> tuple[Rid
 
 def ridges_svg(ridges: Ridges, style: Style, *, title: str) -> str:
     """Draw one measure's distributions as inline SVG, the first layer on top."""
-    step, left, width = 44, 16 + 6.8 * max(len(ridge.layer) for ridge in ridges.layers), 310.0
+    step, left, width = 46, 8.0, 310.0
     across = Scale(0.0, ridges.edges[-1], left, width - 8)
     height = 14 + step * len(ridges.layers)
     parts = []
@@ -89,7 +89,6 @@ def ridges_svg(ridges: Ridges, style: Style, *, title: str) -> str:
         total = [k + r for k, r in zip(ridge.kept, ridge.removed, strict=True)]
         num = sum(total)
         whole = f"{ridge.layer}|{num} neurons" + (f", {sum(ridge.removed)} taken out" if any(ridge.removed) else "")
-        parts.append(text(left - 8, base - 6, ridge.layer, class_="tick end"))
         inner = tag(
             "path", d=_outline(total, ridges.edges, across, up), class_="ridge", style=f"fill:var(--c{style.index})"
         )
@@ -101,6 +100,7 @@ def ridges_svg(ridges: Ridges, style: Style, *, title: str) -> str:
         )
         line = tag("line", class_="axis", x1=left, x2=width - 8, y1=base, y2=base)
         parts.append(tag("g", inner, gone if any(ridge.removed) else "", line, class_="point", data_tip=whole))
+        parts.append(text(width - 8, base - step * 0.42, ridge.layer, class_="layer end"))
     parts.append(text((left + width) / 2, height + 33, "centrality ÷ layer mean", class_="name mid"))
     return tag("svg", *parts, class_="ridges", viewBox=f"0 0 {width:g} {height + 40:g}", role="img", aria_label=title)
 

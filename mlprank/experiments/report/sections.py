@@ -1,13 +1,13 @@
 """The sections of the page: headings, cards with charts, tables."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from mlprank.experiments.report.accuracy_chart import accuracy_svg, percent
 from mlprank.experiments.report.content import Content
-from mlprank.experiments.report.data import Panel, by_network, front_of, lost_tables
+from mlprank.experiments.report.data import Curve, Panel, by_network, front_of, lost_tables, short_names
 from mlprank.experiments.report.front_chart import front_svg
 from mlprank.experiments.report.heat_map import heat_map_svg
 from mlprank.experiments.report.palette import Style, display_name
@@ -98,9 +98,12 @@ def _figure(
     return tag("figure", caption, body, class_="card", data_setting=data, data_series=series)
 
 
-def _group(title: str, figures: list[str], *, kind: str, setting: Mapping[str, str] | None = None) -> str:
+def _group(
+    title: str, figures: list[str], *, kind: str, setting: Mapping[str, str] | None = None, columns: int = 0
+) -> str:
     data = json.dumps(setting) if setting else None
-    return tag("div", tag("h3", escape(title)), tag("div", *figures, class_=kind), data_setting=data)
+    wide = "--facet:370px" if columns > 6 else None
+    return tag("div", tag("h3", escape(title)), tag("div", *figures, class_=kind, style=wide), data_setting=data)
 
 
 def _network_filter(panel: Panel) -> dict[str, str]:
@@ -164,19 +167,34 @@ def _lost(content: Content) -> str:
                 )
                 heat = heat_map_svg(
                     [[lost.get(amount) for amount in amounts] for lost in curve.lost.values()],
-                    list(curve.lost),
+                    short_names(list(curve.lost)),
                     [f"{100 * amount:g}" for amount in amounts],
                     title=f"{title}, {under}: share of every layer taken out",
                     col_title="requested amount, %",
                     low=0.0,
                     high=1.0,
                     form=lambda share: f"{100 * share:.0f}",
-                    cell_width=38,
+                    cell_width=38 if len(amounts) <= 6 else 31,
+                    tips=_lost_tips(curve, amounts),
                 )
                 series = labels[0] if len(labels) == 1 else None
                 figures.append(_figure(title, under, heat, setting=filter_values(panel), series=series))
-        groups.append(_group(network, figures, kind="facets", setting=_network_filter(panels[0])))
+        columns = max(len(panel.amounts) for panel in panels)
+        setting = _network_filter(panels[0])
+        groups.append(_group(network, figures, kind="facets", setting=setting, columns=columns))
     return "".join(groups)
+
+
+def _lost_tips(curve: Curve, amounts: Sequence[float]) -> list[list[str]]:
+    return [
+        [
+            f"{name}|{percent(lost[amount])} of its neurons taken out|{100 * amount:g} % requested"
+            if amount in lost
+            else f"{name}|not run at {100 * amount:g} %"
+            for amount in amounts
+        ]
+        for name, lost in curve.lost.items()
+    ]
 
 
 def _centralities(content: Content) -> str:

@@ -46,10 +46,15 @@ def accuracy_table(panel: Panel, styles: Mapping[str, Style], *, title: str) -> 
             if point is None:
                 cells.append(Cell("–"))
             else:
-                cells.append(Cell(interval_text(point.top1), mark="best" if point.top1.mean == best[amount] else ""))
+                cells.append(
+                    Cell(
+                        interval_text(point.top1).removesuffix(" %"),
+                        mark="best" if point.top1.mean == best[amount] else "",
+                    )
+                )
         rows.append(tuple(cells))
-    dense = Cell("Dense network"), Cell(percent(panel.dense_top1)), *[Cell("")] * (len(amounts) - 1)
-    return Table(title, ("Top-1", *(f"{100 * amount:g} %" for amount in amounts)), (*rows, dense))
+    dense = Cell("Dense network"), Cell(percent(panel.dense_top1).removesuffix(" %")), *[Cell("")] * (len(amounts) - 1)
+    return Table(title, ("Top-1, %", *(f"{100 * amount:g} %" for amount in amounts)), (*rows, dense))
 
 
 def wins_tables(records: Sequence[CellRecord]) -> tuple[Table, ...]:
@@ -125,14 +130,14 @@ def _wins_table(title: str, comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for baseline in styles_of(c.baseline for c in comparisons):
         cells = [Cell(display_name(baseline))]
-        for amount in [*amounts, None]:
+        for amount in [None, *amounts]:
             c = found.get((baseline, amount))
             if c is None:
                 cells.append(Cell("–"))
             else:
                 cells.append(Cell(points_text(c.accuracy), f"{c.wins} – {c.ties} – {c.losses}", c.verdict))
         rows.append(tuple(cells))
-    columns = ("Against", *(f"{100 * amount:g} %" for amount in amounts), "All amounts")
+    columns = ("Against", "All amounts", *(f"{100 * amount:g} %" for amount in amounts))
     return Table(title, columns, tuple(rows))
 
 
