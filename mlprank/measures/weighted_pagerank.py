@@ -79,12 +79,15 @@ def _shares(
     per_edge = _divide(previous, sum(counts.values(), start=previous.new_full((num_in,), full_rows)))
     by_weight = previous.new_empty(num_out)
     by_degree = previous.new_full((num_out,), per_edge.sum().item())
-    for index, block in enumerate(blocks):
-        first, last = index * rows, index * rows + block.shape[0]
-        absolute = _absolute(block, buffer)
-        torch.mv(absolute, per_weight, out=by_weight[first:last])
+    last = len(blocks) - 1
+    # Backwards: what was read last is still in the cache, and the last block's absolute values are in the buffer.
+    for index in range(last, -1, -1):
+        block, first = blocks[index], index * rows
+        at_hand = index == last and index not in counts
+        absolute = buffer[: block.shape[0]] if at_hand else _absolute(block, buffer)
+        torch.mv(absolute, per_weight, out=by_weight[first : first + block.shape[0]])
         if index in counts:
-            torch.mv(absolute.sign_(), per_edge, out=by_degree[first:last])
+            torch.mv(absolute.sign_(), per_edge, out=by_degree[first : first + block.shape[0]])
     return by_weight, by_degree
 
 
