@@ -89,7 +89,7 @@ def _cell(
         fill, ink = "fill:var(--hatch)", "tick mid"
     else:
         fill = f"fill:color-mix(in oklab,var(--heat-1) {100 * shade:.0f}%,var(--heat-0))"
-        ink = f"cell-{'strong' if shade > 0.62 else 'middle' if shade > 0.4 else 'pale'} mid"
+        ink = f"cell-{'strong' if shade > 0.62 else 'middle' if shade > 0.5 else 'pale'} mid"
     outline = "cell best" if best else "cell"
     inset = 1.5 if best else 0.75
     box = tag(
