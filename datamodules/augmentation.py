@@ -142,12 +142,11 @@ def random_crop(images: Tensor, *, padding: int, generator: torch.Generator) -> 
         A new batch, same shape, type and device.
     """
     count, channels, height, width = images.shape
-    padded = torch.nn.functional.pad(images, [padding] * 4)
+    padded = torch.nn.functional.pad(images, [padding] * 4).flatten(2)
     offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
-    rows = (offsets[0] + torch.arange(height)).view(count, 1, height, 1).to(images.device)
-    columns = (offsets[1] + torch.arange(width)).view(count, 1, 1, width).to(images.device)
-    numbers = torch.arange(count, device=images.device).view(-1, 1, 1, 1)
-    return padded[numbers, torch.arange(channels, device=images.device).view(1, -1, 1, 1), rows, columns]
+    rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
+    places = (rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)).view(count, 1, height * width)
+    return padded.gather(2, places.to(images.device).expand(-1, channels, -1)).view(images.shape)
 
 
 def random_erase(pixels: Tensor, *, probability: float, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ _DAMAGE = (
     ImportError,
     LookupError,
     MemoryError,
+    RecursionError,
     TypeError,
     ValueError,
 )

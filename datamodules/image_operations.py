@@ -98,7 +98,7 @@ def apply_operations(images: Tensor, operations: Tensor, magnitudes: Tensor) -> 
     groups += [(operations == operation, _KERNELS[Operation(operation)]) for operation in present]
     for mask, kernel in groups:
         rows = mask.nonzero().flatten().to(images.device)
-        result[rows] = kernel(images[rows], magnitudes[mask])
+        result.index_copy_(0, rows, kernel(images.index_select(0, rows), magnitudes[mask]))
     return result
 
 

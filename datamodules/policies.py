@@ -104,24 +104,23 @@ def aug_mix(
         Hendrycks et al. 2020, "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty",
         arXiv:1912.02781.
     """
-    count = len(images)
     # Uniform shares of the chains, and of the plain image against all chains: Dirichlet and beta with parameter 1.
-    weights = torch.empty(num_chains, count).exponential_(generator=generator)
-    plain = torch.rand(count, generator=generator)
+    weights = torch.empty(num_chains, len(images)).exponential_(generator=generator)
+    plain = torch.rand(len(images), generator=generator)
     weights = weights / weights.sum(0) * (1 - plain)
-    mixed = images * _column(plain, images)
-    for weight in weights:
-        chain = images
-        depths = torch.randint(1, max_depth + 1, (count,), generator=generator)
-        for depth in range(max_depth):
-            operations = torch.randint(Operation.SHEAR_X, Operation.INVERT, (count,), generator=generator)
-            operations = torch.where(depth < depths, operations, Operation.IDENTITY)
-            strengths = torch.randint(severity, (count,), generator=generator) / (AUGMIX_LEVELS - 1)
-            magnitudes = draw_magnitudes(
-                operations, strengths, size=_size(images), generator=generator, translate_share=1 / 3, posterize_bits=4
-            )
-            chain = apply_operations(chain, operations, magnitudes)
-        mixed.add_(chain * _column(weight, images))
+    chains = images.repeat(num_chains, 1, 1, 1)  # all chains in one batch: fewer, larger groups
+    count = len(chains)
+    depths = torch.randint(1, max_depth + 1, (count,), generator=generator)
+    for depth in range(max_depth):
+        operations = torch.randint(Operation.SHEAR_X, Operation.INVERT, (count,), generator=generator)
+        operations = torch.where(depth < depths, operations, Operation.IDENTITY)
+        strengths = torch.randint(severity, (count,), generator=generator) / (AUGMIX_LEVELS - 1)
+        magnitudes = draw_magnitudes(
+            operations, strengths, size=_size(images), generator=generator, translate_share=1 / 3, posterize_bits=4
+        )
+        chains = apply_operations(chains, operations, magnitudes)
+    weighted = chains * _column(weights.flatten(), images)
+    mixed = images * _column(plain, images) + weighted.view(num_chains, *images.shape).sum(0)
     return mixed.round_().clamp_(0, 255).to(torch.uint8)
 
 

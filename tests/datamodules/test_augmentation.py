@@ -230,7 +230,7 @@ def test_options_come_from_yaml_and_are_logged():
             }
         }
     )
-    datamodule = parser.instantiate_classes(parsed).data
+    datamodule = parser.instantiate(parsed).data
     assert datamodule.augmentation.auto_augment == "cifar10"
     assert {name: datamodule.hparams[name] for name in EVERYTHING} == EVERYTHING
     assert isinstance(datamodule.train_transforms, v2.RandomVerticalFlip)
