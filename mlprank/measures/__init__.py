@@ -4,10 +4,11 @@ A new measure is one file here, one line in `MEASURES` and one slow loop in ``te
 registered with `register_measure`, or simply given to `mlprank.prune` as an instance.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from mlprank.measures.activation import Activation
-from mlprank.measures.lookup import build, unknown_name
+from mlprank.measures.lookup import build, read_spec, registered_name, unknown_name
 from mlprank.measures.modified_pagerank import ModifiedPageRank
 from mlprank.measures.norm import Norm
 from mlprank.measures.random import Random
@@ -57,11 +58,12 @@ def register_measure(name: str, cls: type[Any]) -> None:
     MEASURES[name] = cls
 
 
-def get_measure(measure: str | type[Any] | Measure, **parameters: Any) -> Measure:
+def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parameters: Any) -> Measure:
     """Return a measure by name, by class or as it is.
 
     Args:
-        measure: A short name, a name of the thesis, a class, or an instance or function, which is returned as it is.
+        measure: A short name, a name of the thesis, a class, a description as YAML has it (see
+            `mlprank.measures.lookup.read_spec`), or an instance or function, which is returned as it is.
         **parameters: Parameters of the measure, for a name or a class.
 
     Returns:
@@ -72,7 +74,10 @@ def get_measure(measure: str | type[Any] | Measure, **parameters: Any) -> Measur
         ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
             beside an instance.
     """
+    if isinstance(measure, Mapping):
+        measure, parameters = read_spec("measure", measure)
     if isinstance(measure, str):
+        measure = registered_name(measure, MEASURES, PUBLISHED_MEASURES)
         name = PUBLISHED_MEASURES.get(measure, measure)
         if name not in MEASURES:
             raise unknown_name("measure", measure, [*MEASURES, *PUBLISHED_MEASURES])

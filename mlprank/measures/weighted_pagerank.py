@@ -64,37 +64,39 @@ def _shares(
     num_out, num_in = weight.shape
     rows = num_out if weight.is_cuda else max(1, min(num_out, _BLOCK_BYTES // (num_in * previous.itemsize)))
     blocks = torch.split(weight, rows)
+    last = len(blocks) - 1
+    # All views are made beforehand: in the loops, a view costs as much as a product.
     buffer, ones = previous.new_empty((rows, num_in)), previous.new_ones(rows)
+    rest = num_out - last * rows
+    buffers = [*([buffer] * last), buffer[:rest]]
+    ones_of = [*([ones] * last), ones[:rest]]
     sums = previous.new_empty((len(blocks), num_in))
     counts: dict[int, Tensor] = {}
-    for index, block in enumerate(blocks):
-        size = block.shape[0]
-        absolute = _absolute(block, buffer)
+    for index, (block, column_sum) in enumerate(zip(blocks, sums.unbind(), strict=True)):
+        absolute = _absolute(block, buffers[index])
         # A matrix-vector product, unlike a matrix product, is never run in TF32 or bfloat16.
-        torch.mv(absolute.t(), ones[:size], out=sums[index])
+        torch.mv(absolute.t(), ones_of[index], out=column_sum)
         if not absolute.amin().item() > 0.0:
-            counts[index] = torch.mv(absolute.sign_().t(), ones[:size])
-    per_weight = _divide(previous, sums.sum(0))
+            counts[index] = torch.mv(absolute.sign_().t(), ones_of[index])
+    per_weight = _divide(previous, sums.sum(0) if last else sums[0])
     full_rows = num_out - sum(blocks[index].shape[0] for index in counts)
-    per_edge = _divide(previous, sum(counts.values(), start=previous.new_full((num_in,), full_rows)))
-    by_weight = previous.new_empty(num_out)
-    by_degree = previous.new_full((num_out,), per_edge.sum().item())
-    last = len(blocks) - 1
+    degrees = sum(counts.values(), start=previous.new_full((num_in,), full_rows)) if counts else None
+    per_edge = previous / num_out if degrees is None else _divide(previous, degrees)
+    by_weight, by_degree = previous.new_empty(num_out), per_edge.sum().expand(num_out).clone()
+    by_weight_of = torch.split(by_weight, rows)
     # Backwards: what was read last is still in the cache, and the last block's absolute values are in the buffer.
     for index in range(last, -1, -1):
-        block, first = blocks[index], index * rows
         at_hand = index == last and index not in counts
-        absolute = buffer[: block.shape[0]] if at_hand else _absolute(block, buffer)
-        torch.mv(absolute, per_weight, out=by_weight[first : first + block.shape[0]])
+        absolute = buffers[index] if at_hand else _absolute(blocks[index], buffers[index])
+        torch.mv(absolute, per_weight, out=by_weight_of[index])
         if index in counts:
-            torch.mv(absolute.sign_(), per_edge, out=by_degree[first : first + block.shape[0]])
+            torch.mv(absolute.sign_(), per_edge, out=by_degree[index * rows : (index + 1) * rows])
     return by_weight, by_degree
 
 
-def _absolute(block: Float[Tensor, "rows n_in"], buffer: Float[Tensor, "most n_in"]) -> Float[Tensor, "rows n_in"]:
-    """Write a block's absolute values into the top of the buffer, in the buffer's precision."""
-    target = buffer[: block.shape[0]]
-    return torch.abs(block, out=target) if block.dtype == target.dtype else target.copy_(block).abs_()
+def _absolute(block: Float[Tensor, "rows n_in"], buffer: Float[Tensor, "rows n_in"]) -> Float[Tensor, "rows n_in"]:
+    """Write a block's absolute values into the buffer, in the buffer's precision."""
+    return torch.abs(block, out=buffer) if block.dtype == buffer.dtype else buffer.copy_(block).abs_()
 
 
 def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> Float[Tensor, " n_in"]:
