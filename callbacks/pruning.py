@@ -36,7 +36,8 @@ class PruningCallback(Callback):
     Args:
         amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied; a mapping
             gives shares by layer name.
-        measure: What scores neurons: a name of `mlprank.measures.MEASURES` or an instance.
+        measure: What scores neurons: weighted_pagerank, modified_pagerank, random, norm, activation, wanda, reconstruction; with parameters
+            as in {name: norm, p: 2}; or an instance.
         method: What turns scores into masks: "local", "global", or an instance.
         compensation: What a pruned neuron leaves behind: "constant", "zero", "mean", "least_squares", or an instance.
         graph: "dag", the true graph of neurons, or "chain", the published reading.
@@ -59,9 +60,9 @@ class PruningCallback(Callback):
         self,
         amount: float | list[float] | dict[str, float] = 0.5,
         *,
-        measure: str | Measure = "weighted_pagerank",
-        method: str | Method = "local",
-        compensation: str | Compensation = "least_squares",
+        measure: dict[str, Any] | str | Measure = "weighted_pagerank",
+        method: dict[str, Any] | str | Method = "local",
+        compensation: dict[str, Any] | str | Compensation = "least_squares",
         graph: Literal["dag", "chain"] = "dag",
         protect_output: bool = True,
         protect: Sequence[str] = (),

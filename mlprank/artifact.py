@@ -123,7 +123,26 @@ def artifact_record(result: PruningResult, *, provenance: Mapping[str, Any] | No
         provenance=dict(provenance or {}),
         versions={package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
     )
+    earlier = getattr(model, "pruning", None)
+    if isinstance(earlier, Mapping):
+        artifact = _after(earlier, artifact)
     return {field.name: getattr(artifact, field.name) for field in fields(artifact)}
+
+
+def _after(earlier: Mapping[str, Any], artifact: Artifact) -> Artifact:
+    """Describe the pruning of a network that was narrow already from the dense network on."""
+    slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
+    for name, dims in artifact.slices.items():
+        for dim, index in dims.items():
+            before = slices.setdefault(name, {}).get(dim)
+            slices[name][dim] = index if before is None else before[index]
+    created = set(earlier["biases"])
+    return replace(
+        artifact,
+        slices={name: dims for name, dims in slices.items() if name not in created},
+        biases=[*earlier["biases"], *artifact.biases],
+        shapes=earlier["shapes"],
+    )
 
 
 def read_artifact(path: str | Path) -> Artifact:

@@ -7,15 +7,17 @@ do with the kept neurons instead, so that on the calibration data they miss the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mlprank.activations import Moments, PooledMoments
-from mlprank.graph import Graph, Group, State
+from mlprank.graph import Graph, Layer, State
+from mlprank.measures.lookup import build, read_spec, registered_name, unknown_name
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class LeastSquares:
         """Solve `(G_KK + lambda I) B = G_KP` with `lambda = ridge * mean(diag(G_KK))`, larger where that cannot be factorised."""
         kept, pruned = moments.gram[mask][:, mask], moments.gram[mask][:, ~mask]
         scale = float(kept.diagonal().mean())
+        if not math.isfinite(scale):
+            raise ValueError("least_squares: the moments of the kept neurons are not finite; check the calibration data")
         if scale <= 0:
             return Mean().predict(moments, mask)
         eye, ridge = torch.eye(len(kept), dtype=kept.dtype, device=kept.device), self.ridge
@@ -105,17 +109,25 @@ COMPENSATIONS: dict[str, type[Compensation]] = {
 }
 
 
-def get_compensation(compensation: str | Compensation) -> Compensation:
-    """Return a compensation by its short name, or the instance that is given.
+def get_compensation(compensation: str | Mapping[str, Any] | Compensation) -> Compensation:
+    """Return a compensation by its short name, by a description as YAML has it, or the instance that is given.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or a parameter is unknown or out of range.
+        TypeError: If it is none of these.
     """
-    if not isinstance(compensation, str):
-        return compensation
-    if compensation not in COMPENSATIONS:
-        raise ValueError(f'compensation="{compensation}" is unknown; choose one of {", ".join(COMPENSATIONS)}')
-    return COMPENSATIONS[compensation]()
+    parameters: dict[str, Any] = {}
+    found: Any = compensation
+    if isinstance(compensation, Mapping):
+        found, parameters = read_spec("compensation", compensation)
+    if isinstance(found, str):
+        name = registered_name(found, COMPENSATIONS, {})
+        if name not in COMPENSATIONS:
+            raise unknown_name("compensation", found, COMPENSATIONS)
+        found = build("compensation", name, COMPENSATIONS[name], parameters)
+    if not isinstance(found, Constant | Zero | Mean | LeastSquares):
+        raise TypeError(f"compensation={compensation!r} is not one of {', '.join(COMPENSATIONS)}")
+    return found
 
 
 def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
@@ -131,33 +143,33 @@ def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> 
         A new state; tensors that do not change are the given ones.
     """
     changed = dict(state)
-    for name, rows in zeroed_parameters(graph, masks, keeps_bias=keeps_bias).items():
+    for name, rows in zeroed_parameters(graph, state, masks, keeps_bias=keeps_bias).items():
         changed[name] = changed[name] * rows.view(-1, *[1] * (changed[name].dim() - 1))
     return changed
 
 
-def zeroed_parameters(graph: Graph, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
+def zeroed_parameters(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
     """Return which rows of which weights and biases stay: shape (n_out,) by parameter name, True for rows that stay."""
     rows: dict[str, Tensor] = {}
     for name, mask in masks.items():
         layer = graph.by_name[name]
         for parameter in (layer.weight,) if keeps_bias else (layer.weight, *layer.biases):
-            rows[parameter] = mask
+            if parameter in state:
+                rows[parameter] = rows[parameter] & mask if parameter in rows else mask
     return rows
 
 
 def regress(
-    graph: Graph, state: State, group: Group, mask: Tensor, moments: PooledMoments, *, by: Regression
+    state: State, readers: Iterable[Layer], mask: Tensor, moments: PooledMoments, *, by: Regression
 ) -> dict[str, Tensor]:
-    """Return the weights with every reader of a group making up for the group's pruned neurons.
+    """Return the weights with readers of a group making up for the group's pruned neurons.
 
     For the weights W of a reader, `W_K += W_P B^T` and `b += W_P (mean_P - B^T mean_K)`; its weights on pruned neurons become zero. A
     reader that has no place for a bias is regressed without an intercept.
 
     Args:
-        graph: The network's graph.
-        state: Its weights.
-        group: The group that is pruned.
+        state: The network's weights.
+        readers: Layers that read the group that is pruned.
         mask: Shape (n,), True for kept neurons.
         moments: Moments of what every reader reads, by `Layer.sources`.
         by: The regression.
@@ -166,7 +178,7 @@ def regress(
         A new state; biases that did not exist are in it under the name that they will have.
     """
     changed = dict(state)
-    for layer in graph.readers_of(group):
+    for layer in readers:
         places = dict.fromkeys(call.bias_place for call in layer.calls)
         seen = moments[layer.sources]
         prediction = by.predict(seen.uncentred() if None in places else seen, mask)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mlprank.cli.errors import OptionError, did_you_mean
 from mlprank.cli.runs import beside_checkpoint
@@ -19,13 +23,19 @@ _NOISE = re.compile(
     r"^\s*(- )?(Does not validate against any of the Union|Subtypes: |Errors:|Given value( type)?: |"
     r"Expected a (<class 'NoneType'>|dot import path string)|Expected a path but |Expected a <class 'coll)"
 )
-_UNKNOWN_KEY = re.compile(r"(?:does not accept option '|Unrecognized arguments: --|Option ')([\w.]+)")
+_UNKNOWN_KEY = re.compile(r"(?i:does not accept option '|unrecognized arguments: --|option ')([\w.]+)")
 _CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
+_KEY = re.compile(r'Parser key "([\w.]+)"')
+_VALUE = re.compile(r"Expected a path but (.+?) either not accessible|Given value: (.+)")
+_NOT_TYPED = ("NoneType", "list", "collections.abc.Iterable")
 _NEEDS_PLACE = ("CSVLogger", "TensorBoardLogger")
 
 
 class Parser(LightningArgumentParser):
     """Lightning's parser; what it cannot parse is an `OptionError` of a few lines, without the list of all options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the error with the nearest known option."""
@@ -45,15 +55,17 @@ def explain(message: str, *, known: Iterable[str]) -> str:
     Returns:
         The text for the user.
     """
-    lines = [line for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
-    text = "\n".join(lines) or message
     unknown = _UNKNOWN_KEY.search(message)
-    if unknown is None:
-        if "are required" in text and "model.model" in text:
-            text += "; give a config, as in --config configs/quickstart.yaml, or --model.model=mlprank.models.MLP"
-        return text
-    key = unknown.group(1)
     class_paths = _CLASS_PATH.findall(message)
+    if unknown is None:
+        keys, value = _KEY.findall(message), _VALUE.search(message)
+        if keys and value and not class_paths:
+            return _wrong_value(".".join(dict.fromkeys(keys)), value.group(1) or value.group(2), message)
+        text = "\n".join(line for line in message.splitlines() if line.strip() and not _NOISE.match(line))
+        if "are required" in text and "model.model" in text:
+            text += "; give a config, as in --config configs/quickstart.yaml, or --model.model=MLP and its options"
+        return text or message
+    key = unknown.group(1)
     if "is not accepted" in message and class_paths:
         names = _parameters(class_paths[-1])
         where = class_paths[-1].rpartition(".")[2]
@@ -79,7 +91,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if key.rstrip("+") == "--trainer.logger" and equals and value.rpartition(".")[2] in _NEEDS_PLACE:
             prepared.insert(index + 1, "--trainer.logger.save_dir=.")
-    checkpoints = _values(prepared, "--ckpt_path")
+    checkpoints = values_of(prepared, "--ckpt_path")
     if checkpoints and config_of(prepared) is None:
         config = beside_checkpoint(checkpoints[-1])
         if config is not None:
@@ -89,11 +101,11 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 
 def config_of(arguments: list[str]) -> Path | None:
     """Return the first config that the command line names, which gives its runs their name."""
-    configs = _values(arguments, "--config", "-c")
+    configs = values_of(arguments, "--config", "-c")
     return Path(configs[0]) if configs else None
 
 
-def _values(arguments: list[str], *keys: str) -> list[str]:
+def values_of(arguments: list[str], *keys: str) -> list[str]:
     """Return the values that the options were given, as `--key=value` or `--key value`, in order."""
     following = [*arguments[1:], ""]
     pairs = [(argument.partition("="), after) for argument, after in zip(arguments, following, strict=True)]
@@ -102,6 +114,22 @@ def _values(arguments: list[str], *keys: str) -> list[str]:
 
 def _options(parser: LightningArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions]
+
+
+def _wrong_value(key: str, value: str, message: str) -> str:
+    """Say which types an option takes, or which class was meant."""
+    types = [name for name in re.findall(r"Expected an? <class '([\w.]+)'>", message) if name not in _NOT_TYPED]
+    if types:
+        return f"{key}: {value!r} is no {' or '.join(dict.fromkeys(types))}"
+    bases: tuple[type, ...] = (Callback, LightningDataModule, Logger, LRScheduler, Optimizer)
+    names = {*MODELS, *(cls.__name__ for base in bases for cls in _subclasses(base))}
+    return f"{key}: {value!r} is no class that is known here{did_you_mean(value, names)}; another needs its import path"
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def _nearest_option(key: str, known: list[str]) -> str:

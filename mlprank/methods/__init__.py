@@ -4,9 +4,10 @@ A new method is one file here, one line in `METHODS` and one slow loop in ``test
 somebody else's, given to `mlprank.prune` as it is.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from mlprank.measures.lookup import build, unknown_name
+from mlprank.measures.lookup import build, read_spec, registered_name, unknown_name
 from mlprank.methods.global_ import Global
 from mlprank.methods.local import Local
 from mlprank.methods.selection import Method
@@ -17,12 +18,13 @@ METHODS: dict[str, type[Any]] = {"local": Local, "global": Global}
 PUBLISHED_METHODS: dict[str, Local | Global] = {"Local": Local(), "Global": Global(normalise="none")}
 
 
-def get_method(method: str | type[Any] | Method, **parameters: Any) -> Method:
+def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameters: Any) -> Method:
     """Return a method by name, by class or as it is.
 
     Args:
         method: A short name, a name of the thesis (``"Global"`` then compares scores as published, without width
-            normalisation), a class, or an instance or function, which is returned as it is.
+            normalisation), a class, a description as YAML has it (see
+            `mlprank.measures.lookup.read_spec`), or an instance or function, which is returned as it is.
         **parameters: Parameters of the method, for a name or a class.
 
     Returns:
@@ -33,7 +35,10 @@ def get_method(method: str | type[Any] | Method, **parameters: Any) -> Method:
         ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
             beside an instance.
     """
+    if isinstance(method, Mapping):
+        method, parameters = read_spec("method", method)
     if isinstance(method, str):
+        method = registered_name(method, METHODS, PUBLISHED_METHODS)
         if method in PUBLISHED_METHODS and not parameters:
             return PUBLISHED_METHODS[method]
         name = method.lower() if method in PUBLISHED_METHODS else method
