@@ -1,0 +1,18 @@
+.PHONY: test slow lint format types wheel ci bench
+
+test:
+	uv run pytest
+slow:
+	uv run pytest -m "slow and not gpu"
+lint:
+	uv run ruff check . && uv run ruff format --check .
+format:
+	uv run ruff check --fix . && uv run ruff format .
+types:
+	uv run python tests/wheel.py types
+wheel:
+	uv run python tests/wheel.py import
+bench:
+	uv run pytest tests/benchmarks --benchmark-only
+ci:
+	.ci/run
