@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(name, arguments[1:])
     except KeyboardInterrupt as interrupt:
-        print(f"mlprank {name}: interrupted; {interrupt or 'nothing was written'}", file=sys.stderr)
+        print(f"mlprank {name}: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if os.environ.get("MLPRANK_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
-        print(f"mlprank {name}: error: {error or type(error).__name__}", file=sys.stderr)
+        print(f"mlprank {name}: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return WRONG_INPUT
 
 

@@ -37,6 +37,7 @@ _UNHELPFUL_WARNINGS = (
     ".*does not have many workers.*",  # the batches are indexed from memory
     ".*smaller than the logging interval.*",  # everything is logged once an epoch
     ".*isinstance.treespec, LeafSpec.*",
+    ".*The dirpath has changed from.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*exists and is not empty.*",  # a run that goes on writes where it wrote before
 )
@@ -53,9 +54,9 @@ class SaveRun(Callback):
     def __init__(self, config: dict[str, Any], run: Path) -> None:
         self.config, self.run = config, run
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write and log, before the first step."""
-        if stage == "fit" and trainer.is_global_zero:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and log before the first step: a run that cannot start leaves nothing behind."""
+        if trainer.is_global_zero:
             with whole_file(self.run / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.config, sort_keys=False))
             for logger in trainer.loggers:
@@ -143,7 +144,6 @@ class MLPRankCLI(LightningCLI):
             self.run = None if trainer.fast_dev_run else self._claim(base)
         if self.run is not None:
             place_loggers(trainer.logger, self.run)
-        self.parser.add_instantiator(self._build_classifier, ImageClassifier, subclasses=True)
 
     def _claim(self, base: Path) -> Path:
         if self._resumed is not None:
@@ -154,16 +154,10 @@ class MLPRankCLI(LightningCLI):
         os.environ[_RUN_VARIABLE] = str(run)
         return run
 
-    def _build_classifier(self, cls: type[ImageClassifier], *args: Any, **kwargs: Any) -> ImageClassifier:
-        """Build the classifier and let its checkpoints describe it as the config does."""
-        kwargs.pop("applied_instantiation_links", None)
-        module = cls(*args, **kwargs)
-        described = {name: self.plain["model"][name] for name in ("model", "optimizer", "lr_scheduler")}
-        module.save_hyperparameters({**module.hparams, **described}, logger=False)  # the whole config is logged instead
-        return module
-
     def after_instantiate_classes(self) -> None:
-        """Refuse a network that does not fit the data, before anything is read."""
+        """Let checkpoints describe the network as the config does; refuse one that does not fit the data."""
+        described = {name: self.plain["model"][name] for name in ("model", "optimizer", "lr_scheduler")}
+        self.model.save_hyperparameters({**self.model.hparams, **described}, logger=False)  # the config is logged whole
         network, data = self.model.model, self.datamodule
         shape = getattr(data, "in_shape", None)
         features = getattr(network, "in_features", None)
@@ -205,7 +199,8 @@ class MLPRankCLI(LightningCLI):
         ours: list[Callback] = [SaveRun(self.plain, run)]
         if checkpoints and not any(isinstance(callback, Checkpoint) for callback in given):
             place = run / CHECKPOINTS
-            ours.append(ModelCheckpoint(place, filename="best", monitor="val_top1", mode="max"))
+            if self.options.trainer.limit_val_batches != 0:
+                ours.append(ModelCheckpoint(place, filename="best", monitor="val_top1", mode="max"))
             # save_last=True would write last.ckpt only where best.ckpt is written
             ours.append(ModelCheckpoint(place, filename="last", enable_version_counter=False))
         return ours

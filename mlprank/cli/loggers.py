@@ -66,6 +66,6 @@ def place_loggers(loggers: Any, run: Path) -> None:
         if init_args.get("save_dir") not in _DEFAULT_PLACES:
             continue
         if logger.class_path.rpartition(".")[2] in ("CSVLogger", "TensorBoardLogger"):
-            init_args.save_dir, init_args.name, init_args.version = str(run.parent), "", run.name
+            init_args.save_dir, init_args.name, init_args.version = str(run.parent), run.name, ""
         elif "save_dir" in init_args:
             init_args.save_dir = str(run)

@@ -59,7 +59,7 @@ def explain(message: str, *, known: Iterable[str]) -> str:
     class_paths = _CLASS_PATH.findall(message)
     if unknown is None:
         keys, value = _KEY.findall(message), _VALUE.search(message)
-        if keys and value and not class_paths:
+        if keys and value and "Problem with given class_path" not in message:
             return _wrong_value(".".join(dict.fromkeys(keys)), value.group(1) or value.group(2), message)
         text = "\n".join(line for line in message.splitlines() if line.strip() and not _NOISE.match(line))
         if "are required" in text and "model.model" in text:

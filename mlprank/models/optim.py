@@ -174,5 +174,6 @@ def _init_args(given: object) -> Mapping[str, Any]:
 def _name(given: object) -> str:
     if isinstance(given, Mapping):
         return str(given.get("class_path"))
-    cls = given.func if isinstance(given, partial) else given
+    parts = [given.func, *given.args] if isinstance(given, partial) else [given]  # the CLI's partials hold the class
+    cls = next((part for part in parts if isinstance(part, type)), parts[0])
     return getattr(cls, "__name__", repr(cls))

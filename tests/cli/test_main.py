@@ -1,0 +1,77 @@
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlprank import cli
+from mlprank.cli import COMMANDS, Command, main
+
+
+def test_help_teaches_every_command_without_importing_torch() -> None:
+    code = "import sys; from mlprank.cli import main; main(sys.argv[1:]); main([]); main(['--version']);"
+    code += "print(sorted({'torch', 'lightning', 'numpy', 'jsonargparse'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.help)}$", done.stdout, re.MULTILINE), name
+    assert "mlprank fit --config configs/quickstart.yaml" in done.stdout
+    assert re.search(r"^mlprank \d+\.\d+", done.stdout, re.MULTILINE)
+
+
+def test_python_m_mlprank_is_the_same_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "mlprank", "fitt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no command 'fitt'; did you mean 'fit'?" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (ValueError("amount=2 is wrong"), 2, "mlprank prune: error: amount=2 is wrong\n"),
+        (PermissionError(13, "Permission denied", "x"), 2, "mlprank prune: error: [Errno 13] Permission denied: 'x'\n"),
+        (ModuleNotFoundError("install mlprank[tune]"), 2, "mlprank prune: error: install mlprank[tune]\n"),
+        (KeyboardInterrupt("last.ckpt is kept"), 130, "mlprank prune: interrupted; last.ckpt is kept\n"),
+        (KeyboardInterrupt(), 130, "mlprank prune: interrupted; nothing was written\n"),
+    ],
+)
+def test_errors_of_the_user_are_one_line_and_an_exit_code(
+    raised: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(argv: list[str]) -> int:
+        raise raised
+
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.cli.errors:fails", ""))
+    monkeypatch.setattr("mlprank.cli.errors.fails", fails, raising=False)
+    assert main(["prune"]) == code
+    assert capsys.readouterr() == ("", text)
+    monkeypatch.setenv("MLPRANK_TRACEBACK", "1")
+    main(["prune"])
+    assert ("Traceback" in capsys.readouterr().err) == (code == 2)
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(argv: list[str]) -> int:
+        raise AssertionError("ours")
+
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.cli.errors:fails", ""))
+    monkeypatch.setattr("mlprank.cli.errors.fails", fails, raising=False)
+    with pytest.raises(AssertionError, match="ours"):
+        main(["prune"])
+
+
+def test_a_command_gets_its_options_and_its_exit_code_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def command(answer: int | None) -> Callable[[list[str]], Any]:
+        return lambda argv: (seen.append(argv), answer)[1]  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(cli.errors, "own", command(5), raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.cli.errors:own", ""))
+    assert main(["prune", "--amount", "0.5"]) == 5
+    monkeypatch.setattr(cli.errors, "own", command(None))
+    assert main(["prune"]) == 0
+    assert seen == [["--amount", "0.5"], []]
