@@ -88,7 +88,9 @@ class LeastSquares:
         kept, pruned = moments.gram[mask][:, mask], moments.gram[mask][:, ~mask]
         scale = float(kept.diagonal().mean())
         if not math.isfinite(scale):
-            raise ValueError("least_squares: the moments of the kept neurons are not finite; check the calibration data")
+            raise ValueError(
+                "least_squares: the moments of the kept neurons are not finite; check the calibration data"
+            )
         if scale <= 0:
             return Mean().predict(moments, mask)
         eye, ridge = torch.eye(len(kept), dtype=kept.dtype, device=kept.device), self.ridge

@@ -93,8 +93,8 @@ class Layer:
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """The biases that its uses add, each once."""
-        return tuple(dict.fromkeys(call.bias for call in self.calls if call.bias is not None))
+        """The biases that its uses add, or would add if they were created, each once."""
+        return tuple(dict.fromkeys(call.bias_place for call in self.calls if call.bias_place is not None))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Group:
     Attributes:
         layers: The layers that make the neurons, in forward order.
         width: Number of neurons.
-        slots: Every (tensor name, dimension) that runs along the neurons, weights of readers included.
+        slots: Every (tensor name, dimension) that runs along the neurons, weights of readers and biases yet to be created included.
         readers: The layers that read the neurons, in forward order.
         whole: Why no neuron of the group can be removed, or None.
         output: Whether the neurons are outputs of the network.

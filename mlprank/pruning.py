@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mlprank.activations import Norms, PooledMoments, measure_constants, measure_moments, measure_norms
+from mlprank.activations import Moments, Norms, PooledMoments, measure_constants, measure_moments, measure_norms
 from mlprank.agreement import check_agreement
 from mlprank.calibration import Calibration, own
-from mlprank.compensation import Compensation, Regression, get_compensation, regress, zero_rows, zeroed_parameters
+from mlprank.compensation import Compensation, Regression, get_compensation, zero_rows, zeroed_parameters
 from mlprank.evaluating import device_of
-from mlprank.graph import Group, State
+from mlprank.graph import Group, Layer, State
+from mlprank.masked_weights import MaskedWeights
+from mlprank.masking import masked_rows
 from mlprank.measures import Measure, Reader, get_measure
 from mlprank.methods import Method, get_method
+from mlprank.plain import is_plain, plain_copy
 from mlprank.recipe import Recipe
 from mlprank.removal import network_state, plan_removal, removable_neurons, with_state
 from mlprank.result import PruningResult
-from mlprank.scoring import readers_of, score_group, score_layers
+from mlprank.scoring import readers_of, score_layers
 from mlprank.selection import Selection, amounts_by_name, check_amount, select
 from mlprank.tracing import trace
 
@@ -42,7 +45,8 @@ def prune(
     """Take the least central neurons out of a network.
 
     Args:
-        model: A network of one input, or a LightningModule; left untouched.
+        model: A network of one input, or a LightningModule; left untouched. Neurons that torch's pruning masks (`torch.nn.utils.prune`)
+            keep at zero count as pruned, and stay so.
         calibration: A batch of inputs, shape (N, ...), an iterable of batches, a DataLoader or a LightningDataModule.
         amount: The share of neurons to remove, in [0, 1), for all layers or by layer name (`*` and `[2-5]` match as in file names; layers
             that no name matches stay whole).
@@ -126,38 +130,40 @@ class Pruning:
     ) -> None:
         if graph not in ("dag", "chain"):
             raise ValueError(f'graph="{graph}" is unknown; choose "dag" or "chain"')
-        self.model = unwrap(model)
+        inner = unwrap(model)
+        self.model = inner if is_plain(inner) else plain_copy(inner)
         self.chain = graph == "chain"
         self.calibration = Calibration(
             calibration, device=device_of(self.model), num_samples=num_samples, reduce=reduce
         )
         self.graph = trace(self.model, self.calibration.example)
         self.state: State = network_state(self.model)
+        rows = masked_rows(inner)
+        self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
 
     @cached_property
     def norms(self) -> Norms:
         """Norms of the dense network on the calibration data; measured once."""
         return measure_norms(self.graph, self.state, self.calibration, chain=self.chain)
 
-    @cached_property
-    def _dense_moments(self) -> dict[Group, PooledMoments]:
-        return {}
+    def moments(self, state: State, readers: Iterable[Layer]) -> PooledMoments:
+        """Measure moments of what layers read, with the given weights; those of the dense network only once."""
+        values = dict.fromkeys(layer.sources for layer in readers)
+        known = self._dense_moments if state is self.state else {}
+        missing = [value for value in values if value not in known]
+        known.update(measure_moments(self.graph, state, self.calibration, missing) if missing else {})
+        return {value: known[value] for value in values}
 
-    def moments(self, state: State, group: Group) -> PooledMoments:
-        """Measure moments of what the readers of a group read, with the given weights."""
-        if state is self.state and group in self._dense_moments:
-            return self._dense_moments[group]
-        values = dict.fromkeys(layer.sources for layer in self.graph.readers_of(group))
-        moments = measure_moments(self.graph, state, self.calibration, list(values))
-        if state is self.state:
-            self._dense_moments[group] = moments
-        return moments
+    @cached_property
+    def _dense_moments(self) -> dict[tuple[str, ...], Moments]:
+        return {}
 
     def scores(self, measure: Measure, amounts: Mapping[str, float]) -> dict[str, Tensor]:
         """Score every layer of the dense network, as `mlprank.score` does."""
 
         def readers(group: Group) -> tuple[Reader, ...]:
-            return readers_of(self.graph, self.state, group, self.moments(self.state, group))
+            moments = self.moments(self.state, self.graph.readers_of(group))
+            return readers_of(self.graph, self.state, group, moments)
 
         return score_layers(
             self.graph, self.state, self.norms, measure=measure, amounts=amounts, readers=readers, chain=self.chain
@@ -187,43 +193,61 @@ class Pruning:
             min_neurons=min_neurons,
             round_to=round_to,
         )
-        selection = select(self.graph, amount=amount, protect=protect, protect_output=protect_output, chain=self.chain)
+        selection = select(
+            self.graph,
+            amount=amount,
+            protect=protect,
+            protect_output=protect_output,
+            chain=self.chain,
+            already=self.already,
+        )
         constants = self._constants(recipe, selection)
-        removable = removable_neurons(self.graph, constants)
-        scores, masks, state = self._masked(recipe, selection, removable)
-        masked = with_state(self.model, state)
-        removal = plan_removal(self.graph, state, masks, constants)
+        folds = not isinstance(recipe.compensation, Regression)
+        weights = MaskedWeights(
+            self.graph,
+            self.state,
+            recipe=recipe,
+            selection=selection,
+            removable=removable_neurons(self.graph, constants, folds=folds),
+            norms=self.norms,
+            moments=self.moments,
+        )
+        amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
+        made = (
+            weights.from_pruned()
+            if recipe.scores_on_pruned
+            else weights.from_scores(self.scores(recipe.measure, amounts))
+        )
+        masked = with_state(self.model, made.state)
+        removal = plan_removal(self.graph, made.state, made.masks, constants if folds else None)
         narrow = with_state(self.model, removal.state)
-        difference = check_agreement(masked, narrow, self.calibration.example, self.graph)
+        keeps_bias = recipe.compensation.keeps_bias
         return PruningResult(
             model=narrow,
             masked=masked,
-            scores=scores,
-            masks=masks,
+            scores=made.scores,
+            masks=made.masks,
             recipe=recipe,
             whole=selection.whole,
+            held_back=made.held_back,
             slices=removal.slices,
             biases=tuple(name for name in removal.state if name not in self.state),
-            parameter_masks=zeroed_parameters(self.graph, masks, keeps_bias=recipe.compensation.keeps_bias),
-            max_difference=difference,
+            parameter_masks=zeroed_parameters(self.graph, made.state, made.masks, keeps_bias=keeps_bias),
+            max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),
             dense=self.model,
             example=self.calibration.example[:1],
         )
 
-    def _constants(self, recipe: Recipe, selection: Selection) -> State | None:
-        """What zeroed neurons send on, or None where a regression lets nobody listen to them."""
-        if isinstance(recipe.compensation, Regression):
-            tied = [
-                group.layers
-                for group in self.graph.groups
-                if len(group.layers) > 1 and set(group.layers) & set(selection.units)
-            ]
-            if self.chain and tied:
-                raise ValueError(
-                    f'graph="chain" prunes {", ".join(tied[0])} independently although they share their neurons; there'
-                    ' compensation="constant" and "zero" are defined, or use graph="dag"'
-                )
-            return None
+    def _constants(self, recipe: Recipe, selection: Selection) -> State:
+        """What zeroed neurons send on."""
+        tied = [
+            group for group in self.graph.groups if len(group.layers) > 1 and set(group.layers) & set(selection.units)
+        ]
+        if isinstance(recipe.compensation, Regression) and self.chain and tied:
+            raise ValueError(
+                f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons; there'
+                ' compensation="constant" and "zero" are defined, or use graph="dag"'
+            )
         none = {
             name: torch.zeros_like(self.state[self.graph.by_name[name].weight][:, 0], dtype=torch.bool)
             for layers in selection.units.values()
@@ -231,31 +255,6 @@ class Pruning:
         }
         emptied = zero_rows(self.graph, self.state, none, keeps_bias=recipe.compensation.keeps_bias)
         return measure_constants(self.graph, emptied, self.calibration)
-
-    def _masked(
-        self, recipe: Recipe, selection: Selection, removable: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
-        """Score, mask and compensate, group by group from the input to the output; return scores, masks and weights."""
-        regression = recipe.compensation if isinstance(recipe.compensation, Regression) else None
-        on_pruned = recipe.scores_on_pruned
-        amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
-        scores: dict[str, Tensor] = {} if on_pruned else self.scores(recipe.measure, amounts)
-        masks: dict[str, Tensor] = {} if on_pruned else recipe.masks(selection, scores, removable)
-        state = self.state
-        for group in self.graph.groups:
-            units = [name for name in group.layers if name in selection.units]
-            moments = self.moments(state, group) if on_pruned or (units and regression) else {}
-            if on_pruned:
-                readers = readers_of(self.graph, state, group, moments)
-                scores.update(
-                    score_group(self.graph, state, self.norms, group, measure=recipe.measure, readers=readers)
-                )
-                masks.update(recipe.masks(selection, {name: scores[name] for name in units}, removable))
-            pruned = {name: masks[name] for name in group.layers if name in masks}
-            if regression is not None and units and group.whole is None:
-                state = regress(self.graph, state, group, masks[units[0]], moments, by=regression)
-            state = zero_rows(self.graph, state, pruned, keeps_bias=recipe.compensation.keeps_bias)
-        return {layer.name: scores[layer.name] for layer in self.graph.layers}, masks, state
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -83,6 +83,7 @@ class _Reader:
     linears: dict[str, list[fx.Node]] = field(default_factory=lambda: defaultdict(list))
     others: dict[str, str] = field(default_factory=dict)
     reshapes: list[str] = field(default_factory=list)
+    varying: set[fx.Node] = field(default_factory=set)
 
     # -- spaces ---------------------------------------------------------------------------------------------------
 
@@ -120,6 +121,8 @@ class _Reader:
 
     def read(self, node: fx.Node) -> None:
         """Follow the neurons through one operation."""
+        if any(argument in self.varying for argument in node.all_input_nodes):
+            self.varying.add(node)
         name = _operation(node)
         inputs = [argument for argument in node.all_input_nodes if not self.is_tensor(argument)]
         tracked = [argument for argument in inputs if argument in self.values]
@@ -271,7 +274,7 @@ class _Reader:
                 if all(isinstance(s, int) for s in shape)
                 else None
             )
-            if size == 1:
+            if size == 1 and other not in self.varying:
                 continue
             if (
                 self.is_tensor(other)
@@ -371,12 +374,14 @@ class _Reader:
 
     def group(self, index: int, root: int, layers: tuple[Layer, ...]) -> Group:
         readers = tuple(layer for layer in layers if layer.source_group == index)
+        slots = [slot for slot, space in self.slots.items() if self.root(space) == root]
+        slots += [(bias, 0) for layer in layers if layer.group == index for bias in layer.biases]
         reasons = list(dict.fromkeys(self.spaces[root].reasons))
         firm = [reason for reason in reasons if reason != OUTPUT]
         return Group(
             layers=tuple(layer.name for layer in layers if layer.group == index),
             width=self.spaces[root].width,
-            slots=tuple(slot for slot, space in self.slots.items() if self.root(space) == root),
+            slots=tuple(dict.fromkeys(slots)),
             readers=tuple(layer.name for layer in readers),
             whole=firm[0] if firm else (OUTPUT if reasons else None),
             output=OUTPUT in reasons,
@@ -397,7 +402,9 @@ def read_graph(model: nn.Module, exported: ExportedProgram) -> Graph:
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     reader = _Reader(model=model, exported=exported, tensors=dict(tensors))
     for node in exported.graph.nodes:
-        if node.op == "call_function":
+        if node.op == "placeholder" and node.name in signature.user_inputs:
+            reader.varying.add(node)
+        elif node.op == "call_function":
             reader.read(node)
         elif node.op == "output":
             for value in node.all_input_nodes:

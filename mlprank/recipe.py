@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlprank.compensation import COMPENSATIONS, Compensation
 from mlprank.measures import MEASURES, Measure
 from mlprank.methods import METHODS, Local, Method
 from mlprank.selection import Selection
+
+_LEAST = 1e-300
+"""A score above 0 that changes no other score in float64."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,16 @@ class Recipe:
         """Whether a group is scored after the groups below it have been pruned."""
         return bool(getattr(self.measure, "on_pruned", False)) and isinstance(self.method, Local) and not self.chain
 
-    def masks(
-        self, selection: Selection, scores: Mapping[str, Tensor], removable: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def masks(self, selection: Selection, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the masks of every selected layer that is scored, shape (n_out,), True for kept neurons."""
-        units = {unit: scores[unit] for unit in selection.units if unit in scores}
+        units = {
+            unit: _pruned_first(scores[unit], selection.already.get(unit)) for unit in selection.units if unit in scores
+        }
         amounts = {unit: selection.amounts[unit] for unit in units}
         chosen = self.method(units, amounts, min_neurons=self.min_neurons, round_to=self.round_to) if units else {}
-        masks = {}
-        for unit, mask in chosen.items():
-            for name in selection.units[unit]:
-                masks[name] = mask | ~removable[name].to(mask.device) if name in removable else mask
-        return masks
+        for unit, left in selection.already.items():
+            chosen.update({unit: chosen[unit] & left.to(chosen[unit].device)} if unit in chosen else {})
+        return {name: mask for unit, mask in chosen.items() for name in selection.units[unit]}
 
     def plain(self) -> dict[str, Any]:
         """Return the choices as plain types, short names where there are some."""
@@ -66,6 +68,11 @@ class Recipe:
             "min_neurons": self.min_neurons,
             "round_to": self.round_to,
         }
+
+
+def _pruned_first(scores: Tensor, left: Tensor | None) -> Tensor:
+    """Rank neurons that have been pruned before below all others; in float64 nothing else changes."""
+    return scores if left is None else torch.where(left.to(scores.device), scores.double() + _LEAST, 0.0)
 
 
 def _described(part: object, names: Mapping[str, type[Any]]) -> dict[str, Any]:

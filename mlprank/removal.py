@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -28,15 +29,15 @@ class Removal:
     state: State
 
 
-def removable_neurons(graph: Graph, constants: State | None) -> dict[str, Bool[Tensor, " n"]]:
+def removable_neurons(graph: Graph, constants: State, *, folds: bool) -> dict[str, Bool[Tensor, " n"]]:
     """Say which neurons of which group can be taken out without a trace.
 
-    A neuron's constant must have a place to go: every reader's bias, and the same amount for all uses of that bias.
+    A neuron's constant must be finite and have a place to go: every reader's bias, and the same amount for all uses of that bias.
 
     Args:
         graph: The network's graph.
-        constants: What zeroed neurons send to their readers (`mlprank.activations.measure_constants`), or None for a compensation that
-            leaves nothing to fold.
+        constants: What zeroed neurons send to their readers (`mlprank.activations.measure_constants`).
+        folds: Whether the constants will be folded; a regression leaves nobody listening to them.
 
     Returns:
         For every layer whose group need not stay whole, shape (n,), True for neurons that can go.
@@ -48,11 +49,12 @@ def removable_neurons(graph: Graph, constants: State | None) -> dict[str, Bool[T
         fits = torch.ones(group.width, dtype=torch.bool)
         places: dict[str | None, Tensor] = {}
         for layer in graph.readers_of(group):
-            for call in layer.calls if constants is not None else ():
-                assert constants is not None
+            for call in layer.calls:
                 arrives = constants[call.source].cpu()
-                expected = places.setdefault(call.bias_place and f"{layer.name} {call.bias_place}", arrives)
-                fits &= arrives == (torch.zeros_like(arrives) if call.bias_place is None else expected)
+                fits &= torch.isfinite(arrives)
+                if folds:
+                    expected = places.setdefault(call.bias_place and f"{layer.name} {call.bias_place}", arrives)
+                    fits &= arrives == (torch.zeros_like(arrives) if call.bias_place is None else expected)
         removable.update(dict.fromkeys(group.layers, fits))
     return removable
 
@@ -86,6 +88,7 @@ def plan_removal(graph: Graph, state: State, masks: State, constants: State | No
             _fold(graph, group, state, folded, constants, ~kept)
         for name, dim in group.slots:
             slices.setdefault(name, {})[dim] = kept.nonzero().flatten()
+    slices = {name: dims for name, dims in slices.items() if name in folded}
     for name, dims in slices.items():
         for dim, index in dims.items():
             folded[name] = folded[name].index_select(dim, index)
@@ -143,6 +146,9 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
     Raises:
         ValueError: If the network has no such tensor, or one of another size; tensor and sizes are named.
     """
+    _create_biases(
+        model, {name: _linear(model, name).weight.new_zeros(_linear(model, name).out_features) for name in biases}
+    )
     tensors = _tensors(model)
     cut: dict[int, Tensor] = {}
     for name, dims in slices.items():
@@ -160,15 +166,12 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
                 )
             new = new.index_select(dim, index.to(new.device))
         cut[id(tensor)] = _like(tensor, new)
-    for path, module in list(model.named_modules()):
-        del path
-        for own in (module._parameters, module._buffers):
+    for module in list(model.modules()):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for own in holders:
             for key, tensor in own.items():
-                if tensor is not None and id(tensor) in cut:
+                if id(tensor) in cut:
                     own[key] = cut[id(tensor)]
-    _create_biases(
-        model, {name: _linear(model, name).weight.new_zeros(len(_linear(model, name).weight)) for name in biases}
-    )
     _fix_widths(model)
     return model
 

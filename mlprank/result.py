@@ -45,6 +45,7 @@ class PruningResult:
         masks: For every prunable layer, shape (n_out,), True for kept neurons.
         recipe: How it was pruned.
         whole: Why each other layer stays whole.
+        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave behind: how many.
         slices: For every tensor that became narrower, the kept indices by dimension.
         biases: Names of biases that the dense network did not have.
         parameter_masks: For every weight and bias with zeroed rows, shape (n_out,), True for the rows that stay.
@@ -59,6 +60,7 @@ class PruningResult:
     masks: Mapping[str, Tensor]
     recipe: Recipe
     whole: Mapping[str, str]
+    held_back: Mapping[str, int]
     slices: Slices
     biases: tuple[str, ...]
     parameter_masks: Mapping[str, Tensor]

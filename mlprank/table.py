@@ -40,7 +40,7 @@ def pruning_table(
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     for name, (wide, narrow) in result.widths.items():
-        zeroed = int((~result.masks[name]).sum()) if name in result.masks and wide == narrow else 0
+        zeroed = narrow - int(result.masks[name].sum()) if name in result.masks else 0
         note = f" ({zeroed} zeroed)" if zeroed else ""
         table.add_row(
             name, f"{wide} neurons", f"{narrow} neurons{note}", _percent(narrow, wide) if narrow != wide else "whole"
@@ -59,6 +59,9 @@ def pruning_table(
     lines.append(
         Text(f"Masked and removed network agree: their outputs differ by at most {result.max_difference:.1e}.")
     )
+    if result.held_back:
+        layers = ", ".join(f'"{name}" {count}' for name, count in result.held_back.items())
+        lines.append(Text(f"Kept though chosen, as nothing can take the constants they would leave behind: {layers}."))
     if result.whole:
         lines.append(Text(f"Whole: {describe_whole(result.whole)}."))
     return Group(*lines)
