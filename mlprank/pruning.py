@@ -117,6 +117,7 @@ class Pruning:
         graph: As for `prune`.
         num_samples: Read at most this many calibration samples.
         reduce: Sums a tensor over processes, where several of them calibrate together.
+        traced: The `Pruning.graph` of a network of the same class and sizes, which saves reading this one again.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Pruning:
         graph: str = "dag",
         num_samples: int | None = None,
         reduce: Callable[[Tensor], Tensor] = own,
+        traced: Graph | None = None,
     ) -> None:
         if graph not in ("dag", "chain"):
             raise ValueError(f'graph="{graph}" is unknown; choose "dag" or "chain"')
@@ -136,7 +138,7 @@ class Pruning:
         self.calibration = Calibration(
             calibration, device=device_of(self.model), num_samples=num_samples, reduce=reduce
         )
-        self.graph = trace(self.model, self.calibration.example)
+        self.graph = trace(self.model, self.calibration.example) if traced is None else traced
         self.state: State = network_state(self.model)
         rows = masked_rows(inner)
         self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
@@ -180,8 +182,13 @@ class Pruning:
         protect: Sequence[str] = (),
         min_neurons: int = 1,
         round_to: int = 1,
+        scores: Mapping[str, Tensor] | None = None,
     ) -> PruningResult:
-        """Prune in one way; the arguments are those of `prune`."""
+        """Prune in one way; the arguments are those of `prune`.
+
+        `scores` are what `Pruning.scores` gave for the same measure, where they are at hand; a measure that must see the pruned network
+        below a layer scores anew.
+        """
         recipe = Recipe(
             amount=amount,
             measure=get_measure(measure),
@@ -213,11 +220,10 @@ class Pruning:
             moments=self.moments,
         )
         amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
-        made = (
-            weights.from_pruned()
-            if recipe.scores_on_pruned
-            else weights.from_scores(self.scores(recipe.measure, amounts))
-        )
+        if recipe.scores_on_pruned:
+            made = weights.from_pruned()
+        else:
+            made = weights.from_scores(self.scores(recipe.measure, amounts) if scores is None else scores)
         masked = with_state(self.model, made.state)
         removal = plan_removal(self.graph, made.state, made.masks, constants if folds else None)
         narrow = with_state(self.model, removal.state)
