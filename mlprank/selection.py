@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
 
 from mlprank.graph import Graph
 
@@ -19,15 +23,23 @@ class Selection:
             a group, in chain mode a layer.
         amounts: The requested amount of every unit, in [0, 1).
         whole: Why each other layer stays whole, by name.
+        already: For units that have been pruned before, shape (n,), False for neurons that are gone; they go first and count as removed.
     """
 
     units: Mapping[str, tuple[str, ...]]
     amounts: Mapping[str, float]
     whole: Mapping[str, str]
+    already: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def select(
-    graph: Graph, *, amount: float | Mapping[str, float], protect: Sequence[str], protect_output: bool, chain: bool
+    graph: Graph,
+    *,
+    amount: float | Mapping[str, float],
+    protect: Sequence[str],
+    protect_output: bool,
+    chain: bool,
+    already: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Selection:
     """Work out what may be pruned.
 
@@ -37,6 +49,7 @@ def select(
         protect: Name patterns of layers to keep whole.
         protect_output: Keep the output layers whole.
         chain: Mask every layer on its own.
+        already: What is left of layers that have been pruned before, shape (n_out,), False for neurons that are gone.
 
     Returns:
         The selection; it holds at least one unit.
@@ -76,7 +89,12 @@ def select(
             amounts[layers[0]] = asked.get(layers[0], 0.0) if chain else next(iter(asked.values()))
     if not units:
         raise ValueError("there is nothing to prune: " + describe_whole(whole))
-    return Selection(units, amounts, whole)
+    left = {
+        unit: torch.stack([already[name] for name in layers]).any(0)
+        for unit, layers in units.items()
+        if all(name in already for name in layers)
+    }
+    return Selection(units, amounts, whole, left)
 
 
 def check_amount(amount: float | Mapping[str, float]) -> None:

@@ -1,13 +1,11 @@
-"""Make a module fit a checkpoint of its pruned self: widths and masks."""
+"""Make a module fit a checkpoint of its pruned self: widths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch import nn
 
 from mlprank.models.spec import build_model
 
@@ -58,26 +56,6 @@ def match_widths(module: Classifier, checkpoint: Mapping[str, Any]) -> dict[str,
         slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
         module.model = narrow(module.model, slices, biases=tuple(name.removeprefix("model.") for name in created))
     return record
-
-
-def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the module the pruning masks (`torch.nn.utils.prune`) that a state dict has, and no others.
-
-    Args:
-        module: The module that is to load the state dict.
-        state: Its state dict; a masked parameter `weight` is there as `weight_orig` and `weight_mask`.
-    """
-    own = module.state_dict()
-    for name in [key.removesuffix("_orig") for key in own if key.endswith("_orig")]:
-        if name in state and f"{name}_orig" not in state:
-            path, _, parameter = name.rpartition(".")
-            prune.remove(module.get_submodule(path), parameter)  # type: ignore[no-untyped-call]
-    for key in state:
-        name = key.removesuffix("_mask")
-        if key.endswith("_mask") and f"{name}_orig" in state and name in own:
-            path, _, parameter = name.rpartition(".")
-            ones = torch.ones_like(own[name])  # the state dict brings the mask itself
-            prune.custom_from_mask(module.get_submodule(path), parameter, ones)  # type: ignore[no-untyped-call]
 
 
 def _dense(module: Classifier) -> nn.Module:
