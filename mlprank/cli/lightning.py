@@ -23,6 +23,7 @@ import mlprank.datamodules
 import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
 from mlprank.cli.checkpoints import WholeCheckpointIO, check_trained
 from mlprank.cli.loggers import RunLogger, place_loggers
+from mlprank.cli.offline import finish_wandb, prepare_wandb, wandb_is_running
 from mlprank.cli.options import Parser, config_of, prepare_arguments
 from mlprank.cli.predictions import write_predictions
 from mlprank.cli.progress import ClockedProgressBar, EpochLines
@@ -76,6 +77,7 @@ class MLPRankCLI(LightningCLI):
         self.run: Path | None = None
         self._resumed: Path | None = None
         self._resumed_step = 0
+        foreign = wandb_is_running()
         try:
             super().__init__(
                 ImageClassifier,
@@ -90,6 +92,8 @@ class MLPRankCLI(LightningCLI):
                 args=self.arguments,
             )
         finally:
+            if not foreign:
+                finish_wandb(failed=sys.exc_info()[0] is not None)
             discard_if_empty(self.run)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -144,6 +148,8 @@ class MLPRankCLI(LightningCLI):
             self.run = None if trainer.fast_dev_run else self._claim(base)
         if self.run is not None:
             place_loggers(trainer.logger, self.run)
+            if "WandbLogger" in str(trainer.logger) and _is_first_process():
+                prepare_wandb()
 
     def _claim(self, base: Path) -> Path:
         if self._resumed is not None:

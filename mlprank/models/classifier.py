@@ -84,6 +84,7 @@ class ImageClassifier(LightningModule):
         )
         self.top1, self.top5 = (_accuracy(self.num_classes, top_k) for top_k in (1, 5))
         self.mean_loss = MeanMetric()
+        self._rate = math.nan
         self._train_loss: float | Tensor = 0.0
         self._num_trained = 0
 
@@ -101,8 +102,9 @@ class ImageClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's mean loss anew."""
+        """Start the epoch's mean loss anew, and note the learning rate that it is trained with."""
         self._train_loss, self._num_trained = 0.0, 0
+        self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, after stopping the run where it is no finite number."""
@@ -123,9 +125,8 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the mean loss and the learning rate."""
         mean = self._check_mean_loss()
-        rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         self.log("train_loss", mean, prog_bar=True, sync_dist=True)
-        self.log("lr", float(rates[0]))
+        self.log("lr", self._rate)
 
     def on_validation_epoch_start(self) -> None:
         """Stop before a checkpoint is written where the loss of the epoch is no finite number."""
@@ -196,9 +197,8 @@ class ImageClassifier(LightningModule):
         return mean
 
     def _stop(self, value: float) -> None:
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"] if self.trainer.optimizers else math.nan
         raise FloatingPointError(
-            f"the training loss became {value} at step {self.global_step} (epoch {self.current_epoch}, lr={rate:g}); "
+            f"the training loss became {value} at step {self.global_step} (epoch {self.current_epoch}, lr={self._rate:g}); "
             "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32, "
             "and look for non-finite images; the last checkpoint was written before and is kept"
         )
