@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from mlprank.tuning.losses import rank_of_target, stacked_cross_entropy
 from mlprank.tuning.optimizers import clip_gradients, merge_optimizers, separate_groups
 from mlprank.tuning.stack import Stack
 from mlprank.tuning.tracing import CannotStackError
+from mlprank.tuning.trial import MONITOR
 
-MONITOR = "val_top1"
 _CHECKPOINT_KEY = "mlprank_stack"
 
 
@@ -38,6 +38,7 @@ class StackedClassifier(LightningModule):
     Attributes:
         alive: The trials in the stack, in order.
         history: For every trial the metrics of every epoch; those of the diverging epoch are NaN.
+        on_epoch: Called with the module when an epoch is recorded.
         best_epoch: For every trial the epoch, from 0, of its best validation accuracy; -1 before the first.
 
     Raises:
@@ -59,6 +60,7 @@ class StackedClassifier(LightningModule):
         self.alive = list(range(len(classifiers)))
         self.history: list[list[dict[str, float]]] = [[] for _ in classifiers]
         self.best_epoch = [-1] * len(classifiers)
+        self.on_epoch: Callable[[StackedClassifier], None] | None = None
         self._best: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._optimizers: list[Optimizer] = []
@@ -165,6 +167,8 @@ class StackedClassifier(LightningModule):
             self.log_dict({f"{name}/{trial}": value for name, value in epochs[-1].items() if name != "epoch"})
         if not self.alive:
             self.trainer.should_stop = True
+        if self.on_epoch is not None:
+            self.on_epoch(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the stack needs to go on; a checkpoint is to be written at the end of an epoch."""

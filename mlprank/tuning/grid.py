@@ -1,0 +1,248 @@
+"""Grid options: taken out of the command line and the config, checked by fit's own parser, turned into trials."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlprank.cli.errors import did_you_mean
+from mlprank.tuning.trial import Trial, format_value, trial_config, trial_key, without_places
+
+_GRID, _TUNE = "grid", "tune"
+_CONFIG_OPTIONS = ("--config", "-c")
+Parse = Callable[[Sequence[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        arguments: Options of `mlprank fit`.
+        grid: Values by option, as written.
+        tune: Options of the search itself, by name, as written.
+    """
+
+    arguments: tuple[str, ...]
+    grid: Mapping[str, list[Any]]
+    tune: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid whose every point was parsed and checked.
+
+    Attributes:
+        trials: One a point.
+        values: The resolved values by option.
+        base: Hash of what all points share.
+    """
+
+    trials: tuple[Trial, ...]
+    values: Mapping[str, list[Any]]
+    base: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this grid from others, in plain types."""
+        return {"base": self.base, "grid": {key: list(values) for key, values in self.values.items()}}
+
+
+def read_request(argv: Sequence[str]) -> Request:
+    """Take `--grid.…` and `--tune.…` out of a command line, and `grid:` and `tune:` out of its configs.
+
+    What stands on the command line wins over the configs, option by option.
+
+    Args:
+        argv: The command line without the command.
+
+    Returns:
+        The three parts.
+
+    Raises:
+        ValueError: If a grid option has no list of values.
+        FileNotFoundError: If a config does not exist.
+    """
+    arguments: list[str] = []
+    grids: dict[str, Any] = {}
+    tune: dict[str, Any] = {}
+    typed_grid: dict[str, Any] = {}
+    typed_tune: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        ours = name.startswith((f"--{_GRID}.", f"--{_TUNE}."))
+        if not ours and name not in _CONFIG_OPTIONS:
+            arguments.append(name + equals + value)
+            continue
+        if not equals:
+            if not rest:
+                raise ValueError(f"{name} needs a value")
+            value = rest.pop(0)
+        if name in _CONFIG_OPTIONS:
+            config, grid, options = _read_config(value)
+            arguments.append(f"--config={config}")
+            grids |= grid
+            tune |= options
+        elif name.startswith(f"--{_GRID}."):
+            typed_grid[name.removeprefix(f"--{_GRID}.")] = yaml.safe_load(value)
+        else:
+            typed_tune[name.removeprefix(f"--{_TUNE}.")] = value
+    grids |= typed_grid
+    for key, values in grids.items():
+        if not isinstance(values, list):
+            raise ValueError(f'--grid.{key}={values!r} must be a list of values, such as "[0.1, 0.01]"')
+        if not values:
+            raise ValueError(f"--grid.{key} is empty; give at least one value")
+    if not grids:
+        raise ValueError(
+            "the grid is empty; give at least one option with its values, such as "
+            '--grid.model.optimizer.init_args.lr "[0.1, 0.01]"'
+        )
+    return Request(arguments=tuple(arguments), grid=grids, tune=tune | typed_tune)
+
+
+def expand(request: Request, parse: Parse) -> Grid:
+    """Parse and check every point of a grid.
+
+    Args:
+        request: What the user asked for.
+        parse: Fit's parser: options to a resolved config in plain types.
+
+    Returns:
+        The trials, the last option varying fastest.
+
+    Raises:
+        ValueError: If an option is unknown, a value has the wrong type or stands twice; the text names it.
+    """
+    keys = list(request.grid)
+    for key, values in request.grid.items():
+        _check_values(request, key, values, parse)
+    trials: dict[str, Trial] = {}
+    configs = []
+    for point in itertools.product(*request.grid.values()):
+        options = [option(key, value) for key, value in zip(keys, point, strict=True)]
+        config = trial_config(parse([*request.arguments, *options]))
+        resolved = {key: lookup(config, key) for key in keys}
+        trial = Trial(key=trial_key(config), point=resolved, config=config)
+        if trial.key in trials:
+            raise ValueError(
+                f"grid: {trials[trial.key].label} and {trial.label} are the same trial but for paths or the logger; "
+                "leave one of them out"
+            )
+        trials[trial.key] = trial
+        configs.append(config)
+    distinct = {key: _distinct(trial.point[key] for trial in trials.values()) for key in keys}
+    return Grid(trials=tuple(trials.values()), values=distinct, base=_shared(configs, keys))
+
+
+def lookup(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted option in a resolved config; `init_args` may be left out.
+
+    Args:
+        config: The resolved config.
+        key: The dotted option.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    node: Any = config
+    for word in key.split("."):
+        if isinstance(node, Mapping) and word not in node and "init_args" in node:
+            node = node["init_args"]
+        node = node[word]
+    return node
+
+
+def _check_values(request: Request, key: str, values: Sequence[Any], parse: Parse) -> None:
+    """Parse every value of one option by itself, with the first of the others."""
+    seen: list[Any] = []
+    first = {other: candidates[0] for other, candidates in request.grid.items()}
+    for value in values:
+        point = first | {key: value}
+        try:
+            config = parse([*request.arguments, *(option(k, v) for k, v in point.items())])
+            resolved = lookup(config, key)
+        except (ValueError, TypeError) as error:
+            hint = (
+                _nearest(key, request, parse)
+                if "there is no option" in str(error)
+                else f"value {format_value(value)}: {error}"
+            )
+            raise ValueError(f"--grid.{key}: {hint}") from error
+        except KeyError as error:
+            raise ValueError(
+                f"--grid.{key}: the option takes no single value in the config ({error} is missing)"
+            ) from error
+        if resolved in seen:
+            raise ValueError(f"--grid.{key}: value {format_value(resolved)} stands twice; leave one of them out")
+        seen.append(resolved)
+
+
+def _nearest(key: str, request: Request, parse: Parse) -> str:
+    """Say that an option does not exist, and which one is nearest among those of the config."""
+    others = [option(other, values[0]) for other, values in request.grid.items() if other != key]
+    known = [name for name, _ in _flat(parse([*request.arguments, *others]))]
+    return f"there is no such option{did_you_mean(key, known)}"
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    distinct: list[Any] = []
+    for value in values:
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
+
+
+def option(key: str, value: Any) -> str:
+    """Return an option of the command line.
+
+    Args:
+        key: The dotted option.
+        value: A plain value; text stands as it is, everything else as JSON.
+    """
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _read_config(value: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return a config for fit's parser, as a path or as text, and the grid and the options of the search within."""
+    path = Path(value)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {value}: there is no such file")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or not content.keys() & {_GRID, _TUNE}:
+        return value, {}, {}
+    grid = dict(_flat(content.pop(_GRID, None) or {}))
+    tune = content.pop(_TUNE, None) or {}
+    return yaml.safe_dump(content, sort_keys=False), grid, dict(tune)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _shared(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """Return the hash of what the points share, the grid's options left out; more values leave it the same."""
+    rows = []
+    for config in configs:
+        plain = without_places(config)
+        for key in keys:
+            path, _, word = key.rpartition(".")
+            parent = lookup(plain, path) if path else plain
+            parent = parent["init_args"] if word not in parent and "init_args" in parent else parent
+            parent.pop(word)
+            if word == "class_path":
+                parent.clear()
+        rows.append(dict(_flat(plain)))
+    common = {name: value for name, value in rows[0].items() if all(name in r and r[name] == value for r in rows)}
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
