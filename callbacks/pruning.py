@@ -1,37 +1,40 @@
-"""When to prune a Lightning run: at the end of `fit`, on the best weights, with everything a person wants to keep written down."""
+"""When to prune a Lightning run: at the end of `fit`, or step by step while it trains, with everything a person wants to keep written down."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from mlprank.callbacks.batches import calibration_batches, test_batches
-from mlprank.callbacks.logging import log_pruning
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info
+from mlprank.callbacks.averaging import averaged_modules, sharpen_masks
+from mlprank.callbacks.directory import check_writable, run_directory
+from mlprank.callbacks.finishing import Finish
+from mlprank.callbacks.guards import check_alone, check_strategy
+from mlprank.callbacks.loading import accept_masks
+from mlprank.callbacks.schedule import Cubic, Linear, get_schedule, resolve_schedule
+from mlprank.callbacks.settings import Settings, check_resumed
+from mlprank.callbacks.training import TrainingMasks
+from mlprank.callbacks.weights import best_path
+from torch.utils.hooks import RemovableHandle
 
-from mlprank.artifact import artifact_record, read_checkpoint, sha256
 from mlprank.compensation import Compensation, get_compensation
-from mlprank.evaluation import Evaluation, prune_amounts
-from mlprank.masking import apply_masks
+from mlprank.evaluation import Evaluation
+from mlprank.masking import compute_own
 from mlprank.measures import Measure, get_measure
 from mlprank.methods import Method, get_method
-from mlprank.models.classifier import ImageClassifier
-from mlprank.outputs import write_outputs
-from mlprank.removal import adopt_state, narrow, with_state
-from mlprank.selection import check_amount
-from mlprank.table import print_pruning
 
 
 class PruningCallback(Callback):
-    """Prune the network when fitting ends.
+    """Prune the network when fitting ends, or while it trains.
 
-    The best checkpoint's weights are pruned where there is one, otherwise the last ones, in a copy. Written to the run directory:
-    `pruned.ckpt`, `scores.safetensors`, `metrics.json` and `pruning.png`, one set for each amount. Afterwards `trainer.test()` tests
-    the pruned network, as does `ckpt_path="best"`; the path of the dense checkpoint is in `dense_path`.
+    When fitting ends, the best checkpoint's weights are pruned where there is one, otherwise the last ones, in a copy. Written to the
+    run directory: `pruned.ckpt`, `scores.safetensors`, `metrics.json` and `pruning.png`, one set for each amount. Afterwards
+    `trainer.test()` tests the pruned network, as does `ckpt_path="best"`; the path of the dense checkpoint is in `dense_path`.
+
+    With a `schedule` or `finetune_epochs` neurons go under torch's pruning masks at the start of epochs, by the network's weights and
+    the calibration data at that time; what is left is trained on. Amounts are absolute, and a pruned neuron stays pruned.
 
     Args:
         amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied; a mapping
@@ -50,10 +53,13 @@ class PruningCallback(Callback):
         network: Name of the submodule to prune; by default what `forward` runs, or the only submodule where there is no `forward`.
         apply: What becomes of the trainer's module: "mask" gives it the masked weights and torch's own pruning masks, "remove" the
             narrow network, "none" leaves it alone.
+        schedule: Prune in steps while training: "linear", "cubic", or a `Linear` or `Cubic` with epochs; None prunes in one step.
+        finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none without.
         dirpath: Where to write; the run directory by default.
 
     Raises:
         ValueError: If an argument is out of range.
+        TypeError: If `schedule` is no schedule.
     """
 
     def __init__(
@@ -72,21 +78,12 @@ class PruningCallback(Callback):
         seed: int = 0,
         network: str | None = None,
         apply: Literal["mask", "remove", "none"] = "mask",
+        schedule: dict[str, Any] | str | Linear | Cubic | None = None,
+        finetune_epochs: int | None = None,
         dirpath: str | None = None,
     ) -> None:
         super().__init__()
-        self.amounts: list[float | Mapping[str, float]] = list(amount) if isinstance(amount, list) else [amount]
-        if not self.amounts:
-            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
-        for each in self.amounts:
-            check_amount(each)
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: calibration needs at least 1 sample, such as 1024")
-        if apply not in ("mask", "remove", "none"):
-            raise ValueError(f'apply="{apply}" is unknown; choose "mask", "remove" or "none"')
-        if graph not in ("dag", "chain"):
-            raise ValueError(f'graph="{graph}" is unknown; choose "dag" or "chain"')
-        self.recipe: dict[str, Any] = {
+        recipe = {
             "measure": get_measure(measure),
             "method": get_method(method),
             "compensation": get_compensation(compensation),
@@ -95,115 +92,151 @@ class PruningCallback(Callback):
             "min_neurons": min_neurons,
             "round_to": round_to,
         }
-        self.graph, self.num_samples, self.seed = graph, num_samples, seed
-        self.network, self.apply, self.dirpath = network, apply, dirpath
+        amounts = tuple(amount) if isinstance(amount, list) else (amount,)
+        self.settings = Settings(amounts, recipe, graph, num_samples, seed, network, apply)
+        self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
+        if self.in_training and len(amounts) > 1:
+            raise ValueError(
+                f"amount={amount}: pruning in training reaches one amount; give one, or leave out schedule and finetune_epochs"
+            )
+        if self.schedule is not None:
+            self.schedule.check_target(amounts[0])
+        self.dirpath = dirpath
         self.dense_path: Path | None = None
         self.evaluations: list[Evaluation] = []
         self.files: list[dict[str, Path]] = []
+        self.masks = TrainingMasks(self.settings)
+        self._directory = Path()
+        self._handles: list[RemovableHandle] = []
+        self._finishing = False
+
+    @property
+    def in_training(self) -> bool:
+        """Whether anything is pruned before training ends."""
+        return self.schedule is not None or bool(self.finetune_epochs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot go together, and let the module load masked and dense checkpoints alike."""
+        self.teardown(trainer, pl_module, stage)
+        self._handles = accept_masks(pl_module)
+        if stage == "fit":
+            check_alone(self, trainer.callbacks)
+            check_strategy(trainer.strategy)
+            self._handles += [handle for each in averaged_modules(trainer) for handle in accept_masks(each)]
+            self.masks, self.dense_path, self._finishing = TrainingMasks(self.settings), None, False
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take hooks back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that the run directory can be written to and that the schedule fits into training, before hours are spent."""
+        self._directory = run_directory(trainer, self.dirpath)
+        if not trainer.fast_dev_run:
+            check_writable(trainer, self._directory)
+        if self.masks.schedule is None and self.in_training:
+            self.masks.schedule = (
+                Linear(0, 0)
+                if trainer.fast_dev_run
+                else resolve_schedule(
+                    self.schedule, finetune_epochs=self.finetune_epochs, max_epochs=trainer.max_epochs
+                )
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep a resumed network's masks working."""
+        self.masks.hold(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune as much as the schedule says."""
+        epoch = trainer.current_epoch
+        amount = self.masks.due(epoch)
+        if amount is None:
+            return
+        if self.dense_path is None and not trainer.fast_dev_run:
+            self.dense_path = self._directory / "dense.ckpt"
+            trainer.save_checkpoint(self.dense_path, weights_only=True)
+        self.masks.prune(trainer, pl_module, amount)
+        for logger in trainer.loggers:
+            logger.log_metrics({"pruning/achieved_amount": self.masks.achieved}, step=trainer.global_step)
+        rank_zero_info(f"Epoch {epoch}: {self.masks.achieved:.1%} of the neurons of the prunable layers are pruned.")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune a copy of the best weights, write and log what came out, and apply it to the trainer's module."""
-        directory = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
-        dense = self._dense(trainer, pl_module, directory)
-        name = self.network if self.network is not None else network_name(dense)
-        network = dense.get_submodule(name)
-        labelled, split = test_batches(trainer, network)
-        self.evaluations = prune_amounts(
-            network,
-            calibration_batches(trainer, network, num_samples=self.num_samples, seed=self.seed),
-            amounts=self.amounts,
-            graph=self.graph,
-            num_samples=self.num_samples,
-            recipe=self.recipe,
-            labelled=labelled,
-            split=split,
+        schedule, self._finishing = self.masks.schedule, True
+        if schedule is not None and not self.masks.complete:
+            rank_zero_info(
+                f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of the way from"
+                f" {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without fine-tuning."
+            )
+        finish = Finish(
+            trainer,
+            pl_module,
+            self.settings,
+            directory=self._directory,
+            rows=self.masks.rows,
+            dense_path=self.dense_path,
+            schedule=None if schedule is None else schedule.plain(),
         )
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            provenance = self._provenance(trainer)
-            self.files = [
-                write_outputs(each, directory, several=len(self.amounts) > 1, provenance=provenance)
-                for each in self.evaluations
-            ]
-            for evaluation, files in zip(self.evaluations, self.files, strict=True):
-                log_pruning(trainer, evaluation, files, dense_path=self.dense_path)
-        if trainer.is_global_zero:
-            print_pruning(self.evaluations, self.files, dense=self.dense_path, config=directory / "config.yaml")
-        self._apply(trainer, pl_module, name, directory)
+        self.evaluations, self.files, self.dense_path = finish.prune()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what an interrupted fit leaves behind."""
         if isinstance(exception, KeyboardInterrupt):
-            best = _best_path(trainer)
-            kept = (
-                f"the best checkpoint so far is {best}; mlprank prune takes it"
-                if best
-                else "no checkpoint has been written yet"
-            )
-            rank_zero_info(f"Interrupted, nothing was pruned: {kept}.")
+            rank_zero_info(self._left_behind(best_path(trainer) or self.dense_path))
 
-    def _dense(self, trainer: Trainer, pl_module: LightningModule, directory: Path) -> nn.Module:
-        """Copy the trainer's module with the best checkpoint's weights where there is one; note where the dense weights are."""
-        dense = with_state(pl_module, {})
-        best = _best_path(trainer)
-        if best is not None:
-            try:
-                dense.load_state_dict(read_checkpoint(best)["state_dict"])
-            except ValueError as error:
-                rank_zero_warn(f"{error}; the network is pruned with its last weights instead of its best")
-            else:
-                self.dense_path = best
-                return dense
-        if not trainer.fast_dev_run:
-            self.dense_path = directory / "dense.ckpt"
-            trainer.save_checkpoint(self.dense_path, weights_only=True)
-        return dense
-
-    def _provenance(self, trainer: Trainer) -> dict[str, Any]:
-        source = self.dense_path
-        data = type(trainer.datamodule).__name__ if trainer.datamodule is not None else None
-        return {
-            "source": None if source is None else str(source),
-            "source_sha256": None if source is None or not source.is_file() else sha256(source),
-            "calibration": {"data": data, "num_samples": self.num_samples, "seed": self.seed},
-        }
-
-    def _apply(self, trainer: Trainer, pl_module: LightningModule, name: str, directory: Path) -> None:
-        """Let the trainer's module be the pruned network, and `best` the checkpoint of that."""
-        result = self.evaluations[-1].result
-        network = pl_module.get_submodule(name)
-        if self.apply == "none":
-            return
-        if self.apply == "mask":
-            apply_masks(network, result)
-        else:
-            narrow(network, result.slices, biases=result.biases)
-            adopt_state(network, result.model)
-            if isinstance(pl_module, ImageClassifier):
-                pl_module.pruning = artifact_record(result)
-        checkpoints = trainer.checkpoint_callback
-        if isinstance(checkpoints, ModelCheckpoint) and checkpoints.best_model_path:
-            path = directory / ("masked.ckpt" if self.apply == "mask" else "removed.ckpt")
-            trainer.save_checkpoint(path, weights_only=True)
-            checkpoints.best_model_path = str(path)
-
-
-def network_name(module: nn.Module) -> str:
-    """Return the name of the submodule that a LightningModule's `forward` stands for; empty for the module itself.
-
-    Raises:
-        ValueError: If it has no `forward` and not exactly one submodule with parameters.
-    """
-    if type(module).forward is not LightningModule.forward:
-        return ""
-    children = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
-    if len(children) != 1:
-        raise ValueError(
-            f"{type(module).__name__} has no forward and {len(children)} submodules with parameters ({', '.join(children)}); say which to"
-            ' prune, as in PruningCallback(network="net")'
+    def _left_behind(self, best: Path | None) -> str:
+        kept = (
+            f"the best checkpoint so far is {best}; mlprank prune takes it"
+            if best
+            else "no checkpoint has been written yet"
         )
-    return children[0]
+        if self._finishing:
+            return f"Interrupted while pruning, whose files were not written: {kept}."
+        if self.masks.rows:
+            done = f"{self.masks.achieved:.1%} of the neurons are pruned"
+            return f"Interrupted, {done} and fit(ckpt_path=...) goes on from any checkpoint: {kept}."
+        return f"Interrupted, nothing was pruned: {kept}."
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain types and tensors."""
+        dense_path = None if self.dense_path is None else str(self.dense_path)
+        return {"settings": self._plain(), "dense_path": dense_path, **self.masks.state_dict()}
 
-def _best_path(trainer: Trainer) -> Path | None:
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return Path(path) if path and Path(path).is_file() else None
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            ValueError: If it was written with another amount, measure or other choice.
+        """
+        check_resumed(self._plain(), state_dict["settings"])
+        self.masks.load_state_dict(state_dict)
+        self.dense_path = None if state_dict["dense_path"] is None else Path(state_dict["dense_path"])
+
+    def _plain(self) -> dict[str, Any]:
+        schedule = None if self.schedule is None else self.schedule.plain()
+        return {**self.settings.plain(), "schedule": schedule, "finetune_epochs": self.finetune_epochs}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep masks sharp where weights are averaged."""
+        sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep masks sharp where weights are averaged."""
+        sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep masks sharp where weights are averaged."""
+        sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Compute masked weights that the module holds itself: a trainer uses it without calling it."""
+        compute_own(pl_module)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """Compute masked weights that the module holds itself."""
+        compute_own(pl_module)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mlprank.calibration import own
 from mlprank.metrics import Latency, ModelMetrics, measure_latency, top_k_accuracy
 from mlprank.pruning import Pruning
 from mlprank.result import PruningResult
@@ -39,6 +41,7 @@ def evaluate(
     *,
     split: str | None,
     dense_top_k: Mapping[int, float] | None = None,
+    reduce: Callable[[Tensor], Tensor] = own,
 ) -> Evaluation:
     """Measure accuracy and latency of the dense and the narrow network.
 
@@ -47,6 +50,7 @@ def evaluate(
         batches: Pairs of inputs, shape (N, ...), and labels, shape (N,), that can be read twice; None measures no accuracy.
         split: What to call them.
         dense_top_k: The dense network's accuracies, where they have been measured already.
+        reduce: Sums a tensor over processes, where each of them has its share of the batches.
 
     Returns:
         The numbers of both networks; latency is of a batch of 64, interleaved.
@@ -56,14 +60,37 @@ def evaluate(
     before: Mapping[int, float] = {}
     after: Mapping[int, float] = {}
     if batches is not None:
-        before = dense_top_k or top_k_accuracy(result.dense, batches)
-        after = top_k_accuracy(result.model, batches)
+        before = dense_top_k or _accuracy(result.dense, batches, reduce=reduce)
+        after = _accuracy(result.model, batches, reduce=reduce)
     return Evaluation(
         result=result,
         before=replace(result.metrics.before, latency_s=latency["before"].median_s, top_k=before),
         after=replace(result.metrics.after, latency_s=latency["after"].median_s, top_k=after),
         split=split if batches is not None else None,
     )
+
+
+def _accuracy(
+    network: nn.Module, batches: Iterable[Sequence[Tensor]], *, reduce: Callable[[Tensor], Tensor]
+) -> dict[int, float]:
+    """Top-k accuracy over all processes' batches."""
+    counted = _Counted(batches)
+    top_k = top_k_accuracy(network, counted)
+    right = [share * counted.num_samples for share in top_k.values()]
+    *totals, num_samples = reduce(torch.tensor([*right, counted.num_samples], dtype=torch.float64)).tolist()
+    return {k: total / num_samples for k, total in zip(top_k, totals, strict=True)}
+
+
+class _Counted:
+    """Batches, and how many samples went by."""
+
+    def __init__(self, batches: Iterable[Sequence[Tensor]]) -> None:
+        self.batches, self.num_samples = batches, 0
+
+    def __iter__(self) -> Iterator[Sequence[Tensor]]:
+        for batch in self.batches:
+            self.num_samples += len(batch[0])
+            yield batch
 
 
 def _latency(result: PruningResult, example: Tensor) -> dict[str, Latency]:
@@ -83,6 +110,8 @@ def prune_amounts(
     recipe: Mapping[str, Any],
     labelled: Iterable[Sequence[Tensor]] | None,
     split: str | None,
+    dense: nn.Module | None = None,
+    reduce: Callable[[Tensor], Tensor] = own,
 ) -> list[Evaluation]:
     """Prune a network by several amounts; it is traced once, and its dense accuracy measured once.
 
@@ -95,11 +124,13 @@ def prune_amounts(
         recipe: The other arguments of `mlprank.prune`.
         labelled: Pairs of inputs and labels to measure accuracy on, or None.
         split: What to call them.
+        dense: The network before any pruning, to measure its accuracy, where `network` has been pruned and trained on already.
+        reduce: Sums a tensor over processes, where each of them has its share of the data.
 
     Returns:
         One evaluation for each amount.
     """
-    pruning = Pruning(network, calibration, graph=graph, num_samples=num_samples)
-    dense_top_k = None if labelled is None else top_k_accuracy(network, labelled)
+    pruning = Pruning(network, calibration, graph=graph, num_samples=num_samples, reduce=reduce)
+    dense_top_k = None if labelled is None else _accuracy(dense or network, labelled, reduce=reduce)
     results = [pruning.run(amount=amount, **recipe) for amount in amounts]
-    return [evaluate(result, labelled, split=split, dense_top_k=dense_top_k) for result in results]
+    return [evaluate(result, labelled, split=split, dense_top_k=dense_top_k, reduce=reduce) for result in results]

@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from mlprank.evaluating import evaluating
 from mlprank.removal import adopt_state
 
 if TYPE_CHECKING:
@@ -79,8 +80,71 @@ def refresh_masked(module: nn.Module) -> None:
             setattr(owner, name, owner.get_parameter(f"{name}_orig") * owner.get_buffer(f"{name}_mask"))
 
 
+def restore_masks(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
+    """Make masks that an average over training has blurred sharp again; rows that were masked early have the weights of late ones."""
+    for name, (owner, own) in masked_parameters(module).items():
+        mask = owner.get_buffer(f"{own}_mask")
+        mask.copy_(mask >= 0.5)
+        if name in rows:
+            mask.mul_(rows[name].to(mask.device).view(-1, *[1] * (mask.dim() - 1)))
+    refresh_masked(module)
+
+
+class Recompute:
+    """Forward pre-hook that computes a masked weight of a submodule which is read, but never called itself."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name = path, name
+
+    def __call__(self, module: nn.Module, inputs: object) -> None:
+        """Give the submodule its masked weight, with a fresh autograd graph."""
+        owner = module.get_submodule(self.path)
+        if f"{self.name}_mask" in owner._buffers:
+            masked = owner.get_parameter(f"{self.name}_orig") * owner.get_buffer(f"{self.name}_mask")
+            setattr(owner, self.name, masked)
+
+
+def recompute_uncalled(module: nn.Module, example: Tensor) -> None:
+    """Make masks work where a forward pass reads weights without calling their module, as `F.linear(x, self.fc.weight)` does.
+
+    Torch computes masked weights when their own module is called; here the nearest module around it that is called does so.
+
+    Args:
+        module: The network, masked; it gets forward pre-hooks, which `bake_masks` takes away.
+        example: A batch of its inputs, shape (N, ...).
+    """
+    called: set[nn.Module] = set()
+    hooks = [each.register_forward_pre_hook(lambda own, _: called.add(own)) for each in module.modules()]
+    try:
+        with evaluating(module), torch.no_grad():
+            module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for full, (owner, name) in masked_parameters(module).items():
+        path = full.rpartition(".")[0]
+        outer = path
+        while outer and module.get_submodule(outer) not in called:
+            outer = outer.rpartition(".")[0]
+        inner = path[len(outer) :].removeprefix(".")
+        place = module.get_submodule(outer)
+        present = {(each.path, each.name) for each in place._forward_pre_hooks.values() if isinstance(each, Recompute)}
+        if owner not in called and (inner, name) not in present:
+            place.register_forward_pre_hook(Recompute(inner, name))
+
+
+def compute_own(module: nn.Module) -> None:
+    """Run the mask hooks of a module that is used without being called, as a LightningModule is by its trainer."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (Recompute, prune.BasePruningMethod)):
+            hook(module, ())
+
+
 def bake_masks(module: nn.Module) -> None:
     """Make masked weights plain parameters again, zeros where the mask was, in place."""
+    for each in module.modules():
+        for key in [key for key, hook in each._forward_pre_hooks.items() if isinstance(hook, Recompute)]:
+            del each._forward_pre_hooks[key]
     for owner, name in masked_parameters(module).values():
         with _ordered(owner):
             prune.remove(owner, name)  # type: ignore[no-untyped-call]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import save_file
 
 from mlprank.evaluation import LATENCY_BATCH, Evaluation
-from mlprank.files import whole_file
 from mlprank.picture import draw_pruning
 
 
 def write_outputs(
     evaluation: Evaluation, directory: Path, *, several: bool, provenance: Mapping[str, Any]
 ) -> dict[str, Path]:
-    """Write a pruning to files; each is whole or absent.
+    """Write a pruning to files: all of them, or none where writing fails or is interrupted.
 
     Args:
         evaluation: The pruning with its numbers.
@@ -41,12 +42,15 @@ def write_outputs(
         "metrics": directory / f"metrics{suffix}.json",
         "picture": directory / f"pruning{suffix}.png",
     }
-    result.save(files["pruned network"], **provenance)
-    with whole_file(files["scores"]) as temporary:
-        save_file({name: score.contiguous().cpu() for name, score in result.scores.items()}, temporary)
-    with whole_file(files["metrics"]) as temporary:
-        temporary.write_text(json.dumps(metrics_record(evaluation, provenance), indent=2) + "\n")
-    draw_pruning(result, files["picture"])
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=directory, prefix=".pruning-") as temporary:
+        drafts = {what: Path(temporary) / path.name for what, path in files.items()}
+        result.save(drafts["pruned network"], **provenance)
+        save_file({name: score.contiguous().cpu() for name, score in result.scores.items()}, drafts["scores"])
+        drafts["metrics"].write_text(json.dumps(metrics_record(evaluation, provenance), indent=2) + "\n")
+        draw_pruning(result, drafts["picture"])
+        for what, draft in drafts.items():
+            os.replace(draft, files[what])
     return files
 
 

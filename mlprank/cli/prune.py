@@ -64,18 +64,18 @@ def _prune(parser: Parser, options: Namespace, callback: PruningCallback, direct
     data.setup("test")
     evaluations = prune_amounts(
         module,
-        data.calibration_dataloader(num_samples=callback.num_samples, seed=callback.seed),
-        amounts=callback.amounts,
-        graph=callback.graph,
+        data.calibration_dataloader(num_samples=callback.settings.num_samples, seed=callback.settings.seed),
+        amounts=callback.settings.amounts,
+        graph=callback.settings.graph,
         num_samples=None,
-        recipe=callback.recipe,
+        recipe=callback.settings.recipe,
         labelled=data.test_dataloader(),
         split="test",
     )
     provenance = {
         "source": str(checkpoint),
         "source_sha256": sha256(checkpoint),
-        "calibration": {"data": type(data).__name__, "num_samples": callback.num_samples, "seed": callback.seed},
+        "calibration": {"data": type(data).__name__, "num_samples": callback.settings.num_samples, "seed": callback.settings.seed},
     }
     files = [
         write_outputs(each, directory, several=len(evaluations) > 1, provenance=provenance) for each in evaluations

@@ -1,0 +1,198 @@
+"""How much is pruned after how many epochs, when pruning is spread over training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlprank.measures.lookup import build, read_spec
+from mlprank.selection import check_amount
+
+Amount = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From one amount to another over some epochs.
+
+    Attributes:
+        start_epoch: The first epoch (from 0) that starts with a pruning; None for a third of the way to `end_epoch`.
+        end_epoch: The epoch that starts with the last pruning, which reaches the target; None for the last one that leaves
+            `finetune_epochs` for fine-tuning (a quarter of training where that is not given).
+        initial: The amount at `start_epoch`, in [0, 1).
+        every: Prune once in so many epochs.
+
+    Raises:
+        ValueError: If it ends before it starts, or a value is out of range.
+    """
+
+    start_epoch: int | None = None
+    end_epoch: int | None = None
+    initial: float = 0.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("start_epoch", 0), ("end_epoch", 0), ("every", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"schedule: {name}={value!r} must be a whole number of at least {least}")
+        try:
+            check_amount(self.initial)
+        except ValueError as error:
+            raise ValueError(f"schedule: initial: {error}") from None
+        if self.start_epoch is not None and self.end_epoch is not None and self.end_epoch < self.start_epoch:
+            raise ValueError(
+                f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch}; swap them"
+            )
+
+    def share(self, progress: float) -> float:
+        """Return the share of the way to the target, in [0, 1], after a share of the epochs."""
+        raise NotImplementedError
+
+    def check_target(self, target: Amount) -> None:
+        """Raise a ValueError if the amount would go down."""
+        for value in target.values() if isinstance(target, Mapping) else [target]:
+            if value < self.initial:
+                raise ValueError(
+                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not come back, so lower"
+                    " initial or raise amount"
+                )
+
+    def at(self, epoch: int, target: Amount) -> Amount | None:
+        """Return the absolute amount that an epoch starts with, or None where that epoch prunes nothing.
+
+        Args:
+            epoch: The epoch, from 0.
+            target: The amount at the end, or amounts by layer.
+
+        Returns:
+            The amount, of all neurons and not of those that are left; shaped as the target.
+        """
+        start, end = self.start_epoch, self.end_epoch
+        assert start is not None
+        assert end is not None
+        if not start <= epoch <= end or (epoch != end and (epoch - start) % self.every):
+            return None
+        share = 1.0 if epoch == end else self.share((epoch - start) / (end - start))
+
+        def reached(amount: float) -> float:
+            return amount if share == 1.0 else self.initial + (amount - self.initial) * share
+
+        return (
+            {name: reached(amount) for name, amount in target.items()}
+            if isinstance(target, Mapping)
+            else reached(target)
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Return name and epochs as plain types."""
+        return {"name": type(self).__name__.lower(), **asdict(self)}
+
+    @staticmethod
+    def from_plain(plain: Mapping[str, Any]) -> Schedule:
+        """Build a schedule from `plain()`."""
+        given, parameters = read_spec("schedule", plain)
+        name = str(given).lower()
+        if name not in SCHEDULES:
+            raise ValueError(
+                f'schedule="{given}" is unknown; choose one of {", ".join(SCHEDULES)}, or give a Linear or Cubic'
+            )
+        built: Schedule = build("schedule", name, SCHEDULES[name], parameters)
+        return built
+
+
+def is_zero(amount: Amount) -> bool:
+    """Say whether an amount, or every layer's, is zero."""
+    return not any(amount.values()) if isinstance(amount, Mapping) else amount == 0
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """The amount grows by the same number of neurons every time."""
+
+    def share(self, progress: float) -> float:
+        """Return the progress itself."""
+        return progress
+
+
+@dataclass(frozen=True)
+class Cubic(Schedule):
+    """The amount grows fast at first and slowly at the end, `1 - (1 - progress)^3`.
+
+    Source:
+        Zhu and Gupta 2017, arXiv:1710.01878.
+    """
+
+    def share(self, progress: float) -> float:
+        """Return `1 - (1 - progress)^3`."""
+        return 1.0 - (1.0 - progress) ** 3
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"linear": Linear, "cubic": Cubic}
+
+
+def get_schedule(
+    schedule: Mapping[str, Any] | str | Schedule | None, *, finetune_epochs: int | None
+) -> Schedule | None:
+    """Return the schedule that the callback's arguments ask for, with epochs still open; None to prune once.
+
+    Raises:
+        ValueError: If the name is unknown or `finetune_epochs` is out of range.
+        TypeError: If it is no schedule.
+    """
+    if finetune_epochs is not None and (
+        isinstance(finetune_epochs, bool) or not isinstance(finetune_epochs, int) or finetune_epochs < 0
+    ):
+        raise ValueError(f"finetune_epochs={finetune_epochs!r} must be a whole number of epochs, such as 3")
+    if isinstance(schedule, (str, Mapping)):
+        return Schedule.from_plain({"name": schedule} if isinstance(schedule, str) else schedule)
+    if schedule is not None and type(schedule) not in SCHEDULES.values():
+        raise TypeError(
+            f"schedule is a {type(schedule).__name__}; give a name, or a Linear or Cubic of mlprank.callbacks"
+        )
+    return schedule
+
+
+def resolve_schedule(
+    schedule: Schedule | None, *, finetune_epochs: int | None, max_epochs: int | None
+) -> Schedule | None:
+    """Fill in the epochs that a schedule leaves open.
+
+    Args:
+        schedule: The schedule; None prunes once, `finetune_epochs` before the end.
+        finetune_epochs: Epochs of training after the last pruning; None where it was not given.
+        max_epochs: The trainer's; None or -1 for a run without that limit.
+
+    Returns:
+        The schedule with its epochs; None if nothing is pruned before the end of training.
+
+    Raises:
+        ValueError: If the epochs do not fit into training or contradict each other.
+    """
+    if schedule is None and not finetune_epochs:
+        return None
+    last = max_epochs if max_epochs is not None and max_epochs >= 0 else None
+    given = Linear() if schedule is None else schedule
+    if last is None and (finetune_epochs is not None or given.end_epoch is None):
+        raise ValueError(
+            "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or start_epoch and end_epoch and no"
+            " finetune_epochs"
+        )
+    tuned = finetune_epochs
+    if last is not None and tuned is not None and tuned > last:
+        raise ValueError(f"finetune_epochs={tuned} is more than Trainer(max_epochs={last}); lower it or train longer")
+    end = given.end_epoch
+    if end is None:
+        assert last is not None
+        end = max(0, last - (max(1, last // 4) if tuned is None else max(1, tuned)))
+    elif tuned is not None and end + tuned != last:
+        raise ValueError(
+            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to Trainer(max_epochs={last}); give one of the two"
+        )
+    if last is not None and end >= last > 0:
+        raise ValueError(
+            f"schedule: end_epoch={end} is never reached by Trainer(max_epochs={last}); at most {last - 1} is"
+        )
+    start = end if schedule is None else end // 3 if given.start_epoch is None else given.start_epoch
+    return type(given)(start_epoch=start, end_epoch=end, initial=given.initial, every=given.every)

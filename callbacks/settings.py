@@ -1,0 +1,79 @@
+"""What a PruningCallback was asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlprank.recipe import Recipe
+from mlprank.selection import check_amount
+
+Amount = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices that every pruning of a callback shares.
+
+    Attributes:
+        amounts: The amounts; one network comes out for each.
+        recipe: Measure, method, compensation and guards: the other arguments of `mlprank.prune`.
+        graph: "dag" or "chain".
+        num_samples: Number of calibration samples, over all processes.
+        seed: Seed of their draw.
+        network: Name of the submodule to prune; None finds it out.
+        apply: "mask", "remove" or "none".
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    amounts: tuple[Amount, ...]
+    recipe: Mapping[str, Any]
+    graph: str
+    num_samples: int
+    seed: int
+    network: str | None
+    apply: str
+
+    def __post_init__(self) -> None:
+        if not self.amounts:
+            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
+        for amount in self.amounts:
+            check_amount(amount)
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples={self.num_samples}: calibration needs at least 1 sample, such as 1024")
+        if self.apply not in ("mask", "remove", "none"):
+            raise ValueError(f'apply="{self.apply}" is unknown; choose "mask", "remove" or "none"')
+        if self.graph not in ("dag", "chain"):
+            raise ValueError(f'graph="{self.graph}" is unknown; choose "dag" or "chain"')
+        Recipe(amount=0.0, chain=self.graph == "chain", **self.recipe)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a resumed run must share, as plain types."""
+        plain = Recipe(amount=0.0, chain=self.graph == "chain", **self.recipe).plain()
+        amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
+        return {**plain, "amount": amounts[0] if len(amounts) == 1 else amounts}
+
+
+def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Compare the choices of a resumed run with those in its checkpoint.
+
+    Raises:
+        ValueError: If one differs; it is named, with both values.
+    """
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f"PruningCallback({name}={_short(value)}) cannot resume a checkpoint that was written with {name}={_short(before[name])};"
+                f" resume with that {name}, or start a new run from the checkpoint's weights"
+            )
+
+
+def _short(value: Any) -> str:
+    """A measure or method by its name, with its parameters."""
+    if isinstance(value, Mapping) and "name" in value:
+        parameters = ", ".join(f"{key}={own}" for key, own in value.items() if key != "name")
+        return f"{value['name']}({parameters})" if parameters else str(value["name"])
+    return str(value)
