@@ -14,7 +14,7 @@ from mlprank.agreement import check_agreement
 from mlprank.calibration import Calibration, own
 from mlprank.compensation import Compensation, Regression, get_compensation, zero_rows, zeroed_parameters
 from mlprank.evaluating import device_of
-from mlprank.graph import Group, Layer, State
+from mlprank.graph import Graph, Group, Layer, State
 from mlprank.masked_weights import MaskedWeights
 from mlprank.masking import masked_rows
 from mlprank.measures import Measure, Reader, get_measure
