@@ -236,7 +236,7 @@ class Pruning:
             recipe=recipe,
             whole=selection.whole,
             held_back=made.held_back,
-            slices=removal.slices,
+            slices={name: dims for name, dims in removal.slices.items() if name in self.state},
             biases=tuple(name for name in removal.state if name not in self.state),
             parameter_masks=zeroed_parameters(self.graph, made.state, made.masks, keeps_bias=keeps_bias),
             max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),

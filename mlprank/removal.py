@@ -146,9 +146,6 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
     Raises:
         ValueError: If the network has no such tensor, or one of another size; tensor and sizes are named.
     """
-    _create_biases(
-        model, {name: _linear(model, name).weight.new_zeros(_linear(model, name).out_features) for name in biases}
-    )
     tensors = _tensors(model)
     cut: dict[int, Tensor] = {}
     for name, dims in slices.items():
@@ -172,6 +169,8 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
             for key, tensor in own.items():
                 if id(tensor) in cut:
                     own[key] = cut[id(tensor)]
+    rows = {name: _linear(model, name).weight[:, 0] for name in biases}
+    _create_biases(model, {name: torch.zeros_like(row) for name, row in rows.items()})
     _fix_widths(model)
     return model
 
