@@ -56,6 +56,8 @@ def reconstruction(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
                 system.fold()
             is_open &= torch.stack([system.usable() for system in systems]).any(0)
             rows = is_open.nonzero()[:, 0]
+            if rows.numel() == 0:
+                break
             if rows.numel() < (1.0 - _DROPPED) * neurons.numel():
                 neurons, is_open = neurons[rows], is_open[rows]
                 for system in systems:

@@ -138,3 +138,14 @@ def test_readers_of_another_number_of_neurons_than_the_layer_are_an_error():
 def test_no_reader_is_an_error_of_the_function():
     with pytest.raises(ValueError, match="readers is empty"):
         reconstruction([])
+
+
+def test_neurons_that_are_all_spanned_after_a_block_gain_nothing():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(64, 32, generator=generator, dtype=torch.float64)
+    mix = torch.randn(32, 200, generator=generator, dtype=torch.float64)
+    activations = basis @ mix  # 200 neurons that 32 of them span
+    gram = activations.T @ activations
+    scores = reconstruction([Reader(torch.randn(20, 200, generator=generator, dtype=torch.float64), gram)])
+    assert int((scores > 0).sum()) <= 32
+    assert float(scores.sum()) == pytest.approx(1.0)
