@@ -92,7 +92,7 @@ def read_request(argv: Sequence[str]) -> Request:
             grids |= grid
             tune |= options
         elif name.startswith(f"--{_GRID}."):
-            typed_grid[name.removeprefix(f"--{_GRID}.")] = yaml.safe_load(value)
+            typed_grid[name.removeprefix(f"--{_GRID}.")] = _values(name, value)
         else:
             typed_tune[name.removeprefix(f"--{_TUNE}.")] = value
     grids |= typed_grid
@@ -123,6 +123,7 @@ def expand(request: Request, parse: Parse) -> Grid:
         ValueError: If an option is unknown, a value has the wrong type or stands twice; the text names it.
     """
     keys = list(request.grid)
+    parse = _once(parse)
     for key, values in request.grid.items():
         _check_values(request, key, values, parse)
     trials: dict[str, Trial] = {}
@@ -186,6 +187,19 @@ def _check_values(request: Request, key: str, values: Sequence[Any], parse: Pars
         seen.append(resolved)
 
 
+def _once(parse: Parse) -> Parse:
+    """Return a parser that remembers: the checks of single values are points of the grid too."""
+    parsed: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def remembering(arguments: Sequence[str]) -> dict[str, Any]:
+        options = tuple(arguments)
+        if options not in parsed:
+            parsed[options] = parse(options)
+        return parsed[options]
+
+    return remembering
+
+
 def _nearest(key: str, request: Request, parse: Parse) -> str:
     """Say that an option does not exist, and which one is nearest among those of the config."""
     others = [option(other, values[0]) for other, values in request.grid.items() if other != key]
@@ -211,12 +225,22 @@ def option(key: str, value: Any) -> str:
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
+def _values(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f'{name}={text!r} must be a list of values, such as "[0.1, 0.01]"') from error
+
+
 def _read_config(value: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return a config for fit's parser, as a path or as text, and the grid and the options of the search within."""
     path = Path(value)
     if not path.is_file():
         raise FileNotFoundError(f"--config {value}: there is no such file")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {value} is no YAML: {error}") from error
     if not isinstance(content, dict) or not content.keys() & {_GRID, _TUNE}:
         return value, {}, {}
     grid = dict(_flat(content.pop(_GRID, None) or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
@@ -67,15 +68,16 @@ class RayEngine:
             store: Where they are recorded, seen by all nodes under the same path.
             watcher: Told what is recorded.
         """
-        import_ray()
+        prepare_environment(self.options.address)
         import ray
         from ray import tune
 
         for trial in trials:
             store.prepare(trial)
         started = start_ray(self.options.address)
-        gpus = self._gpus(ray.cluster_resources())
-        slots = self._slots(ray.cluster_resources(), gpus)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = self._gpus(resources)
+        slots = self._slots(resources, gpus)
         units = [self._unit(part, store, gpus > 0) for part in split(trials, slots=slots, watcher=watcher)]
         watcher.note(f"ray: {len(units)} units of work on {slots} places")
         watching = _Watching(trials, store, watcher)
@@ -129,10 +131,17 @@ class RayEngine:
         )
 
 
-def import_ray() -> None:
-    """Set what Ray reads when it is imported."""
+def prepare_environment(address: str | None) -> None:
+    """Set what Ray reads when it is imported; a Ray that we start takes no command without its token.
+
+    Args:
+        address: Of a cluster, which has its own rules; None if one is to be started here.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def start_ray(address: str | None) -> bool:
@@ -149,15 +158,12 @@ def start_ray(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return True
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
     return True
@@ -187,7 +193,7 @@ def _trainable() -> Any:
     """Return the class that Ray's actors run; Ray is imported only here."""
     from ray import tune
 
-    class TrainUnits(tune.Trainable):  # type: ignore[misc]
+    class TrainUnits(tune.Trainable):
         """Trains one unit a trial of Ray's; an actor goes on with the next unit without importing anything again."""
 
         def setup(self, config: dict[str, Any]) -> None:
@@ -220,6 +226,7 @@ class _Watching(threading.Thread):
         super().__init__(daemon=True)
         self.waiting, self.store, self.watcher = list(trials), store, watcher
         self._ended = threading.Event()
+        self._shown: dict[str, dict[str, float]] = {}
 
     def run(self) -> None:
         while not self._ended.wait(_POLL_S):
@@ -239,5 +246,16 @@ class _Watching(threading.Thread):
             elif failure is not None:
                 self.watcher.failed(trial, failure)
             else:
+                self._show(trial)
                 continue
             self.waiting.remove(trial)
+
+    def _show(self, trial: Trial) -> None:
+        row = self.store.progress(trial.key)
+        if row is None or self._shown.get(trial.key) == row:
+            return
+        if trial.key not in self._shown:
+            self.watcher.started([trial])
+        self._shown[trial.key] = row
+        if row:
+            self.watcher.epoch(trial, row)

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from mlprank.files import whole_file
 from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.local import LocalEngine
 from mlprank.tuning.ray_engine import Unit
-from mlprank.tuning.store import Store
+from mlprank.tuning.store import PROGRESS, Store
+from mlprank.tuning.trial import Trial
 from mlprank.tuning.trial_cli import TrialCLI
 from mlprank.tuning.worker import Silent, load_trial
+
+
+class _Reporter(Silent):
+    """Leaves every trial's last epoch in its directory, for the driver to show."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def started(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            self.epoch(trial, {})
+
+    def epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
+        with whole_file(self.store.directory(trial.key) / PROGRESS) as temporary:
+            temporary.write_text(json.dumps(finite))
 
 
 class UnitRunner:
@@ -42,12 +63,13 @@ class UnitRunner:
         options: dict[str, Any] = (
             {} if unit.gpu else {"accelerator": "cpu"}
         )  # without a GPU of its own it sees them all
+        reporter = _Reporter(store)
         local = LocalEngine(self.cli, options=options, name="ray")
         if "SLURM_JOB_ID" in os.environ:
             self.cli.environment = LightningEnvironment()  # else every actor believes to be a task of the job
         try:
             if len(pending) < 2:
-                local.run(pending, store, Silent())
+                local.run(pending, store, reporter)
             else:
                 BatchedEngine(
                     self.cli,
@@ -56,8 +78,10 @@ class UnitRunner:
                     at_most=unit.trials_per_stack,
                     checkpoint_every=timedelta(minutes=unit.checkpoint_minutes),
                     name="ray",
-                ).run(pending, store, Silent())
+                ).run(pending, store, reporter)
         finally:
+            for key in unit.keys:
+                (store.directory(key) / PROGRESS).unlink(missing_ok=True)
             self._clean()
 
     def _clean(self) -> None:

@@ -29,7 +29,7 @@ from mlprank.tuning.durable import locked, write_whole
 from mlprank.tuning.trial import Outcome, Trial, outcome_from_json, outcome_to_json
 
 SCHEMA = 1
-RESULT, FAILED, CONFIG, BEST = "result.json", "failed.json", "config.yaml", "best.ckpt"
+RESULT, FAILED, CONFIG, BEST, PROGRESS = "result.json", "failed.json", "config.yaml", "best.ckpt", "progress.json"
 
 
 class Store:
@@ -100,6 +100,19 @@ class Store:
         """
         path = self.directory(key) / FAILED
         return str(json.loads(path.read_text())["error"]) if path.is_file() else None
+
+    def progress(self, key: str) -> dict[str, float] | None:
+        """Return the last epoch of a trial that another process trains now, or None.
+
+        Args:
+            key: The trial's key.
+        """
+        path = self.directory(key) / PROGRESS
+        try:
+            row: dict[str, float] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        return row
 
     def finish(self, trial: Trial, outcome: Outcome) -> bool:
         """Record what came out of a trial, once; the record is on the disk when this returns.

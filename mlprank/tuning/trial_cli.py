@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import dict_to_namespace
+from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import ClusterEnvironment
 
 from mlprank.cli.checkpoints import WholeCheckpointIO
 from mlprank.cli.lightning import MLPRankCLI
@@ -94,7 +95,7 @@ class TrialCLI(MLPRankCLI):
             ValueError: If an argument is out of range or network and data do not fit.
         """
         self._directory, self._callbacks, self._trainer = directory, list(callbacks), dict(trainer or {})
-        self.config = self.parser.parse_object({"subcommand": "fit", "fit": dict(config)})
+        self.config = self.parser.parse_object({"subcommand": "fit", "fit": copy.deepcopy(dict(config))})
         self._set_seed()
         self.before_instantiate_classes()
         self.instantiate_classes()
@@ -110,7 +111,8 @@ class TrialCLI(MLPRankCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Leave parsing to `parse`."""
-        self.config = dict_to_namespace({"subcommand": "fit", "fit": {"seed_everything": False, "trainer": {}}})
+        options = Namespace(seed_everything=False, trainer=Namespace())  # type: ignore[no-untyped-call]
+        self.config = Namespace(subcommand="fit", fit=options)  # type: ignore[no-untyped-call]
 
     def _parse_ckpt_path(self) -> None:
         """A trial starts from scratch."""

@@ -1,0 +1,172 @@
+"""A result is whole or absent, recorded once, and stays with its grid."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlprank.tuning.durable import BusyError, write_whole
+from mlprank.tuning.store import Store
+from mlprank.tuning.trial import Outcome, Trial, format_value, label, short_names, trial_config, trial_key
+
+TRIAL = Trial(key="k1", point={"model.lr": 0.1}, config={"trainer": {}})
+DONE = Outcome("done", ({"epoch": 0, "val_top1": 0.5}, {"epoch": 1, "val_top1": 0.9}), 1, 1.5, "local", "cpu")
+DIVERGED = Outcome("diverged", ({"epoch": 0, "val_top1": math.nan},), -1, 1.0, "batched", "cpu")
+IDENTITY = {"base": "b", "grid": {"lr": [0.1, 0.2]}}
+
+
+def test_a_result_is_read_back_as_it_was_written(tmp_path):
+    store = Store(tmp_path)
+    assert store.outcome("k1") is None
+    assert store.finish(TRIAL, DONE)
+    assert store.outcome("k1") == DONE
+    assert store.outcome("k1").score == 0.9
+
+
+def test_a_diverged_trial_has_no_score_and_its_file_is_plain_json(tmp_path):
+    store = Store(tmp_path)
+    store.finish(TRIAL, DIVERGED)
+    assert math.isnan(store.outcome("k1").score)
+    assert math.isnan(store.outcome("k1").history[0]["val_top1"])
+    assert json.loads((store.directory("k1") / "result.json").read_text())["val_top1"] is None
+
+
+def test_a_trial_is_recorded_once(tmp_path):
+    store = Store(tmp_path)
+    store.finish(TRIAL, DONE)
+    assert not store.finish(TRIAL, DIVERGED)
+    assert store.outcome("k1") == DONE
+
+
+def test_a_failure_is_kept_until_it_is_forgotten_or_the_trial_ends_well(tmp_path):
+    store = Store(tmp_path)
+    store.fail(TRIAL, ValueError("first line\nmore"))
+    assert store.failure("k1") == "ValueError: first line"
+    store.finish(TRIAL, DONE)
+    assert store.failure("k1") is None
+    store.fail(TRIAL, RuntimeError())
+    assert store.failure("k1") == "RuntimeError: no message"
+    store.forget_failure("k1")
+    assert store.failure("k1") is None
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.finish(TRIAL, DONE)
+    path = store.directory("k1") / "result.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(ValueError, match=r"k1/result.json is damaged .*; delete it, and its trial runs again"):
+        store.outcome("k1")
+    path.write_text('{"schema": 99}')
+    with pytest.raises(ValueError, match="has schema 99"):
+        store.outcome("k1")
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_no_half_result(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.prepare(TRIAL)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"k1/result.json cannot be written: No space left on device"):
+        store.finish(TRIAL, DONE)
+    assert sorted(path.name for path in store.directory("k1").iterdir()) == ["config.yaml"]
+
+
+def test_a_grid_may_be_extended_but_not_changed(tmp_path):
+    store = Store(tmp_path)
+    store.claim_grid(IDENTITY)
+    store.claim_grid({"base": "b", "grid": {"lr": [0.2, 0.1, 0.3]}})
+    with pytest.raises(ValueError, match=r"holds trials with lr = 0.3, which this grid leaves out"):
+        store.claim_grid(IDENTITY)
+    with pytest.raises(ValueError, match=r"holds another grid, over lr, not over wd; give another --tune.out"):
+        store.claim_grid({"base": "b", "grid": {"wd": [1]}})
+    with pytest.raises(ValueError, match="the same grid of another config"):
+        store.claim_grid({"base": "c", "grid": {"lr": [0.1, 0.2, 0.3]}})
+
+
+@pytest.mark.parametrize("name", ["schema", "mlprank"])
+def test_a_grid_of_another_version_is_refused(tmp_path, name):
+    store = Store(tmp_path)
+    store.claim_grid(IDENTITY)
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: "0.0.1"}))
+    with pytest.raises(ValueError, match=rf"written by another version \({name} 0.0.1, this is"):
+        store.claim_grid(IDENTITY)
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds other files and no grid.json"):
+        Store(tmp_path).claim_grid(IDENTITY)
+
+
+def test_a_second_driver_is_refused_and_names_the_first(tmp_path):
+    code = f"""
+from mlprank.tuning.store import Store
+with Store({str(tmp_path)!r}).driving():
+    print("holding", flush=True)
+    input()
+"""
+    first = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    assert first.stdout.readline() == "holding\n"
+    with pytest.raises(BusyError, match=rf"in use by process {first.pid}; wait"), Store(tmp_path).driving():
+        raise AssertionError
+    first.kill()
+    first.wait()
+    first.stdin.close()
+    first.stdout.close()
+    with Store(tmp_path).driving():
+        assert (tmp_path / "lock").read_text().strip() == str(os.getpid())
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"--tune.out .*file/out cannot be made"),
+        Store(tmp_path / "file" / "out").driving(),
+    ):
+        raise AssertionError
+
+
+def test_open_stacks_are_those_with_a_checkpoint(tmp_path):
+    store = Store(tmp_path)
+    for keys, checkpoint in ((["a", "b"], True), (["c"], False)):
+        directory = store.stack_directory(keys)
+        write_whole(directory / "stack.json", json.dumps({"keys": keys}).encode())
+        if checkpoint:
+            (directory / "last.ckpt").touch()
+    assert store.open_stacks() == [["a", "b"]]
+    store.forget_stack(["a", "b"])
+    assert store.open_stacks() == []
+
+
+def test_labels_use_the_shortest_endings_that_differ():
+    keys = ["model.optimizer.init_args.lr", "model.lr_scheduler.init_args.lr", "seed_everything"]
+    assert short_names(keys) == {
+        keys[0]: "optimizer.init_args.lr",
+        keys[1]: "lr_scheduler.init_args.lr",
+        keys[2]: "seed_everything",
+    }
+    assert label({"a.lr": 1e-5, "a.betas": [0.9, 0.99], "b": None}) == "lr=1e-05 betas=[0.9, 0.99] b=None"
+    assert format_value(0.25) == "0.25"
+
+
+def test_a_trials_config_has_no_callback_that_acts_after_training():
+    callbacks = [
+        {"class_path": "mlprank.callbacks.PruningCallback", "init_args": {"amount": 0.5}},
+        {"class_path": "lightning.pytorch.callbacks.EarlyStopping"},
+    ]
+    config = {"trainer": {"callbacks": callbacks, "max_epochs": 1}, "ckpt_path": "x.ckpt"}
+    plain = trial_config(config)
+    assert plain == {"trainer": {"callbacks": callbacks[1:], "max_epochs": 1}, "ckpt_path": None}
+    assert len(config["trainer"]["callbacks"]) == 2
+    assert trial_key(plain) != trial_key({**plain, "trainer": {"max_epochs": 1}})
