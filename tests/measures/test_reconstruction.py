@@ -140,12 +140,10 @@ def test_no_reader_is_an_error_of_the_function():
         reconstruction([])
 
 
-def test_neurons_that_are_all_spanned_after_a_block_gain_nothing():
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(64, 32, generator=generator, dtype=torch.float64)
-    mix = torch.randn(32, 200, generator=generator, dtype=torch.float64)
-    activations = basis @ mix  # 200 neurons that 32 of them span
-    gram = activations.T @ activations
-    scores = reconstruction([Reader(torch.randn(20, 200, generator=generator, dtype=torch.float64), gram)])
-    assert int((scores > 0).sum()) <= 32
+def test_neurons_that_are_all_spanned_at_the_end_of_a_block_gain_nothing():
+    basis = activations(300, 200, seed=0, rank=64)  # 200 neurons that 64 of them span: one block of steps
+    scores = reconstruction(
+        [Reader(torch.ones(1, 200, dtype=torch.float64) + torch.eye(200, dtype=torch.float64), basis.T @ basis)]
+    )
+    assert int((scores > 0).sum()) == 64
     assert float(scores.sum()) == pytest.approx(1.0)
