@@ -94,7 +94,8 @@ class MLPRankCLI(LightningCLI):
         finally:
             if not foreign:
                 finish_wandb(failed=sys.exc_info()[0] is not None)
-            discard_if_empty(self.run)
+            if _is_first_process():
+                discard_if_empty(self.run)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make the bundled digits the data that nothing else is said about."""

@@ -126,7 +126,7 @@ class ImageClassifier(LightningModule):
         """Log the mean loss and the learning rate."""
         mean = self._check_mean_loss()
         self.log("train_loss", mean, prog_bar=True, sync_dist=True)
-        self.log("lr", self._rate)
+        self.log("lr", self._rate, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Stop before a checkpoint is written where the loss of the epoch is no finite number."""
@@ -186,7 +186,8 @@ class ImageClassifier(LightningModule):
 
     def _log_evaluation(self, stage: str) -> None:
         values = {"loss": self.mean_loss, "top1": self.top1, "top5": self.top5}
-        self.log_dict({f"{stage}_{name}": metric.compute() for name, metric in values.items()}, prog_bar=True)
+        computed = {f"{stage}_{name}": metric.compute() for name, metric in values.items()}
+        self.log_dict(computed, prog_bar=True, sync_dist=True)
         for metric in values.values():
             metric.reset()
 
