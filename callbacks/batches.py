@@ -73,7 +73,7 @@ def calibration_batches(trainer: Trainer, network: nn.Module, *, num_samples: in
     draw = getattr(trainer.datamodule, "calibration_dataloader", None)
     loader = draw(num_samples=num_samples, seed=seed) if callable(draw) else trainer.train_dataloader
     what = f"{type(trainer.datamodule).__name__}.calibration_dataloader" if callable(draw) else "the training data"
-    if isinstance(loader, (list, tuple, dict)):
+    if not callable(draw) and isinstance(loader, (list, tuple, dict)):
         raise TypeError(
             "calibration: there are several training dataloaders; give the datamodule a calibration_dataloader(num_samples, seed)"
         )

@@ -108,7 +108,7 @@ class PruningCallback(Callback):
         self.masks = TrainingMasks(self.settings)
         self._directory = Path()
         self._handles: list[RemovableHandle] = []
-        self._finishing = False
+        self._fitting = self._finishing = False
 
     @property
     def in_training(self) -> bool:
@@ -118,8 +118,8 @@ class PruningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot go together, and let the module load masked and dense checkpoints alike."""
         self.teardown(trainer, pl_module, stage)
-        self._handles = accept_masks(pl_module)
-        if stage == "fit":
+        self._handles, self._fitting = accept_masks(pl_module), stage == "fit"
+        if self._fitting:
             check_alone(self, trainer.callbacks)
             check_strategy(trainer.strategy)
             self._handles += [handle for each in averaged_modules(trainer) for handle in accept_masks(each)]
@@ -200,18 +200,30 @@ class PruningCallback(Callback):
             return f"Interrupted, {done} and fit(ckpt_path=...) goes on from any checkpoint: {kept}."
         return f"Interrupted, nothing was pruned: {kept}."
 
+    @property
+    def state_key(self) -> str:
+        """Name of the state in a checkpoint; callbacks of different choices can be told apart, to say that they cannot go together."""
+        return self._generate_state_key(**self._plain())
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a checkpoint that was written with other choices.
+
+        Raises:
+            ValueError: If amount, measure or another choice differs; it is named.
+        """
+        for key, state in checkpoint.get("callbacks", {}).items():
+            if self._fitting and str(key).startswith(f"{type(self).__qualname__}{{"):
+                check_resumed(self._plain(), state["settings"])
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain types and tensors."""
         dense_path = None if self.dense_path is None else str(self.dense_path)
         return {"settings": self._plain(), "dense_path": dense_path, **self.masks.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written.
-
-        Raises:
-            ValueError: If it was written with another amount, measure or other choice.
-        """
-        check_resumed(self._plain(), state_dict["settings"])
+        """Go on where a checkpoint was written; a checkpoint that is only tested changes nothing here."""
+        if not self._fitting:
+            return
         self.masks.load_state_dict(state_dict)
         self.dense_path = None if state_dict["dense_path"] is None else Path(state_dict["dense_path"])
 

@@ -115,10 +115,10 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
         state: The new weights by name. Biases that the network does not have are created.
 
     Returns:
-        The copy. Tied weights stay tied, and hooks, modes and everything else come along; a trainer does not.
+        The copy. Tied weights stay tied, and hooks, modes and everything else come along; a trainer and compiled code do not.
     """
     memo: dict[int, object] = {}
-    for attribute in ("_trainer", "_fabric"):
+    for attribute in ("_trainer", "_fabric", "_compiled_call_impl"):
         for module in model.modules():
             if getattr(module, "__dict__", {}).get(attribute) is not None:
                 memo[id(module.__dict__[attribute])] = None
