@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch.loggers import Logger
 
+from mlprank.cli.offline import finish_wandb
 from mlprank.tuning.store import Store
 from mlprank.tuning.trial import Outcome, Trial
 
@@ -105,8 +105,6 @@ def name_loggers(config: Mapping[str, Any], trial: Trial, store: Store) -> dict[
         if isinstance(logger, dict) and str(logger.get("class_path")).endswith("WandbLogger"):
             init_args = logger.setdefault("init_args", {})
             init_args.update(name=trial.label, version=None, id=trial.key)
-            if init_args.get("save_dir") in (None, "."):
-                init_args["save_dir"] = str(store.directory(trial.key))
             logger["dict_kwargs"] = {"group": store.out.name} | (logger.get("dict_kwargs") or {})
     return plain
 
@@ -122,10 +120,7 @@ def finish_loggers(loggers: Sequence[Logger], outcome: Outcome) -> None:
         final = {f"best_{name}": value for name, value in outcome.metrics.items() if name in METRICS}
         logger.log_metrics({**final, "best_epoch": outcome.best_epoch, "diverged": float(outcome.status == "diverged")})
         logger.finalize("success" if outcome.status == "done" else "failed")
-    if loggers and "wandb" in sys.modules:
-        import wandb
-
-        wandb.finish()
+    finish_wandb(failed=outcome.status != "done")
 
 
 def device_name(device: torch.device) -> str:

@@ -88,7 +88,7 @@ def read_request(argv: Sequence[str]) -> Request:
             value = rest.pop(0)
         if name in _CONFIG_OPTIONS:
             config, grid, options = _read_config(value)
-            arguments.append(f"--config={config}")
+            arguments += [f"--config={config}"] if config else []
             grids |= grid
             tune |= options
         elif name.startswith(f"--{_GRID}."):
@@ -245,7 +245,7 @@ def _read_config(value: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         return value, {}, {}
     grid = dict(_flat(content.pop(_GRID, None) or {}))
     tune = content.pop(_TUNE, None) or {}
-    return yaml.safe_dump(content, sort_keys=False), grid, dict(tune)
+    return yaml.safe_dump(content, sort_keys=False) if content else "", grid, dict(tune)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mlprank.cli.offline import finish_wandb
 from mlprank.tuning.engine import (
     FAILURES,
     HistoryLogger,
@@ -61,6 +62,7 @@ class LocalEngine:
                     else:
                         outcome = train(self.cli, trial, store, watcher, options=self.options, name=self.name)
                 except FAILURES as error:
+                    finish_wandb(failed=True)
                     store.fail(trial, error)
                     watcher.failed(trial, str(store.failure(trial.key)))
                 else:

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from mlprank.cli.offline import finish_wandb
 from mlprank.files import whole_file
 from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.local import LocalEngine
@@ -90,7 +90,4 @@ class UnitRunner:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if "wandb" in sys.modules:
-            import wandb
-
-            wandb.finish()
+        finish_wandb(failed=True)  # a run that ended well is finished already

@@ -56,7 +56,7 @@ def test_stacked_and_separate_trials_give_the_same_results_and_the_winner_is_an_
     winner = yaml.safe_load((tmp_path / "stacked" / "best.yaml").read_text())
     data = DigitsDataModule(seed=winner["data"]["init_args"]["seed"])
     with torch.no_grad():
-        correct = sum((classifier(x.double()).argmax(1) == y).sum().item() for x, y in data.val_dataloader())
+        correct = sum((classifier(x).argmax(1) == y).sum().item() for x, y in data.val_dataloader())
     assert correct / 288 == pytest.approx(best)
     assert (tmp_path / "stacked" / "heatmap.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "stacked" / "trials").glob("*/best.ckpt"))) == 1
