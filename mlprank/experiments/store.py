@@ -30,7 +30,7 @@ SCORES_PREFIX, KEPT_PREFIX = "scores/", "kept/"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class ResultsLockedError(RuntimeError):
+class ResultsLockedError(OSError):
     """Another process writes into the results directory; the text names it."""
 
 

@@ -1,0 +1,245 @@
+"""The configuration of an experiment: which networks are pruned in which ways; read from YAML, changed by flags.
+
+Nothing here needs torch, so that a wrong key is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PUBLISHED_MEASURES = (
+    "WeightedPageRank",
+    "ModifiedPageRank",
+    "ChannelRandom",
+    "ChannelNorm",
+    "ChannelActivation",
+    "ChannelWandA",
+)
+THESIS_PAIRS = {
+    "TwoLayerMLP": "MNIST",
+    "ThreeLayerMLP": "FashionMNIST",
+    "SixLayerMLP": "CIFAR10",
+    "TwelveLayerMLP": "CIFAR100",
+}
+"""The data set that the thesis trained each network on."""
+
+_LISTS = (
+    "networks",
+    "measures",
+    "methods",
+    "amounts",
+    "compensations",
+    "graphs",
+    "protect_output",
+    "calibration_seeds",
+)
+_DEVICES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """An experiment. Lists are the axes of the grid; every combination is a cell.
+
+    Attributes:
+        name: What it is called; names the results directory and the W&B group.
+        networks: "MODEL@DATASET" each, such as "ThreeLayerMLP@FashionMNIST"; a name without a data set takes the thesis's.
+        checkpoints: By network, the files of trained networks; `*` matches as in a shell. Networks that are not in it are looked for
+            below `checkpoint_root`.
+        model_args: By network, arguments of its class, such as `{MLP@Digits: {in_features: 64, widths: [64], num_classes: 10}}`.
+        checkpoint_root: Directory that holds `runs/` or published `<model>_<dataset>.pth` files.
+        measures: Names, or `{name: norm, p: 2}`.
+        measure_args: By measure, arguments of its class.
+        methods: Names, or `{name: global, normalise: none}`.
+        amounts: Shares of neurons to take out, in [0, 1).
+        compensations: What a pruned neuron leaves behind.
+        graphs: "chain", "dag".
+        protect_output: Whether the output layer stays whole.
+        calibration_samples: Number of calibration images, at least 1.
+        calibration_seeds: Seeds of the calibration draw.
+        data_dir: Where the image files are.
+        device: Where to prune and test.
+        latency: Whether to measure latencies.
+        out: The results directory; by default `runs/experiments/<name>`.
+
+    Raises:
+        ValueError: If a value is out of range or a list is empty.
+        TypeError: If a value has the wrong type.
+    """
+
+    name: str = "experiment"
+    networks: Sequence[str] = ("TwoLayerMLP", "ThreeLayerMLP", "SixLayerMLP", "TwelveLayerMLP")
+    checkpoints: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    model_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checkpoint_root: str = "."
+    measures: Sequence[str | Mapping[str, Any]] = PUBLISHED_MEASURES
+    measure_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    methods: Sequence[str | Mapping[str, Any]] = ("Local", "Global")
+    amounts: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    compensations: Sequence[str] = ("constant",)
+    graphs: Sequence[str] = ("chain",)
+    protect_output: Sequence[bool] = (True,)
+    calibration_samples: int = 64
+    calibration_seeds: Sequence[int] = (0,)
+    data_dir: str | None = None
+    device: str = "cpu"
+    latency: bool = True
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in _LISTS:
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        object.__setattr__(self, "networks", tuple(_paired(network) for network in self.networks))
+        for name in ("checkpoints", "model_args"):
+            object.__setattr__(self, name, self._by_network(name))
+        for amount in self.amounts:
+            if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
+                raise ValueError(f"amounts: {amount!r} is not in [0, 1); give shares of neurons to remove, such as 0.5")
+        for seed in self.calibration_seeds:
+            _check_count("calibration_seeds", seed, least=0)
+        _check_count("calibration_samples", self.calibration_samples, least=1)
+        for protected in self.protect_output:
+            if not isinstance(protected, bool):
+                raise TypeError(f"protect_output: {protected!r} is neither true nor false")
+        for graph in self.graphs:
+            if graph not in ("chain", "dag"):
+                raise ValueError(
+                    f'graphs: {graph!r} is unknown{nearest(str(graph), ("chain", "dag"))}; use "chain" or "dag"'
+                )
+        if self.device.partition(":")[0] not in _DEVICES:
+            raise ValueError(f"device={self.device!r} is none of {', '.join(_DEVICES)}")
+        if not isinstance(self.measure_args, Mapping) or not all(
+            isinstance(arguments, Mapping) for arguments in self.measure_args.values()
+        ):
+            raise TypeError(
+                f'measure_args={self.measure_args!r} must hold arguments by measure, such as {{"ChannelNorm": {{"p": 2}}}}'
+            )
+
+    @property
+    def directory(self) -> Path:
+        """The results directory."""
+        return Path(self.out) if self.out is not None else Path("runs") / "experiments" / self.name
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as plain types, for YAML and W&B."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def _by_network(self, name: str) -> dict[str, Any]:
+        given = getattr(self, name)
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name}={given!r} must be a mapping by network, such as {{ThreeLayerMLP@FashionMNIST: …}}")
+        found: dict[str, Any] = {}
+        for network, value in given.items():
+            paired = _paired(network)
+            if paired not in self.networks:
+                raise ValueError(
+                    f"{name}: {network!r} is not in the grid{nearest(paired, self.networks)}; its networks are "
+                    f"{', '.join(self.networks)}"
+                )
+            if name == "model_args" and not isinstance(value, Mapping):
+                raise TypeError(f"model_args of {network}: {value!r} must be a mapping, such as {{in_features: 64}}")
+            found[paired] = dict(value) if name == "model_args" else _listed(f"checkpoints of {network}", value)
+        return found
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read the YAML file of an experiment.
+
+    Args:
+        path: The file. Its stem is the experiment's name where it gives none.
+
+    Returns:
+        Arguments of `ExperimentConfig`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no YAML mapping or has an unknown key; the nearest known one is named.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: there is no such file; configs/experiments/ holds some")
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_yaml_loader())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} holds {type(content).__name__}, not the keys of an experiment")
+    check_keys(content, place=str(path))
+    return {"name": path.stem, **content}
+
+
+def check_keys(content: Mapping[str, Any], *, place: str) -> None:
+    """Raise a ValueError for a key that no experiment has; it names the nearest."""
+    known = [item.name for item in dataclasses.fields(ExperimentConfig)]
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"{place}: there is no key {key!r}{nearest(str(key), known)}; the keys are {', '.join(known)}"
+            )
+
+
+def write_config(config: ExperimentConfig) -> str:
+    """Return the configuration as YAML text."""
+    import yaml
+
+    text: str = yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" with the nearest known word, or nothing where none is near."""
+    lowered = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return f'; did you mean "{lowered[close[0]]}"?' if close else ""
+
+
+def _yaml_loader() -> Any:
+    """YAML as people write it: `1e-3` is a number."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+    return Loader
+
+
+def _listed(name: str, value: Any) -> tuple[Any, ...]:
+    """One value or a list of them, each once, in order."""
+    values = tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+    if not values:
+        raise ValueError(f"the grid is empty: {name} holds nothing; give at least one")
+    return tuple(each for index, each in enumerate(values) if each not in values[:index])
+
+
+def _paired(network: object) -> str:
+    """Return MODEL@DATASET, with the data set of the thesis where none is given."""
+    if not isinstance(network, str) or network.count("@") > 1:
+        raise ValueError(f"networks: {network!r} is not MODEL@DATASET, such as ThreeLayerMLP@FashionMNIST")
+    model, at, dataset = network.partition("@")
+    if at and model and dataset:
+        return network
+    if at or model not in THESIS_PAIRS:
+        raise ValueError(
+            f"networks: {network!r} names no data set{nearest(model, THESIS_PAIRS)}; write MODEL@DATASET, such as "
+            f"{model or 'MLP'}@FashionMNIST (the thesis's networks have one: {', '.join(THESIS_PAIRS)})"
+        )
+    return f"{model}@{THESIS_PAIRS[model]}"
+
+
+def _check_count(name: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: {value!r} must be a whole number")
+    if value < least:
+        raise ValueError(f"{name}: {value!r} must be at least {least}")

@@ -1,0 +1,239 @@
+"""One checkpoint on the bench: loaded once with its data, traced once, and pruned in as many ways as there are cells."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlprank.experiments.networks import Trained, load_network
+from mlprank.experiments.records import CellMetrics, CellParameters, LayerWidth
+from mlprank.experiments.sharing import Variant
+from mlprank.experiments.testing import BATCH_SIZE, Accuracy, MemoryTest
+from mlprank.graph import Graph
+from mlprank.latency import measure_latency
+from mlprank.measures import Measure, ModifiedPageRank, get_measure
+from mlprank.methods import get_method
+from mlprank.metrics import ModelMetrics, measure_model
+from mlprank.pruning import Pruning
+from mlprank.result import PruningResult
+from mlprank.tracing import trace
+
+_LATENCY_BUDGET_S = 0.02
+_LATENCY_REPEATS = (5, 30)
+
+
+@dataclass(frozen=True)
+class TestData:
+    """A data set: its test images (N, C, H, W) and labels (N,) in memory, and its module, whose training images are being read."""
+
+    module: Any
+    images: Tensor
+    labels: Tensor
+    training: Future[None]
+
+    def calibration(self, num_samples: int, *, seed: int) -> Any:
+        """Return calibration batches."""
+        self.training.result()
+        return self.module.calibration_dataloader(num_samples, seed=seed)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A cell that has been pruned and waits for its test. Times are seconds."""
+
+    cell: CellParameters
+    variant: Variant
+    after: ModelMetrics
+    achieved: float
+    layers: tuple[LayerWidth, ...]
+    scores: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    timings: Mapping[str, float]
+
+
+@dataclass
+class Traces:
+    """Graphs by class and sizes of the network: checkpoints of one network are read once."""
+
+    graphs: dict[tuple[object, ...], Graph] = field(default_factory=dict)
+
+    def of(self, network: nn.Module, example: Tensor) -> Graph:
+        """Return the graph of a network, reading it where none of its kind has been."""
+        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
+        kind = (type(network), str(getattr(network, "init_args", None)), sizes)
+        if kind not in self.graphs:
+            self.graphs[kind] = trace(network, example)
+        return self.graphs[kind]
+
+
+def load_data(name: str, *, data_dir: str | None, device: str) -> TestData:
+    """Read a data set and put its test images on a device as the network takes them.
+
+    Raises:
+        FileNotFoundError: If its files are not there.
+        ValueError: If one is damaged.
+    """
+    from mlprank import datamodules
+
+    module: Any = getattr(datamodules, f"{name}DataModule")(batch_size=BATCH_SIZE, data_dir=data_dir)
+    module.prepare_data()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training images")
+    training = pool.submit(module.setup, "fit")
+    pool.shutdown(wait=False)
+    module.setup("test")
+    batches = list(module.test_dataloader())
+    images = torch.cat([images for images, _ in batches]).to(device)
+    return TestData(module, images, torch.cat([labels for _, labels in batches]).to(device), training)
+
+
+class Workbench:
+    """A trained network with its data; prunes and tests.
+
+    Args:
+        trained: The checkpoint.
+        data: Its data set.
+        traces: Graphs that are known already.
+        device: Where to work.
+        latency: Whether to measure latencies.
+
+    Raises:
+        ValueError: If the checkpoint is damaged, of another network or of another data set.
+    """
+
+    def __init__(self, trained: Trained, data: TestData, *, traces: Traces, device: str, latency: bool) -> None:
+        self.trained, self.data, self.latency = trained, data, latency
+        self.network = load_network(trained).to(device)
+        example = data.images[:BATCH_SIZE]
+        self.graph = traces.of(self.network, example)
+        self.test = MemoryTest(self.network, self.graph, data.images, data.labels)
+        self.before = measure_model(self.network, example[:1])
+        self._pruning: tuple[object, Pruning] | None = None
+        self._scores: dict[object, dict[str, Tensor]] = {}
+        self._counts: dict[object, ModelMetrics] = {}
+
+    def dense_metrics(self) -> CellMetrics:
+        """Return the baseline's metrics."""
+        layers = [LayerWidth(name=y.name, width=y.out_features, kept=y.out_features) for y in self.graph.layers]
+        latency = self._latency(self.network) if self.latency else (None, None)
+        return self._metrics(self.before, self.test.dense, achieved=0.0, layers=tuple(layers), latency=latency)
+
+    def calibrate(self, cell: CellParameters) -> None:
+        """Make ready for the cells of one graph and calibration draw; what was measured for another is dropped.
+
+        Raises:
+            ValueError: If the network cannot be pruned, or its activations are not finite.
+        """
+        kind = (cell.graph, cell.calibration_samples, cell.calibration_seed)
+        if self._pruning is None or self._pruning[0] != kind:
+            loader = self.data.calibration(cell.calibration_samples, seed=cell.calibration_seed)
+            self._scores.clear()
+            self._pruning = kind, Pruning(self.network, loader, graph=cell.graph, traced=self.graph)
+
+    def prune(self, cell: CellParameters) -> Pruned:
+        """Prune in the way of a cell; `calibrate` comes first.
+
+        Raises:
+            ValueError: As `mlprank.prune`.
+        """
+        assert self._pruning is not None
+        pruning = self._pruning[1]
+        measure = get_measure(cell.measure, **cell.measure_args)
+        started = time.perf_counter()
+        scores = self._scored(pruning, cell, measure)
+        scored = time.perf_counter()
+        result = pruning.run(
+            amount=cell.amount,
+            measure=measure,
+            method=get_method(cell.method, **cell.method_args),
+            compensation=cell.compensation,
+            protect_output=cell.protect_output,
+            scores=scores,
+        )
+        return Pruned(
+            cell=cell,
+            variant=Variant(result.model, result.slices),
+            after=self._counted(result),
+            achieved=result.achieved,
+            layers=_layers(result),
+            scores=result.scores,
+            kept=result.masks,
+            timings={"score_s": scored - started, "prune_s": time.perf_counter() - scored},
+        )
+
+    def measure(self, pruned: Pruned, accuracy: Accuracy) -> CellMetrics:
+        """Return a tested cell's metrics, with its latency beside the dense one's."""
+        latency = self._latency(pruned.variant.model) if self.latency else (None, None)
+        return self._metrics(pruned.after, accuracy, achieved=pruned.achieved, layers=pruned.layers, latency=latency)
+
+    def _scored(self, pruning: Pruning, cell: CellParameters, measure: Measure) -> dict[str, Tensor] | None:
+        """The dense network's scores, computed once a measure; None where they depend on more than measure and calibration."""
+        amount_counts = type(measure).__module__.partition(".")[0] != "mlprank" or (
+            isinstance(measure, ModifiedPageRank) and measure.z_importance
+        )
+        on_pruned = getattr(measure, "on_pruned", False) and cell.graph == "dag" and cell.method == "local"
+        if amount_counts or on_pruned:
+            return None
+        key = (cell.measure, str(sorted(cell.measure_args.items())))
+        if key not in self._scores:
+            self._scores[key] = pruning.scores(measure, {})
+        return self._scores[key]
+
+    def _counted(self, result: PruningResult) -> ModelMetrics:
+        """Parameters, FLOPs and bytes, which follow from the narrow network's sizes."""
+        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in result.model.state_dict().items())
+        if sizes not in self._counts:
+            self._counts[sizes] = measure_model(result.model, result.example)
+        return self._counts[sizes]
+
+    def _metrics(
+        self,
+        after: ModelMetrics,
+        accuracy: Accuracy,
+        *,
+        achieved: float,
+        layers: tuple[LayerWidth, ...],
+        latency: tuple[float | None, float | None],
+    ) -> CellMetrics:
+        dense, before = self.test.dense, self.before
+        return CellMetrics(
+            top1=accuracy.top1 / accuracy.num_images,
+            top5=accuracy.top5 / accuracy.num_images,
+            dense_top1=dense.top1 / dense.num_images,
+            dense_top5=dense.top5 / dense.num_images,
+            achieved_amount=achieved,
+            num_parameters_before=before.num_parameters,
+            num_parameters_after=after.num_parameters,
+            flops_before=before.flops,
+            flops_after=after.flops,
+            size_bytes_before=before.size_bytes,
+            size_bytes_after=after.size_bytes,
+            latency_s_before=latency[0],
+            latency_s_after=latency[1],
+            layers=layers,
+        )
+
+    def _latency(self, model: nn.Module) -> tuple[float, float]:
+        """Seconds of a batch, dense and pruned, taking turns."""
+        models = {"before": self.network, "after": model}
+        example = self.data.images[:BATCH_SIZE]
+        once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
+        least, most = _LATENCY_REPEATS
+        repeats = max(least, min(most, int(_LATENCY_BUDGET_S / once)))
+        timed = measure_latency(models, example, repeats=repeats, warmup=0)
+        return timed["before"].median_s, timed["after"].median_s
+
+
+def _layers(result: PruningResult) -> tuple[LayerWidth, ...]:
+    """What every layer's mask keeps."""
+    return tuple(
+        LayerWidth(
+            name=name, width=len(scores), kept=int(result.masks[name].sum()) if name in result.masks else len(scores)
+        )
+        for name, scores in result.scores.items()
+    )
