@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from mlprank.datamodules.seeds import derive_seed, global_seed
 from torch import Tensor
+
+from mlprank.datamodules.seeds import derive_seed, global_seed
 
 AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
 ERASED_SHARE = (0.02, 0.33)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from mlprank.datamodules.seeds import derive_seed, generator
 from torch import Tensor
+
+from mlprank.datamodules.seeds import derive_seed, generator
 
 Batch = tuple[Tensor, Tensor]
 

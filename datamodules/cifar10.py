@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from mlprank.datamodules.cifar_files import read_cifar_batch
 from mlprank.datamodules.files import FileSet
 from mlprank.datamodules.images import ImageDataModule
-from torch import Tensor
 
 TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 

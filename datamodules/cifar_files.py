@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mlprank.datamodules.labels import check_range
 from torch import Tensor
+
+from mlprank.datamodules.labels import check_range
 
 PIXELS = 3 * 32 * 32
 _BIG = 2**62  # a hostile label may not fit into 64 bits

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from mlprank.datamodules.images import ImageDataModule
 from mlprank.datamodules.seeds import generator
-from torch import Tensor
 
 TEST_FRACTION = 0.2
 _TEST_SEED = 0  # the set has no official test images: these 359 are set apart for every seed of the user's

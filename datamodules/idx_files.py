@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from mlprank.datamodules.labels import check_range
 from torch import Tensor
+
+from mlprank.datamodules.labels import check_range
 
 MAX_ITEMS = 1_000_000  # the official files hold 60,000; a header that claims far more is damage
 _UBYTE = 0x08

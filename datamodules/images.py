@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
 from mlprank.datamodules.batches import Batch, EpochSampler, IndexBatches, TensorBatches
 from mlprank.datamodules.files import resolve_data_dir
 from mlprank.datamodules.labels import check_several_classes
 from mlprank.datamodules.seeds import derive_seed, generator, global_seed
-from torch import Tensor
 
 
 class ImageDataModule(LightningDataModule):

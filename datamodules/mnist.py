@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from mlprank.datamodules.files import FileSet
 from mlprank.datamodules.idx_files import read_idx_pair
 from mlprank.datamodules.images import ImageDataModule
-from torch import Tensor
 
 IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 

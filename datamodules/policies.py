@@ -1,8 +1,9 @@
 """AutoAugment, RandAugment and AugMix on batches, with draws of its own for every image."""
 
 import torch
-from mlprank.datamodules.image_operations import Operation, apply_operations, draw_magnitudes
 from torch import Tensor
+
+from mlprank.datamodules.image_operations import Operation, apply_operations, draw_magnitudes
 
 _SHX, _SHY, _TRX, _TRY, _ROT = range(Operation.SHEAR_X, Operation.ROTATE + 1)
 _BRI, _COL, _CON, _SHA, _POS, _SOL, _AUT, _EQU, _INV = range(Operation.BRIGHTNESS, Operation.INVERT + 1)
