@@ -12,6 +12,9 @@ from torch import Tensor
 from mlprank.calibration import Calibration
 from mlprank.graph import Graph, State
 
+# A neuron whose variance is below this share of its mean square does not vary.
+CONSTANT = 1e-12
+
 
 @dataclass(frozen=True)
 class Norms:
@@ -158,5 +161,8 @@ def _accumulate(totals: dict[str, Tensor], name: str, rows: Tensor) -> None:
 
 def _moments(sums: Tensor) -> Moments:
     count = float(sums[-1, -1])
-    mean = sums[-1, :-1] / count
-    return Moments(count, mean, sums[:-1, :-1] - count * torch.outer(mean, mean))
+    mean, squares = sums[-1, :-1] / count, sums[:-1, :-1]
+    gram = squares - count * torch.outer(mean, mean)
+    # What is left of a constant neuron is rounding, of either sign.
+    constant = gram.diagonal() <= CONSTANT * squares.diagonal()
+    return Moments(count, mean, gram.masked_fill(constant[:, None] | constant[None, :], 0.0))

@@ -75,7 +75,7 @@ class _System:
 
     def __init__(self, gram: Float[Tensor, "n n"], image: Float[Tensor, "n m"]) -> None:
         self.gram = gram
-        self.floor = float(_SPANNED * gram.diagonal().mean())
+        self.floor = max(0.0, float(_SPANNED * gram.diagonal().mean()))
         self._begin(image)
 
     def _begin(self, image: Float[Tensor, "n m"]) -> None:
