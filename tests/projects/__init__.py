@@ -1,0 +1,1 @@
+"""Three Lightning projects of different styles that know nothing of mlprank."""
