@@ -143,10 +143,13 @@ class Difference(nn.Module):
         whole = whole_cut(dense.module)
         steps = {base: cut.steps_from(base.cut) for base in bases}
         near = {base: count for base, count in steps.items() if count is not None and count < len(cut.read)}
-        self._base = min(near, key=near.__getitem__, default=None)
-        if self._base is not None and near[self._base] >= int((~cut.read).sum()):
-            self._base = None
-        base = whole if self._base is None else self._base.cut
+        best = min(near, key=near.__getitem__, default=None)
+        if best is not None and near[best] >= int((~cut.read).sum()):
+            best = None
+        self.base: list[Difference] = (
+            [] if best is None else [best]
+        )  # a list, as a module would become a part of this one
+        base = whole if best is None else best.cut
         self._pick = torch.searchsorted(base.rows, cut.rows)
         self._gone = torch.cat([(base.read & ~cut.read).nonzero().flatten(), cut.rows.new_tensor([len(cut.read)])])
         bias = (base.bias[self._pick] - cut.bias)[:, None]
@@ -167,7 +170,7 @@ class Difference(nn.Module):
         """The outputs, shape (n_out, images); those of neurons without weights are of no use."""
         if self._made_at == chunk and self._value is not None:
             return self._value
-        before = self._dense.outputs[chunk] if self._base is None else self._base.value(chunk)
+        before = self.base[0].value(chunk) if self.base else self._dense.outputs[chunk]
         gone = self._dense.inputs[chunk].index_select(0, self._gone)
         return before.index_select(0, self._pick).addmm_(self._weight, gone, alpha=-1)
 

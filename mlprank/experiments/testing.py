@@ -70,7 +70,7 @@ class MemoryTest:
                 for chunk in self._chunks():
                     for number in [number for number in order if number in parts]:
                         logits = _attempt(models[number], self._images[chunk])
-                        if logits is None or (chunk.start == 0 and differ(expected[number], logits[:BATCH_SIZE])):
+                        if logits is None or (chunk.start == 0 and self._is_wrong(logits, expected[number])):
                             del parts[number]
                         else:
                             parts[number].append(logits)
@@ -80,6 +80,11 @@ class MemoryTest:
                 except ValueError as error:
                     found.append(error)
         return found
+
+    @staticmethod
+    def _is_wrong(logits: Tensor, expected: Tensor) -> bool:
+        """Whether stand-ins give something else on the first batch; what is not finite is for `decide` to refuse."""
+        return bool(expected.isfinite().all()) and differ(expected, logits[: len(expected)])
 
     def _chunks(self) -> Iterator[slice]:
         for number, start in enumerate(range(0, len(self._images), _CHUNK)):
