@@ -1,10 +1,10 @@
 """Ctrl-C in training and while pruning: it says what it did, and no file is half there."""
 
 import pytest
-from mlprank.callbacks import Linear, PruningCallback
-from mlprank.callbacks import finishing as finishing_module
 
 import mlprank.outputs
+from mlprank.callbacks import Linear, PruningCallback
+from mlprank.callbacks import finishing as finishing_module
 from tests.callbacks.projects import Blobs, Project, pruned_rows, trainer_for
 
 pytestmark = pytest.mark.usefixtures("interruptible")

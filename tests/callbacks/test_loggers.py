@@ -6,8 +6,8 @@ import struct
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from mlprank.callbacks import Linear, PruningCallback
 
+from mlprank.callbacks import Linear, PruningCallback
 from tests.callbacks.projects import Blobs, Project, trainer_for
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from mlprank.callbacks import PruningCallback
 from safetensors.torch import load_file
 
 import mlprank
+from mlprank.callbacks import PruningCallback
 from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
 
 FILES = {"pruned.ckpt", "scores.safetensors", "metrics.json", "pruning.png"}

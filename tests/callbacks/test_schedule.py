@@ -1,6 +1,7 @@
 """Schedules: how much is pruned when, and which ones are refused."""
 
 import pytest
+
 from mlprank.callbacks import Cubic, Linear
 from mlprank.callbacks.schedule import get_schedule, resolve_schedule
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelPruning
-from mlprank.callbacks import Linear, PruningCallback
 from torch.utils.data import DataLoader
 
+from mlprank.callbacks import Linear, PruningCallback
 from tests.callbacks.projects import Blobs, Project, blobs, trainer_for
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from mlprank.callbacks import Cubic, Linear, PruningCallback
 from torch import nn
 from torch.utils.data import DataLoader
 
 import mlprank
+from mlprank.callbacks import Cubic, Linear, PruningCallback
 from mlprank.masking import masked_rows
 from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mlprank.callbacks import Linear, PruningCallback
 from torch import nn
 
 import mlprank
+from mlprank.callbacks import Linear, PruningCallback
 from mlprank.masking import masked_rows
 from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
 

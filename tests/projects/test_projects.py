@@ -78,7 +78,7 @@ def test_vit_b_16_is_fine_tuned_and_pruned(tmp_path):
 
     torch.manual_seed(0)
     module = FineTune(vit_b_16(image_size=32, num_classes=4))
-    callback = PruningCallback(0.5, finetune_epochs=1, num_samples=16, apply="remove")
+    callback = PruningCallback(0.5, finetune_epochs=1, num_samples=16, apply="remove", compensation="constant")
     trainer = trainer_for(tmp_path, callback, max_epochs=1, enable_checkpointing=False)
     trainer.fit(module, datamodule=Stripes(32, num_samples=16, batch_size=8))
     widths = [(layer.mlp[0].out_features, layer.mlp[3].in_features) for layer in module.vit.encoder.layers]
