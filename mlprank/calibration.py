@@ -50,7 +50,8 @@ class Calibration:
                 f"calibration: {type(source).__name__} is no batch, iterable of batches, DataLoader or LightningDataModule; give one"
             )
         self.batches: Iterable[Any] = list(source) if isinstance(source, Iterator) else source
-        self.example: Tensor = next(iter(self), torch.empty(0))
+        self.example: Tensor = torch.empty(0)
+        self.example = next(iter(self), self.example)
         if len(self.example) == 0:
             raise ValueError("calibration: the set is empty; give at least one sample")
 
@@ -67,11 +68,20 @@ class Calibration:
                 raise ValueError("calibration: a batch has no dimensions; give inputs of shape (N, ...)")
             inputs = inputs[:left].to(self.device)
             if len(inputs) > 0:
+                self._check(inputs)
                 yield inputs
             if left is not None:
                 left -= len(inputs)
                 if left <= 0:
                     return
+
+    def _check(self, inputs: Tensor) -> None:
+        first = self.example
+        if len(first) > 0 and (inputs.shape[1:] != first.shape[1:] or inputs.dtype != first.dtype):
+            raise ValueError(
+                f"calibration: a batch has inputs of shape {tuple(inputs.shape[1:])} and dtype {inputs.dtype}, the first one of"
+                f" {tuple(first.shape[1:])} and {first.dtype}; give inputs of one shape and dtype"
+            )
 
 
 def _dataloader(datamodule: Any) -> Any:

@@ -80,11 +80,14 @@ class Program:
         """Run the program on a batch as far as needed and show values on the way.
 
         Args:
-            state: The weights to run with, by the names of the state dict.
-            batch: Inputs, shape (N, ...).
+            state: The weights to run with, by the names of the state dict; left as they are.
+            batch: Inputs, shape (N, ...); left as they are.
             observe: Called with the name and the value of everything watched; it must not keep or change the value.
             sources: Values to show when a linear layer reads them.
             made: Values to show when they are made.
+
+        Raises:
+            ValueError: If the program cannot run this batch.
         """
         read = {node: source for node, source in self.reads.items() if source in sources}
         watcher = _Watcher(self.exported.graph_module, read=read, made=frozenset(made), observe=observe)
@@ -92,6 +95,8 @@ class Program:
             return
         if self._overwrites:
             batch = batch.clone()
+            buffers = set(self.exported.graph_signature.inputs_to_buffers.values())
+            state = {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
         placeholders = [node.name for node in self.exported.graph.nodes if node.op == "placeholder"]
         arguments = [self._argument(name, state, batch) for name in placeholders]
         try:
@@ -99,6 +104,13 @@ class Program:
                 watcher.run(*arguments, enable_io_processing=False)
         except _FinishedError:
             return
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"calibration: the traced network cannot run a batch of shape {tuple(batch.shape)} ({str(error).splitlines()[0]});"
+                " give batches of one shape, and write the forward for any batch size"
+            ) from error
 
     def _argument(self, placeholder: str, state: Mapping[str, Tensor], batch: Tensor) -> Any:
         if placeholder in self.tensors:
