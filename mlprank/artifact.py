@@ -7,6 +7,7 @@ The file is also a Lightning checkpoint. Under the key `mlprank` it holds, besid
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import importlib.metadata
 import inspect
@@ -200,6 +201,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is refused: it is no checkpoint of tensors and plain types, or reading it could run code; get it from where it was made"
         ) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what torch raises for a zip file that was cut off
+            raise
+        raise ValueError(f"{path} is damaged: it ends too early; write it again") from error
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{path} is damaged or no checkpoint ({str(error).splitlines()[0]}); write it again"

@@ -114,7 +114,7 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
         for name in vars(arguments)
         if name not in _NOT_CONFIG and getattr(arguments, name) is not None
     }
-    if not values and not given:
+    if not values and not given and arguments.model_name is None and arguments.dataset_name is None:
         raise ValueError(
             "nothing to run: give --config configs/experiments/thesis.yaml, or networks by --model-name ThreeLayerMLP"
         )

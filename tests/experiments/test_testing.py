@@ -155,3 +155,19 @@ def test_a_network_of_another_data_set_is_refused() -> None:
         MemoryTest(network, graph, images, torch.full_like(labels, 11))
     with pytest.raises(ValueError, match=r"TwoLayerMLP cannot take inputs of shape \(2, 1, 8, 8\)"):
         MemoryTest(network, graph, torch.rand(8, 1, 8, 8), labels[:8])
+
+
+def test_only_batches_in_doubt_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images, labels = build("three")
+    pruning = Pruning(network, images[:64], graph="chain")
+    results = [pruning.run(amount=amount, compensation="constant") for amount in (0.1, 0.3, 0.5)]
+    test = MemoryTest(network, pruning.graph, images, labels)
+    again: list[int] = []
+
+    def counted(model: nn.Module, batches: object, k: object) -> dict[int, float]:
+        again.append(len(list(batches)))  # type: ignore[call-overload]
+        return {1: 0.0, 5: 0.0}
+
+    monkeypatch.setattr(testing, "top_k_accuracy", counted)
+    test.accuracies([Variant(result.model, result.slices) for result in results])
+    assert sum(again) < len(results) * NUM_IMAGES / 64

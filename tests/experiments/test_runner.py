@@ -1,0 +1,216 @@
+"""Cells run, are recorded, and give the numbers of `prune_mlp`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mlprank import measures
+from mlprank.experiments.config import ExperimentConfig, read_config
+from mlprank.experiments.grid import cells_of
+from mlprank.experiments.networks import find_networks
+from mlprank.experiments.records import DENSE, CellParameters, CellRecord
+from mlprank.experiments.runner import Runner
+from mlprank.experiments.store import RecordStore, read_records, read_scores
+from mlprank.experiments.workbench import Workbench
+from mlprank.measures import PUBLISHED_MEASURES, LayerRecord
+from mlprank.published import prune_mlp
+from tests.experiments.trained import write_digits_experiment, write_two_layer_mnist
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.records: list[CellRecord] = []
+
+    def started(self, cells: Sequence[CellParameters]) -> None:
+        assert cells
+
+    def ended(self, record: CellRecord) -> None:
+        self.records.append(record)
+
+
+def run(config: ExperimentConfig, out: Path) -> tuple[CellRecord, ...]:
+    networks, _ = find_networks(config)
+    with RecordStore(out) as store:
+        heard = Heard()
+        Runner(config, networks, store, heard).run(cells_of(config, networks))
+        assert {record.key for record in heard.records} <= {record.key for record in store.records}
+    return read_records(out)
+
+
+def small(tmp_path: Path, **changes: object) -> ExperimentConfig:
+    return ExperimentConfig(**read_config(write_digits_experiment(tmp_path, **changes)))
+
+
+@pytest.mark.parametrize("protect_output", [True, False])
+def test_numbers_are_those_of_prune_mlp(tmp_path: Path, protect_output: bool) -> None:
+    checkpoint = write_two_layer_mnist(tmp_path)
+    config = ExperimentConfig(
+        networks=["TwoLayerMLP"],
+        checkpoint_root=str(tmp_path),
+        data_dir=str(tmp_path),
+        amounts=[0.3, 0.7],
+        calibration_seeds=[5],
+        protect_output=[protect_output],
+        latency=False,
+    )
+    records = {
+        (record.parameters.measure, record.parameters.method, record.parameters.amount): record
+        for record in run(config, tmp_path / "out")
+    }
+    assert len(records) == 1 + 6 * 2 * 2
+    for published, short in PUBLISHED_MEASURES.items():
+        for method, amount in (("Local", 0.3), ("Global", 0.7)):
+            found = records[short, method.lower(), amount]
+            assert found.metrics is not None
+            one, scores = prune_mlp(
+                "TwoLayerMLP",
+                "MNIST",
+                method,
+                published,
+                amount,
+                tmp_path,
+                dict(found.parameters.measure_args),
+                checkpoint=checkpoint,
+                data_dir=str(tmp_path),
+                protect_output=protect_output,
+                seed=5,
+            )
+            assert round(one["top1_acc"] * 1000) == round(found.metrics.top1 * 1000)
+            assert round(one["top5_acc"] * 1000) == round(found.metrics.top5 * 1000)
+            assert one["actual_amount"] == found.metrics.achieved_amount
+            assert one["size"] == found.metrics.num_parameters_before
+            assert one["flops"] == found.metrics.flops_before
+            stored = read_scores(tmp_path / "out", found.key)
+            assert stored is not None
+            for ours, theirs in zip(stored[0].values(), scores, strict=True):
+                assert torch.equal(torch.from_numpy(ours), theirs)
+
+
+def test_every_cell_is_recorded_once_and_finished_ones_are_not_run_again(tmp_path: Path) -> None:
+    config = small(tmp_path, seeds=(0, 1), calibration_seeds=[0, 1], latency=True)
+    records = run(config, tmp_path / "out")
+    assert len(records) == 2 * (1 + 2 * 2 * 2 * 2)
+    assert {record.status for record in records} == {"ok"}
+    before = (tmp_path / "out" / "records.jsonl").read_bytes()
+    assert run(config, tmp_path / "out") == records
+    assert (tmp_path / "out" / "records.jsonl").read_bytes() == before
+    for record in records:
+        assert record.metrics is not None
+        assert record.metrics.latency_s_after is not None
+        assert record.metrics.latency_s_after > 0
+        assert [layer.width for layer in record.metrics.layers] == [24, 16, 10]
+        assert record.machine["threads"] == str(torch.get_num_threads())
+
+
+def test_the_baseline_is_a_record_that_loses_nothing(tmp_path: Path) -> None:
+    (dense,) = (r for r in run(small(tmp_path), tmp_path / "out") if r.parameters.measure == DENSE)
+    assert dense.metrics is not None
+    assert dense.metrics.top1 == dense.metrics.dense_top1
+    assert dense.metrics.num_parameters_after == dense.metrics.num_parameters_before
+    assert all(layer.kept == layer.width for layer in dense.metrics.layers)
+
+
+def test_a_larger_grid_adds_its_cells_alone(tmp_path: Path) -> None:
+    first = run(small(tmp_path), tmp_path / "out")
+    more = run(small(tmp_path, amounts=[0.25, 0.5, 0.75]), tmp_path / "out")
+    assert more[: len(first)] == first
+    assert len(more) == len(first) + 2 * 2
+
+
+class Broken:
+    """A measure that fails where much is to be removed."""
+
+    def __call__(self, layer: LayerRecord) -> Tensor:
+        if layer.amount > 0.3:
+            raise ZeroDivisionError("made to fail")
+        return torch.ones(len(layer.weight)) / len(layer.weight)
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measures.MEASURES, "broken", Broken)
+    config = small(tmp_path, measures=["broken", "norm"])
+    records = run(config, tmp_path / "out")
+    failed = [record for record in records if record.status == "failed"]
+    assert [(record.parameters.measure, record.parameters.amount) for record in failed] == [("broken", 0.5)] * 2
+    assert failed[0].error == "ZeroDivisionError: made to fail"
+    assert sum(record.status == "ok" for record in records) == 1 + 6
+    monkeypatch.setattr(Broken, "__call__", lambda self, layer: torch.ones(len(layer.weight)))
+    assert {record.status for record in run(config, tmp_path / "out")} == {"ok"}
+
+
+def test_a_damaged_checkpoint_fails_its_own_cells(tmp_path: Path) -> None:
+    config = small(tmp_path, seeds=(0, 1))
+    whole = (tmp_path / "mlp-1.pth").read_bytes()
+    (tmp_path / "mlp-1.pth").write_bytes(whole[: len(whole) // 2])
+    records = run(config, tmp_path / "out")
+    failed = [record for record in records if record.status == "failed"]
+    assert len(failed) == len(records) / 2
+    assert all(str(record.error).startswith("ValueError: ") for record in failed)
+    assert all("mlp-1.pth is damaged" in str(record.error) for record in failed), failed[0].error
+
+
+def test_a_checkpoint_of_another_network_says_what_to_give(tmp_path: Path) -> None:
+    config = small(tmp_path, model_args={})
+    errors = {record.error for record in run(config, tmp_path / "out")}
+    assert len(errors) == 1
+    assert "give its arguments under model_args" in str(errors.pop())
+
+
+def test_scores_are_computed_once_a_measure_but_for_those_that_look_at_the_amount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlprank.pruning import Pruning
+
+    scored: list[str] = []
+    loaded: list[object] = []
+    scores, bench = Pruning.scores, Workbench.__init__
+
+    def counted(self, measure, amounts):  # type: ignore[no-untyped-def]
+        scored.append(type(measure).__name__ + str(getattr(measure, "z_importance", "")))
+        return scores(self, measure, amounts)
+
+    def loads(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        loaded.append(arguments)
+        bench(self, *arguments, **options)
+
+    monkeypatch.setattr(Pruning, "scores", counted)
+    monkeypatch.setattr(Workbench, "__init__", loads)
+    run(
+        small(
+            tmp_path,
+            measures=["norm", "modified_pagerank", {"name": "modified_pagerank", "z_importance": True}],
+            protect_output=[True, False],
+            compensations=["constant", "zero"],
+        ),
+        tmp_path / "out",
+    )
+    assert scored.count("Norm") == 1
+    assert scored.count("ModifiedPageRankFalse") == 1
+    assert scored.count("ModifiedPageRankTrue") == 2 * 2 * 2 * 2
+    assert len(loaded) == 1
+
+
+def test_every_measure_compensation_and_graph_runs(tmp_path: Path) -> None:
+    config = small(
+        tmp_path,
+        measures=list(measures.MEASURES),
+        compensations=["constant", "zero", "mean", "least_squares"],
+        graphs=["chain", "dag"],
+        amounts=[0.5],
+        calibration_samples=128,
+    )
+    records = run(config, tmp_path / "out")
+    assert [record.error for record in records if record.error] == []
+    assert len(records) == 1 + 7 * 4 * 2 * 2
+
+
+def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordStore, "append", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(small(tmp_path), tmp_path / "out")
