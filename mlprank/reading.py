@@ -59,6 +59,8 @@ class _Rules:
         tracked = [argument for argument in inputs if argument in self.notes.values]
         if name == "linear":
             self.read_linear(node)
+        elif name.startswith("_assert"):
+            return  # a check that the trace added, of a dtype for example
         elif not tracked:
             self.note_other(node, name)
         elif name == "batch_norm":
@@ -101,7 +103,8 @@ class _Rules:
             self.notes.others[owner_of(node) or node.name] = (
                 "its weight is no parameter but computed in the forward pass: remove masks and parametrisations first"
             )
-            self.notes.refuse(node, [value for value in node.all_input_nodes if value in self.notes.values])
+            tracked = [value for value in node.all_input_nodes if value in self.notes.values]
+            self.notes.refuse(node, tracked, "they feed a linear layer whose weight is computed in the forward pass")
             return
         weight = as_node(weight)
         shape = weight.meta["val"].shape
