@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.hooks import RemovableHandle
+
 from mlprank.callbacks.averaging import averaged_modules, sharpen_masks
 from mlprank.callbacks.directory import check_writable, run_directory
 from mlprank.callbacks.finishing import Finish
@@ -17,8 +20,6 @@ from mlprank.callbacks.schedule import Cubic, Linear, get_schedule, resolve_sche
 from mlprank.callbacks.settings import Settings, check_resumed
 from mlprank.callbacks.training import TrainingMasks
 from mlprank.callbacks.weights import best_path
-from torch.utils.hooks import RemovableHandle
-
 from mlprank.compensation import Compensation, get_compensation
 from mlprank.evaluation import Evaluation
 from mlprank.masking import compute_own
@@ -146,7 +147,8 @@ class PruningCallback(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep a resumed network's masks working."""
+        """See that there is something to prune, and keep a resumed network's masks working."""
+        self.masks.check(trainer, pl_module)
         self.masks.hold(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,7 +202,7 @@ class PruningCallback(Callback):
             return f"Interrupted, {done} and fit(ckpt_path=...) goes on from any checkpoint: {kept}."
         return f"Interrupted, nothing was pruned: {kept}."
 
-    @property
+    @cached_property  # asked for around every hook, in every step
     def state_key(self) -> str:
         """Name of the state in a checkpoint; callbacks of different choices can be told apart, to say that they cannot go together."""
         return self._generate_state_key(**self._plain())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
@@ -14,6 +14,9 @@ from mlprank.datamodules.batches import Batch, EpochSampler, IndexBatches, Tenso
 from mlprank.datamodules.files import resolve_data_dir
 from mlprank.datamodules.labels import check_several_classes
 from mlprank.datamodules.seeds import derive_seed, generator, global_seed
+
+_AT_ONCE = 16
+"""Batches that are cast together where nothing is drawn for each: 3 MB of 28×28 images in batches of 64."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -166,8 +169,9 @@ class ImageDataModule(LightningDataModule):
                 f"lower it to at most {len(sampler)}"
             )
         batches = IndexBatches(sampler, batch_size=self.batch_size, drop_last=self.drop_last)
-        prepare = self._prepare_train if trainer is None else None
-        return TensorBatches(*self._part("train"), batches, prepare=prepare, announce=self._announce)
+        at_once = _AT_ONCE if self._is_plain() and _trains_on_cpu(trainer) else 1
+        prepare = self._prepare_train if trainer is None or at_once > 1 else None
+        return TensorBatches(*self._part("train"), batches, prepare=prepare, announce=self._announce, at_once=at_once)
 
     def val_dataloader(self) -> TensorBatches:
         """Return the validation batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
@@ -215,6 +219,10 @@ class ImageDataModule(LightningDataModule):
         prepared = self._prepare_train(*batch) if self.trainer and self.trainer.training else self.prepare(*batch)
         return self.trainer.precision_plugin.convert_input(prepared) if self.trainer else prepared
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to the model's device; on the CPU it is there."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def prepare(self, images: Tensor, labels: Tensor) -> Batch:
         """Return a batch as the model expects it: pixels in [0, 1], then normalised where the set is.
 
@@ -237,7 +245,7 @@ class ImageDataModule(LightningDataModule):
 
     def _prepare_train(self, images: Tensor, labels: Tensor) -> Batch:
         """Augment and cast the training batch that was handed out last."""
-        if self.augmentation == Augmentation() and self.train_transforms is None:
+        if self._is_plain():
             return self.prepare(images, labels)
         seed = self.seed if self._train_batches is None else self._train_batches.batch_seed
         images = self.augmentation.on_bytes(images, seed=seed)
@@ -246,6 +254,10 @@ class ImageDataModule(LightningDataModule):
                 images = self.train_transforms(images)
         pixels, labels = self.prepare(images, labels)
         return self.augmentation.on_pixels(pixels, labels, num_classes=self.num_classes, seed=seed)
+
+    def _is_plain(self) -> bool:
+        """Whether training batches are only cast."""
+        return self.augmentation == Augmentation() and self.train_transforms is None
 
     def _plain(
         self, part: str, indices: Tensor | None = None, *, with_labels: bool = True, distributed: bool = True
@@ -284,3 +296,7 @@ class ImageDataModule(LightningDataModule):
         """Return this process's rank and the number of processes that share the data."""
         shares = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
+
+
+def _trains_on_cpu(trainer: Trainer | None) -> bool:
+    return trainer is not None and trainer.strategy.root_device.type == "cpu"

@@ -28,6 +28,7 @@ from mlprank.cli.options import Parser, config_of, prepare_arguments
 from mlprank.cli.predictions import write_predictions
 from mlprank.cli.progress import ClockedProgressBar, EpochLines
 from mlprank.cli.runs import CHECKPOINTS, claim_run, discard_if_empty, find_checkpoint, kept, run_of_config
+from mlprank.cli.speed import NoProfiler, no_device_search, skip_idle_hooks
 from mlprank.files import whole_file
 from mlprank.models.classifier import ImageClassifier
 
@@ -198,6 +199,8 @@ class MLPRankCLI(LightningCLI):
             else:
                 kwargs["enable_progress_bar"] = False
                 callbacks.append(EpochLines())
+        if given.profiler is None:
+            kwargs["profiler"] = NoProfiler()
         plugins = given.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -216,8 +219,10 @@ class MLPRankCLI(LightningCLI):
         """Train; Ctrl-C becomes a KeyboardInterrupt that says what was kept."""
         if self.run is not None and _is_first_process():
             print(f"mlprank fit: {'goes on in' if self._resumed else 'writes to'} {self.run}", flush=True)
+        skip_idle_hooks(self.trainer, self.model)
         try:
-            self.trainer.fit(**kwargs)
+            with no_device_search(self.trainer.strategy.root_device):
+                self.trainer.fit(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise

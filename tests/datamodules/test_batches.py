@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+
 from mlprank.datamodules.batches import EpochSampler, IndexBatches, TensorBatches
 from mlprank.datamodules.seeds import derive_seed, global_seed
 
@@ -160,3 +161,26 @@ def test_global_seed_seeds_inside_and_restores_outside():
             draws.append(torch.rand(3))
     assert torch.equal(*draws)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_prepared_together_are_those_prepared_one_by_one_and_so_is_the_place_in_the_epoch():
+    images, labels = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1), torch.arange(50)
+
+    def batches(at_once):
+        sampler = EpochSampler(torch.arange(50), seed=3, shuffle=True)
+        return TensorBatches(
+            images,
+            labels,
+            IndexBatches(sampler, batch_size=4),
+            prepare=lambda x, y: (x.float() / 2, y),
+            at_once=at_once,
+        )
+
+    one, several = batches(1), batches(5)
+    for (x, y), (together_x, together_y) in zip(one, several, strict=True):
+        assert torch.equal(x, together_x)
+        assert torch.equal(y, together_y)
+        assert one.state_dict() == several.state_dict()
+    resumed = batches(5)
+    resumed.load_state_dict({**one.state_dict(), "batches": 7})
+    assert torch.equal(next(iter(resumed))[1], list(one)[7][1])
