@@ -50,16 +50,14 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
     read: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
 
-    def observe(name: str, value: Tensor) -> None:
-        if name in emits:
-            _accumulate(made, emits[name], _rows(value).clamp(min=0) if chain else _rows(value))
-        if name in sources and name not in seen:
-            seen.add(name)
-            _accumulate(read, name, _rows(value))
+    def on_read(name: str, value: Tensor) -> None:
+        _accumulate(read, name, _rows(value))
+
+    def on_made(name: str, value: Tensor) -> None:
+        _accumulate(made, emits[name], _rows(value).clamp(min=0) if chain else _rows(value))
 
     for batch in calibration:
-        seen: set[str] = set()
-        graph.program.observe(state, batch, observe, sources=sources, made=emits)
+        graph.program.observe(state, batch, sources=sources, on_read=on_read, made=emits, on_made=on_made)
     norms = [
         {name: calibration.reduce(total).sqrt() for name, total in sorted(totals.items())} for totals in (read, made)
     ]
@@ -113,7 +111,7 @@ def measure_moments(
     sources = {source for pooled in values for source in pooled}
     sums: dict[str, Tensor] = {}
 
-    def observe(name: str, value: Tensor) -> None:
+    def on_read(name: str, value: Tensor) -> None:
         rows = _rows(value).double()
         ones = rows.new_ones(len(rows), 1)
         rows = torch.cat([rows, ones], dim=1)
@@ -123,7 +121,7 @@ def measure_moments(
             sums[name] = rows.T @ rows
 
     for batch in calibration:
-        graph.program.observe(state, batch, observe, sources=sources)
+        graph.program.observe(state, batch, sources=sources, on_read=on_read)
     sums = {name: calibration.reduce(total) for name, total in sorted(sums.items())}
     return {pooled: _moments(torch.stack([sums[name] for name in pooled]).sum(0)) for pooled in values}
 
@@ -141,11 +139,11 @@ def measure_constants(graph: Graph, state: State, calibration: Calibration) -> d
     """
     constants: dict[str, Tensor] = {}
 
-    def observe(name: str, value: Tensor) -> None:
+    def on_read(name: str, value: Tensor) -> None:
         constants[name] = _rows(value)[0].clone()
 
     sources = {call.source for layer in graph.layers for call in layer.calls if layer.source_group is not None}
-    graph.program.observe(state, calibration.example[:1], observe, sources=sources)
+    graph.program.observe(state, calibration.example[:1], sources=sources, on_read=on_read)
     return constants
 
 

@@ -24,7 +24,8 @@ def build_graph(notes: Notes) -> Graph:
     names = sorted(notes.linears, key=lambda name: order[notes.linears[name][0]])
     roots = list(dict.fromkeys(notes.root(notes.slots[name, 0]) for name in names))
     layers = tuple(_layer(notes, name, roots) for name in names)
-    reads = {node.name: as_node(node.args[0]).name for nodes in notes.linears.values() for node in nodes}
+    calls = sorted((node for nodes in notes.linears.values() for node in nodes), key=order.__getitem__)
+    reads = {node.name: as_node(node.args[0]).name for node in calls}
     return Graph(
         layers=layers,
         groups=tuple(_group(notes, index, root, layers) for index, root in enumerate(roots)),

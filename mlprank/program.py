@@ -14,6 +14,10 @@ from torch.export import ExportedProgram
 Observer = Callable[[str, Tensor], None]
 
 
+def _nothing(name: str, value: Tensor) -> None:
+    """Look away."""
+
+
 class _FinishedError(Exception):
     """Everything that was to be observed has been."""
 
@@ -25,10 +29,16 @@ class _Watcher(fx.Interpreter):
     """
 
     def __init__(
-        self, module: fx.GraphModule, *, read: Mapping[str, str], made: Collection[str], observe: Observer
+        self,
+        module: fx.GraphModule,
+        *,
+        read: Mapping[str, str],
+        made: Collection[str],
+        on_read: Observer,
+        on_made: Observer,
     ) -> None:
         super().__init__(module)
-        self.read, self.made, self.observe = read, made, observe
+        self.read, self.made, self.on_read, self.on_made = read, made, on_read, on_made
         watched = [node for node in module.graph.nodes if node.name in made or node.name in read]
         self.last = watched[-1] if watched else None
         self.seen: set[str] = set()
@@ -38,10 +48,10 @@ class _Watcher(fx.Interpreter):
         if source is not None and source not in self.seen:
             self.seen.add(source)
             (value,) = self.fetch_args_kwargs_from_env(n)[0][:1]
-            self.observe(source, value)
+            self.on_read(source, value)
         result = super().run_node(n)
         if n.name in self.made:
-            self.observe(n.name, result)
+            self.on_made(n.name, result)
         if n is self.last:
             raise _FinishedError
         return result
@@ -54,7 +64,7 @@ class Program:
     Attributes:
         exported: What `torch.export` gave.
         tensors: The state dict's name for every placeholder that is a parameter or a buffer.
-        reads: For every linear operation the value that it reads.
+        reads: For every linear operation the value that it reads, in forward order.
     """
 
     exported: ExportedProgram
@@ -72,25 +82,29 @@ class Program:
         self,
         state: Mapping[str, Tensor],
         batch: Tensor,
-        observe: Observer,
         *,
         sources: Collection[str] = (),
+        on_read: Observer = _nothing,
         made: Collection[str] = (),
+        on_made: Observer = _nothing,
     ) -> None:
         """Run the program on a batch as far as needed and show values on the way.
 
         Args:
             state: The weights to run with, by the names of the state dict; left as they are.
             batch: Inputs, shape (N, ...); left as they are.
-            observe: Called with the name and the value of everything watched; it must not keep or change the value.
-            sources: Values to show when a linear layer reads them.
+            sources: Values to show when a linear layer first reads them.
+            on_read: Called with the name and the value of those; it must not keep or change the value.
             made: Values to show when they are made.
+            on_made: Called with the name and the value of those, likewise.
 
         Raises:
             ValueError: If the program cannot run this batch.
         """
         read = {node: source for node, source in self.reads.items() if source in sources}
-        watcher = _Watcher(self.exported.graph_module, read=read, made=frozenset(made), observe=observe)
+        watcher = _Watcher(
+            self.exported.graph_module, read=read, made=frozenset(made), on_read=on_read, on_made=on_made
+        )
         if watcher.last is None:
             return
         if self._overwrites:
