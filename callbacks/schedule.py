@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlprank.measures.lookup import build, read_spec
+from mlprank.measures.lookup import find
 from mlprank.selection import check_amount
 
 Amount = float | Mapping[str, float]
@@ -92,13 +92,9 @@ class Schedule:
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Schedule:
         """Build a schedule from `plain()`."""
-        given, parameters = read_spec("schedule", plain)
-        name = str(given).lower()
-        if name not in SCHEDULES:
-            raise ValueError(
-                f'schedule="{given}" is unknown; choose one of {", ".join(SCHEDULES)}, or give a Linear or Cubic'
-            )
-        built: Schedule = build("schedule", name, SCHEDULES[name], parameters)
+        built: Schedule = find(
+            "schedule", plain, {}, registry=SCHEDULES, published={}, is_one=lambda one: isinstance(one, Schedule)
+        )
         return built
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlprank.activations import Moments, PooledMoments
 from mlprank.graph import Graph, Layer, State
-from mlprank.measures.lookup import build, read_spec, registered_name, unknown_name
+from mlprank.measures.lookup import find
 
 
 @dataclass(frozen=True)
@@ -118,17 +118,14 @@ def get_compensation(compensation: str | Mapping[str, Any] | Compensation) -> Co
         ValueError: If the name is unknown, or a parameter is unknown or out of range.
         TypeError: If it is none of these.
     """
-    parameters: dict[str, Any] = {}
-    found: Any = compensation
-    if isinstance(compensation, Mapping):
-        found, parameters = read_spec("compensation", compensation)
-    if isinstance(found, str):
-        name = registered_name(found, COMPENSATIONS, {})
-        if name not in COMPENSATIONS:
-            raise unknown_name("compensation", found, COMPENSATIONS)
-        found = build("compensation", name, COMPENSATIONS[name], parameters)
-    if not isinstance(found, Constant | Zero | Mean | LeastSquares):
-        raise TypeError(f"compensation={compensation!r} is not one of {', '.join(COMPENSATIONS)}")
+    found: Compensation = find(
+        "compensation",
+        compensation,
+        {},
+        registry=COMPENSATIONS,
+        published={},
+        is_one=lambda one: isinstance(one, Constant | Zero | Mean | LeastSquares),
+    )
     return found
 
 

@@ -12,8 +12,8 @@ from mlprank.compensation import get_compensation
 from mlprank.experiments.config import ExperimentConfig, nearest
 from mlprank.experiments.networks import Trained
 from mlprank.experiments.records import DENSE, CellParameters
-from mlprank.measures import MEASURES, PUBLISHED_MEASURES, get_measure
-from mlprank.measures.lookup import read_spec, registered_name
+from mlprank.measures import MEASURES, get_measure, published_measures
+from mlprank.measures.lookup import build, read_name
 from mlprank.methods import METHODS, PUBLISHED_METHODS, get_method
 
 NOT_PRUNED = "none"
@@ -134,17 +134,14 @@ def _choice(kind: str, given: str | Mapping[str, Any]) -> Choice:
     """Read a name or a description; a name of the thesis becomes the short one with the arguments that it stands for."""
     if not isinstance(given, str | Mapping):
         raise TypeError(f"{kind} {given!r} is neither a name nor a mapping with one")
-    name, arguments = (given, {}) if isinstance(given, str) else read_spec(kind, given)
+    if kind == "measure":
+        name, arguments = read_name(kind, given, {}, registry=MEASURES, published=published_measures())
+    else:
+        name, arguments = read_name(kind, given, {}, registry=METHODS, published=PUBLISHED_METHODS)
     if not isinstance(name, str):
         raise ValueError(f"{kind} {name.__name__} of another package: register it under a name and give that")
-    if kind == "measure":
-        get_measure(name, **arguments)
-        return Choice(PUBLISHED_MEASURES.get(name) or registered_name(name, MEASURES, {}), arguments)
-    get_method(name, **arguments)
-    published = PUBLISHED_METHODS.get(name)
-    if published is not None and not arguments:
-        return Choice(name.lower(), {"normalise": "none"} if name == "Global" else {})
-    return Choice(registered_name(name, METHODS, {}).lower(), arguments)
+    build(kind, name, (MEASURES if kind == "measure" else METHODS)[name], arguments)
+    return Choice(name, arguments)
 
 
 def _seeded(measure: Choice, seed: int) -> dict[str, Any]:

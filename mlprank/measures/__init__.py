@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlprank.measures.activation import Activation
-from mlprank.measures.lookup import build, read_spec, registered_name, unknown_name
+from mlprank.measures.lookup import find
 from mlprank.measures.modified_pagerank import ModifiedPageRank
 from mlprank.measures.norm import Norm
 from mlprank.measures.random import Random
@@ -58,12 +58,17 @@ def register_measure(name: str, cls: type[Any]) -> None:
     MEASURES[name] = cls
 
 
+def published_measures() -> dict[str, tuple[str, dict[str, Any]]]:
+    """The thesis's names as `mlprank.measures.lookup` reads them: short name and usual parameters."""
+    return {name: (short, {}) for name, short in PUBLISHED_MEASURES.items()}
+
+
 def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parameters: Any) -> Measure:
     """Return a measure by name, by class or as it is.
 
     Args:
         measure: A short name, a name of the thesis, a class, a description as YAML has it (see
-            `mlprank.measures.lookup.read_spec`), or an instance or function, which is returned as it is.
+            `mlprank.measures.lookup.find`), or an instance or function, which is returned as it is.
         **parameters: Parameters of the measure, for a name or a class.
 
     Returns:
@@ -74,26 +79,15 @@ def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parame
         ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
             beside an instance.
     """
-    if isinstance(measure, Mapping):
-        measure, parameters = read_spec("measure", measure)
-    if isinstance(measure, str):
-        measure = registered_name(measure, MEASURES, PUBLISHED_MEASURES)
-        name = PUBLISHED_MEASURES.get(measure, measure)
-        if name not in MEASURES:
-            raise unknown_name("measure", measure, [*MEASURES, *PUBLISHED_MEASURES])
-        found: Measure = build("measure", measure, MEASURES[name], parameters)
-        return found
-    if isinstance(measure, type):
-        built: Measure = build("measure", measure.__name__, measure, parameters)
-        return built
-    if not isinstance(measure, Measure):
-        raise TypeError(f"measure={measure!r} is not a name, a class or a callable that takes a LayerRecord")
-    if parameters:
-        raise ValueError(
-            f"measure={measure!r} is an instance, so the parameters {sorted(parameters)} have no place; "
-            "give them when you make it"
-        )
-    return measure
+    found: Measure = find(
+        "measure",
+        measure,
+        parameters,
+        registry=MEASURES,
+        published=published_measures(),
+        is_one=lambda one: isinstance(one, Measure),
+    )
+    return found
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -25,27 +25,81 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f'unknown {kind} "{name}"{hint} Known names: {", ".join(names)}')
 
 
-def read_spec(kind: str, spec: Mapping[str, Any]) -> tuple[str | type[Any], dict[str, Any]]:
-    """Read what YAML or the command line says, `{name: norm, p: 2}` or `{class_path: Norm, init_args: {p: 2}}`.
+def find(
+    kind: str,
+    given: object,
+    parameters: Mapping[str, Any],
+    *,
+    registry: Mapping[str, type[Any]],
+    published: Mapping[str, tuple[str, Mapping[str, Any]]],
+    is_one: Callable[[object], bool],
+) -> Any:
+    """Find what a user means by a name, a class, a description as YAML has it, or an instance.
+
+    A description is `{name: norm, p: 2}` or `{class_path: Norm, init_args: {p: 2}}`; a class of somebody else's is named by its full path.
 
     Args:
-        kind: What is described, such as ``"measure"``.
-        spec: The description.
+        kind: What is looked up, such as ``"measure"``.
+        given: What the user gave.
+        parameters: Parameters given beside a name or a class.
+        registry: The classes by short name.
+        published: Names of the thesis: a short name, and parameters that go with it unless others are given.
+        is_one: Tells an instance from anything else.
 
     Returns:
-        A name, or the class where a class of somebody else's is named by its full path; and the parameters.
+        An instance; the given one where it is one.
 
     Raises:
-        ValueError: If the description is neither of the two, or names a class that cannot be imported.
+        TypeError: If it is none of these.
+        ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given beside an instance.
     """
-    if "class_path" in spec and set(spec) <= {"class_path", "init_args"}:
-        path, parameters = str(spec["class_path"]), dict(spec.get("init_args") or {})
-        module, _, name = path.rpartition(".")
-        return (
-            (name, parameters)
-            if not module or module.startswith("mlprank.")
-            else (_imported(kind, module, name), parameters)
+    if isinstance(given, str | Mapping):
+        named, parameters = read_name(kind, given, parameters, registry=registry, published=published)
+        typed = given if isinstance(given, str) else named if isinstance(named, str) else named.__name__
+        return build(kind, typed, registry[named] if isinstance(named, str) else named, parameters)
+    if isinstance(given, type):
+        return build(kind, given.__name__, given, parameters)
+    if not is_one(given):
+        raise TypeError(
+            f"{kind}={given!r} is not a name, a class or an instance of a {kind}; the names are {', '.join(registry)}"
         )
+    if parameters:
+        raise ValueError(
+            f"{kind}={given!r} is an instance, so the parameters {sorted(parameters)} have no place; give them when you make it"
+        )
+    return given
+
+
+def read_name(
+    kind: str,
+    given: str | Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    *,
+    registry: Mapping[str, type[Any]],
+    published: Mapping[str, tuple[str, Mapping[str, Any]]],
+) -> tuple[str | type[Any], dict[str, Any]]:
+    """Return the short name that a name or a description stands for, or somebody else's class, and all parameters; see `find`."""
+    if isinstance(given, Mapping):
+        given, parameters = _described(kind, given, registry)
+    if not isinstance(given, str):
+        return given, dict(parameters)
+    short, usual = published.get(given, (given, {}))
+    short = next((name for name, cls in registry.items() if short in (name, cls.__name__)), short)
+    if short not in registry:
+        raise unknown_name(kind, given, [*registry, *published])
+    return short, {**usual, **parameters}
+
+
+def _described(
+    kind: str, spec: Mapping[str, Any], registry: Mapping[str, type[Any]]
+) -> tuple[str | type[Any], dict[str, Any]]:
+    """Read a description: a name or a class, and parameters."""
+    if isinstance(spec.get("class_path"), str) and set(spec) <= {"class_path", "init_args"}:
+        module, _, name = spec["class_path"].rpartition(".")
+        short = next((key for key, cls in registry.items() if cls.__name__ == name and module in _homes(cls)), None)
+        if short is None and not module:
+            raise unknown_name(f"{kind} class", name, [cls.__name__ for cls in registry.values()])
+        return short or _imported(kind, module, name), dict(spec.get("init_args") or {})
     if isinstance(spec.get("name"), str):
         return spec["name"], {key: value for key, value in spec.items() if key != "name"}
     raise ValueError(
@@ -53,11 +107,9 @@ def read_spec(kind: str, spec: Mapping[str, Any]) -> tuple[str | type[Any], dict
     )
 
 
-def registered_name(name: str, registry: Mapping[str, type[Any]], aliases: Mapping[str, Any]) -> str:
-    """Return the short name for a short name, an alias or the name of a registered class; other names as they are."""
-    if name in registry or name in aliases:
-        return name
-    return next((short for short, cls in registry.items() if cls.__name__ == name), name)
+def _homes(cls: type[Any]) -> tuple[str, str, str]:
+    """The modules that a class may be named by: none, its own, and the package that shows it."""
+    return "", cls.__module__, cls.__module__.rpartition(".")[0]
 
 
 def _imported(kind: str, module: str, name: str) -> type[Any]:

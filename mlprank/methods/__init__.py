@@ -7,7 +7,7 @@ somebody else's, given to `mlprank.prune` as it is.
 from collections.abc import Mapping
 from typing import Any
 
-from mlprank.measures.lookup import build, read_spec, registered_name, unknown_name
+from mlprank.measures.lookup import find
 from mlprank.methods.global_ import Global
 from mlprank.methods.local import Local
 from mlprank.methods.selection import Method
@@ -15,7 +15,10 @@ from mlprank.methods.selection import Method
 METHODS: dict[str, type[Any]] = {"local": Local, "global": Global}
 
 # The thesis compares scores of different layers as they are.
-PUBLISHED_METHODS: dict[str, Local | Global] = {"Local": Local(), "Global": Global(normalise="none")}
+PUBLISHED_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Local": ("local", {}),
+    "Global": ("global", {"normalise": "none"}),
+}
 
 
 def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameters: Any) -> Method:
@@ -24,7 +27,7 @@ def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameter
     Args:
         method: A short name, a name of the thesis (``"Global"`` then compares scores as published, without width
             normalisation), a class, a description as YAML has it (see
-            `mlprank.measures.lookup.read_spec`), or an instance or function, which is returned as it is.
+            `mlprank.measures.lookup.find`), or an instance or function, which is returned as it is.
         **parameters: Parameters of the method, for a name or a class.
 
     Returns:
@@ -35,28 +38,15 @@ def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameter
         ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
             beside an instance.
     """
-    if isinstance(method, Mapping):
-        method, parameters = read_spec("method", method)
-    if isinstance(method, str):
-        method = registered_name(method, METHODS, PUBLISHED_METHODS)
-        if method in PUBLISHED_METHODS and not parameters:
-            return PUBLISHED_METHODS[method]
-        name = method.lower() if method in PUBLISHED_METHODS else method
-        if name not in METHODS:
-            raise unknown_name("method", method, [*METHODS, *PUBLISHED_METHODS])
-        found: Method = build("method", method, METHODS[name], parameters)
-        return found
-    if isinstance(method, type):
-        built: Method = build("method", method.__name__, method, parameters)
-        return built
-    if not isinstance(method, Method):
-        raise TypeError(f"method={method!r} is not a name, a class or a callable that takes scores and amounts")
-    if parameters:
-        raise ValueError(
-            f"method={method!r} is an instance, so the parameters {sorted(parameters)} have no place; "
-            "give them when you make it"
-        )
-    return method
+    found: Method = find(
+        "method",
+        method,
+        parameters,
+        registry=METHODS,
+        published=PUBLISHED_METHODS,
+        is_one=lambda one: isinstance(one, Method),
+    )
+    return found
 
 
 __all__ = ["METHODS", "PUBLISHED_METHODS", "Global", "Local", "Method", "get_method"]

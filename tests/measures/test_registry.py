@@ -109,7 +109,7 @@ def test_parameters_beside_an_instance_are_an_error():
 
 
 def test_something_else_than_a_measure_is_an_error():
-    with pytest.raises(TypeError, match="measure=7 is not a name, a class or a callable"):
+    with pytest.raises(TypeError, match="measure=7 is not a name, a class or an instance of a measure"):
         get_measure(7)
 
 

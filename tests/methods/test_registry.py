@@ -50,5 +50,12 @@ def test_parameters_beside_an_instance_are_an_error():
 
 
 def test_something_else_than_a_method_is_an_error():
-    with pytest.raises(TypeError, match="method=3 is not a name, a class or a callable"):
+    with pytest.raises(TypeError, match="method=3 is not a name, a class or an instance of a method"):
         get_method(3)
+
+
+def test_a_class_path_is_the_class_and_the_name_of_the_thesis_the_published_method():
+    assert get_method({"class_path": "mlprank.methods.Global"}) == Global()
+    assert get_method({"class_path": "Global", "init_args": {"normalise": "none"}}) == Global(normalise="none")
+    assert get_method("Global") == Global(normalise="none")
+    assert get_method({"name": "global", "normalise": "none"}) == Global(normalise="none")
