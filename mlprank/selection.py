@@ -64,7 +64,7 @@ def select(
     requested = amounts_by_name(amount, names)
     units: dict[str, tuple[str, ...]] = {}
     amounts: dict[str, float] = {}
-    whole = graph.whole()
+    reasons: dict[str, str] = {}
     for group in graph.groups:
         reason = group.whole
         if reason is not None and group.output and not protect_output and len(group.layers) == 1:
@@ -75,9 +75,8 @@ def select(
         if reason is None and not asked:
             reason = "no amount was given for it"
         if reason is not None:
-            whole.update(dict.fromkeys(group.layers, reason))
+            reasons.update(dict.fromkeys(group.layers, reason))
             continue
-        whole = {name: why for name, why in whole.items() if name not in group.layers}
         if not chain and len(set(asked.values())) > 1:
             raise ValueError(
                 f"amount={asked}: these layers share their neurons (a residual addition or a shared batch norm ties them); give them one"
@@ -87,6 +86,7 @@ def select(
         for layers in members:
             units[layers[0]] = layers
             amounts[layers[0]] = asked.get(layers[0], 0.0) if chain else next(iter(asked.values()))
+    whole = {**{name: reasons[name] for name in names if name in reasons}, **graph.others}
     if not units:
         raise ValueError("there is nothing to prune: " + describe_whole(whole))
     left = {
