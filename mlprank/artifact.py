@@ -177,7 +177,10 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     state, artifact = _matched(checkpoint["state_dict"], artifact, dense)
     _check_shapes(artifact, dense, path)
     narrowed = narrow(dense, artifact.slices, biases=tuple(artifact.biases))
-    missing, unexpected = narrowed.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = narrowed.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged, its weights do not fit what it says of them: {error}") from error
     if missing or unexpected:
         raise ValueError(
             f"{path}: {type(dense).__name__} is not the pruned class: the file lacks {missing}, and has {unexpected} besides"

@@ -81,6 +81,14 @@ class PruningResult:
         narrow = {name: len(dims[0]) for name, dims in self.slices.items() if 0 in dims}
         return {name: (kept[name], narrow.get(f"{name}.weight", narrow.get(name, kept[name]))) for name in kept}
 
+    @property
+    def zeroed(self) -> dict[str, int]:
+        """Neurons that every pruned layer of the narrow network still has although its mask is False there: their rows are zero.
+
+        They are outputs, or tied to neurons of another layer that are kept (`graph="chain"`).
+        """
+        return {name: self.widths[name][1] - int(mask.sum()) for name, mask in self.masks.items()}
+
     @cached_property
     def metrics(self) -> PruningMetrics:
         """Parameters, FLOPs and bytes before and after; counted when first asked for."""

@@ -40,7 +40,7 @@ def pruning_table(
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     for name, (wide, narrow) in result.widths.items():
-        zeroed = narrow - int(result.masks[name].sum()) if name in result.masks else 0
+        zeroed = result.zeroed.get(name, 0)
         note = f" ({zeroed} zeroed)" if zeroed else ""
         table.add_row(
             name, f"{wide} neurons", f"{narrow} neurons{note}", _percent(narrow, wide) if narrow != wide else "whole"
