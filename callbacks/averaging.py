@@ -7,17 +7,18 @@ from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from mlprank.callbacks.networks import find_network
 from torch import Tensor
 
-from mlprank.masking import mask_rows, restore_masks, write_weights
+from mlprank.callbacks.networks import find_network
+from mlprank.masking import mask_rows, refresh_masked, restore_masks, write_weights
 from mlprank.plain import without_compiled
 
 
 def averaged_modules(trainer: Trainer) -> list[LightningModule]:
     """Return the averaged copies of the module that the trainer's callbacks keep."""
     kept = [callback._average_model for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]
-    return [average.module for average in kept if average is not None]
+    modules = [average.module for average in kept if average is not None]
+    return [module for module in modules if isinstance(module, LightningModule)]
 
 
 def prune_averages(
@@ -39,7 +40,13 @@ def prune_averages(
 
 
 def sharpen_masks(trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]) -> None:
-    """Undo what averaging did to the masks of the module and of its averaged copies, which trade places during validation."""
+    """Undo what averaging did to the masks of the module and of its averaged copies, which trade places during validation.
+
+    Masked weights leave their autograd graph on the way, so that the module can be copied between epochs.
+    """
+    if not rows:
+        return
+    refresh_masked(module)
     averaged = averaged_modules(trainer)
     for each in [module, *averaged] if averaged else []:
         with without_compiled(each):

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from mlprank.callbacks.randomness import OwnRandomness
-from mlprank.callbacks.ranks import check_every_rank_has_data, gathered
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mlprank.callbacks.randomness import OwnRandomness
+from mlprank.callbacks.ranks import check_every_rank_has_data, gathered
 from mlprank.evaluating import device_of, evaluating
 
 

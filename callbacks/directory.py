@@ -8,6 +8,7 @@ from tempfile import TemporaryFile
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
 from mlprank.callbacks.ranks import gathered
 
 

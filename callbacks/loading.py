@@ -20,8 +20,8 @@ def accept_masks(module: nn.Module) -> list[RemovableHandle]:
         Handles to take that back.
     """
     return [
-        module.register_load_state_dict_pre_hook(_match),
-        module.register_load_state_dict_post_hook(_refresh),
+        module.register_load_state_dict_pre_hook(_match),  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_post_hook(_refresh),  # type: ignore[no-untyped-call]
     ]
 
 

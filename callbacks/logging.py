@@ -42,7 +42,7 @@ def _log_wandb(logger: WandbLogger, evaluation: Evaluation, files: Mapping[str, 
         "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
         "pruning/picture": wandb.Image(str(files["picture"])),
     }
-    content |= {f"centrality/{name}": wandb.Histogram(score.cpu().numpy()) for name, score in result.scores.items()}
+    content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
     run = logger.experiment
     run.log(content)
     metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
@@ -59,4 +59,4 @@ def _log_wandb(logger: WandbLogger, evaluation: Evaluation, files: Mapping[str, 
 
 def _log_tensorboard(logger: Logger, evaluation: Evaluation, step: int) -> None:
     for name, score in evaluation.result.scores.items():
-        logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), step)  # type: ignore[attr-defined]
+        logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), step)

@@ -52,7 +52,7 @@ class OwnRandomness:
             self._restore(before)
 
     def _state(self) -> tuple[Any, ...]:
-        accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         own = [generator.get_state() for generator in self.generators]
         return random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator, own
 

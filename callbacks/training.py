@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
 from mlprank.callbacks.averaging import prune_averages
-from mlprank.callbacks.batches import calibration_batches, samples_of_rank
+from mlprank.callbacks.batches import calibration_batches, has_calibration_data, samples_of_rank
 from mlprank.callbacks.networks import copied, find_network, uncompiled
 from mlprank.callbacks.ranks import check_same_masks, share_weights, summed
 from mlprank.callbacks.schedule import Schedule, is_zero
 from mlprank.callbacks.settings import Settings
-from torch import Tensor
-
 from mlprank.compensation import Regression
 from mlprank.graph import Graph
 from mlprank.masking import mask_rows, recompute_uncalled, write_weights
 from mlprank.pruning import Pruning
+from mlprank.selection import select
 
 
 class TrainingMasks:
@@ -67,15 +68,7 @@ class TrainingMasks:
             amount: The share of neurons that are pruned afterwards.
         """
         settings = self.settings
-        network = find_network(copied(module), settings.network)
-        pruning = Pruning(
-            network,
-            calibration_batches(trainer, network, num_samples=settings.num_samples, seed=settings.seed),
-            graph=settings.graph,
-            num_samples=samples_of_rank(trainer, settings.num_samples),
-            reduce=partial(summed, trainer),
-            traced=self._graph,
-        )
+        pruning = self._read(trainer, module)
         if isinstance(settings.recipe["compensation"], Regression):
             pruning.graph = without_new_biases(pruning.graph)
         result = pruning.run(amount=amount, **settings.recipe)
@@ -93,6 +86,33 @@ class TrainingMasks:
             recompute_uncalled(live, result.example)
         prune_averages(trainer, settings.network, rows=self.rows, weights=changed)
         self._graph, self.achieved, self.epoch = pruning.graph, result.achieved, trainer.current_epoch
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        """See that there is data to calibrate on and a network to prune, before hours are spent; call it on all processes.
+
+        Raises:
+            TypeError: As `mlprank.prune`.
+            ValueError: As `mlprank.prune`.
+        """
+        if not has_calibration_data(trainer):
+            return
+        settings, pruning = self.settings, self._read(trainer, module)
+        protection = {name: settings.recipe[name] for name in ("protect", "protect_output")}
+        for amount in settings.amounts:
+            select(pruning.graph, amount=amount, chain=pruning.chain, **protection)
+        self._graph = pruning.graph if self.schedule is not None else None
+
+    def _read(self, trainer: Trainer, module: LightningModule) -> Pruning:
+        settings = self.settings
+        network = find_network(copied(module), settings.network)
+        return Pruning(
+            network,
+            calibration_batches(trainer, network, num_samples=settings.num_samples, seed=settings.seed),
+            graph=settings.graph,
+            num_samples=samples_of_rank(trainer, settings.num_samples),
+            reduce=partial(summed, trainer),
+            traced=self._graph,
+        )
 
     def hold(self, trainer: Trainer, module: LightningModule) -> None:
         """Keep the masks of a resumed network working; call it on all processes."""

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
-from mlprank.callbacks.networks import copied, find_network
 from torch import Tensor, nn
 
 from mlprank.artifact import read_checkpoint
+from mlprank.callbacks.networks import copied, find_network
 from mlprank.masking import masked_rows, match_masks
 from mlprank.plain import COMPILED
 

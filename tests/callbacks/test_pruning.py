@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 import mlprank
-from mlprank.callbacks import PruningCallback
+from mlprank.callbacks import Linear, PruningCallback
 from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
 
 FILES = {"pruned.ckpt", "scores.safetensors", "metrics.json", "pruning.png"}
@@ -130,9 +130,10 @@ def test_the_best_weights_are_pruned_not_the_last(tmp_path):
     torch.testing.assert_close(module.net[0].weight, state["state_dict"]["net.0.weight"])
 
 
-def test_fast_dev_run_prunes_and_writes_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("schedule", [None, Linear(3, 6)])
+def test_fast_dev_run_prunes_and_writes_nothing(tmp_path, monkeypatch, schedule):
     monkeypatch.chdir(tmp_path)
-    callback = PruningCallback(0.5)
+    callback = PruningCallback(0.5, schedule=schedule)
     trainer_for(tmp_path, callback, fast_dev_run=True).fit(Project(), datamodule=Blobs())
     assert written(tmp_path) == set()
     assert callback.evaluations[0].result.achieved == 0.5

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 import mlprank
 from mlprank.callbacks import Cubic, Linear, PruningCallback
 from mlprank.masking import masked_rows
+from mlprank.models import MLP
+from mlprank.models.classifier import ImageClassifier
 from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
 
 
@@ -116,6 +118,63 @@ def test_a_resumed_run_has_the_same_masks_and_ends_with_the_same_weights(schedul
     assert own.keys() == other.keys()
     assert all(torch.equal(kept, other[name]) for name, kept in own.items())
     torch.testing.assert_close(weights(resumed), weights(module), atol=1e-6, rtol=1e-5)
+
+
+def test_our_own_classifier_resumes_with_masks(tmp_path):
+    def run(directory, path=None):
+        torch.manual_seed(0)
+        module = ImageClassifier(MLP(8, [16, 12], 3), optimizer=torch.optim.Adam)
+        callback = PruningCallback(0.5, schedule=Linear(0, 2), compensation="constant", dirpath=str(directory))
+        keep = ModelCheckpoint(directory, filename="{epoch}", save_top_k=-1)
+        trainer_for(directory, callback, keep, max_epochs=4).fit(module, datamodule=Fixed(), ckpt_path=path)
+        return module
+
+    whole = run(tmp_path / "whole")
+    resumed = run(tmp_path / "resumed", tmp_path / "whole" / "epoch=1.ckpt")
+    torch.testing.assert_close(weights(resumed.model), weights(whole.model), atol=1e-6, rtol=1e-5)
+    assert sum(pruned_rows(resumed).values()) == 14
+
+
+def test_a_checkpoint_from_the_middle_of_an_epoch_is_not_pruned_again(tmp_path):
+    callback = PruningCallback(0.5, schedule=Linear(0, 3))
+    keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=12)
+    trainer_for(tmp_path, callback, keep, max_epochs=5, limit_val_batches=0).fit(Project(), datamodule=Fixed())
+    epochs = []
+
+    class Resumed(PruningCallback):
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            prune, self.masks.prune = (
+                self.masks.prune,
+                lambda *given: epochs.append(given[0].current_epoch) or prune(*given),
+            )
+
+    resumed = Resumed(0.5, schedule=Linear(0, 3))
+    state = torch.load(tmp_path / "step=12.ckpt", weights_only=True)
+    (key,) = [key for key in state["callbacks"] if key.startswith("PruningCallback")]
+    state["callbacks"] = {resumed.state_key: state["callbacks"][key]}
+    torch.save(state, tmp_path / "middle.ckpt")
+    trainer_for(tmp_path / "resumed", resumed, max_epochs=5).fit(
+        Project(), datamodule=Fixed(), ckpt_path=tmp_path / "middle.ckpt"
+    )
+    assert epochs == [2, 3]
+
+
+@pytest.mark.slow
+def test_workers_that_stay_alive_are_not_disturbed(tmp_path):
+    class Workers(Fixed):
+        def train_dataloader(self):
+            return DataLoader(blobs(), batch_size=32, num_workers=1, persistent_workers=True)
+
+    def run(data, directory):
+        torch.manual_seed(0)
+        module, callback = Project(), PruningCallback(0.5, schedule=Linear(0, 2))
+        trainer = trainer_for(directory, callback, max_epochs=3, enable_checkpointing=False)
+        trainer.fit(module, datamodule=data)
+        assert trainer.global_step == 24
+        return weights(module)
+
+    torch.testing.assert_close(run(Workers(), tmp_path / "a"), run(Fixed(), tmp_path / "b"), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
