@@ -119,11 +119,11 @@ class StackedClassifier(LightningModule):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Drop the stacked gradients and the trials' views of them."""
         self.stack.zero_grad()
-        self.stack.share_gradients(self._networks())
+        self.stack.share_gradients()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Give every trial its slice of the gradients."""
-        self.stack.share_gradients(self._networks())
+        self.stack.share_gradients()
 
     def configure_gradient_clipping(
         self,
@@ -252,7 +252,8 @@ class StackedClassifier(LightningModule):
         merged.param_groups[:] = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         self._best = {name: value[places].clone() for name, value in self._best.items()}
         self._keep(places)
-        self.stack.bind(self._networks())
+        if places:
+            self.stack.bind(self._networks())
 
     def _keep(self, places: list[int]) -> None:
         if places and len(places) < len(self.alive):

@@ -117,7 +117,7 @@ def stack_is_faster(trials: Sequence[Trial], cli: TrialCLI) -> bool:
     def stacked() -> None:
         stack.zero_grad()
         stacked_cross_entropy(stack(images), targets).sum().backward()  # type: ignore[no-untyped-call]
-        stack.share_gradients(networks)
+        stack.share_gradients()
         merged.step()
 
     return _seconds(stacked) + _OVERHEAD_S < count * one

@@ -51,6 +51,7 @@ class Stack(nn.Module):
             else:
                 self.register_buffer(_key(name), stacked)
         self.num_trials = len(networks)
+        self._bound: list[tuple[Tensor, list[nn.Parameter]]] = []
         self.generators = [torch.Generator().manual_seed(seed) for seed in (seeds or range(self.num_trials))]
 
     def tensor(self, name: str) -> Tensor:
@@ -98,18 +99,19 @@ class Stack(nn.Module):
         for trial, network in enumerate(networks):
             for name, tensor in network.state_dict(keep_vars=True).items():
                 tensor.data = self.tensor(name).data[trial]
+        names = [name for name, _ in networks[0].named_parameters()]
+        self._bound = [(self.tensor(name), [network.get_parameter(name) for network in networks]) for name in names]
 
-    def share_gradients(self, networks: Sequence[nn.Module]) -> None:
-        """Give every trial's network its slice of the stacked gradients, or None where there are none.
-
-        Args:
-            networks: Those given to `bind`.
-        """
-        for name in dict(networks[0].named_parameters()):
-            gradient = self.tensor(name).grad
-            parts = [None] * len(networks) if gradient is None else gradient.unbind(0)
-            for network, part in zip(networks, parts, strict=True):
-                network.get_parameter(name).grad = part
+    def share_gradients(self) -> None:
+        """Give every bound network its slice of the stacked gradients, or None where there are none."""
+        for stacked, slices in self._bound:
+            gradient = stacked.grad
+            if gradient is None:
+                for parameter in slices:
+                    parameter.grad = None
+            else:
+                for parameter, part in zip(slices, gradient.unbind(0), strict=True):
+                    parameter.grad = part
 
     def keep(self, trials: Sequence[int]) -> None:
         """Drop all trials but these, in place; what stays is unchanged to the bit.
@@ -149,10 +151,7 @@ class Stack(nn.Module):
         weight: Tensor
         x, weight, *rest = (self._get(argument, values) for argument in operation.args)
         bias = rest[0].unsqueeze(-1) if rest and rest[0] is not None else None
-        if x.shape[0] == 1:
-            rows = weight.flatten(0, 1)
-            flat = torch.mm(rows, x[0]) if bias is None else torch.addmm(bias.flatten(0, 1), rows, x[0])
-            return flat.view(*weight.shape[:2], -1)
+        x = x.expand(len(weight), -1, -1)
         return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias, weight, x)
 
     def _batch_norm(self, operation: Operation, values: Mapping[str, Tensor]) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from mlprank.datamodules import DigitsDataModule
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
+from mlprank.datamodules import DigitsDataModule
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning.batched import StackedClassifier

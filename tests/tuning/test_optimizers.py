@@ -58,7 +58,7 @@ def train_stacked(networks, optimize, batches, *, schedule=None, clip=None):
         F.cross_entropy(stack(x), y, reduction="none").mean(1).sum().backward()
         if clip:
             clip_gradients([parameter.grad for parameter in stack.parameters()], value=clip)
-        stack.share_gradients(networks)
+        stack.share_gradients()
         merged.step()
         for scheduler in schedulers:
             scheduler.step()
@@ -142,7 +142,7 @@ def test_on_equal_gradients_a_step_equals_torchs_own_to_the_bit(optimize):
     for _ in range(4):
         for name, _ in networks[0].named_parameters():
             stack.tensor(name).grad = torch.randn_like(stack.tensor(name))
-        stack.share_gradients(bound)
+        stack.share_gradients()
         for k, network in enumerate(networks):
             for name, parameter in network.named_parameters():
                 parameter.grad = stack.tensor(name).grad[k].clone()

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 import yaml
-from mlprank.datamodules import DigitsDataModule
 from rich.console import Console
 
 from mlprank.cli.tune import main
+from mlprank.datamodules import DigitsDataModule
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning import local
 from mlprank.tuning.run import tune

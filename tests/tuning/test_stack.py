@@ -83,7 +83,7 @@ def test_bound_networks_share_values_and_gradients_with_the_stack():
     stack = Stack(alone, in_shape=(3, 2, 2))
     stack.bind(alone)
     stack(torch.randn(4, 3, 2, 2, dtype=torch.float64)).sum().backward()
-    stack.share_gradients(alone)
+    stack.share_gradients()
     with torch.no_grad():
         alone[1].fc1.weight.add_(1.0)
     assert torch.equal(stack.tensor("fc1.weight")[1], alone[1].fc1.weight)
