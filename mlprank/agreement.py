@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from mlprank.evaluating import evaluating
 from mlprank.graph import Graph
+from mlprank.messages import first_line
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _NUM_SAMPLES = 256
@@ -38,9 +39,7 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor, graph
     try:
         got = _outputs(narrow, example)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"the narrow network cannot run ({str(error).splitlines()[0]}); " + _suspects(graph)
-        ) from error
+        raise ValueError(f"the narrow network cannot run ({first_line(error)}); " + _suspects(graph)) from error
     if (fault := _fault(expected, got)) and not _agree_in_float64(masked, narrow, example):
         raise ValueError(f"the narrow network {fault}; " + _suspects(graph))
     differences = [_difference(one, other) for one, other in zip(expected, got, strict=True) if one.numel()]

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.files import whole_file
+from mlprank.matching import check_shapes, matched
+from mlprank.messages import first_line
 from mlprank.models.spec import build_model, describe_model, resolve_class
 from mlprank.removal import narrow
 
@@ -174,8 +176,8 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     checkpoint = read_checkpoint(path)
     artifact = _artifact(checkpoint, path)
     dense = _dense(artifact, path, model)
-    state, artifact = _matched(checkpoint["state_dict"], artifact, dense)
-    _check_shapes(artifact, dense, path)
+    state, artifact = matched(checkpoint["state_dict"], artifact, dense)
+    check_shapes(artifact, dense, path)
     narrowed = narrow(dense, artifact.slices, biases=tuple(artifact.biases))
     try:
         missing, unexpected = narrowed.load_state_dict(state, strict=False)
@@ -209,9 +211,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise
         raise ValueError(f"{path} is damaged: it ends too early; write it again") from error
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"{path} is damaged or no checkpoint ({str(error).splitlines()[0]}); write it again"
-        ) from error
+        raise ValueError(f"{path} is damaged or no checkpoint ({first_line(error)}); write it again") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
@@ -259,53 +259,6 @@ def _dense(artifact: Artifact, path: str | Path, model: nn.Module | type[nn.Modu
             f"{path}: {model.__name__} cannot be built from {arguments} ({error}); give a dense instance"
         ) from error
     return model(**arguments)
-
-
-def _matched(state: Mapping[str, Tensor], artifact: Artifact, dense: nn.Module) -> tuple[dict[str, Tensor], Artifact]:
-    """Let a file of a wrapped network fit the bare one, and the other way round."""
-    stored, own = set(artifact.shapes), set(dense.state_dict())
-    if stored == own:
-        return dict(state), artifact
-    for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)}):
-        if {prefix + name for name in own} <= stored:
-            return _renamed(state, artifact, {prefix + name: name for name in {*own, *_created(artifact, prefix)}})
-    for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)}):
-        if {prefix + name for name in stored} == own:
-            return _renamed(state, artifact, {name: prefix + name for name in {*stored, *_created(artifact, "")}})
-    return dict(state), artifact
-
-
-def _created(artifact: Artifact, prefix: str) -> set[str]:
-    """The biases that the dense network did not have, without a prefix."""
-    return {name.removeprefix(prefix) for name in artifact.biases}
-
-
-def _renamed(
-    state: Mapping[str, Tensor], artifact: Artifact, names: Mapping[str, str]
-) -> tuple[dict[str, Tensor], Artifact]:
-    changed = replace(
-        artifact,
-        slices={names[name]: dims for name, dims in artifact.slices.items() if name in names},
-        shapes={names[name]: shape for name, shape in artifact.shapes.items() if name in names},
-        biases=[names[name] for name in artifact.biases if name in names],
-    )
-    return {names[name]: tensor for name, tensor in state.items() if name in names}, changed
-
-
-def _check_shapes(artifact: Artifact, dense: nn.Module, path: str | Path) -> None:
-    own = {name: list(tensor.shape) for name, tensor in dense.state_dict().items()}
-    for name, shape in artifact.shapes.items():
-        layer = name.rpartition(".")[0] or name
-        if name not in own:
-            raise ValueError(
-                f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that was pruned,'
-                f" {artifact.class_path}"
-            )
-        if own[name] != shape:
-            raise ValueError(
-                f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned, {tuple(own[name])} in this'
-                f" {type(dense).__name__}; give one of the same sizes"
-            )
 
 
 def _plain_hyper_parameters(model: nn.Module) -> dict[str, Any] | None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from mlprank.messages import first_line
+
 Observer = Callable[[str, Tensor], None]
 
 
@@ -122,7 +124,7 @@ class Program:
             raise
         except RuntimeError as error:
             raise ValueError(
-                f"calibration: the traced network cannot run a batch of shape {tuple(batch.shape)} ({str(error).splitlines()[0]});"
+                f"calibration: the traced network cannot run a batch of shape {tuple(batch.shape)} ({first_line(error)});"
                 " give batches of one shape, and write the forward for any batch size"
             ) from error
 

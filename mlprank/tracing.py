@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from mlprank.evaluating import evaluating
 from mlprank.graph import Graph
+from mlprank.messages import first_line
 from mlprank.reading import read_graph
 from mlprank.selection import describe_whole
 
@@ -48,7 +49,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
         except _CANNOT_RUN as error:
             raise TypeError(
                 f"calibration: {type(model).__name__} cannot take a batch of shape {tuple(example.shape)} and dtype {example.dtype}"
-                f" ({_first_line(error)}); give inputs as the network is trained on, and as the only argument"
+                f" ({first_line(error)}); give inputs as the network is trained on, and as the only argument"
             ) from error
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -56,7 +57,7 @@ def trace(model: nn.Module, example: Tensor) -> Graph:
                 exported = torch.export.export(model, (example,), dynamic_shapes=_any_batch_size(model), strict=False)
         except (*_CANNOT_RUN, torch._dynamo.exc.TorchDynamoException) as error:
             raise ValueError(
-                f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {_first_line(error)}; write its"
+                f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {first_line(error)}; write its"
                 " forward without control flow that depends on data, or prune the part of it that can be traced"
             ) from error
     batch = exported.graph_signature.user_inputs[0]
@@ -141,7 +142,3 @@ def _code_root(filename: str) -> set[Path]:
     parents = list(Path(filename).parents)
     packages = next((index for index, parent in enumerate(parents) if parent.name == "site-packages"), len(parents))
     return set(parents[:packages])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
