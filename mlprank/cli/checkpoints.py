@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from packaging.version import InvalidVersion, Version
 
 from mlprank.files import whole_file
 from mlprank.models.published import read_checkpoint
@@ -43,11 +45,26 @@ def check_trained(path: Path) -> int:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, would run code, or lacks what a checkpoint of Lightning has.
+        ValueError: If it is damaged, would run code, lacks what a checkpoint of Lightning has, or was written by a
+            Lightning of a later major version.
     """
     content = read_checkpoint(path)
     missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]
     if missing:
         hint = "; a published .pth is read by mlprank.models.load_published" if "model" in content else ""
         raise ValueError(f"{path} is no checkpoint of `mlprank fit` or `mlprank prune`: it has no {missing[0]!r}{hint}")
+    _check_version(path, content["pytorch-lightning_version"])
     return int(content.get("global_step", 0))
+
+
+def _check_version(path: Path, written: object) -> None:
+    """Refuse a later major version of Lightning; it reads its own and brings older checkpoints up to date."""
+    try:
+        version = Version(str(written))
+    except InvalidVersion as error:
+        raise ValueError(f"{path} is damaged: pytorch-lightning_version={written!r} is no version") from error
+    if version.major > Version(lightning.__version__).major:
+        raise ValueError(
+            f"{path} was written by Lightning {version}, and {lightning.__version__} is installed; upgrade lightning, or "
+            "load its weights alone with mlprank.models.ImageClassifier.load_from_checkpoint"
+        )

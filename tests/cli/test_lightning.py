@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -11,8 +12,10 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
+from mlprank.cli import main
 from mlprank.cli.lightning import MLPRankCLI
 from mlprank.models.classifier import ImageClassifier
+from tests.cli.conftest import CONFIG
 
 Program = Callable[..., Any]
 FIT = ("fit", "--config", "small.yaml")
@@ -42,6 +45,24 @@ def _metrics(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.fixture(scope="module")
+def run_of_one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a run, trained once for all tests that only read them."""
+    folder, before = tmp_path_factory.mktemp("trained"), Path.cwd()
+    (folder / "small.yaml").write_text(CONFIG)
+    os.chdir(folder)
+    assert main([*FIT, "--trainer.max_epochs=1"]) == 0
+    os.chdir(before)
+    return folder / "runs"
+
+
+@pytest.fixture
+def trained(run_of_one_epoch: Path, tmp_path: Path) -> Path:
+    """The checkpoints of a finished run in the test's own directory."""
+    shutil.copytree(run_of_one_epoch, tmp_path / "runs")
+    return tmp_path / "runs" / "small" / "001" / "checkpoints"
+
+
 def test_every_fit_has_a_directory_with_config_metrics_and_checkpoints(mlprank: Program, tmp_path: Path) -> None:
     for number in ("001", "002"):
         result = mlprank(*FIT)
@@ -59,8 +80,9 @@ def test_every_fit_has_a_directory_with_config_metrics_and_checkpoints(mlprank: 
     assert module.hparams["lr_scheduler"]["init_args"]["gamma"] == 0.7
 
 
-def test_a_saved_config_tests_validates_and_predicts_and_trains_again(mlprank: Program, tmp_path: Path) -> None:
-    mlprank(*FIT)
+def test_a_saved_config_tests_validates_and_predicts_and_trains_again(
+    mlprank: Program, trained: Path, tmp_path: Path
+) -> None:
     saved = "runs/small/001/config.yaml"
     before = sorted(tmp_path.rglob("*"))
     tested = mlprank("test", "--config", saved, "--ckpt_path", "runs/small/001/checkpoints/best.ckpt")
@@ -110,9 +132,8 @@ def test_ctrl_c_says_what_is_kept_and_exits_130(
     assert _state(tmp_path / last)["global_step"] == 9
 
 
-def test_what_is_typed_wins_over_what_the_checkpoint_holds(mlprank: Program, tmp_path: Path) -> None:
-    mlprank(*FIT)
-    arguments = ("--model.optimizer.lr=0.777", "--model.label_smoothing=0.3", "--trainer.max_epochs=3")
+def test_what_is_typed_wins_over_what_the_checkpoint_holds(mlprank: Program, trained: Path, tmp_path: Path) -> None:
+    arguments = ("--model.optimizer.lr=0.777", "--model.label_smoothing=0.3", "--trainer.max_epochs=2")
     result = mlprank(*FIT, *arguments, "--ckpt_path=runs/small/001/checkpoints/last.ckpt")
     assert result.code == 0, result.err
     config = yaml.safe_load((tmp_path / "runs/small/002/config.yaml").read_text())
@@ -144,8 +165,27 @@ def test_a_wrong_checkpoint_is_named(
     assert not (tmp_path / "runs").exists()
 
 
-def test_another_networks_checkpoint_is_named_by_layer_and_sizes(mlprank: Program) -> None:
-    mlprank(*FIT)
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("1.9.5", None),
+        ("2.999", None),
+        ("9.0.0", "last.ckpt was written by Lightning 9.0.0, and 2."),
+        ("new", "last.ckpt is damaged: pytorch-lightning_version='new' is no version"),
+    ],
+)
+def test_the_checkpoint_of_another_lightning_is_read_or_refused_by_its_version(
+    mlprank: Program, trained: Path, version: str, message: str | None
+) -> None:
+    path = trained / "last.ckpt"
+    torch.save({**_state(path), "pytorch-lightning_version": version}, path)
+    result = mlprank("validate", "--config=small.yaml", f"--ckpt_path={path}")
+    assert result.code == (2 if message else 0), result.err
+    assert (message or "") in result.err
+    assert ("val_top1" in result.out) == (message is None)
+
+
+def test_another_networks_checkpoint_is_named_by_layer_and_sizes(mlprank: Program, trained: Path) -> None:
     result = mlprank("test", "--config=small.yaml", "--model.model.widths=[17]", "--ckpt_path=best")
     assert result.code == 2
     assert "another network: model.fc1.weight is 16×64 there and 17×64 here" in result.err
