@@ -102,6 +102,7 @@ def test_wandb_offline_has_numbers_tables_histograms_picture_and_artifacts(tmp_p
     assert callback.files[0]["pruned network"].parent == tmp_path / "logs" / "pruning" / logger.version
 
 
+@pytest.mark.slow
 def test_wandb_in_the_current_directory_gives_every_run_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -43,6 +43,7 @@ def narrow(pruned):
 INPUTS = blobs(seed=5).tensors[0]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_needs_only_the_file_and_the_class(pruned, tmp_path):
     path, model = pruned
     (tmp_path / "their_net.py").write_text(NETWORK)

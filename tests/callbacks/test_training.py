@@ -107,7 +107,7 @@ def test_the_state_of_the_callback_is_plain_and_in_every_checkpoint(scheduled):
     }
 
 
-@pytest.mark.parametrize("epoch", [0, 2, 4])
+@pytest.mark.parametrize("epoch", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_a_resumed_run_has_the_same_masks_and_ends_with_the_same_weights(scheduled, tmp_path, epoch):
     directory, module, *_ = scheduled
     resumed = Project()
@@ -120,6 +120,7 @@ def test_a_resumed_run_has_the_same_masks_and_ends_with_the_same_weights(schedul
     torch.testing.assert_close(weights(resumed), weights(module), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_our_own_classifier_resumes_with_masks(tmp_path):
     def run(directory, path=None):
         torch.manual_seed(0)
@@ -135,6 +136,7 @@ def test_our_own_classifier_resumes_with_masks(tmp_path):
     assert sum(pruned_rows(resumed).values()) == 14
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_the_middle_of_an_epoch_is_not_pruned_again(tmp_path):
     callback = PruningCallback(0.5, schedule=Linear(0, 3))
     keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=12)
@@ -204,8 +206,15 @@ def test_a_checkpoint_of_other_choices_can_be_tested(scheduled, tmp_path):
     assert masked_rows(other).keys() == masked_rows(module).keys()
 
 
-@pytest.mark.parametrize("compensation", ["constant", "mean", "least_squares"])
-@pytest.mark.parametrize("method", ["local", "global"])
+@pytest.mark.parametrize(
+    ("compensation", "method"),
+    [
+        ("least_squares", "global"),
+        pytest.param("constant", "local", marks=pytest.mark.slow),
+        pytest.param("mean", "local", marks=pytest.mark.slow),
+        pytest.param("constant", "global", marks=pytest.mark.slow),
+    ],
+)
 def test_fine_tuning_follows_one_pruning_and_removal_follows_that(tmp_path, compensation, method):
     module = Project()
     callback = PruningCallback(
@@ -256,7 +265,7 @@ def test_the_best_checkpoint_with_the_final_masks_counts(tmp_path):
     assert pruned_rows(module) == {"net.0": 8, "net.2": 8, "net.4": 0}
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_averaged_weights_are_under_the_same_masks(tmp_path, first):
     module, callback = Project(), PruningCallback(0.5, schedule=Linear(0, 2))
     average, seen = EMAWeightAveraging(decay=0.9), []
@@ -284,6 +293,7 @@ def test_averaged_weights_are_under_the_same_masks(tmp_path, first):
     torch.testing.assert_close(narrow(inputs), module.eval()(inputs), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_averaging_resumes_with_masks(tmp_path, first):
     def run(directory, epochs, path=None):

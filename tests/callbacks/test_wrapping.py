@@ -39,7 +39,7 @@ def compiled_whole(module):
 @pytest.mark.parametrize(
     ("wrap", "schedule"),
     [
-        (compiled_call, Linear(0, 2)),
+        pytest.param(compiled_call, Linear(0, 2), marks=pytest.mark.slow),
         *(
             pytest.param(wrap, None, marks=pytest.mark.slow)
             for wrap in (compiled_call, compiled_network, compiled_whole)
@@ -79,8 +79,17 @@ def test_compiled_training_obeys_masks_and_trains_on(tmp_path, wrap):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
-@pytest.mark.parametrize("schedule", [None, Linear(0, 1)], ids=["end", "scheduled"])
+@pytest.mark.parametrize(
+    ("precision", "schedule"),
+    [
+        ("bf16-true", Linear(0, 1)),
+        ("bf16-mixed", None),
+        pytest.param("bf16-true", None, marks=pytest.mark.slow),
+        pytest.param("bf16-mixed", Linear(0, 1), marks=pytest.mark.slow),
+        pytest.param("64-true", None, marks=pytest.mark.slow),
+        pytest.param("64-true", Linear(0, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_every_precision_is_pruned_in_its_own(tmp_path, precision, schedule):
     module, callback = Project(), PruningCallback(0.5, schedule=schedule)
     trainer = trainer_for(tmp_path, callback, max_epochs=2, precision=precision)

@@ -11,7 +11,8 @@ from tests.projects.bare_sequential import BareSequential
 from tests.projects.functional_residual import FunctionalResidual
 from tests.projects.vision_transformer import FineTune, Stripes, small_transformer
 
-SCHEDULES = pytest.mark.parametrize("schedule", [None, Linear(0, 2)], ids=["end", "scheduled"])
+AT_THE_END = pytest.param(None, marks=pytest.mark.slow, id="end")
+SCHEDULES = pytest.mark.parametrize("schedule", [AT_THE_END, pytest.param(Linear(0, 2), id="scheduled")])
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_a_bare_sequential_without_forward(tmp_path, schedule):
 
 
 @SCHEDULES
-@pytest.mark.parametrize("compensation", ["least_squares", "constant"])
+@pytest.mark.parametrize("compensation", ["least_squares", pytest.param("constant", marks=pytest.mark.slow)])
 def test_functional_calls_residuals_and_manual_optimisation(tmp_path, schedule, compensation):
     module = FunctionalResidual()
     evaluation = fit(tmp_path, module, schedule, datamodule=Blobs(), compensation=compensation)
