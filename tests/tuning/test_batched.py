@@ -187,8 +187,14 @@ def test_a_resumed_stack_ends_like_an_uninterrupted_one_to_the_bit(tmp_path):
         assert torch.equal(resumed.best_state(2)[name], whole.best_state(2)[name])
 
 
-def test_augmentation_of_a_trial_depends_on_its_own_seed():
-    data = {"train_transforms": lambda images: images.roll(int(torch.randint(3, ())), -1)}
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"train_transforms": lambda images: images.roll(int(torch.randint(3, ())), -1)},
+        {"random_crop": 1, "random_erasing": 0.5, "mixup_alpha": 0.4},
+    ],
+)
+def test_augmentation_of_a_trial_depends_on_its_own_seed(data):
     run = {"epochs": 2, "precision": "64-true"}
     stacked = train_stacked([classifier(OPTIMIZERS[0], 0) for _ in range(2)], (4, 5), data=data, **run)
     alone = classifier(OPTIMIZERS[0], 0)

@@ -1,0 +1,108 @@
+"""`auto` weighs GPUs, an address and what can be stacked; work for Ray is split evenly."""
+
+import pytest
+import torch
+
+from mlprank.tuning import choosing
+from mlprank.tuning.batched_engine import BatchedEngine
+from mlprank.tuning.choosing import choose_engine
+from mlprank.tuning.grid import expand, read_request
+from mlprank.tuning.local import LocalEngine, takes_several_devices
+from mlprank.tuning.options import TuneOptions
+from mlprank.tuning.ray_engine import RayEngine, prepare_environment, split
+from mlprank.tuning.stacking import check_stackable, group_trials
+from mlprank.tuning.tracing import CannotStackError
+
+LR = "--grid.model.optimizer.init_args.lr=[0.1, 0.2, 0.3]"
+
+
+class Notes:
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
+def trials_of(cli, config, *options):
+    return expand(read_request([f"--config={config}", *options]), cli.parse).trials
+
+
+@pytest.mark.parametrize(
+    ("gpus", "address", "several", "faster", "expected", "why"),
+    [
+        (1, None, True, False, BatchedEngine, "stacked on one GPU"),
+        (2, None, False, False, RayEngine, "2 GPUs"),
+        (0, "10.0.0.1:6379", True, True, RayEngine, "the cluster at 10.0.0.1:6379"),
+        (0, None, True, True, BatchedEngine, "measured to be faster"),
+        (0, None, True, False, LocalEngine, "measured to be faster than stacked"),
+        (0, None, False, True, LocalEngine, "no two trials can be stacked"),
+        (1, None, False, True, LocalEngine, "no two trials can be stacked"),
+    ],
+)
+def test_auto_chooses_by_devices_and_by_what_can_be_stacked(
+    cli, config, monkeypatch, gpus, address, several, faster, expected, why
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(choosing, "stack_is_faster", lambda trials, cli: faster)
+    grid = LR if several else "--grid.data.init_args.batch_size=[16, 32]"
+    notes = Notes()
+    engine = choose_engine(TuneOptions("out", address=address), trials_of(cli, config, grid), cli, notes)
+    assert type(engine) is expected
+    assert why in notes.texts[0]
+
+
+def test_the_measurement_runs_both_ways(cli, config):
+    assert choosing.stack_is_faster(trials_of(cli, config, LR), cli) in (True, False)
+
+
+def test_trials_are_grouped_by_all_that_a_stack_shares(cli, config):
+    options = ("--grid.data.init_args.seed=[0, 1]", "--grid.model.model.init_args.dropout=[0.0, 0.5]")
+    trials = trials_of(cli, config, *options, "--grid.model.label_smoothing=[0.0, 0.1]")
+    groups = group_trials(trials)
+    assert [len(group) for group in groups] == [4, 4]
+    assert {trial.config["model"]["model"]["init_args"]["dropout"] for trial in groups[0]} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.precision=16-mixed", "trainer.precision=16-mixed: one loss scale for all"),
+        ("--trainer.devices=2", "trainer.devices=2: a stack trains on one device"),
+        ("--trainer.strategy=ddp", "trainer.strategy=ddp: a stack takes auto only"),
+        ("--trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: a stack takes 1 only"),
+        ("--trainer.detect_anomaly=true", "trainer.detect_anomaly=True: a stack takes False only"),
+        ("--trainer.callbacks+=EarlyStopping", "EarlyStopping may act on one trial"),
+    ],
+)
+def test_what_a_stack_cannot_do_is_refused_by_name(cli, config, option, message):
+    extra = ["--trainer.callbacks.monitor=val_loss"] if "EarlyStopping" in option else []
+    trial = trials_of(cli, config, LR, option, *extra)[0]
+    with pytest.raises(CannotStackError, match=message):
+        check_stackable(trial.config)
+    assert takes_several_devices(trial.config) == ("devices" in option)
+
+
+def test_work_for_ray_is_split_evenly_over_the_places(cli, config):
+    trials = trials_of(cli, config, LR, "--grid.model.label_smoothing=[0.0, 0.1, 0.2]")
+    notes = Notes()
+    assert [len(unit) for unit in split(trials, slots=4, watcher=notes)] == [3, 3, 3]
+    assert [len(unit) for unit in split(trials, slots=2, watcher=notes)] == [5, 4]
+    assert notes.texts == []
+    alone = trials_of(cli, config, LR, "--trainer.precision=16-mixed")
+    assert [len(unit) for unit in split(alone, slots=2, watcher=notes)] == [1, 1, 1]
+    assert "3 trials are trained one by one: trainer.precision=16-mixed" in notes.texts[0]
+
+
+def test_a_ray_of_our_own_asks_for_a_token_and_sends_no_statistics(monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_UV_RUN_RUNTIME_ENV"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    import os
+
+    prepare_environment("cluster:1")
+    assert "RAY_AUTH_MODE" not in os.environ
+    prepare_environment(None)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"
