@@ -13,6 +13,6 @@ types:
 wheel:
 	uv run python tests/wheel.py import
 bench:
-	uv run pytest tests/benchmarks --benchmark-only
+	uv run pytest tests/benchmarks --benchmark-only -m "" -n 0 -s
 ci:
 	.ci/run
