@@ -254,13 +254,20 @@ class Pruning:
                 f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons; there'
                 ' compensation="constant" and "zero" are defined, or use graph="dag"'
             )
-        none = {
-            name: torch.zeros_like(self.state[self.graph.by_name[name].weight][:, 0], dtype=torch.bool)
-            for layers in selection.units.values()
-            for name in layers
-        }
-        emptied = zero_rows(self.graph, self.state, none, keeps_bias=recipe.compensation.keeps_bias)
-        return measure_constants(self.graph, emptied, self.calibration)
+        layers = tuple(name for unit in selection.units.values() for name in unit)
+        kind = (layers, recipe.compensation.keeps_bias)
+        if kind not in self._known_constants:
+            none = {
+                name: torch.zeros_like(self.state[self.graph.by_name[name].weight][:, 0], dtype=torch.bool)
+                for name in layers
+            }
+            emptied = zero_rows(self.graph, self.state, none, keeps_bias=recipe.compensation.keeps_bias)
+            self._known_constants[kind] = measure_constants(self.graph, emptied, self.calibration)
+        return self._known_constants[kind]
+
+    @cached_property
+    def _known_constants(self) -> dict[tuple[tuple[str, ...], bool], State]:
+        return {}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
