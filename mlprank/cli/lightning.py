@@ -27,7 +27,15 @@ from mlprank.cli.offline import finish_wandb, prepare_wandb, wandb_is_running
 from mlprank.cli.options import Parser, config_of, prepare_arguments
 from mlprank.cli.predictions import write_predictions
 from mlprank.cli.progress import ClockedProgressBar, EpochLines
-from mlprank.cli.runs import CHECKPOINTS, claim_run, discard_if_empty, find_checkpoint, kept, run_of_config
+from mlprank.cli.runs import (
+    CHECKPOINTS,
+    claim_run,
+    discard_if_empty,
+    discard_partial,
+    find_checkpoint,
+    kept,
+    run_of_config,
+)
 from mlprank.cli.speed import NoProfiler, no_device_search, skip_idle_hooks
 from mlprank.files import whole_file
 from mlprank.models.classifier import ImageClassifier
@@ -155,6 +163,8 @@ class MLPRankCLI(LightningCLI):
 
     def _claim(self, base: Path) -> Path:
         if self._resumed is not None:
+            if _is_first_process():
+                discard_partial(self._resumed)
             return self._resumed
         if not _is_first_process():
             return Path(os.environ.get(_RUN_VARIABLE, base))

@@ -53,6 +53,12 @@ def discard_if_empty(run: Path | None) -> None:
         run.rmdir()
 
 
+def discard_partial(run: Path) -> None:
+    """Delete the parts of checkpoints that a killed process was writing."""
+    for part in (run / CHECKPOINTS).glob(".*-*.ckpt"):
+        part.unlink(missing_ok=True)
+
+
 def run_of_config(config: Path | None, base: Path) -> Path | None:
     """Return the run directory that a saved config lies in, or None for any other config."""
     if config is None or config.name != "config.yaml":
@@ -91,7 +97,7 @@ def kept(run: Path | None) -> str:
     """Say in a few words what a run that ended early has left behind."""
     if run is None or not run.is_dir():
         return "nothing was written"
-    checkpoints = sorted((run / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    checkpoints = sorted((run / CHECKPOINTS).glob("[!.]*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         return f"{run} holds no checkpoint yet: none is written before the first epoch has ended"
     return f"{checkpoints[-1]} is kept; go on with the same command and --ckpt_path last"

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mlprank.cli.runs import claim_run, discard_if_empty, find_checkpoint, kept, numbered_runs, run_of_config
+from mlprank.cli.runs import (
+    claim_run,
+    discard_if_empty,
+    discard_partial,
+    find_checkpoint,
+    kept,
+    numbered_runs,
+    run_of_config,
+)
 
 
 def _checkpoint(run: Path, name: str, age_s: int = 0) -> Path:
@@ -67,7 +75,12 @@ def test_what_an_interrupted_run_kept_is_said(tmp_path: Path) -> None:
     assert "holds no checkpoint yet" in kept(tmp_path)
     newest = _checkpoint(tmp_path, "last.ckpt")
     _checkpoint(tmp_path, "best.ckpt", age_s=10)
+    part = _checkpoint(tmp_path, ".123-last.ckpt", age_s=-10)
     assert kept(tmp_path).startswith(f"{newest} is kept; go on with")
+
+    discard_partial(tmp_path)
+    assert newest.exists()
+    assert not part.exists()
 
 
 def test_only_an_empty_directory_is_discarded(tmp_path: Path) -> None:
