@@ -184,7 +184,11 @@ class TensorBatches:
         if self.prepare is not None:
             batch = self.prepare(*batch)
         sizes = [len(each) for each in indices]
-        return [batch] if len(indices) == 1 else zip(batch[0].split(sizes), batch[1].split(sizes), strict=True)
+        return (
+            [batch]
+            if len(indices) == 1
+            else zip(torch.split(batch[0], sizes), torch.split(batch[1], sizes), strict=True)
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the epoch, and what the place depends on, as plain integers."""

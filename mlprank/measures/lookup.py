@@ -79,15 +79,14 @@ def read_name(
     published: Mapping[str, tuple[str, Mapping[str, Any]]],
 ) -> tuple[str | type[Any], dict[str, Any]]:
     """Return the short name that a name or a description stands for, or somebody else's class, and all parameters; see `find`."""
-    if isinstance(given, Mapping):
-        given, parameters = _described(kind, given, registry)
-    if not isinstance(given, str):
-        return given, dict(parameters)
-    short, usual = published.get(given, (given, {}))
+    named, own = _described(kind, given, registry) if isinstance(given, Mapping) else (given, dict(parameters))
+    if not isinstance(named, str):
+        return named, own
+    short, usual = published.get(named, (named, {}))
     short = next((name for name, cls in registry.items() if short in (name, cls.__name__)), short)
     if short not in registry:
-        raise unknown_name(kind, given, [*registry, *published])
-    return short, {**usual, **parameters}
+        raise unknown_name(kind, named, [*registry, *published])
+    return short, {**usual, **own}
 
 
 def _described(

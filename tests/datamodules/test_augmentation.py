@@ -3,10 +3,10 @@ import math
 
 import pytest
 import torch
-from mlprank.datamodules import CIFAR10DataModule, DigitsDataModule
-from mlprank.datamodules.augmentation import Augmentation, random_crop, random_erase, random_flip
 from torchvision.transforms import v2
 
+from mlprank.datamodules import CIFAR10DataModule, DigitsDataModule
+from mlprank.datamodules.augmentation import Augmentation, random_crop, random_erase, random_flip
 from tests.datamodules.networks import Recorder, quiet_trainer
 from tests.datamodules.writers import write_cifar10
 

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from mlprank.datamodules.cifar_files import read_cifar_batch
 
+from mlprank.datamodules.cifar_files import read_cifar_batch
 from tests.datamodules.writers import images_and_labels, python2_batch, python3_batch
 
 PIXELS, LABELS = images_and_labels(30, shape=(3072,))

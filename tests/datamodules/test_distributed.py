@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from mlprank.datamodules import DigitsDataModule
 
+from mlprank.datamodules import DigitsDataModule
 from tests.datamodules.networks import Recorder, quiet_trainer
 
 

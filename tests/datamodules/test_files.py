@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlprank.datamodules import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
-from mlprank.datamodules.files import DATA_DIR_VARIABLE, FileSet, resolve_data_dir
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets.utils import calculate_md5
 
+from mlprank.datamodules import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
+from mlprank.datamodules.files import DATA_DIR_VARIABLE, FileSet, resolve_data_dir
 from tests.datamodules.writers import write_cifar10, write_mnist
 
 

@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from mlprank.datamodules.idx_files import read_idx, read_idx_pair
 
+from mlprank.datamodules.idx_files import read_idx, read_idx_pair
 from tests.datamodules.writers import idx_bytes, images_and_labels
 
 IMAGES = idx_bytes(images_and_labels(5)[0])

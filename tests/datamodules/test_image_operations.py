@@ -1,8 +1,9 @@
 import pytest
 import torch
-from mlprank.datamodules.image_operations import Operation, apply_operations, draw_magnitudes
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
+
+from mlprank.datamodules.image_operations import Operation, apply_operations, draw_magnitudes
 
 BILINEAR = InterpolationMode.BILINEAR
 

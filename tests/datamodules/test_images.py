@@ -3,6 +3,8 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torchvision.transforms import v2
+
 from mlprank.datamodules import (
     CIFAR10DataModule,
     CIFAR100DataModule,
@@ -10,8 +12,6 @@ from mlprank.datamodules import (
     FashionMNISTDataModule,
     MNISTDataModule,
 )
-from torchvision.transforms import v2
-
 from tests.datamodules.networks import Recorder, quiet_trainer
 from tests.datamodules.writers import write_cifar10, write_cifar100, write_mnist
 

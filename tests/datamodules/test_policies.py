@@ -2,10 +2,10 @@ import functools
 
 import pytest
 import torch
-from mlprank.datamodules import policies
-from mlprank.datamodules.image_operations import Operation
 from torchvision.transforms import v2
 
+from mlprank.datamodules import policies
+from mlprank.datamodules.image_operations import Operation
 from tests.datamodules.test_image_operations import batch
 
 POLICIES = [policies.auto_augment, policies.rand_augment, policies.aug_mix]

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from mlprank.datamodules import DigitsDataModule
 
+from mlprank.datamodules import DigitsDataModule
 from tests.datamodules.networks import Recorder, quiet_trainer
 
 BATCHES_PER_EPOCH = 9
