@@ -16,7 +16,7 @@ from tests.test_exactness import specs
 
 
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     database=None,

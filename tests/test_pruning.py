@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from mlprank.measures import Norm
 from mlprank.methods import Local
 from mlprank.models import MLP, SixLayerMLP
 from mlprank.models.classifier import ImageClassifier
-from mlprank.pruning import Pruning, prune, score, unwrap
+from mlprank.pruning import Pruning, prune, score
 from mlprank.result import PruningResult
 from tests.networks import difference, outputs, randomise, state_of
 
@@ -158,17 +156,6 @@ def test_arguments_are_named_when_they_are_wrong(pruning: Pruning) -> None:
         pruning.run(measure="page_rank")
     with pytest.raises(ValueError, match=r"amount=1\.5 is not in \[0, 1\)"):
         score(pruning.model, inputs(), amount=1.5)
-
-
-def test_wrappers_are_taken_off() -> None:
-    network = MLP(6, [4], 3)
-    assert unwrap(nn.DataParallel(torch.compile(network))) is network  # type: ignore[arg-type]
-
-
-def test_pruning_imports_no_lightning() -> None:
-    code = "import sys, mlprank; mlprank.prune; mlprank.load_pruned; print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 # -- bigger networks ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from mlprank.pruning import prune
+from mlprank.pruning import prune, unwrap
 from mlprank.tracing import check_parameters, trace
 from tests.networks import difference, outputs, randomise, state_of
 
@@ -191,6 +191,7 @@ def test_wrapped_and_compiled_networks_are_pruned_inside() -> None:
     network = randomise(Base(), seed=1).eval()
     plain = outputs(prune(network, inputs()).model, inputs())
     compiled = torch.compile(network)
+    assert unwrap(nn.DataParallel(compiled)) is network  # type: ignore[arg-type]
     for wrapped in (compiled, nn.DataParallel(network)):
         result = prune(wrapped, inputs())
         assert type(result.model) is Base
