@@ -11,7 +11,7 @@ FILES = FashionMNISTDataModule.file_set.system_folders[0]
 @pytest.mark.slow
 @pytest.mark.skipif(not FILES.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 @pytest.mark.parametrize(
-    ("network", "times_plain", "share_of_raw"), [("TwoLayerMLP", 5.0, 0.8), ("ThreeLayerMLP", 2, 0.8)]
+    ("network", "times_plain", "share_of_raw"), [("TwoLayerMLP", 5.0, 0.8), ("ThreeLayerMLP", 1.5, 0.8)]
 )
 def test_fit_is_fast_with_bar_logs_and_metrics(
     network: str, times_plain: float, share_of_raw: float, record_property: pytest.FixtureRequest
