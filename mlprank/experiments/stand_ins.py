@@ -36,6 +36,13 @@ class DenseLayer:
     outputs: list[Tensor] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
 
+    @cached_property
+    def whole(self) -> Cut:
+        """The layer as a cut of itself."""
+        cut = cut_of(self.module, self.module, rows=None, columns=None)
+        assert cut is not None
+        return cut
+
 
 @dataclass(frozen=True, eq=False)
 class Cut:
@@ -86,21 +93,17 @@ def cut_of(own: nn.Linear, dense: nn.Linear, *, rows: Tensor | None, columns: Te
     if columns is not None:
         expected = expected.index_select(1, columns)
         read = torch.zeros_like(read).index_fill_(0, columns, True)
-    if expected.shape != own.weight.shape:
-        return None
-    zero = (own.weight != expected).any(1)
-    if bool((own.weight[zero] != 0).any()):
-        return None
-    live = torch.zeros(weight.shape[0], dtype=torch.bool, device=device).index_fill_(0, rows[~zero], True)
+    zero = None
+    if not torch.equal(own.weight, expected):
+        if expected.shape != own.weight.shape:
+            return None
+        zero = (own.weight != expected).any(1)
+        if bool((own.weight[zero] != 0).any()):
+            return None
+    live = torch.zeros(weight.shape[0], dtype=torch.bool, device=device)
+    live.index_fill_(0, rows if zero is None else rows[~zero], True)
     bias = own.weight.new_zeros(len(rows)) if own.bias is None else own.bias.detach()
-    return Cut(rows, live, read, zero if bool(zero.any()) else None, bias)
-
-
-def whole_cut(dense: nn.Linear) -> Cut:
-    """The dense layer as a cut of itself."""
-    cut = cut_of(dense, dense, rows=None, columns=None)
-    assert cut is not None
-    return cut
+    return Cut(rows, live, read, zero, bias)
 
 
 class Columns(nn.Module):
@@ -140,7 +143,6 @@ class Difference(nn.Module):
         self._dense, self._clock = dense, clock
         self._value: Tensor | None = None
         self._made_at = -1
-        whole = whole_cut(dense.module)
         steps = {base: cut.steps_from(base.cut) for base in bases}
         near = {base: count for base, count in steps.items() if count is not None and count < len(cut.read)}
         best = min(near, key=near.__getitem__, default=None)
@@ -149,7 +151,7 @@ class Difference(nn.Module):
         self.base: list[Difference] = (
             [] if best is None else [best]
         )  # a list, as a module would become a part of this one
-        base = whole if best is None else best.cut
+        base = dense.whole if best is None else best.cut
         self._pick = torch.searchsorted(base.rows, cut.rows)
         self._gone = torch.cat([(base.read & ~cut.read).nonzero().flatten(), cut.rows.new_tensor([len(cut.read)])])
         bias = (base.bias[self._pick] - cut.bias)[:, None]

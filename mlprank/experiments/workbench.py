@@ -19,7 +19,7 @@ from mlprank.graph import Graph
 from mlprank.latency import measure_latency
 from mlprank.measures import Measure, ModifiedPageRank, get_measure
 from mlprank.methods import get_method
-from mlprank.metrics import ModelMetrics, measure_model
+from mlprank.metrics import count_flops, count_parameters, size_bytes
 from mlprank.pruning import Pruning
 from mlprank.result import PruningResult
 from mlprank.tracing import trace
@@ -44,12 +44,21 @@ class TestData:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What a network costs: parameters, FLOPs of one image, bytes of the saved weights."""
+
+    num_parameters: int
+    flops: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Pruned:
     """A cell that has been pruned and waits for its test. Times are seconds."""
 
     cell: CellParameters
     variant: Variant
-    after: ModelMetrics
+    after: Costs
     achieved: float
     layers: tuple[LayerWidth, ...]
     scores: Mapping[str, Tensor]
@@ -112,10 +121,16 @@ class Workbench:
         example = data.images[:BATCH_SIZE]
         self.graph = traces.of(self.network, example)
         self.test = MemoryTest(self.network, self.graph, data.images, data.labels)
-        self.before = measure_model(self.network, example[:1])
+        self.before = Costs(
+            num_parameters=count_parameters(self.network),
+            flops=count_flops(self.network, example[:1]),
+            size_bytes=size_bytes(self.network),
+        )
+        weights = [self.network.get_parameter(layer.weight) for layer in self.graph.layers]
+        self._each_once = self.before.flops == 2 * sum(weight.numel() for weight in weights)
         self._pruning: tuple[object, Pruning] | None = None
         self._scores: dict[object, dict[str, Tensor]] = {}
-        self._counts: dict[object, ModelMetrics] = {}
+        self._counts: dict[object, Costs] = {}
 
     def dense_metrics(self) -> CellMetrics:
         """Return the baseline's metrics."""
@@ -184,16 +199,22 @@ class Workbench:
             self._scores[key] = pruning.scores(measure, {})
         return self._scores[key]
 
-    def _counted(self, result: PruningResult) -> ModelMetrics:
-        """Parameters, FLOPs and bytes, which follow from the narrow network's sizes."""
+    def _counted(self, result: PruningResult) -> Costs:
+        """Parameters, FLOPs and bytes of a pruned network, which follow from its sizes."""
         sizes = tuple((name, tuple(tensor.shape)) for name, tensor in result.model.state_dict().items())
         if sizes not in self._counts:
-            self._counts[sizes] = measure_model(result.model, result.example)
+            weights = [result.model.get_parameter(layer.weight) for layer in self.graph.layers]
+            flops = 2 * sum(weight.numel() for weight in weights)
+            self._counts[sizes] = Costs(
+                num_parameters=count_parameters(result.model),
+                flops=flops if self._each_once else count_flops(result.model, result.example),
+                size_bytes=size_bytes(result.model),
+            )
         return self._counts[sizes]
 
     def _metrics(
         self,
-        after: ModelMetrics,
+        after: Costs,
         accuracy: Accuracy,
         *,
         achieved: float,

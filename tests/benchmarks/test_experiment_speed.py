@@ -1,0 +1,114 @@
+"""How much sharing saves: the 60 cells of ThreeLayerMLP on FashionMNIST, against the same cells one by one through `prune_mlp`.
+
+Run: pytest tests/benchmarks/test_experiment_speed.py --benchmark-only -m "" -s
+
+One thread, process start and imports excluded, in one run. Both are timed several times, in turns, and the fastest counts. The ratio is
+of processor time, that of helping threads included: it leaves out what other programs take away. Six cells, one of every measure, stand
+for the sixty: the time of one cell through `prune_mlp` hardly depends on which it is.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mlprank.datamodules import FashionMNISTDataModule
+from mlprank.experiments.config import ExperimentConfig
+from mlprank.experiments.grid import cells_of
+from mlprank.experiments.networks import find_networks
+from mlprank.experiments.progress import Progress
+from mlprank.experiments.records import DENSE
+from mlprank.experiments.runner import Runner
+from mlprank.experiments.store import RecordStore, read_records
+from mlprank.measures import PUBLISHED_MEASURES
+from mlprank.models import ThreeLayerMLP
+from mlprank.published import prune_mlp
+
+ROUNDS = 4
+SAMPLE = tuple(zip(PUBLISHED_MEASURES, ("Local", "Global") * 3, (0.1, 0.2, 0.3, 0.4, 0.5, 0.3), strict=True))
+
+
+class Spent(NamedTuple):
+    """Seconds by the clock, and of the processor in all threads."""
+
+    wall_s: float
+    processor_s: float
+
+    def __sub__(self, other: "Spent") -> "Spent":
+        return Spent(self.wall_s - other.wall_s, self.processor_s - other.processor_s)
+
+
+def now() -> Spent:
+    return Spent(time.perf_counter(), time.process_time())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def train(path: Path) -> None:
+    """One epoch; a network that has learnt something has the margins of a real one."""
+    torch.manual_seed(0)
+    network, data = ThreeLayerMLP(), FashionMNISTDataModule(batch_size=256)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for images, labels in data.train_dataloader():
+        optimizer.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    torch.save({"model": network.state_dict()}, path)
+
+
+@pytest.mark.slow
+@pytest.mark.benchmark
+def test_sixty_cells_take_under_a_minute_and_a_fifteenth_of_one_by_one(
+    tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "ThreeLayerMLP_FashionMNIST.pth"
+    train(checkpoint)
+    config = ExperimentConfig(networks=["ThreeLayerMLP"], checkpoint_root=str(tmp_path), latency=False)
+    together: list[Spent] = []
+    single: dict[tuple[str, str, float], list[Spent]] = {cell: [] for cell in SAMPLE}
+    numbers: dict[tuple[str, str, float], dict[str, float]] = {}
+    for number in range(ROUNDS):
+        started = now()
+        networks, _ = find_networks(config)
+        cells = cells_of(config, networks)
+        with RecordStore(tmp_path / str(number)) as store, Progress(len(cells), done=0) as progress:
+            Runner(config, networks, store, progress).run(cells)
+        together.append(now() - started)
+        for measure, method, amount in SAMPLE:
+            started = now()
+            numbers[measure, method, amount], _ = prune_mlp(
+                "ThreeLayerMLP", "FashionMNIST", method, measure, amount, tmp_path, checkpoint=checkpoint
+            )
+            single[measure, method, amount].append(now() - started)
+    ours = Spent(min(each.wall_s for each in together), min(each.processor_s for each in together))
+    one = Spent(
+        sum(min(each.wall_s for each in times) for times in single.values()) / len(single),
+        sum(min(each.processor_s for each in times) for times in single.values()) / len(single),
+    )
+    ratio = 60 * one.processor_s / ours.processor_s
+    with capsys.disabled():
+        print(
+            f"\n60 cells together {ours.wall_s:.2f} s ({ours.processor_s:.2f} s of processor), one by one {60 * one.wall_s:.1f} s "
+            f"({60 * one.processor_s:.1f} s): {60 * one.wall_s / ours.wall_s:.1f} times ({ratio:.1f} times)"
+        )
+    records = read_records(tmp_path / "0")
+    assert sum(record.parameters.measure != DENSE for record in records) == 60
+    found = {(r.parameters.measure, r.parameters.method, r.parameters.amount): r.metrics for r in records}
+    for (measure, method, amount), expected in numbers.items():
+        metrics = found[PUBLISHED_MEASURES[measure], method.lower(), amount]
+        assert metrics is not None
+        assert round(metrics.top1 * 10_000) == round(expected["top1_acc"] * 10_000)
+        assert round(metrics.top5 * 10_000) == round(expected["top5_acc"] * 10_000)
+        assert metrics.achieved_amount == expected["actual_amount"]
+    assert ours.wall_s < 60
+    assert ratio >= 15
