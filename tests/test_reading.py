@@ -202,3 +202,20 @@ def test_layers_with_one_bias_are_removed_exactly(compensation: str) -> None:
     result = prune(network, x, amount=0.5, compensation=compensation)
     assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
     assert set(result.masks) == {"a", "b", "c"}
+
+
+def test_a_reason_to_stay_whole_holds_for_all_that_are_tied_later() -> None:
+    class LateTie(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm, self.read = nn.Linear(6, 8), nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.a(x).relu(), self.b(x).relu()
+            normed = self.norm(b).mean(1, keepdim=True)
+            out: Tensor = self.read(a + b) + normed
+            return out
+
+    graph = trace(LateTie(), torch.randn(9, 6))
+    assert graph.group_of("a") is graph.group_of("b")
+    assert graph.group_of("a").whole == 'they feed `layer_norm` in "norm"'
