@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.loggers import WandbLogger
-from mlprank.callbacks import PruningCallback
 from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
+from mlprank.callbacks import PruningCallback
 from mlprank.cli.lightning import MLPRankCLI
 from mlprank.models import MODELS
 

@@ -75,7 +75,11 @@ def _prune(parser: Parser, options: Namespace, callback: PruningCallback, direct
     provenance = {
         "source": str(checkpoint),
         "source_sha256": sha256(checkpoint),
-        "calibration": {"data": type(data).__name__, "num_samples": callback.settings.num_samples, "seed": callback.settings.seed},
+        "calibration": {
+            "data": type(data).__name__,
+            "num_samples": callback.settings.num_samples,
+            "seed": callback.settings.seed,
+        },
     }
     files = [
         write_outputs(each, directory, several=len(evaluations) > 1, provenance=provenance) for each in evaluations

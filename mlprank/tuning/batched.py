@@ -112,7 +112,7 @@ class StackedClassifier(LightningModule):
         images, targets = self._own(batch)
         losses = stacked_cross_entropy(self.stack(images), targets, label_smoothing=self._smoothing())
         count = targets.shape[0 if self.streams is None else 1]
-        self._sums["train_loss"] += losses.detach().double() * count
+        self._sums["train_loss"] += losses.detach().to(self._sums["train_loss"]) * count
         self._sums["train_num"] += count
         return losses.sum()
 
@@ -146,7 +146,7 @@ class StackedClassifier(LightningModule):
         scores = self.stack(images)
         count = targets.shape[-1]
         rank = rank_of_target(scores, targets)
-        self._sums["val_loss"] += stacked_cross_entropy(scores, targets).double() * count
+        self._sums["val_loss"] += stacked_cross_entropy(scores, targets).to(self._sums["val_loss"]) * count
         self._sums["val_top1"] += (rank < 1).sum(dim=1)
         self._sums["val_top5"] += (rank < min(5, scores.shape[1])).sum(dim=1)
         self._sums["val_num"] += count
@@ -196,8 +196,9 @@ class StackedClassifier(LightningModule):
         return [self.classifiers[trial].model for trial in self.alive]
 
     def _start(self, *names: str) -> None:
+        precise = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         for name in names:
-            self._sums[name] = torch.zeros(len(self.alive), dtype=torch.float64, device=self.device)
+            self._sums[name] = torch.zeros(len(self.alive), dtype=precise, device=self.device)
 
     def _own(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Give every trial the batch of its stream; a batch shared by all stays shared."""

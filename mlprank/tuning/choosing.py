@@ -14,6 +14,7 @@ from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.engine import Engine, Watcher
 from mlprank.tuning.local import LocalEngine
 from mlprank.tuning.losses import stacked_cross_entropy
+from mlprank.tuning.memory import keep_large_blocks
 from mlprank.tuning.optimizers import merge_optimizers
 from mlprank.tuning.options import TuneOptions
 from mlprank.tuning.stack import Stack
@@ -90,6 +91,7 @@ def stack_is_faster(trials: Sequence[Trial], cli: TrialCLI) -> bool:
     Returns:
         Whether the stack takes less time; False where the network cannot be stacked.
     """
+    keep_large_blocks()  # as the stack would be trained
     group = max(group_trials(trials), key=len)
     count = min(len(group), 8)
     built = [cli.build(trial.config, Path(), trainer={"devices": 1, "accelerator": "cpu"}) for trial in group[:count]]

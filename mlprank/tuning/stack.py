@@ -38,7 +38,7 @@ class Stack(nn.Module):
             raise ValueError("networks is empty; a stack needs at least one network")
         self.plan: Plan = trace(networks[0], tuple(in_shape))
         states = [network.state_dict() for network in networks]
-        trained = {name for name, _ in networks[0].named_parameters()}
+        parameters = dict(networks[0].named_parameters())
         self.names: tuple[str, ...] = tuple(states[0])
         self.weights = nn.ParameterDict()
         for name, first in states[0].items():
@@ -46,8 +46,8 @@ class Stack(nn.Module):
             if any(tensor is None or tensor.shape != first.shape or tensor.dtype != first.dtype for tensor in tensors):
                 raise CannotStackError(f"{name!r} has not the same shape in every network; a stack needs one shape")
             stacked = torch.stack([tensor.detach() for tensor in tensors if tensor is not None])
-            if name in trained:
-                self.weights[_key(name)] = nn.Parameter(stacked)
+            if name in parameters:
+                self.weights[_key(name)] = nn.Parameter(stacked, requires_grad=parameters[name].requires_grad)
             else:
                 self.register_buffer(_key(name), stacked)
         self.num_trials = len(networks)

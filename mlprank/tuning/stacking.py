@@ -16,7 +16,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "strategy": ("auto",),
     "val_check_interval": (None, 1.0),
     "check_val_every_n_epoch": (1,),
-    "limit_val_batches": (None, 1.0),
     "detect_anomaly": (False,),
     "fast_dev_run": (False, 0),
     "barebones": (False,),
@@ -58,6 +57,8 @@ def check_stackable(config: Mapping[str, Any]) -> None:
         raise CannotStackError(
             f"trainer.precision={trainer['precision']}: one loss scale for all trials would let one disturb the others"
         )
+    if trainer.get("limit_val_batches") == 0:
+        raise CannotStackError("trainer.limit_val_batches=0: a stack keeps every trial's best epoch by its validation")
     for name, allowed in _PLAIN.items():
         if name in trainer and trainer[name] not in allowed:
             raise CannotStackError(f"trainer.{name}={trainer[name]}: a stack takes {allowed[0]} only")

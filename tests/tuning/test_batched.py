@@ -122,6 +122,16 @@ def test_a_plateau_schedule_watches_its_own_trial():
     assert [epoch["lr"] for epoch in stacked.history[1]] == [0.1, 0.1, 0.1]
 
 
+def test_frozen_parameters_stay_as_they_are():
+    trials = [classifier(OPTIMIZERS[0], seed) for seed in range(2)]
+    for trial in trials:
+        trial.model.fc1.weight.requires_grad_(False)
+    before = trials[1].model.fc1.weight.clone()
+    stacked = train_stacked(trials, (0, 0), epochs=1)
+    assert torch.equal(stacked.stack.unstack(1)["fc1.weight"], before)
+    assert not torch.equal(stacked.stack.unstack(1)["fc1.bias"], torch.zeros(24))
+
+
 def diverging(k):
     return partial(SGD, lr=1e30 if k == 1 else 0.02)
 

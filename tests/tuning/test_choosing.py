@@ -71,6 +71,7 @@ def test_trials_are_grouped_by_all_that_a_stack_shares(cli, config):
         ("--trainer.devices=2", "trainer.devices=2: a stack trains on one device"),
         ("--trainer.strategy=ddp", "trainer.strategy=ddp: a stack takes auto only"),
         ("--trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: a stack takes 1 only"),
+        ("--trainer.limit_val_batches=0", "trainer.limit_val_batches=0: a stack keeps every trial's best epoch"),
         ("--trainer.detect_anomaly=true", "trainer.detect_anomaly=True: a stack takes False only"),
         ("--trainer.callbacks+=EarlyStopping", "EarlyStopping may act on one trial"),
     ],

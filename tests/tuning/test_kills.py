@@ -80,6 +80,20 @@ def test_a_killed_driver_loses_and_repeats_nothing(config, tmp_path, engine):
     assert outcomes(out) == outcomes(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("engine", ["batched", "local"])
+def test_an_interrupted_search_says_how_to_go_on(config, tmp_path, engine):
+    out = tmp_path / "interrupted"
+    process = start(config, out, f"--tune.engine={engine}", "--tune.checkpoint_minutes=0", "--trainer.max_epochs=2000")
+    try:
+        begun = out / "stacks" if engine == "batched" else out / "trials"
+        wait_for(lambda: begun.is_dir() and any(begun.glob("*/*.ckpt")), process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=DEADLINE_S) == 130
+    finally:
+        end(process)
+    assert "of 4 trials are done; the same command goes on" in (tmp_path / "log.txt").read_text()
+
+
 def workers_of(out):
     """Return the processes that hold a trial's lock: Ray's workers."""
     found = set()

@@ -153,7 +153,7 @@ def test_the_command_explains_itself(capsys):
 @pytest.mark.slow
 def test_a_trial_may_take_two_processes(config, tmp_path):
     options = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1")
-    code, text = run(config, tmp_path / "out", f"--grid.{LR}=[0.01, 0.02]", *options)
+    code, text = run(config, tmp_path / "out", f"--grid.{LR}=[0.01]", *options)
     assert code == 0, text
     assert "trained one by one: trainer.devices=2" in text
-    assert [result["status"] for result in results(tmp_path / "out").values()] == ["done", "done"]
+    assert [result["status"] for result in results(tmp_path / "out").values()] == ["done"]
