@@ -62,9 +62,12 @@ def main(argv: list[str]) -> int:
 
         print_closing(records, config.directory)
         if arguments.wandb:
+            from mlprank.cli.offline import prepare_wandb
             from mlprank.experiments.wandb_log import log_experiment
 
-            log_experiment(config, records, project=arguments.wandb_project, entity=arguments.wandb_entity)
+            prepare_wandb()
+            count = log_experiment(config, records, project=arguments.wandb_project, entity=arguments.wandb_entity)
+            print(f"W&B: {count} cells logged to project {arguments.wandb_project}, group {config.name}")
     if arguments.report:
         from mlprank.cli.report import main as report
 
@@ -122,7 +125,7 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
         given["networks"] = _networks(arguments.model_name, arguments.dataset_name)
         values = {name: value for name, value in values.items() if name not in ("checkpoints", "model_args")}
     if arguments.checkpoint is not None:
-        networks = given.get("networks") or values.get("networks") or ()
+        networks = list(given.get("networks") or values.get("networks") or ())
         if len(networks) != 1:
             raise ValueError(
                 "--checkpoint is for one network; give one --model-name and --dataset-name, or `checkpoints:` in a config"
