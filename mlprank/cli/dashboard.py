@@ -1,0 +1,89 @@
+"""`mlprank dashboard`: a Weights & Biases workspace for the results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Run `mlprank dashboard`.
+
+    Args:
+        argv: The arguments after `dashboard`.
+
+    Returns:
+        0.
+
+    Raises:
+        ImportError: If wandb-workspaces is not installed.
+        ValueError: If a name is empty, or W&B does not take the workspace.
+    """
+    arguments = _parser().parse_args(argv)
+    from mlprank.cli.offline import reason_for_offline
+    from mlprank.experiments.dashboard import build_workspace
+
+    mode = os.environ.get("WANDB_MODE")
+    reason = f"WANDB_MODE={mode}" if mode in ("offline", "disabled", "dryrun") else reason_for_offline()
+    if arguments.dry_run or reason:
+        entity = arguments.entity or os.environ.get("WANDB_ENTITY") or "your account"
+        workspace = build_workspace(entity=entity, project=arguments.project, name=arguments.name)
+        _print(workspace, why="--dry-run" if arguments.dry_run else str(reason))
+        return 0
+    entity = arguments.entity or os.environ.get("WANDB_ENTITY") or _default_entity()
+    workspace = build_workspace(entity=entity, project=arguments.project, name=arguments.name)
+    _save(workspace)
+    print(workspace.url)
+    return 0
+
+
+def _print(workspace: Any, *, why: str) -> None:
+    from mlprank.experiments.dashboard import describe_workspace
+
+    print(
+        f'{why}: nothing is sent. The workspace "{workspace.name}" of {workspace.entity}/{workspace.project} would hold:'
+    )
+    section = ""
+    for panel in describe_workspace(workspace):
+        if panel.section != section:
+            section = panel.section
+            print(f"  {section}")
+        print(f"    {panel.kind}: {panel.title}")
+
+
+def _default_entity() -> str:
+    import wandb
+
+    entity = wandb.Api().default_entity
+    if not entity:
+        raise ValueError("W&B names no default entity for this login; give --entity")
+    return str(entity)
+
+
+def _save(workspace: Any) -> None:
+    import wandb
+
+    try:
+        workspace.save()
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"W&B did not take the workspace of {workspace.entity}/{workspace.project}: {error}; does the project exist"
+            " and may you write to it?"
+        ) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mlprank dashboard",
+        description="Set up a Weights & Biases workspace for what `mlprank experiment --wandb` and `mlprank tune` logged: accuracy "
+        "against amount by measure, the latency front, parallel coordinates and parameter importance of tuning. Offline it "
+        "prints what it would create.",
+        epilog="example: mlprank dashboard --project mlprank",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--project", default="mlprank", metavar="NAME", help="the project; default mlprank")
+    parser.add_argument("--entity", metavar="NAME", help="user or team; default: that of the login")
+    parser.add_argument("--name", default="mlprank", metavar="NAME", help="the workspace's name; default mlprank")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be created")
+    return parser
