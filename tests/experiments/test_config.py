@@ -1,11 +1,16 @@
 """The configuration of an experiment: what is wrong is said before anything runs."""
 
+import math
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mlprank.experiments.config import ExperimentConfig, read_config, write_config
+from mlprank.experiments.grid import cells_of
+from mlprank.experiments.networks import Trained
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("amount", [1.0, -0.1, float("nan"), True, "0.5"])
@@ -94,3 +99,14 @@ def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
     path.write_text("amounts: [1e-1, 0.5]\n")
     assert read_config(path) == {"name": "e", "amounts": [0.1, 0.5]}
     assert yaml.safe_load("1e-1") == "1e-1"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_in_the_repository_makes_its_grid(path: Path) -> None:
+    config = ExperimentConfig(**read_config(path))
+    networks = [
+        Trained(*network.split("@"), None, f"{network}.ckpt", f"{index:064d}")
+        for index, network in enumerate(config.networks)
+    ]
+    axes = (config.measures, config.methods, config.amounts, config.protect_output, config.calibration_seeds)
+    assert len(cells_of(config, networks)) == len(networks) * (1 + math.prod(map(len, axes)))
