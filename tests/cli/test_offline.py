@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 
 from mlprank.cli.offline import prepare_wandb, reason_for_offline
@@ -52,6 +53,7 @@ def test_a_wandb_run_lies_in_the_run_directory_and_holds_config_and_metrics(
     result = mlprank("fit", "--config=small.yaml", "--trainer.logger=WandbLogger")
     assert result.code == 0, result.err
     assert "W&B runs offline" in result.err
+    wandb.teardown()  # waits until everything has been written
     [file] = (tmp_path / "runs/small/001/wandb").glob("offline-run-*/run-*.wandb")
     content = file.read_bytes()
     assert b"val_top1" in content
