@@ -3,7 +3,7 @@
 test:
 	uv run pytest
 slow:
-	uv run pytest -m "slow and not gpu"
+	uv run pytest -m "slow and not gpu and not speed"
 lint:
 	uv run ruff check . && uv run ruff format --check .
 format:
