@@ -1,6 +1,6 @@
 """How much sharing saves: the 60 cells of ThreeLayerMLP on FashionMNIST, against the same cells one by one through `prune_mlp`.
 
-Run: pytest tests/benchmarks/test_experiment_speed.py --benchmark-only -m "" -s
+Run: pytest tests/benchmarks/test_experiment_speed.py -n 0 -m slow -s
 
 One thread, process start and imports excluded, in one run. Both are timed several times, in turns, and the fastest counts. The ratio is
 of processor time, that of helping threads included: it leaves out what other programs take away. Six cells, one of every measure, stand
@@ -28,6 +28,7 @@ from mlprank.measures import PUBLISHED_MEASURES
 from mlprank.models import ThreeLayerMLP
 from mlprank.published import prune_mlp
 
+FILES = Path("/usr/share/datasets/fashion-mnist")
 ROUNDS = 4
 SAMPLE = tuple(zip(PUBLISHED_MEASURES, ("Local", "Global") * 3, (0.1, 0.2, 0.3, 0.4, 0.5, 0.3), strict=True))
 
@@ -67,7 +68,7 @@ def train(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.benchmark
+@pytest.mark.skipif(not FILES.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_sixty_cells_take_under_a_minute_and_a_fifteenth_of_one_by_one(
     tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Every option that docs/training.md names can be typed, and does what it says."""
+"""Every option that the README's table names can be typed, and does what it says."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from mlprank.cli.lightning import MLPRankCLI
 from mlprank.models.schedule import WarmUp
 from tests.cli.conftest import CONFIG
 
-TABLE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+TABLE = (Path(__file__).parents[2] / "README.md").read_text()
 ROWS = re.findall(r"^\| (`--.+?) \| (.+) \|$", TABLE, re.MULTILINE)
 OLD_FLAGS = """
 --lr --opt --momentum --weight-decay --norm-weight-decay --bias-weight-decay --label-smoothing --mixup-alpha
