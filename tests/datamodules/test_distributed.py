@@ -22,7 +22,7 @@ class Report(Callback):
 
 def run(folder: Path, *, processes: int, batch_size: int) -> list[dict]:
     torch.manual_seed(0)
-    strategy = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {}
+    strategy = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
     trainer = quiet_trainer(max_epochs=2, callbacks=[Report(folder)], **strategy)
     trainer.fit(Recorder(), datamodule=DigitsDataModule(batch_size=batch_size))
     return [json.loads((folder / f"{processes}-{rank}.json").read_text()) for rank in range(processes)]
