@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from mlprank.experiments import PICTURE_KINDS
+
 
 def main(argv: list[str]) -> int:
     """Run `mlprank report`.
@@ -32,8 +34,9 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"\r\x1b[2K{time.monotonic() - started:5.1f} s  {step}")
             sys.stderr.flush()
 
+    pictures = arguments.pictures or not arguments.no_png
     try:
-        written = write_report(arguments.results, output, pictures=not arguments.no_png, csv=arguments.csv, on_step=say)
+        written = write_report(arguments.results, output, pictures=pictures, csv=arguments.csv, on_step=say)
     finally:
         if live:
             sys.stderr.write("\r\x1b[2K")
@@ -60,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write; default: `report` in the first results directory"
     )
-    parser.add_argument("--no-png", action="store_true", help="leave the PNG pictures out, which take seconds")
+    png = parser.add_mutually_exclusive_group()
+    png.add_argument("--no-png", action="store_true", help="leave the PNG pictures out, which take seconds")
+    png.add_argument(
+        "--pictures",
+        nargs="+",
+        choices=PICTURE_KINDS,
+        metavar="KIND",
+        help=f"draw these alone: {', '.join(PICTURE_KINDS)}",
+    )
     parser.add_argument("--csv", action="store_true", help="write results.csv too, one row a cell")
     return parser

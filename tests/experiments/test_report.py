@@ -18,6 +18,7 @@ from mlprank.experiments.report.palette import styles_of
 from mlprank.experiments.report.ridges import ridges_of
 from mlprank.experiments.report.summary import summary_of
 from mlprank.experiments.report.svg import nice_ticks
+from mlprank.experiments.report.tables import configuration_table
 from mlprank.experiments.store import RecordStore
 from tests.experiments.synthetic import MEASURES, metrics, record, write_experiment
 
@@ -324,3 +325,21 @@ def test_an_output_that_cannot_be_written_is_said(results, tmp_path, capsys):
 def test_no_results_directory_is_refused():
     with pytest.raises(ValueError, match="at least one results directory"):
         content_of([])
+
+
+def test_chosen_pictures_alone_are_drawn_and_shown(tmp_path, capsys):
+    write_experiment(tmp_path / "results", models=["SyntheticTwo"], seeds=[0])
+    out = tmp_path / "out"
+    assert main(["report", str(tmp_path / "results"), "--output", str(out), "--pictures", "accuracy", "lost"]) == 0
+    assert {path.name.partition("_")[0] for path in out.glob("*.png")} == {"accuracy", "lost"}
+    text = (out / "report.md").read_text()
+    assert "](accuracy_" in text
+    assert "](latency_" not in text
+    capsys.readouterr()
+
+
+def test_the_baseline_is_no_part_of_the_configuration():
+    dense = record(measure="dense", method="none", compensation="none", graph="none", amount=0.0)
+    rows = {row[0].text: row[1].text for row in configuration_table([dense, record(amount=0.3)]).rows}
+    assert rows["Amounts"] == "0.3"
+    assert rows["Methods"] == "local"

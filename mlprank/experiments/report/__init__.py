@@ -1,9 +1,10 @@
 """The report of an experiment: one self-contained HTML page, PNG pictures and Markdown; needs no torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlprank.experiments import PICTURE_KINDS
 from mlprank.experiments.report.content import content_of
 from mlprank.experiments.report.heat_map import heat_map_svg
 from mlprank.experiments.report.markdown import markdown_of
@@ -29,7 +30,7 @@ def write_report(
     results: Sequence[str | Path],
     output: str | Path,
     *,
-    pictures: bool = True,
+    pictures: bool | Collection[str] = True,
     csv: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ReportFiles:
@@ -38,7 +39,8 @@ def write_report(
     Args:
         results: Results directories of experiments and of grid searches.
         output: Directory, made where it is missing.
-        pictures: Whether to draw PNG files (the slow part: seconds).
+        pictures: Whether to draw PNG files (the slow part: seconds), or which: "accuracy", "latency", "size", "lost", "centralities",
+            "tuning".
         csv: Whether to write `results.csv` too, one row a cell.
         on_step: Told what is done next, a few words each.
 
@@ -59,7 +61,8 @@ def write_report(
         on_step("loading matplotlib")
         from mlprank.experiments.report.pictures import write_pictures
 
-        drawn = write_pictures(content, directory, on_picture=on_step)
+        kinds = PICTURE_KINDS if isinstance(pictures, bool) else pictures
+        drawn = write_pictures(content, directory, on_picture=on_step, kinds=kinds)
     on_step("report.md")
     text = directory / "report.md"
     write_whole(text, markdown_of(content, drawn).encode())

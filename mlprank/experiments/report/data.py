@@ -90,7 +90,7 @@ def setting_of(parameters: CellParameters) -> Setting:
     """The panel that a cell belongs to."""
     p = parameters
     arguments = ", ".join(f"{name}={value}" for name, value in sorted(p.method_args.items()))
-    method = f"{p.method} ({arguments})" if arguments else p.method
+    method = f"{p.method}, {arguments}" if arguments else p.method
     return Setting(p.model, p.dataset, method, p.compensation, p.graph, p.protect_output, p.calibration_samples)
 
 

@@ -3,7 +3,7 @@
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from mlprank.experiments import PICTURE_KINDS
 from mlprank.experiments.report.content import Content
 from mlprank.experiments.report.data import Panel, by_network, front_of, front_steps, lost_tables, short_names
 from mlprank.experiments.report.front_chart import cost_unit, dense_cost
@@ -40,17 +41,22 @@ LOOK: dict[Any, object] = {
 }
 
 
-def write_pictures(content: Content, directory: Path, *, on_picture: Callable[[str], None]) -> tuple[Path, ...]:
+def write_pictures(
+    content: Content, directory: Path, *, on_picture: Callable[[str], None], kinds: Collection[str] = PICTURE_KINDS
+) -> tuple[Path, ...]:
     """Draw every chart into `directory`, named `<kind>_<what>.png`.
 
     Args:
         content: What `content_of` gathered.
         directory: It exists.
         on_picture: Told the name of each file before it is drawn.
+        kinds: Which charts to draw.
     """
     written = []
     with mpl.rc_context(LOOK):
         for name, draw in _jobs(content):
+            if name.partition("_")[0] not in kinds:
+                continue
             on_picture(name)
             figure = draw()
             FigureCanvasAgg(figure)
@@ -77,7 +83,7 @@ def _jobs(content: Content) -> Iterator[tuple[str, Callable[[], Figure]]]:
 
 
 def _accuracy(panels: Sequence[Panel], content: Content) -> Figure:
-    columns = min(len(panels), 3)
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.0 * columns + 1.6, 3.7 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)

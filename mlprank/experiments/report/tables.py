@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlprank.experiments.records import CellRecord
+from mlprank.experiments.records import DENSE, CellRecord
 from mlprank.experiments.report.accuracy_chart import interval_text, percent
 from mlprank.experiments.report.data import Panel
 from mlprank.experiments.report.palette import Style, display_name, styles_of
@@ -69,7 +69,8 @@ def wins_tables(records: Sequence[CellRecord]) -> tuple[Table, ...]:
 
 
 def configuration_table(records: Sequence[CellRecord]) -> Table:
-    """What was varied and what was held, from the cells' own parameters."""
+    """What was varied and what was held, from the pruned cells' own parameters."""
+    pruned = [record for record in records if record.parameters.measure != DENSE]
     names = {
         "model": "Models",
         "dataset": "Data sets",
@@ -86,7 +87,7 @@ def configuration_table(records: Sequence[CellRecord]) -> Table:
     }
     rows = []
     for name, said in names.items():
-        values = {_written(getattr(record.parameters, name)): getattr(record.parameters, name) for record in records}
+        values = {_written(getattr(record.parameters, name)): getattr(record.parameters, name) for record in pruned}
         ordered = sorted(values, key=lambda text: (isinstance(values[text], str), _number(values[text]), text))
         shown = [text for text in ordered if text]
         if shown:
