@@ -29,7 +29,7 @@ class NoProfiler(PassThroughProfiler):
 
     _nothing: AbstractContextManager[None] = nullcontext()
 
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]  # a context, if a plain one
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
         """Return a context that does nothing."""
         return self._nothing
 

@@ -98,7 +98,7 @@ def test_a_hundred_steps_in_float64_equal_separate_training(make, steps):
 
 @pytest.mark.slow
 def test_the_deepest_network_equals_separate_training_at_the_rates_of_the_thesis():
-    data = batches(20, 2, 24, torch.float64, samples=64)
+    data = batches(100, 2, 24, torch.float64, samples=64)
     networks = make_networks(lambda: TwelveLayerMLP(24), 2, torch.float64)
     stack = train_stacked(networks, rate_of_the_thesis, data)
     train_alone(networks, rate_of_the_thesis, data)
