@@ -122,7 +122,7 @@ class TwelveLayerMLP(_ThesisNetwork):
         """Return the logits, shape (N, num_classes), of a batch of shape (N, …)."""
         x = self.flatten(x)
         for index, width in enumerate(_TWELVE_WIDTHS, start=1):
-            linear, norm = self.get_submodule(f"fc{index}"), self.get_submodule(f"batchnorm{width}")
+            linear, norm = getattr(self, f"fc{index}"), getattr(self, f"batchnorm{width}")
             x = norm(F.relu(linear(x)))
         logits: Tensor = self.fc_last(x)
         return logits
