@@ -110,6 +110,46 @@ def _inside(theta: float, freedom: int) -> float:
     return 2 / math.pi * (theta + (math.sin(theta) * total if freedom > 1 else 0.0))
 
 
+def replicates(cells: Iterable[CellRecord]) -> list[str]:
+    """Name what every cell is a replicate of: its trained network, or its calibration draw where only one network was trained.
+
+    Methods, amounts and calibration draws of one trained network share its luck and are no independent values; an interval is taken
+    over the means of replicates.
+
+    Args:
+        cells: Cells of any networks and data sets.
+
+    Returns:
+        One name a cell; cells of the same name belong together.
+    """
+    cells = list(cells)
+    trained: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cell in cells:
+        trained[cell.parameters.model, cell.parameters.dataset].add(cell.parameters.checkpoint_sha256)
+    names = []
+    for cell in cells:
+        p = cell.parameters
+        several = len(trained[p.model, p.dataset]) > 1
+        names.append(p.checkpoint_sha256 if several else f"{p.checkpoint_sha256}, seed {p.calibration_seed}")
+    return names
+
+
+def interval_over_replicates(names: Sequence[str], values: Sequence[float]) -> Interval:
+    """Average the values of each replicate, then return the interval of these means.
+
+    Args:
+        names: Which replicate a value belongs to, as `replicates` returns.
+        values: As many finite numbers, at least one.
+
+    Raises:
+        ValueError: As `mean_interval`.
+    """
+    grouped: dict[str, list[float]] = defaultdict(list)
+    for name, value in zip(names, values, strict=True):
+        grouped[name].append(value)
+    return mean_interval(math.fsum(found) / len(found) for found in grouped.values())
+
+
 def series_label(parameters: CellParameters) -> str:
     """The measure and its arguments, as one curve of a plot: `norm(p=2)`. A `seed` makes replicates, not a curve."""
     arguments = {name: value for name, value in sorted(parameters.measure_args.items()) if name != "seed"}
@@ -134,8 +174,8 @@ def compare(records: Iterable[CellRecord], *, reference: str | None = None) -> t
 
     Two cells are a pair if they agree in everything but the measure: network, data, checkpoint, calibration, method,
     compensation, graph. Replicates of a measure within one pair (seeds of `random`) are averaged first. A difference
-    of exactly 0 is a tie. Over all amounts the differences of one pair are averaged before the interval is taken,
-    as they share checkpoint and calibration; wins, ties and losses count every amount.
+    of exactly 0 is a tie. The differences of one replicate (see `replicates`) are averaged before the interval is
+    taken; wins, ties and losses count every pair.
 
     Args:
         records: Cells, failed ones are ignored.
@@ -150,7 +190,7 @@ def compare(records: Iterable[CellRecord], *, reference: str | None = None) -> t
     values = _by_series(cells)
     if label is None or label not in values:
         return ()
-    ours = values.pop(label)
+    ours, units = values.pop(label), _replicate_of_pair(cells)
     comparisons: list[Comparison] = []
     for baseline, theirs in sorted(values.items()):
         pairs = sorted(ours.keys() & theirs.keys())
@@ -159,7 +199,7 @@ def compare(records: Iterable[CellRecord], *, reference: str | None = None) -> t
             chosen = [pair for pair in pairs if amount is None or pair[1] == amount]
             accuracy = [ours[pair][0] - theirs[pair][0] for pair in chosen]
             retention = [ours[pair][1] - theirs[pair][1] for pair in chosen]
-            units = [unit for unit, _ in chosen]
+            chosen_units = [units[pair] for pair, _ in chosen]
             comparisons.append(
                 Comparison(
                     reference=label,
@@ -168,8 +208,8 @@ def compare(records: Iterable[CellRecord], *, reference: str | None = None) -> t
                     wins=sum(difference > 0 for difference in accuracy),
                     ties=sum(difference == 0 for difference in accuracy),
                     losses=sum(difference < 0 for difference in accuracy),
-                    accuracy=mean_interval(_mean_per_unit(units, accuracy)),
-                    retention=mean_interval(_mean_per_unit(units, retention)),
+                    accuracy=interval_over_replicates(chosen_units, accuracy),
+                    retention=interval_over_replicates(chosen_units, retention),
                 )
             )
     return tuple(comparisons)
@@ -180,7 +220,7 @@ def retention_advantage(
 ) -> Interval | None:
     """Average lead of the reference in accuracy retention (top-1 over dense top-1), over baselines and amounts.
 
-    Every pair (see `compare`) gives one number, its mean over amounts and baselines; the interval is over these.
+    Every replicate (see `replicates`) gives one number, its mean over pairs, amounts and baselines; the interval is over these.
     The published figure is 6.09 % over three baselines.
 
     Args:
@@ -203,13 +243,12 @@ def retention_advantage(
     missing = sorted(set(baselines or ()) - values.keys())
     if missing:
         raise ValueError(f"baselines {missing} have no finished cell; there are {sorted(values)}")
-    units: list[str] = []
-    differences: list[float] = []
+    replicate_of, units, differences = _replicate_of_pair(cells), list[str](), list[float]()
     for baseline in baselines if baselines is not None else values:
         for pair in ours.keys() & values[baseline].keys():
-            units.append(pair[0])
+            units.append(replicate_of[pair[0]])
             differences.append(ours[pair][1] - values[baseline][pair][1])
-    return mean_interval(_mean_per_unit(units, differences)) if differences else None
+    return interval_over_replicates(units, differences) if differences else None
 
 
 def _by_series(cells: Iterable[CellRecord]) -> dict[str, dict[tuple[str, float], tuple[float, float]]]:
@@ -229,8 +268,6 @@ def _by_series(cells: Iterable[CellRecord]) -> dict[str, dict[tuple[str, float],
     }
 
 
-def _mean_per_unit(units: Sequence[str], values: Sequence[float]) -> list[float]:
-    grouped: dict[str, list[float]] = defaultdict(list)
-    for unit, value in zip(units, values, strict=True):
-        grouped[unit].append(value)
-    return [math.fsum(found) / len(found) for found in grouped.values()]
+def _replicate_of_pair(cells: Sequence[CellRecord]) -> dict[str, str]:
+    """Per pair, the replicate that it belongs to."""
+    return dict(zip((cell.parameters.pair for cell in cells), replicates(cells), strict=True))

@@ -164,7 +164,7 @@ def raw(network: str, data: tuple[Tensor, Tensor], *, steps: int, epochs: int) -
     return BATCH * steps / statistics.median(spent[1:])
 
 
-def compare(network: str, *, rounds: int = 3, steps: int = 750) -> dict[str, float]:
+def compare(network: str, *, rounds: int = 5, steps: int = 750) -> dict[str, float]:
     """Samples per second of the three ways, medians over rounds that take turns, on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -175,7 +175,7 @@ def compare(network: str, *, rounds: int = 3, steps: int = 750) -> dict[str, flo
             speeds["raw"].append(raw(network, data, steps=steps, epochs=2))
             speeds["fit"].append(fit(network, steps=steps, epochs=2))
             speeds["raw"].append(raw(network, data, steps=steps, epochs=2))
-            speeds["plain"].append(plain(network, steps=steps // 5, epochs=1))
+            speeds["plain"].append(plain(network, steps=steps // 3, epochs=1))
     finally:
         torch.set_num_threads(before)
     return {name: statistics.median(values) for name, values in speeds.items()}

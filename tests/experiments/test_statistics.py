@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mlprank.experiments.statistics import compare, find_reference, mean_interval, retention_advantage, series_label
+from mlprank.experiments.statistics import (
+    compare,
+    find_reference,
+    mean_interval,
+    replicates,
+    retention_advantage,
+    series_label,
+)
 from tests.experiments.synthetic import parameters, record
 
 
@@ -152,3 +159,27 @@ def test_the_advantage_is_the_mean_difference_of_retention_with_seeds_as_units()
 def test_a_baseline_that_was_not_run_is_named():
     with pytest.raises(ValueError, match=r"baselines \['wanda'\] have no finished cell; there are \['norm'\]"):
         retention_advantage([record(0.8), record(0.5, measure="norm")], baselines=["wanda"])
+
+
+def test_methods_and_calibration_draws_of_one_trained_network_are_one_replicate():
+    """Two trained networks, two methods and two draws each: the interval is that of two values, not of eight."""
+    cells = []
+    for checkpoint, lead in (("a" * 64, 0.1), ("b" * 64, 0.3)):
+        for method in ("local", "global"):
+            for seed in (0, 1):
+                place = {"checkpoint_sha256": checkpoint, "method": method, "calibration_seed": seed}
+                cells += [record(0.5 + lead, dense=1.0, **place), record(0.5, dense=1.0, measure="norm", **place)]
+    low, high = stats.t.interval(0.95, 1, loc=0.2, scale=stats.sem([0.1, 0.3]))
+    at_amount, overall = compare(cells)
+    for interval in (at_amount.accuracy, overall.retention, retention_advantage(cells)):
+        assert interval.num == 2
+        assert (interval.low, interval.high) == pytest.approx((low, high))
+    assert overall.wins == 8
+
+
+def test_of_one_trained_network_the_calibration_draws_are_the_replicates():
+    cells = [record(0.6, calibration_seed=seed, method=method) for seed in (0, 1) for method in ("local", "global")]
+    other = record(0.6, model="Other", checkpoint_sha256="c" * 64)
+    names = replicates([*cells, other])
+    assert len(set(names)) == 3
+    assert names[0] == names[1] != names[2] == names[3]

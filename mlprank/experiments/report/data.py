@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord
 from mlprank.experiments.report.palette import styles_of
-from mlprank.experiments.statistics import Interval, finished_cells, mean_interval, series_label
+from mlprank.experiments.statistics import Interval, finished_cells, interval_over_replicates, replicates, series_label
 
 
 @dataclass(frozen=True, order=True)
@@ -32,7 +33,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Point:
-    """One measure at one amount, over checkpoints and calibration seeds. Fractions, bytes and seconds."""
+    """One measure at one amount, over replicates. Fractions, bytes and seconds."""
 
     amount: float
     top1: Interval
@@ -180,9 +181,9 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
-    groups: dict[str, list[CellRecord]] = defaultdict(list)
-    for cell in cells:
-        groups[series_label(cell.parameters)].append(cell)
+    groups: dict[str, list[_Replicate]] = defaultdict(list)
+    for cell, name in zip(cells, replicates(cells), strict=True):
+        groups[series_label(cell.parameters)].append(_Replicate(name, cell.parameters.amount, _metrics(cell)))
     metrics = [_metrics(cell) for cell in cells]
     latencies = [m.latency_s_before for m in metrics if m.latency_s_before is not None]
     return Panel(
@@ -195,33 +196,42 @@ def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
     )
 
 
-def _curve(label: str, cells: Sequence[CellRecord]) -> Curve:
-    groups: dict[float, list[CellMetrics]] = defaultdict(list)
+class _Replicate(NamedTuple):
+    """One value of a curve: the trained network or calibration draw that it is of, its amount, and what was measured."""
+
+    name: str
+    amount: float
+    metrics: CellMetrics
+
+
+def _curve(label: str, cells: Sequence[_Replicate]) -> Curve:
+    groups: dict[float, list[_Replicate]] = defaultdict(list)
     for cell in cells:
-        groups[round(cell.parameters.amount, 9)].append(_metrics(cell))
+        groups[round(cell.amount, 9)].append(cell)
     lost: dict[str, dict[float, float]] = {}
     for amount in sorted(groups):
         shares: dict[str, list[float]] = defaultdict(list)
-        for metrics in groups[amount]:
-            for layer in metrics.layers:
+        for cell in groups[amount]:
+            for layer in cell.metrics.layers:
                 shares[layer.name].append(1.0 - layer.kept / layer.width if layer.width else 0.0)
         for name, values in shares.items():
             lost.setdefault(name, {})[amount] = _mean(values)
     return Curve(label, tuple(_point(amount, groups[amount]) for amount in sorted(groups)), lost)
 
 
-def _point(amount: float, metrics: Sequence[CellMetrics]) -> Point:
-    latencies = [m.latency_s_after for m in metrics if m.latency_s_after is not None]
+def _point(amount: float, cells: Sequence[_Replicate]) -> Point:
+    names, metrics = [cell.name for cell in cells], [cell.metrics for cell in cells]
+    timed = [(cell.name, cell.metrics.latency_s_after) for cell in cells if cell.metrics.latency_s_after is not None]
     return Point(
         amount=amount,
-        top1=mean_interval(m.top1 for m in metrics),
-        top5=mean_interval(m.top5 for m in metrics),
-        retention=mean_interval(m.retention for m in metrics),
+        top1=interval_over_replicates(names, [m.top1 for m in metrics]),
+        top5=interval_over_replicates(names, [m.top5 for m in metrics]),
+        retention=interval_over_replicates(names, [m.retention for m in metrics]),
         achieved=_mean(m.achieved_amount for m in metrics),
         size_bytes=_mean(m.size_bytes_after for m in metrics),
         num_parameters=_mean(m.num_parameters_after for m in metrics),
         flops=_mean(m.flops_after for m in metrics),
-        latency_s=mean_interval(latencies) if latencies else None,
+        latency_s=interval_over_replicates(*zip(*timed, strict=True)) if timed else None,
     )
 
 

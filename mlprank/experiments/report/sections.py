@@ -43,7 +43,8 @@ class Section:
 def sections_of(content: Content) -> list[Section]:
     """All sections that have something to show, in reading order."""
     accuracy = (
-        "Mean over checkpoints and calibration seeds with its 95 % interval. Move over a chart for exact numbers."
+        "Mean with its 95 % interval over trained networks, or over calibration seeds where there is one network of a kind. "
+        "Move over a chart for exact numbers."
     )
     sections = (
         Section("accuracy", "Accuracy against amount", accuracy, _accuracy(content)),
