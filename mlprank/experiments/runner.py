@@ -12,6 +12,7 @@ from mlprank.experiments.networks import Trained
 from mlprank.experiments.recording import Listener, Recorder
 from mlprank.experiments.records import DENSE, CellParameters
 from mlprank.experiments.store import RecordStore
+from mlprank.experiments.testing import Accuracy
 from mlprank.experiments.workbench import Pruned, TestData, Traces, Workbench, load_data
 
 CELL_ERRORS = (
@@ -100,11 +101,13 @@ class Runner:
             started = time.perf_counter()
             accuracies = bench.test.accuracies([pruned.variant for pruned in group])
             share = (time.perf_counter() - started) / len(group)
+            tested: list[tuple[Pruned, Accuracy]] = []
             for pruned, accuracy in zip(group, accuracies, strict=True):
                 if isinstance(accuracy, ValueError):
                     self._fail([pruned.cell], accuracy)
-                    continue
-                metrics = bench.measure(pruned, accuracy)
+                else:
+                    tested.append((pruned, accuracy))
+            for (pruned, _), metrics in zip(tested, bench.measure(tested), strict=True):
                 timings = {**pruned.timings, "evaluate_s": share}
                 self._recorder.record(
                     pruned.cell, metrics=metrics, timings=timings, scores=pruned.scores, kept=pruned.kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +24,10 @@ from mlprank.pruning import Pruning
 from mlprank.result import PruningResult
 from mlprank.tracing import trace
 
-_LATENCY_BUDGET_S = 0.02
+_LATENCY_BUDGET_S = 0.006
 _LATENCY_REPEATS = (5, 30)
+
+_Sizes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ class Traces:
 
     def of(self, network: nn.Module, example: Tensor) -> Graph:
         """Return the graph of a network, reading it where none of its kind has been."""
-        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
-        kind = (type(network), str(getattr(network, "init_args", None)), sizes)
+        kind = (type(network), str(getattr(network, "init_args", None)), _sizes(network))
         if kind not in self.graphs:
             self.graphs[kind] = trace(network, example)
         return self.graphs[kind]
@@ -131,11 +132,12 @@ class Workbench:
         self._pruning: tuple[object, Pruning] | None = None
         self._scores: dict[object, dict[str, Tensor]] = {}
         self._counts: dict[object, Costs] = {}
+        self._latencies: dict[_Sizes, tuple[float, float]] = {}
 
     def dense_metrics(self) -> CellMetrics:
         """Return the baseline's metrics."""
         layers = [LayerWidth(name=y.name, width=y.out_features, kept=y.out_features) for y in self.graph.layers]
-        latency = self._latency(self.network) if self.latency else (None, None)
+        [latency] = self._latencies_of([self.network])
         return self._metrics(self.before, self.test.dense, achieved=0.0, layers=tuple(layers), latency=latency)
 
     def calibrate(self, cell: CellParameters) -> None:
@@ -181,10 +183,13 @@ class Workbench:
             timings={"score_s": scored - started, "prune_s": time.perf_counter() - scored},
         )
 
-    def measure(self, pruned: Pruned, accuracy: Accuracy) -> CellMetrics:
-        """Return a tested cell's metrics, with its latency beside the dense one's."""
-        latency = self._latency(pruned.variant.model) if self.latency else (None, None)
-        return self._metrics(pruned.after, accuracy, achieved=pruned.achieved, layers=pruned.layers, latency=latency)
+    def measure(self, tested: Sequence[tuple[Pruned, Accuracy]]) -> list[CellMetrics]:
+        """Return the metrics of cells that were tested together; their latencies are measured here."""
+        latencies = self._latencies_of([pruned.variant.model for pruned, _ in tested])
+        return [
+            self._metrics(pruned.after, accuracy, achieved=pruned.achieved, layers=pruned.layers, latency=latency)
+            for (pruned, accuracy), latency in zip(tested, latencies, strict=True)
+        ]
 
     def _scored(self, pruning: Pruning, cell: CellParameters, measure: Measure) -> dict[str, Tensor] | None:
         """The dense network's scores, computed once a measure; None where they depend on more than measure and calibration."""
@@ -201,7 +206,7 @@ class Workbench:
 
     def _counted(self, result: PruningResult) -> Costs:
         """Parameters, FLOPs and bytes of a pruned network, which follow from its sizes."""
-        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in result.model.state_dict().items())
+        sizes = _sizes(result.model)
         if sizes not in self._counts:
             weights = [result.model.get_parameter(layer.weight) for layer in self.graph.layers]
             flops = 2 * sum(weight.numel() for weight in weights)
@@ -239,15 +244,26 @@ class Workbench:
             layers=layers,
         )
 
-    def _latency(self, model: nn.Module) -> tuple[float, float]:
-        """Seconds of a batch, dense and pruned, taking turns."""
-        models = {"before": self.network, "after": model}
-        example = self.data.images[:BATCH_SIZE]
-        once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
-        least, most = _LATENCY_REPEATS
-        repeats = max(least, min(most, int(_LATENCY_BUDGET_S / once)))
-        timed = measure_latency(models, example, repeats=repeats, warmup=0)
-        return timed["before"].median_s, timed["after"].median_s
+    def _latencies_of(self, networks: Sequence[nn.Module]) -> list[tuple[float | None, float | None]]:
+        """Seconds of a batch, dense and pruned; all networks and the dense one take turns, and each size is timed once."""
+        if not self.latency:
+            return [(None, None)] * len(networks)
+        new = {sizes: network for network in networks if (sizes := _sizes(network)) not in self._latencies}
+        if new:
+            models = {"dense": self.network, **{str(n): network for n, network in enumerate(new.values())}}
+            example = self.data.images[:BATCH_SIZE]
+            once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
+            least, most = _LATENCY_REPEATS
+            repeats = max(least, min(most, int(_LATENCY_BUDGET_S * len(models) / once)))
+            timed = measure_latency(models, example, repeats=repeats, warmup=0)
+            before = timed["dense"].median_s
+            self._latencies |= {sizes: (before, timed[str(n)].median_s) for n, sizes in enumerate(new)}
+        return [self._latencies[_sizes(network)] for network in networks]
+
+
+def _sizes(network: nn.Module) -> _Sizes:
+    """The shapes of everything that a network holds, which its costs follow from."""
+    return tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
 
 
 def _layers(result: PruningResult) -> tuple[LayerWidth, ...]:

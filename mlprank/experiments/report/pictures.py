@@ -75,7 +75,7 @@ def _jobs(content: Content) -> Iterator[tuple[str, Callable[[], Figure]]]:
         for cost in ("latency", "size"):
             if front_of(panels, cost=cost):
                 yield f"{cost}_{slug}.png", lambda panels=panels, cost=cost: _front(panels, content.styles, cost)  # type: ignore[misc]
-        yield f"lost_{slug}.png", lambda panels=panels: _lost(panels)  # type: ignore[misc]
+        yield f"lost_{slug}.png", lambda panels=panels: _lost(panels, content)  # type: ignore[misc]
         if any(ridges.network == network for ridges in content.ridges):
             yield f"centralities_{slug}.png", lambda network=network: _centralities(network, content)  # type: ignore[misc]
     for number, _ in enumerate(content.grids):
@@ -99,8 +99,7 @@ def _accuracy(panels: Sequence[Panel], content: Content) -> Figure:
             highs = np.array([panel.dense_top1] + [point.top1.high for point in curve.points]) * 100
             axes.fill_between(amounts, lows, highs, color=style.light, alpha=0.15, linewidth=0)
             axes.plot(amounts, means, markevery=slice(1, None), markersize=5.5, **_look(style))
-        under = content.subtitles[panel.setting]
-        axes.set_title(f"{panel.setting.method}" + (f", {under}" if under else ""))
+        axes.set_title(_title(panel, content))
         axes.set_xlabel("neurons taken out, %")
     for axes in grid[:, 0]:
         axes.set_ylabel("top-1 accuracy, %")
@@ -112,6 +111,12 @@ def _accuracy(panels: Sequence[Panel], content: Content) -> Figure:
     ordered = [style.name for style in content.styles.values() if style.name in handles]
     figure.legend([handles[name] for name in ordered], ordered, loc="outside right center")
     return figure
+
+
+def _title(panel: Panel, content: Content) -> str:
+    """What tells a panel from the others of its network."""
+    under = content.subtitles[panel.setting]
+    return f"{panel.setting.method}, {under}" if under else panel.setting.method
 
 
 def _front(panels: Sequence[Panel], styles: Mapping[str, Style], cost: str) -> Figure:
@@ -156,7 +161,7 @@ def _front(panels: Sequence[Panel], styles: Mapping[str, Style], cost: str) -> F
     return figure
 
 
-def _lost(panels: Sequence[Panel]) -> Figure:
+def _lost(panels: Sequence[Panel], content: Content) -> Figure:
     facets = [(panel, labels, curve) for panel in panels for labels, curve in lost_tables(panel)]
     columns = min(len(facets), 4)
     rows = -(-len(facets) // columns)
@@ -179,7 +184,7 @@ def _lost(panels: Sequence[Panel]) -> Figure:
             low=0.0,
             high=100.0,
         )
-        axes.set_title(textwrap.fill(f"{panel.setting.method}: {name}", 36))
+        axes.set_title(textwrap.fill(f"{_title(panel, content)}: {name}", 36))
         axes.set_xlabel("requested amount, %")
     figure.suptitle(
         f"{panels[0].setting.network}: share of every layer taken out, %",
