@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from mlprank.artifact import artifact_record, sha256
+from mlprank.artifact import artifact_record
 from mlprank.callbacks.averaging import averaging_done
 from mlprank.callbacks.batches import calibration_batches, has_calibration_data, samples_of_rank, test_batches
 from mlprank.callbacks.logging import log_pruning
@@ -21,6 +21,7 @@ from mlprank.callbacks.networks import copied, find_network, uncompiled
 from mlprank.callbacks.ranks import check_same_masks, summed
 from mlprank.callbacks.settings import Settings
 from mlprank.callbacks.weights import best_copy, load_copy
+from mlprank.checkpoint import sha256
 from mlprank.evaluation import Evaluation, prune_amounts
 from mlprank.masking import apply_masks, bake_masks, recompute_uncalled
 from mlprank.models.classifier import ImageClassifier

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from mlprank.artifact import read_checkpoint
 from mlprank.callbacks.networks import copied, find_network
+from mlprank.checkpoint import read_checkpoint
 from mlprank.masking import masked_rows, match_masks
 from mlprank.plain import COMPILED
 

@@ -7,11 +7,8 @@ The file is also a Lightning checkpoint. Under the key `mlprank` it holds, besid
 from __future__ import annotations
 
 import copy
-import errno
-import hashlib
 import importlib.metadata
 import inspect
-import pickle
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mlprank.checkpoint import read_checkpoint
 from mlprank.files import whole_file
 from mlprank.matching import check_shapes, matched
-from mlprank.messages import first_line
 from mlprank.models.spec import build_model, describe_model, resolve_class
 from mlprank.removal import narrow
 
@@ -188,39 +185,6 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
             f"{path}: {type(dense).__name__} is not the pruned class: the file lacks {missing}, and has {unexpected} besides"
         )
     return narrowed.eval()
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain types.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, no checkpoint, or would run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is refused: it is no checkpoint of tensors and plain types, or reading it could run code; get it from where it was made"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what torch raises for a zip file that was cut off
-            raise
-        raise ValueError(f"{path} is damaged: it ends too early; write it again") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({first_line(error)}); write it again") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    return checkpoint
-
-
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _artifact(checkpoint: dict[str, Any], path: str | Path) -> Artifact:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mlprank.artifact import read_checkpoint
+from mlprank.checkpoint import read_checkpoint
 from mlprank.compensation import Compensation
 from mlprank.measures import get_measure
 from mlprank.methods import get_method

@@ -94,7 +94,7 @@ def test_a_missing_a_damaged_and_a_foreign_file_exit_with_2(
     damaged.write_bytes(checkpoints[1].read_bytes()[:1000])
     torch.save({"state_dict": {"weight": torch.zeros(1)}, "hyper_parameters": {"lr": 0.1}}, foreign)
     for path, reason in [
-        (tmp_path / "none.ckpt", "there is no such checkpoint"),
+        (tmp_path / "none.ckpt", "does not exist"),
         (damaged, "damaged"),
         (foreign, "neither a pruned file nor a checkpoint of mlprank's ImageClassifier"),
     ]:

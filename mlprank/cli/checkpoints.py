@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 
+from mlprank.checkpoint import read_checkpoint
 from mlprank.files import whole_file
-from mlprank.models.published import read_checkpoint
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from mlprank.artifact import load_pruned, read_artifact, read_checkpoint
+from mlprank.artifact import load_pruned, read_artifact
+from mlprank.checkpoint import read_checkpoint
 from mlprank.models.spec import describe_model
 
 

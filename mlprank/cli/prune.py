@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule
 import mlprank.callbacks
 import mlprank.datamodules
 import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
-from mlprank.artifact import read_checkpoint, sha256
 from mlprank.callbacks import PruningCallback
+from mlprank.checkpoint import read_checkpoint, sha256
 from mlprank.cli.checkpoints import check_trained
 from mlprank.cli.options import Parser, config_of, prepare_arguments, values_of
 from mlprank.cli.runs import beside_checkpoint, claim_run, discard_if_empty

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mlprank.artifact import read_checkpoint, sha256
+from mlprank.checkpoint import read_checkpoint, sha256
 from mlprank.experiments.config import ExperimentConfig, nearest
 from mlprank.models import get_model
 from mlprank.models.spec import build_model

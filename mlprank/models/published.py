@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mlprank.checkpoint import read_checkpoint
 from mlprank.models.registry import MODELS, get_model
 
 
@@ -39,39 +36,6 @@ def load_published(path: str | os.PathLike[str], model: str | nn.Module) -> nn.M
     check_state(network.state_dict(), state, source=os.fspath(path))
     network.load_state_dict(state)
     return network.eval()
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint that holds tensors and plain types only, on the CPU.
-
-    Args:
-        path: A file written by `torch.save`.
-
-    Returns:
-        The dict that it holds.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, holds something else than a dict, or would run code when unpickled.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist; give the path of a file that training wrote")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged, or holds objects that would run code when they are read; "
-            "only files of tensors and plain types are read"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what torch raises for a zip file that was cut off
-            raise
-        raise ValueError(f"{path} is damaged: it ends too early") from error
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or is no checkpoint: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where a checkpoint holds a dict")
-    return content
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
