@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ Amount = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """From one amount to another over some epochs.
 
     Attributes:
@@ -46,9 +47,9 @@ class Schedule:
                 f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch}; swap them"
             )
 
+    @abstractmethod
     def share(self, progress: float) -> float:
         """Return the share of the way to the target, in [0, 1], after a share of the epochs."""
-        raise NotImplementedError
 
     def check_target(self, target: Amount) -> None:
         """Raise a ValueError if the amount would go down."""
