@@ -4,6 +4,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,15 @@ def write_pictures(
 def _jobs(content: Content) -> Iterator[tuple[str, Callable[[], Figure]]]:
     for network, panels in by_network(content.panels).items():
         slug = re.sub(r"[^a-z0-9]+", "-", network.lower()).strip("-")
-        yield f"accuracy_{slug}.png", lambda panels=panels: _accuracy(panels, content)  # type: ignore[misc]
+        yield f"accuracy_{slug}.png", partial(_accuracy, panels, content)
         for cost in ("latency", "size"):
             if front_of(panels, cost=cost):
-                yield f"{cost}_{slug}.png", lambda panels=panels, cost=cost: _front(panels, content.styles, cost)  # type: ignore[misc]
-        yield f"lost_{slug}.png", lambda panels=panels: _lost(panels, content)  # type: ignore[misc]
+                yield f"{cost}_{slug}.png", partial(_front, panels, content.styles, cost)
+        yield f"lost_{slug}.png", partial(_lost, panels, content)
         if any(ridges.network == network for ridges in content.ridges):
-            yield f"centralities_{slug}.png", lambda network=network: _centralities(network, content)  # type: ignore[misc]
+            yield f"centralities_{slug}.png", partial(_centralities, network, content)
     for number, _ in enumerate(content.grids):
-        yield f"tuning_{number + 1}.png", lambda number=number: _grid(number, content)  # type: ignore[misc]
+        yield f"tuning_{number + 1}.png", partial(_grid, number, content)
 
 
 def _accuracy(panels: Sequence[Panel], content: Content) -> Figure:
