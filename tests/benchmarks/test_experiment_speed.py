@@ -8,7 +8,6 @@ experiment runs once for the numbers that `prune_mlp` gives, and once with laten
 
 import statistics
 import time
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -45,14 +44,6 @@ class Spent(NamedTuple):
 
 def now() -> Spent:
     return Spent(time.perf_counter(), time.process_time())
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(path: Path) -> None:

@@ -7,7 +7,7 @@ import ctypes
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,14 +19,6 @@ from mlprank.methods import Global, Local
 
 WIDTHS = (3072, 2048, 2048, 1024, 1024, 1024, 1024, 512, 512, 256, 256, 256, 100)
 GAMMA, THETA = 0.9, 0.5
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class TwelveLayers:
