@@ -6,30 +6,17 @@ import numpy as np
 import pytest
 
 from mlprank.cli import main
-from mlprank.experiments.records import LayerWidth
 from mlprank.experiments.report import write_report
 from mlprank.experiments.report.content import content_of
-from mlprank.experiments.report.data import front_of, front_steps, lost_tables, panels_of, short_names
-from mlprank.experiments.report.grids import Grid, read_grid, write_grid
-from mlprank.experiments.report.heat_map import heat_map_svg
+from mlprank.experiments.report.data import panels_of
 from mlprank.experiments.report.markdown import markdown_of
 from mlprank.experiments.report.page import page_html
 from mlprank.experiments.report.palette import styles_of
-from mlprank.experiments.report.ridges import ridges_of
 from mlprank.experiments.report.summary import summary_of
 from mlprank.experiments.report.svg import nice_ticks
 from mlprank.experiments.report.tables import configuration_table
 from mlprank.experiments.store import RecordStore
-from tests.experiments.synthetic import MEASURES, metrics, record, write_experiment
-
-GRID = Grid(
-    title="Two layers",
-    row_title="lr",
-    col_title="weight decay",
-    row_labels=("0.1", "0.01"),
-    col_labels=("1e-5", "1e-6", "1e-7"),
-    values=((0.5, None, 0.7), (0.9, 0.95, 0.94)),
-)
+from tests.experiments.synthetic import MEASURES, record, write_experiment
 
 
 @pytest.fixture(scope="module")
@@ -166,45 +153,6 @@ def test_the_smallest_good_network_loses_at_most_a_point():
     assert "smallest network" not in said(far)
 
 
-def test_the_pareto_front_holds_what_nothing_beats():
-    def cell(measure, top1, kept):
-        layers = (LayerWidth(name="fc1", width=100, kept=kept),)
-        return dataclasses.replace(record(measure=measure), metrics=metrics(top1, layers=layers))
-
-    cells = [cell("norm", 0.5, 10), cell("wanda", 0.4, 20), cell("random", 0.7, 20), cell("activation", 0.7, 30)]
-    front = front_of(panels_of(cells), cost="size")
-    assert [entry.label for entry in front if entry.on_front] == ["norm", "random"]
-    assert front_steps(front) == [(16000, 0.5), (32000, 0.5), (32000, 0.7)]
-
-
-def test_measures_that_lost_the_same_share_one_heat_map(results):
-    for panel in content_of([results]).panels:
-        tables = lost_tables(panel)
-        assert sum(len(labels) for labels, _ in tables) == len(MEASURES)
-        assert (len(tables) == 1) == (panel.setting.method == "local")
-
-
-def test_long_layer_names_lose_their_common_beginning_and_short_ones_stay():
-    assert short_names(["stack.linear.0", "stack.linear.2"]) == ["…0", "…2"]
-    assert short_names(["fc1", "fc10"]) == ["fc1", "fc10"]
-    assert short_names(["encoder.0.fc", "encoder.1.fc"]) == ["…0.fc", "…1.fc"]
-    assert short_names(["a.b", "c.d"]) == ["a.b", "c.d"]
-    assert short_names(["stack.linear.0"]) == ["stack.linear.0"]
-
-
-def test_histograms_count_every_neuron_once_and_split_at_the_mask(tmp_path):
-    scores = np.random.default_rng(0).random(50)
-    kept = scores > np.median(scores)
-    with RecordStore(tmp_path) as store:
-        store.append(record(), scores={"fc1": scores, "fc10": scores[:5], "fc2": scores[:7]}, kept={"fc1": kept})
-        records = store.records
-    (ridges,) = ridges_of([(tmp_path, records)])
-    assert [ridge.layer for ridge in ridges.layers] == ["fc1", "fc2", "fc10"]
-    assert sum(ridges.layers[0].kept) == sum(ridges.layers[0].removed) == 25
-    assert sum(ridges.layers[1].kept) == 7
-    assert not any(ridges.layers[1].removed)
-
-
 def test_every_measure_keeps_its_look_and_no_two_share_one():
     alone, together = styles_of(["wanda"])["wanda"], styles_of(MEASURES)
     assert alone == together["wanda"]
@@ -233,70 +181,6 @@ def test_the_markdown_has_the_tables_and_names_its_pictures(results, tmp_path):
     for table in tables:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
         assert len(widths) == 1, table
-
-
-def test_settings_that_vary_are_told_apart_in_panels(tmp_path):
-    with RecordStore(tmp_path) as store:
-        for protect in (True, False):
-            for compensation in ("constant", "zero"):
-                store.append(record(protect_output=protect, compensation=compensation))
-    content = content_of([tmp_path])
-    assert set(content.subtitles.values()) == {
-        "constant compensation, output protected",
-        "zero compensation, output protected",
-        "constant compensation, output pruned too",
-        "zero compensation, output pruned too",
-    }
-    assert 'data-filter="compensation"' in page_html(content)
-
-
-def test_several_results_directories_are_joined_and_the_last_counts(tmp_path):
-    for name, top1 in (("a", 0.5), ("b", 0.6)):
-        with RecordStore(tmp_path / name) as store:
-            store.append(record(top1))
-            store.append(record(top1, measure="norm" if name == "a" else "wanda"))
-    content = content_of([tmp_path / "a", tmp_path / "b"])
-    assert len(content.records) == 3
-    assert content.panels[0].curves[0].points[0].top1.mean == 0.6
-
-
-def test_a_grid_search_is_read_back_and_drawn(tmp_path):
-    write_grid(tmp_path, GRID)
-    assert read_grid(tmp_path) == GRID
-    assert GRID.best == (1, 1)
-    content = content_of([tmp_path])
-    page = page_html(content)
-    assert 'class="heat"' in page
-    assert page.count('class="cell best"') == 1
-    assert "the best run reaches 95.0 % with lr 0.01 and weight decay 1e-6" in page
-
-
-def test_a_grid_search_without_a_good_run_has_no_best(tmp_path):
-    write_grid(tmp_path, dataclasses.replace(GRID, values=((None,) * 3, (float("nan"),) * 3)))
-    assert read_grid(tmp_path).best is None
-    assert "every run failed" in page_html(content_of([tmp_path]))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not a heat map of a grid search"),
-        ("[]", "not a heat map of a grid search"),
-        ('{"schema_version": 1, "values": []}', "not a heat map of a grid search"),
-        ('{"schema_version": 9}', "schema version 9, but this mlprank reads version 1"),
-    ],
-)
-def test_a_damaged_heat_map_is_named(tmp_path, text, message):
-    (tmp_path / "heat_map.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"heat_map\.json: {message}"):
-        read_grid(tmp_path)
-
-
-def test_labels_that_do_not_fit_the_values_are_refused():
-    with pytest.raises(ValueError, match=r"2 row labels and 1 column labels do not fit values of 1 rows"):
-        heat_map_svg([[0.1]], ["a", "b"], ["c"], title="t")
-    with pytest.raises(ValueError, match=r"values must have 2 rows of 3 numbers"):
-        dataclasses.replace(GRID, values=((0.1,),))
 
 
 def test_the_command_writes_the_files_and_names_them(results, tmp_path, capsys):
