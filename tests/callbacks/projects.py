@@ -77,3 +77,15 @@ def pruned_rows(module: nn.Module) -> dict[str, int]:
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
     }
+
+
+class Fixed(Blobs):
+    """The same batches in the same order, so that a resumed run can be compared with an uninterrupted one."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(blobs(), batch_size=32)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module that may be masked, by plain names and without masks."""
+    return {name.removesuffix("_orig"): value for name, value in module.state_dict().items() if "_mask" not in name}

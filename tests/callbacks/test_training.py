@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -14,14 +14,7 @@ from mlprank.callbacks import Cubic, Linear, PruningCallback
 from mlprank.masking import masked_rows
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
-from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
-
-
-class Fixed(Blobs):
-    """The same batches in the same order, so that a resumed run can be compared with an uninterrupted one."""
-
-    def train_dataloader(self):
-        return DataLoader(blobs(), batch_size=32)
+from tests.callbacks.projects import Fixed, Project, blobs, pruned_rows, trainer_for, weights
 
 
 class Watch(Callback):
@@ -39,10 +32,6 @@ class Watch(Callback):
 
 def linears(module):
     return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-
-
-def weights(module):
-    return {name.removesuffix("_orig"): value for name, value in module.state_dict().items() if "_mask" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -263,53 +252,6 @@ def test_the_best_checkpoint_with_the_final_masks_counts(tmp_path):
     trainer_for(tmp_path, callback, best, max_epochs=4).fit(module, datamodule=Fixed())
     assert float(module.net[4].bias.abs().max()) < 100
     assert pruned_rows(module) == {"net.0": 8, "net.2": 8, "net.4": 0}
-
-
-@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_averaged_weights_are_under_the_same_masks(tmp_path, first):
-    module, callback = Project(), PruningCallback(0.5, schedule=Linear(0, 2))
-    average, seen = EMAWeightAveraging(decay=0.9), []
-
-    class Seen(Callback):
-        def on_validation_batch_end(self, trainer, pl_module, *_):
-            seen.append(
-                (
-                    {name: sorted(set(mask.flatten().tolist())) for name, mask in pl_module.named_buffers()},
-                    pruned_rows(pl_module),
-                )
-            )
-
-    both = [callback, average] if first else [average, callback]
-    keep = ModelCheckpoint(tmp_path, filename="kept", save_weights_only=False)
-    trainer_for(tmp_path, *both, Seen(), keep, max_epochs=5).fit(module, datamodule=Fixed())
-    assert all(set(values) <= {0.0, 1.0} for masks, _ in seen for values in masks.values())
-    assert seen[-1][1] == {"net.0": 8, "net.2": 8, "net.4": 0}
-    assert pruned_rows(module) == {"net.0": 8, "net.2": 8, "net.4": 0}
-    kept = torch.load(tmp_path / "kept.ckpt", weights_only=True)
-    assert set(kept["state_dict"]["net.0.weight_mask"].flatten().tolist()) == {0.0, 1.0}
-    assert not torch.equal(kept["state_dict"]["net.0.weight_orig"], kept["current_model_state"]["net.0.weight_orig"])
-    narrow = mlprank.load_pruned(tmp_path / "pruned.ckpt", Project())
-    inputs = blobs(seed=5).tensors[0]
-    torch.testing.assert_close(narrow(inputs), module.eval()(inputs), atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [True, False])
-def test_averaging_resumes_with_masks(tmp_path, first):
-    def run(directory, epochs, path=None):
-        module = Project()
-        both = [PruningCallback(0.5, schedule=Linear(0, 2), dirpath=str(directory)), EMAWeightAveraging(decay=0.9)]
-        keep = ModelCheckpoint(directory, filename="{epoch}", save_top_k=-1)
-        trainer_for(directory, *(both if first else both[::-1]), keep, max_epochs=epochs).fit(
-            module, datamodule=Fixed(), ckpt_path=path
-        )
-        return module
-
-    torch.manual_seed(0)
-    whole = run(tmp_path / "whole", 5)
-    resumed = run(tmp_path / "resumed", 5, tmp_path / "whole" / "epoch=2.ckpt")
-    assert pruned_rows(resumed) == pruned_rows(whole)
-    torch.testing.assert_close(weights(resumed), weights(whole), atol=1e-5, rtol=1e-4)
 
 
 def test_layers_without_bias_get_none_while_an_optimizer_trains_them(tmp_path):
