@@ -92,6 +92,8 @@ def print_pruning(
         console.print(pruning_table(evaluation.result, evaluation.before, evaluation.after, split=evaluation.split))
     if not files:
         return
+    if dense is not None and dense.is_relative_to(Path.cwd()):  # Lightning makes its paths absolute
+        dense = dense.relative_to(Path.cwd())
     rows = [("dense network", dense)] if dense is not None else []
     rows += [(what, path) for written in files for what, path in written.items()]
     rows += [("config", config)] if config.is_file() else []
