@@ -36,7 +36,7 @@ from mlprank.cli.runs import (
     kept,
     run_of_config,
 )
-from mlprank.cli.speed import NoProfiler, no_device_search, skip_idle_hooks
+from mlprank.cli.speed import no_device_search, train_leanly
 from mlprank.files import whole_file
 from mlprank.models.classifier import ImageClassifier
 
@@ -209,8 +209,6 @@ class MLPRankCLI(LightningCLI):
             else:
                 kwargs["enable_progress_bar"] = False
                 callbacks.append(EpochLines())
-        if given.profiler is None:
-            kwargs["profiler"] = NoProfiler()
         plugins = given.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -229,7 +227,7 @@ class MLPRankCLI(LightningCLI):
         """Train; Ctrl-C becomes a KeyboardInterrupt that says what was kept."""
         if self.run is not None and _is_first_process():
             print(f"mlprank fit: {'goes on in' if self._resumed else 'writes to'} {self.run}", flush=True)
-        skip_idle_hooks(self.trainer, self.model)
+        train_leanly(self.trainer)
         try:
             with no_device_search(self.trainer.strategy.root_device):
                 self.trainer.fit(**kwargs)

@@ -1,56 +1,139 @@
-"""What a training step does not need, left out: hooks that do nothing, a profiler that is off, a search for devices."""
+"""What a training step on one device does not need, left out: asking who acts in it, searching for other devices."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_utilities.core.imports import RequirementCache
+from torch import Tensor
 
-_HOOKS_OF_A_STEP = (
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-)
+from mlprank.models.classifier import ImageClassifier
+
+_LOOP_IS_KNOWN = RequirementCache("lightning>=2.6,<2.7")
+"""The loop stands in for one of Lightning's that is not public; another release keeps its own."""
+_HOOKS_WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _DEVICE_SEARCH = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
-class NoProfiler(PassThroughProfiler):
-    """Lightning's profiler that does nothing, without a new context manager sixty times a step."""
+class LeanEpochLoop(_TrainingEpochLoop):
+    """Lightning's loop over the batches of an epoch, without the time that it takes beside the training.
 
-    _nothing: AbstractContextManager[None] = nullcontext()
+    Lightning asks some sixty times a step who wants to hear of it or to change it. No answer changes within an epoch, so
+    this loop asks once: a plain step goes straight from the batch to the optimizer, and counts and calls what Lightning
+    would, in its order. Other runs take Lightning's own steps: those on several devices, in another precision, with
+    accumulated gradients, with a profiler, or with callbacks that act between the forward pass and the optimizer.
+    """
 
-    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """Return a context that does nothing."""
-        return self._nothing
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Find out whether the steps of this epoch are plain, and who wants to hear of them."""
+        super().on_run_start(data_fetcher)
+        self._is_plain = _takes_plain_steps(self.trainer)
+        self._listeners: dict[str, list[Callable[..., None]]] = {
+            hook: [getattr(callback, hook) for callback in self.trainer.callbacks if _overrides(callback, hook)]
+            for hook in ("on_train_batch_start", "on_train_batch_end")
+        }
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """Take one step.
+
+        Raises:
+            StopIteration: When there is no further batch.
+        """
+        if self.restarting or not self._is_plain:
+            super().advance(data_fetcher)
+            return
+        progress, logs = self.batch_progress, self.trainer._logger_connector
+        batch, _, _ = next(data_fetcher)
+        progress.is_last_batch = data_fetcher.done
+        batch, batch_idx = self._transfer(batch), progress.current.ready
+        progress.increment_ready()
+        logs.on_batch_start(batch)
+        self._tell("on_train_batch_start", batch, batch_idx)
+        progress.increment_started()
+        self._step(batch, batch_idx)
+        progress.increment_processed()
+        if self._num_ready_batches_reached():
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        self._tell("on_train_batch_end", {"loss": self._loss}, batch, batch_idx)
+        logs.on_batch_end()
+        progress.increment_completed()
+        logs.update_train_step_metrics()
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        """Validate, write logs and stop where any of it is due after this step."""
+        trainer, progress = self.trainer, self.batch_progress
+        steps = progress.total.ready if trainer.check_val_every_n_epoch is None else progress.current.ready
+        if (
+            self.restarting
+            or not self._is_plain
+            or self._num_ready_batches_reached()
+            or steps % trainer.val_check_batch == 0
+            or trainer.should_stop
+            or trainer.received_sigterm
+        ):
+            super().on_advance_end(data_fetcher)
+        else:
+            self._batches_that_stepped += 1
+
+    def _transfer(self, batch: Any) -> Any:
+        """Return a batch on the model's device, as the data module's hooks leave it."""
+        data = self.trainer.datamodule
+        batch = data.on_before_batch_transfer(batch, 0)
+        batch = data.transfer_batch_to_device(batch, self.trainer.strategy.root_device, 0)
+        return data.on_after_batch_transfer(batch, 0)
+
+    def _step(self, batch: Any, batch_idx: int) -> None:
+        """Let the optimizer take a step."""
+        step = self.automatic_optimization.optim_progress.optimizer.step
+        step.increment_ready()
+        self.trainer.optimizers[0].step(partial(self._differentiate, batch, batch_idx))
+        step.increment_completed()
+
+    def _differentiate(self, batch: Any, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch and its gradients; note the loss, and return it to the optimizer."""
+        trainer, module, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
+        loss: Tensor = module.training_step(batch, batch_idx)
+        self._loss = loss.detach()
+        zero_grad = self.automatic_optimization.optim_progress.optimizer.zero_grad
+        zero_grad.increment_ready()
+        zero_grad.increment_started()
+        module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
+        zero_grad.increment_completed()
+        module.backward(loss)
+        if trainer.gradient_clip_val:
+            algorithm = trainer.gradient_clip_algorithm
+            module.clip_gradients(optimizer, trainer.gradient_clip_val, gradient_clip_algorithm=algorithm)
+        return loss
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of the callbacks that do something in it."""
+        module = self.trainer.lightning_module
+        module._current_fx_name = hook  # so that callbacks can log
+        for listener in self._listeners[hook]:
+            listener(self.trainer, module, *arguments)
+        module._current_fx_name = None
 
 
-def skip_idle_hooks(trainer: Trainer, module: LightningModule) -> None:
-    """Tell Lightning which hooks of a training step do nothing, so that it does not call them.
-
-    Lightning passes over a hook that is None. Only hooks that nobody has overridden are set, and the per-step hook of a
-    `ModelCheckpoint` that saves by epochs.
+def train_leanly(trainer: Trainer) -> None:
+    """Give a trainer the lean loop, where its release of Lightning is one that the loop is written for.
 
     Args:
-        trainer: The trainer with all its callbacks.
-        module: The module that it trains.
+        trainer: A trainer that has not started yet.
     """
-    for owner, base in [(module, LightningModule), *((callback, Callback) for callback in trainer.callbacks)]:
-        for hook in _HOOKS_OF_A_STEP:
-            if hook in vars(owner):
-                continue
-            inherited = getattr(type(owner), hook) is getattr(base, hook)
-            if inherited or (hook == "on_train_batch_end" and _saves_by_epochs(owner)):
-                setattr(owner, hook, None)
+    if _LOOP_IS_KNOWN:
+        loop = trainer.fit_loop.epoch_loop
+        trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, loop.min_steps, loop.max_steps)
 
 
 @contextlib.contextmanager
@@ -71,11 +154,20 @@ def no_device_search(device: torch.device) -> Iterator[None]:
             os.environ[_DEVICE_SEARCH] = value
 
 
-def _saves_by_epochs(owner: object) -> bool:
-    """Whether a callback is a `ModelCheckpoint` whose per-step hook would only find that there is nothing to do."""
+def _takes_plain_steps(trainer: Trainer) -> bool:
+    """Whether a step is a forward pass, a backward pass and an optimizer's step in float32 on one device."""
     return (
-        isinstance(owner, ModelCheckpoint)
-        and type(owner).on_train_batch_end is ModelCheckpoint.on_train_batch_end
-        and owner._every_n_train_steps < 1
-        and owner._train_time_interval is None
+        type(trainer.lightning_module) is ImageClassifier
+        and trainer.datamodule is not None
+        and type(trainer.strategy) is SingleDeviceStrategy
+        and type(trainer.precision_plugin) is Precision
+        and type(trainer.profiler) is PassThroughProfiler
+        and trainer.accumulate_grad_batches == 1
+        and trainer._val_check_time_interval is None
+        and not any(_overrides(callback, hook) for callback in trainer.callbacks for hook in _HOOKS_WITHIN_A_STEP)
     )
+
+
+def _overrides(callback: Callback, hook: str) -> bool:
+    """Whether a callback does anything in a hook."""
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -88,13 +87,6 @@ class ImageClassifier(LightningModule):
         self._rate = math.nan
         self._train_loss: float | Tensor = 0.0
         self._num_trained = 0
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the name that Lightning notes around every hook is no parameter, so torch need not look."""
-        if name == "_current_fx_name":
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, shape (N, num_classes), of a batch of images."""
@@ -217,10 +209,6 @@ class ImageClassifier(LightningModule):
             "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32, "
             "and look for non-finite images; the last checkpoint was written before and is kept"
         )
-
-
-# Lightning asks for the signature in every step; one that is written down need not be worked out
-ImageClassifier.training_step.__signature__ = inspect.signature(ImageClassifier.training_step)  # type: ignore[attr-defined]
 
 
 def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:

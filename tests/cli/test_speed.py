@@ -1,59 +1,201 @@
+"""The lean loop does what Lightning's does, step by step, or leaves the steps to it."""
+
 import os
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import Tensor
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
-from mlprank.cli.speed import NoProfiler, no_device_search, skip_idle_hooks
+from mlprank.cli import speed
+from mlprank.cli.speed import LeanEpochLoop, no_device_search, train_leanly
+from mlprank.datamodules import DigitsDataModule
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
 
 VARIABLE = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
-class _Counting(Callback):
-    def on_after_backward(self, trainer: Trainer, pl_module: object) -> None:
-        self.called = True
+class _Diary(Callback):
+    """Notes every step and what the trainer counts then, and logs from within it."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._note("start", trainer, batch_idx, batch[0].sum().item())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pl_module.log("step_loss", outputs["loss"])
+        self._note("end", trainer, batch_idx, outputs["loss"].item())
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._note("validation", trainer)
+
+    def _note(self, what: str, trainer: Trainer, *values: float) -> None:
+        step, loop = trainer.global_step, trainer.fit_loop.epoch_loop
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.entries.append((what, *values, step, loop.batch_idx, loop._batches_that_stepped, logged))
 
 
-class _Overridden(ImageClassifier):
-    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        self.called = True
+class _ActsInAStep(Callback):
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for parameter in pl_module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
 
 
-def _trainer(root: Path, *callbacks: Callback) -> Trainer:
+class _Descent(torch.optim.SGD):
+    """Returns nothing from its step, as some optimizers do."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+
+
+class _Subclass(ImageClassifier):
+    pass
+
+
+def _classifier(**options: Any) -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(MLP(64, [16], 10), **options)
+
+
+def _trainer(root: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    options = {"max_epochs": 2, "limit_val_batches": 2, "num_sanity_val_steps": 0, **options}
     return Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=root, callbacks=list(callbacks)
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=root,
+        callbacks=list(callbacks),
+        **options,
     )
 
 
-def test_only_hooks_that_nobody_has_overridden_are_skipped(tmp_path: Path) -> None:
-    counting, average = _Counting(), EMAWeightAveraging()
-    module = _Overridden(MLP(4, [3], 2))
-    skip_idle_hooks(_trainer(tmp_path, counting, average), module)
-    assert callable(counting.on_after_backward)
-    assert counting.on_train_batch_end is None
-    assert callable(average.on_train_batch_end)
-    assert callable(module.on_before_zero_grad)
-    assert module.on_after_backward is None
+def _fit(
+    root: Path, module: ImageClassifier, *callbacks: Callback, lean: bool, **options: Any
+) -> tuple[dict[str, Tensor], dict[str, Any], list[Any], dict[str, Tensor]]:
+    """Train, and return weights, the loops' counts, the diary and the metrics."""
+    diary = _Diary()
+    trainer = _trainer(root, diary, *callbacks, **options)
+    if lean:
+        train_leanly(trainer)
+    trainer.fit(module, DigitsDataModule(batch_size=100))
+    return module.state_dict(), trainer.fit_loop.state_dict(), diary.entries, dict(trainer.callback_metrics)
+
+
+@pytest.fixture
+def steps_of_lightning(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every step that Lightning's own loop takes."""
+    steps: list[int] = []
+    own = _TrainingEpochLoop.advance
+
+    def advance(self: _TrainingEpochLoop, data_fetcher: Any) -> None:
+        own(self, data_fetcher)
+        steps.append(self.global_step)
+
+    monkeypatch.setattr(_TrainingEpochLoop, "advance", advance)
+    return steps
 
 
 @pytest.mark.parametrize(
-    ("options", "skipped"),
+    ("of_classifier", "of_trainer"),
     [
-        ({}, True),
-        ({"every_n_epochs": 2, "save_last": True}, True),
-        ({"every_n_train_steps": 5}, False),
-        ({"train_time_interval": timedelta(minutes=1)}, False),
+        ({}, {}),
+        ({"optimizer": torch.optim.RMSprop, "lr_scheduler": partial(ExponentialLR, gamma=0.5)}, {}),
+        ({"lr_scheduler": partial(ReduceLROnPlateau, factor=0.5, patience=0)}, {"max_epochs": 4}),
+        ({"optimizer": torch.optim.LBFGS}, {"limit_train_batches": 3}),
+        ({"optimizer": _Descent}, {}),
+        ({}, {"val_check_interval": 0.25}),
+        ({}, {"val_check_interval": 5, "check_val_every_n_epoch": None}),
+        ({}, {"check_val_every_n_epoch": 2, "max_epochs": 3}),
+        ({}, {"limit_val_batches": 0}),
+        ({}, {"max_steps": 17, "max_epochs": -1}),
+        ({}, {"gradient_clip_val": 0.01}),
+        ({}, {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"}),
+        ({}, {"max_epochs": 1, "overfit_batches": 3}),
     ],
 )
-def test_checkpoints_within_an_epoch_are_still_written(tmp_path: Path, options: dict[str, int], skipped: bool) -> None:
-    checkpoint = ModelCheckpoint(tmp_path, **options)
-    skip_idle_hooks(_trainer(tmp_path, checkpoint), ImageClassifier(MLP(4, [3], 2)))
-    assert (checkpoint.on_train_batch_end is None) == skipped
+def test_the_lean_loop_ends_like_lightnings(
+    tmp_path: Path, steps_of_lightning: list[int], of_classifier: dict[str, Any], of_trainer: dict[str, Any]
+) -> None:
+    theirs = _fit(tmp_path / "theirs", _classifier(**of_classifier), lean=False, **of_trainer)
+    taken = len(steps_of_lightning)
+    ours = _fit(tmp_path / "ours", _classifier(**of_classifier), lean=True, **of_trainer)
+    assert taken > 0
+    assert len(steps_of_lightning) == taken
+    assert len(ours[2]) > 2 * taken - 1
+    assert ours[1:3] == theirs[1:3]
+    for mine, other in zip(ours[::3], theirs[::3], strict=True):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"every_n_train_steps": 5}, {"train_time_interval": timedelta(microseconds=1)}]
+)
+def test_checkpoints_and_averages_are_the_same(tmp_path: Path, options: dict[str, Any]) -> None:
+    written = []
+    for lean in (False, True):
+        folder = tmp_path / str(lean)
+        checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **options)
+        _fit(folder, _classifier(), EMAWeightAveraging(decay=0.9), checkpoint, lean=lean)
+        written.append({path.name: torch.load(path, weights_only=True) for path in folder.glob("*.ckpt")})
+    theirs, ours = written
+    assert ours.keys() == theirs.keys() != set()
+    for name, checkpoint in theirs.items():
+        assert ours[name]["loops"] == checkpoint["loops"]
+        weights = ours[name]["state_dict"]
+        assert all(torch.equal(weights[key], value) for key, value in checkpoint["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("of_trainer", "callbacks"),
+    [
+        ({"precision": "bf16-mixed"}, []),
+        ({"accumulate_grad_batches": 2}, []),
+        ({"profiler": "simple"}, []),
+        ({"val_check_interval": timedelta(hours=1)}, []),
+        ({}, [_ActsInAStep]),
+        ({}, [lambda: GradientAccumulationScheduler({0: 1, 1: 2})]),
+    ],
+)
+def test_other_steps_are_left_to_lightning(
+    tmp_path: Path, steps_of_lightning: list[int], of_trainer: dict[str, Any], callbacks: list[Any]
+) -> None:
+    theirs = _fit(tmp_path / "theirs", _classifier(), *(make() for make in callbacks), lean=False, **of_trainer)
+    taken = len(steps_of_lightning)
+    ours = _fit(tmp_path / "ours", _classifier(), *(make() for make in callbacks), lean=True, **of_trainer)
+    assert len(steps_of_lightning) > taken
+    assert ours[1:3] == theirs[1:3]
+    assert all(torch.equal(ours[0][name], value) for name, value in theirs[0].items())
+
+
+def test_a_classifier_with_steps_of_its_own_is_left_to_lightning(tmp_path: Path, steps_of_lightning: list[int]) -> None:
+    _fit(tmp_path, _Subclass(MLP(64, [16], 10)), lean=True, max_epochs=1)
+    assert steps_of_lightning
+
+
+def test_a_release_of_lightning_that_is_not_known_keeps_its_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(tmp_path)
+    train_leanly(trainer)
+    assert type(trainer.fit_loop.epoch_loop) is LeanEpochLoop
+    monkeypatch.setattr(speed, "_LOOP_IS_KNOWN", False)
+    trainer = _trainer(tmp_path)
+    train_leanly(trainer)
+    assert type(trainer.fit_loop.epoch_loop) is _TrainingEpochLoop
 
 
 def test_the_search_for_devices_is_off_on_the_cpu_alone_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +206,3 @@ def test_the_search_for_devices_is_off_on_the_cpu_alone_and_comes_back(monkeypat
         assert VARIABLE not in os.environ
         raise KeyError
     assert os.environ[VARIABLE] == "1"
-
-
-def test_a_profiler_that_is_off_can_be_entered_again_within_itself() -> None:
-    profiler = NoProfiler()
-    with profiler.profile("outer"), profiler.profile("inner"):
-        pass
-    assert profiler.summary() == ""
