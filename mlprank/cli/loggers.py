@@ -68,4 +68,4 @@ def place_loggers(loggers: Any, run: Path) -> None:
         if logger.class_path.rpartition(".")[2] in ("CSVLogger", "TensorBoardLogger"):
             init_args.save_dir, init_args.name, init_args.version = str(run.parent), run.name, ""
         elif "save_dir" in init_args:
-            init_args.save_dir = str(run)
+            init_args.save_dir = str(run.absolute())  # the process that W&B writes from may stand elsewhere

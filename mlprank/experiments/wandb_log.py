@@ -52,7 +52,7 @@ def log_experiment(
             job_type=kind,
             id=run_id,
             resume="allow",
-            dir=str(directory),
+            dir=str(directory.absolute()),  # the process that W&B writes from may stand elsewhere
             config=values,
             reinit="finish_previous",
             settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),

@@ -58,3 +58,22 @@ def test_the_quickstart_with_wandb_leaves_config_metrics_report_and_artifacts(
     assert [entry.path for entry in artifacts["pruned-model"].manifest.contents] == ["pruned.ckpt"]
     assert json.loads(artifacts["pruned-model"].metadata)["source"].endswith("best.ckpt")
     assert "model" in artifacts, "the dense network, for the lineage"
+
+
+@pytest.mark.slow
+def test_the_run_file_is_in_the_run_directory_whatever_wandb_did_elsewhere_before(
+    mlprank: Callable[..., Any],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    wandb.teardown()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path_factory.mktemp("elsewhere"))
+        wandb.init(dir=".").finish()  # starts W&B's own process, which stays there
+    result = mlprank(*QUICKSTART, f"--config={CONFIGS}/logging/wandb.yaml")
+    assert result.code == 0, result.err
+    wandb.teardown()
+    assert list((tmp_path / "runs/quickstart/001/wandb").glob("offline-run-*/*.wandb"))
