@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning_utilities.core.imports import RequirementCache
@@ -22,6 +22,7 @@ from mlprank.models.classifier import ImageClassifier
 
 _LOOP_IS_KNOWN = RequirementCache("lightning>=2.6,<2.7")
 """The loop stands in for one of Lightning's that is not public; another release keeps its own."""
+_PRECISIONS = (Precision, MixedPrecision, HalfPrecision, DoublePrecision)
 _HOOKS_WITHIN_A_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _DEVICE_SEARCH = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
@@ -31,8 +32,8 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     Lightning asks some sixty times a step who wants to hear of it or to change it. No answer changes within an epoch, so
     this loop asks once: a plain step goes straight from the batch to the optimizer, and counts and calls what Lightning
-    would, in its order. Other runs take Lightning's own steps: those on several devices, in another precision, with
-    accumulated gradients, with a profiler, or with callbacks that act between the forward pass and the optimizer.
+    would, in its order. Other runs take Lightning's own steps: those on several devices, with scaled losses (16-mixed),
+    accumulated gradients or a profiler, or with callbacks that act between the forward pass and the optimizer.
     """
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -89,6 +90,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def _transfer(self, batch: Any) -> Any:
         """Return a batch on the model's device, as the data module's hooks leave it."""
         data = self.trainer.datamodule
+        batch = self.trainer.precision_plugin.convert_input(batch)
         batch = data.on_before_batch_transfer(batch, 0)
         batch = data.transfer_batch_to_device(batch, self.trainer.strategy.root_device, 0)
         return data.on_after_batch_transfer(batch, 0)
@@ -100,10 +102,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
         self.trainer.optimizers[0].step(partial(self._differentiate, batch, batch_idx))
         step.increment_completed()
 
+    @torch.enable_grad()
     def _differentiate(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss of a batch and its gradients; note the loss, and return it to the optimizer."""
         trainer, module, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
-        loss: Tensor = module.training_step(batch, batch_idx)
+        with trainer.precision_plugin.train_step_context():
+            loss: Tensor = module.training_step(batch, batch_idx)
         self._loss = loss.detach()
         zero_grad = self.automatic_optimization.optim_progress.optimizer.zero_grad
         zero_grad.increment_ready()
@@ -155,12 +159,13 @@ def no_device_search(device: torch.device) -> Iterator[None]:
 
 
 def _takes_plain_steps(trainer: Trainer) -> bool:
-    """Whether a step is a forward pass, a backward pass and an optimizer's step in float32 on one device."""
+    """Whether a step is a forward pass, a backward pass and an optimizer's step on one device, and nothing else."""
     return (
         type(trainer.lightning_module) is ImageClassifier
         and trainer.datamodule is not None
         and type(trainer.strategy) is SingleDeviceStrategy
-        and type(trainer.precision_plugin) is Precision
+        and type(trainer.precision_plugin) in _PRECISIONS
+        and getattr(trainer.precision_plugin, "scaler", None) is None
         and type(trainer.profiler) is PassThroughProfiler
         and trainer.accumulate_grad_batches == 1
         and trainer._val_check_time_interval is None

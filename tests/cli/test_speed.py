@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
@@ -124,6 +125,9 @@ def steps_of_lightning(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ({}, {"gradient_clip_val": 0.01}),
         ({}, {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"}),
         ({}, {"max_epochs": 1, "overfit_batches": 3}),
+        ({}, {"precision": "bf16-mixed"}),
+        ({}, {"precision": "bf16-true"}),
+        ({}, {"precision": "64-true"}),
     ],
 )
 def test_the_lean_loop_ends_like_lightnings(
@@ -162,7 +166,7 @@ def test_checkpoints_and_averages_are_the_same(tmp_path: Path, options: dict[str
 @pytest.mark.parametrize(
     ("of_trainer", "callbacks"),
     [
-        ({"precision": "bf16-mixed"}, []),
+        ({"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1.0))}, []),
         ({"accumulate_grad_batches": 2}, []),
         ({"profiler": "simple"}, []),
         ({"val_check_interval": timedelta(hours=1)}, []),
