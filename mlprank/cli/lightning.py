@@ -36,7 +36,7 @@ from mlprank.cli.runs import (
     kept,
     run_of_config,
 )
-from mlprank.cli.speed import no_device_search, train_leanly
+from mlprank.cli.speed import lean_training
 from mlprank.files import whole_file
 from mlprank.models.classifier import ImageClassifier
 
@@ -227,9 +227,8 @@ class MLPRankCLI(LightningCLI):
         """Train; Ctrl-C becomes a KeyboardInterrupt that says what was kept."""
         if self.run is not None and _is_first_process():
             print(f"mlprank fit: {'goes on in' if self._resumed else 'writes to'} {self.run}", flush=True)
-        train_leanly(self.trainer)
         try:
-            with no_device_search(self.trainer.strategy.root_device):
+            with lean_training(self.trainer):
                 self.trainer.fit(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:

@@ -129,28 +129,22 @@ class LeanEpochLoop(_TrainingEpochLoop):
         module._current_fx_name = None
 
 
-def train_leanly(trainer: Trainer) -> None:
-    """Give a trainer the lean loop, where its release of Lightning is one that the loop is written for.
+@contextlib.contextmanager
+def lean_training(trainer: Trainer) -> Iterator[None]:
+    """Let a trainer train with as little as possible beside it.
+
+    It gets the lean loop, where its release of Lightning is one that the loop is written for. On the CPU, torch's Adam
+    no longer searches for NVIDIA's driver in every step: Lightning sets a variable of the environment that makes torch
+    search in a way that is safe before forking, and costs 50 µs where there is no driver. The variable comes back.
 
     Args:
-        trainer: A trainer that has not started yet.
+        trainer: The trainer that fits within the block.
     """
     if _LOOP_IS_KNOWN:
         loop = trainer.fit_loop.epoch_loop
         trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, loop.min_steps, loop.max_steps)
-
-
-@contextlib.contextmanager
-def no_device_search(device: torch.device) -> Iterator[None]:
-    """Keep torch's Adam from searching for NVIDIA's driver in every step of a run on the CPU.
-
-    Lightning sets a variable of the environment that makes torch look for devices in a way that is safe before forking,
-    and costs 50 µs where there is no driver. The variable comes back afterwards.
-
-    Args:
-        device: Where the run trains; elsewhere than on the CPU nothing changes.
-    """
-    value = os.environ.pop(_DEVICE_SEARCH, None) if device.type == "cpu" else None
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    value = os.environ.pop(_DEVICE_SEARCH, None) if on_cpu else None
     try:
         yield
     finally:

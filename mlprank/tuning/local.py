@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mlprank.cli.offline import finish_wandb
+from mlprank.cli.speed import lean_training
 from mlprank.tuning.engine import (
     FAILURES,
     HistoryLogger,
@@ -123,7 +124,7 @@ def train(
     start = time.perf_counter()
     diverged = False
     try:
-        with interruptible(built.trainer):
+        with interruptible(built.trainer), lean_training(built.trainer):
             built.trainer.fit(built.model, datamodule=built.datamodule)
     except FloatingPointError:
         diverged = True

@@ -1,6 +1,7 @@
 """The lean loop does what Lightning's does, step by step, or leaves the steps to it."""
 
 import os
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from mlprank.cli import speed
-from mlprank.cli.speed import LeanEpochLoop, no_device_search, train_leanly
+from mlprank.cli.speed import LeanEpochLoop, lean_training
 from mlprank.datamodules import DigitsDataModule
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
@@ -89,9 +90,8 @@ def _fit(
     """Train, and return weights, the loops' counts, the diary and the metrics."""
     diary = _Diary()
     trainer = _trainer(root, diary, *callbacks, **options)
-    if lean:
-        train_leanly(trainer)
-    trainer.fit(module, DigitsDataModule(batch_size=100))
+    with lean_training(trainer) if lean else nullcontext():
+        trainer.fit(module, DigitsDataModule(batch_size=100))
     return module.state_dict(), trainer.fit_loop.state_dict(), diary.entries, dict(trainer.callback_metrics)
 
 
@@ -193,20 +193,22 @@ def test_a_classifier_with_steps_of_its_own_is_left_to_lightning(tmp_path: Path,
 def test_a_release_of_lightning_that_is_not_known_keeps_its_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = _trainer(tmp_path)
-    train_leanly(trainer)
-    assert type(trainer.fit_loop.epoch_loop) is LeanEpochLoop
-    monkeypatch.setattr(speed, "_LOOP_IS_KNOWN", False)
-    trainer = _trainer(tmp_path)
-    train_leanly(trainer)
-    assert type(trainer.fit_loop.epoch_loop) is _TrainingEpochLoop
+    for known, loop in ((True, LeanEpochLoop), (False, _TrainingEpochLoop)):
+        monkeypatch.setattr(speed, "_LOOP_IS_KNOWN", known)
+        trainer = _trainer(tmp_path)
+        with lean_training(trainer):
+            assert type(trainer.fit_loop.epoch_loop) is loop
 
 
-def test_the_search_for_devices_is_off_on_the_cpu_alone_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_devices_is_off_on_the_cpu_alone_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = _trainer(tmp_path)
     monkeypatch.setenv(VARIABLE, "1")
-    with no_device_search(torch.device("cuda")):
-        assert os.environ[VARIABLE] == "1"
-    with pytest.raises(KeyError), no_device_search(torch.device("cpu")):  # noqa: PT012
+    with pytest.raises(KeyError), lean_training(trainer):  # noqa: PT012
         assert VARIABLE not in os.environ
         raise KeyError
     assert os.environ[VARIABLE] == "1"
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda"))
+    with lean_training(trainer):
+        assert os.environ[VARIABLE] == "1"
