@@ -87,4 +87,4 @@ def test_the_logging_config_composes_with_another(tmp_path: Path, monkeypatch: p
     built = _build(ROOT / "quickstart.yaml", ROOT / "logging" / "wandb.yaml")
     [logger] = built.trainer.loggers
     assert isinstance(logger, WandbLogger)
-    assert logger.save_dir == "runs/quickstart/001"
+    assert logger.save_dir == str(tmp_path / "runs/quickstart/001")
