@@ -24,7 +24,7 @@ import mlprank.models.schedule  # noqa: F401  (short class names work for what i
 from mlprank.cli.checkpoints import WholeCheckpointIO, check_trained
 from mlprank.cli.loggers import RunLogger, place_loggers
 from mlprank.cli.offline import finish_wandb, prepare_wandb, wandb_is_running
-from mlprank.cli.options import Parser, config_of, prepare_arguments
+from mlprank.cli.options import Parser, config_of, prepare_arguments, reason_of
 from mlprank.cli.predictions import write_predictions
 from mlprank.cli.progress import ClockedProgressBar, EpochLines
 from mlprank.cli.runs import (
@@ -171,6 +171,13 @@ class MLPRankCLI(LightningCLI):
         run = claim_run(base if self.command == "fit" else base / self.command)
         os.environ[_RUN_VARIABLE] = str(run)
         return run
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, classifier and data; an argument out of range is told as its class tells it."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise reason_of(error) from error
 
     def after_instantiate_classes(self) -> None:
         """Let checkpoints describe the network as the config does; refuse one that does not fit the data."""

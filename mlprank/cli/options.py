@@ -27,7 +27,10 @@ _UNKNOWN_KEY = re.compile(r"(?i:does not accept option '|unrecognized arguments:
 _CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
 _KEY = re.compile(r'Parser key "([\w.]+)"')
 _VALUE = re.compile(r"Expected a path but (.+?) either not accessible|Given value: (.+)")
+_CHOICES = re.compile(r"Expected a typing\.Literal\[(.+?)\]")
+_CHOSEN = re.compile(r"(?:Got|Given) value: (.+)")
 _NOT_TYPED = ("NoneType", "list", "collections.abc.Iterable")
+_BASES: tuple[type, ...] = (Callback, LightningDataModule, Logger, LRScheduler, Optimizer)
 _NEEDS_PLACE = ("CSVLogger", "TensorBoardLogger")
 
 
@@ -55,8 +58,12 @@ def explain(message: str, *, known: Iterable[str]) -> str:
     Returns:
         The text for the user.
     """
+    choices, chosen = _CHOICES.findall(message), _CHOSEN.search(message)
+    if choices and chosen:
+        return _wrong_choice(".".join(dict.fromkeys(_KEY.findall(message))), chosen.group(1), choices, message)
     unknown = _UNKNOWN_KEY.search(message)
-    class_paths = _CLASS_PATH.findall(message)
+    bases = {base.__name__ for base in _BASES}
+    class_paths = [path for path in _CLASS_PATH.findall(message) if path.rpartition(".")[2] not in bases]
     if unknown is None:
         keys, value = _KEY.findall(message), _VALUE.search(message)
         if keys and value and "Problem with given class_path" not in message:
@@ -71,6 +78,22 @@ def explain(message: str, *, known: Iterable[str]) -> str:
         where = class_paths[-1].rpartition(".")[2]
         return f"{where} has no option {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}"
     return f"there is no option {key!r}{_nearest_option(key, list(known))}"
+
+
+def reason_of(error: Exception) -> Exception:
+    """Return what went wrong while a class was built, without the parser's account of the types that it has tried.
+
+    Args:
+        error: What the parser raised.
+
+    Returns:
+        The error of the class, or `error` itself where the parser tells of none.
+    """
+    while str(error).startswith("Does not validate against any of the Union") and isinstance(
+        error.__cause__, Exception
+    ):
+        error = error.__cause__
+    return error
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
@@ -116,14 +139,26 @@ def _options(parser: LightningArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions]
 
 
+def _wrong_choice(key: str, value: str, choices: list[str], message: str) -> str:
+    """Say which words and types an option takes, and which word was meant."""
+    words = list(dict.fromkeys(word.strip(" '\"") for choice in choices for word in choice.split(",")))
+    types = "".join(f" and no {name}" for name in _types(message))
+    return f"{key}: {value!r} is none of {', '.join(words)}{types}{did_you_mean(value, words)}"
+
+
 def _wrong_value(key: str, value: str, message: str) -> str:
     """Say which types an option takes, or which class was meant."""
-    types = [name for name in re.findall(r"Expected an? <class '([\w.]+)'>", message) if name not in _NOT_TYPED]
-    if types:
-        return f"{key}: {value!r} is no {' or '.join(dict.fromkeys(types))}"
-    bases: tuple[type, ...] = (Callback, LightningDataModule, Logger, LRScheduler, Optimizer)
-    names = {*MODELS, *(cls.__name__ for base in bases for cls in _subclasses(base))}
+    types = _types(message)
+    if types and not (types == ["bool"] and "Expected a dot import path" in message):
+        return f"{key}: {value!r} is no {' or '.join(types)}"
+    names = {*MODELS, *(cls.__name__ for base in _BASES for cls in _subclasses(base))}
     return f"{key}: {value!r} is no class that is known here{did_you_mean(value, names)}; another needs its import path"
+
+
+def _types(message: str) -> list[str]:
+    """Return the plain types that the parser would have taken."""
+    types = re.findall(r"Expected an? <class '([\w.]+)'>", message)
+    return [name for name in dict.fromkeys(types) if name not in _NOT_TYPED]
 
 
 def _subclasses(cls: type) -> Iterator[type]:

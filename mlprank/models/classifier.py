@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mlprank.masking import match_masks
-from mlprank.models.optim import build_optimizer, build_scheduler, describe_factory, parameter_groups
+from mlprank.models.optim import build_optimizer, build_scheduler, check_scheduler, describe_factory, parameter_groups
 from mlprank.models.published import check_state
 from mlprank.models.spec import build_model, describe_model
 from mlprank.models.weights import match_widths
@@ -82,6 +82,8 @@ class ImageClassifier(LightningModule):
                 "num_classes": self.num_classes,
             }
         )
+        if schedule is not None:
+            check_scheduler(schedule)
         self.top1, self.top5 = (_accuracy(self.num_classes, top_k) for top_k in (1, 5))
         self.mean_loss = MeanMetric()
         self._rate = math.nan

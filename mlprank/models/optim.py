@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -11,13 +12,14 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlprank.models.spec import build, class_path_of
 
 T = TypeVar("T")
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+_TRIED_EPOCHS = 100
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -84,6 +86,36 @@ def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(f"lr_scheduler={given!r} returned a {type(scheduler).__name__}, not a learning-rate scheduler")
     return scheduler
+
+
+def check_scheduler(scheduler: LRScheduler) -> None:
+    """Run a scheduler ahead, so that arguments which fail in a later epoch fail now.
+
+    Args:
+        scheduler: One that nothing is trained with; it and its optimizer's learning rates are used up.
+
+    Raises:
+        ValueError: If it cannot take its steps or sets a learning rate that is negative or not finite.
+    """
+    name = type(scheduler).__name__
+    value = (0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects steps of the optimizer in between
+        for epoch in range(1, _TRIED_EPOCHS + 1):
+            try:
+                scheduler.step(*value)
+            except ArithmeticError as error:
+                raise ValueError(
+                    f"lr_scheduler {name} fails after epoch {epoch}: {error}; check its arguments"
+                ) from error
+            except ValueError:  # a schedule of fewer epochs has ended
+                return
+            for rate in scheduler.get_last_lr():
+                if not (math.isfinite(rate) and rate >= 0):
+                    raise ValueError(
+                        f"lr_scheduler {name} sets lr={float(rate)} after epoch {epoch}; it must be a finite number of at "
+                        "least 0, so check its arguments"
+                    )
 
 
 def parameter_groups(
