@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,17 +47,16 @@ def main(argv: list[str]) -> int:
         argv: The arguments after `mlprank bench`.
 
     Returns:
-        0, or 2 for what the user can mend; the reason is on stderr.
+        The exit code, 0.
+
+    Raises:
+        ValueError: If an argument or a checkpoint cannot be used; other errors of the user pass as they are.
     """
     args = build_parser().parse_args(argv)
-    try:
-        result = _measure(args)
-        _report(result)
-        if args.json is not None:
-            _write_json(result, args.json)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"mlprank bench: {error}", file=sys.stderr)
-        return 2
+    result = _measure(args)
+    _report(result)
+    if args.json is not None:
+        _write_json(result, args.json)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,21 +34,20 @@ def main(argv: list[str]) -> int:
         argv: The arguments after `mlprank export`.
 
     Returns:
-        0, or 2 for what the user can mend; the reason is on stderr.
+        The exit code, 0.
+
+    Raises:
+        ValueError: If an argument or the checkpoint cannot be used; other errors of the user pass as they are.
     """
     args = build_parser().parse_args(argv)
     from mlprank.cli.networks import load_network
     from mlprank.export import SUFFIXES, check_format, export_model
 
-    try:
-        check_format(args.format)
-        network = load_network(args.checkpoint, input_shape=args.input_shape)
-        output = Path(args.output or Path(args.checkpoint).with_suffix(SUFFIXES[args.format]))
-        example = _images(network.input_shape, network.model)
-        written = export_model(network.model, example, output, args.format, metadata=network.metadata)
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"mlprank export: {error}", file=sys.stderr)
-        return 2
+    check_format(args.format)
+    network = load_network(args.checkpoint, input_shape=args.input_shape)
+    output = Path(args.output or Path(args.checkpoint).with_suffix(SUFFIXES[args.format]))
+    example = _images(network.input_shape, network.model)
+    written = export_model(network.model, example, output, args.format, metadata=network.metadata)
     checked = "its tensors are the network's" if args.format == "safetensors" else _agreement(written.max_difference)
     print(f"{written.path}: {written.num_bytes:,} bytes, {checked}")
     return 0
