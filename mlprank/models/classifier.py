@@ -209,7 +209,7 @@ class ImageClassifier(LightningModule):
         raise FloatingPointError(
             f"the training loss became {value} at step {self.global_step} (epoch {self.current_epoch}, lr={self._rate:g}); "
             "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32, "
-            "and look for non-finite images; the last checkpoint was written before and is kept"
+            "and look for non-finite images; checkpoints that were written before are kept"
         )
 
 
