@@ -229,16 +229,16 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _decode(kind: Any, value: Any, at: str) -> Any:
     """Turn plain JSON into `kind` (a dataclass, tuple, mapping, optional or scalar), or say what is wrong where."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise TypeError(f"{at}: expected an object, got {value!r}")
-        hints = _hints(kind if isinstance(kind, type) else type(kind))
+        hints = _hints(kind)
         names = {item.name for item in dataclasses.fields(kind)}
         if names != value.keys():
             missing, extra = sorted(names - value.keys()), sorted(value.keys() - names)
             raise ValueError(f"{at}: missing fields {missing}, unknown fields {extra}")
         fields = {name: _decode(hints[name], value[name], f"{at}.{name}") for name in value}
-        return kind(**fields)  # type: ignore[operator]
+        return kind(**fields)
     origin, args = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return None if value is None else _decode(args[0], value, at)
