@@ -177,7 +177,10 @@ class MLPRankCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise reason_of(error) from error
+            reason = reason_of(error)
+            if reason is error:
+                raise
+            raise reason from None
 
     def after_instantiate_classes(self) -> None:
         """Let checkpoints describe the network as the config does; refuse one that does not fit the data."""
