@@ -110,9 +110,18 @@ class ImageClassifier(LightningModule):
                 parameter.grad = None
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's mean loss anew, and note the learning rate that it is trained with."""
+        """Start the epoch's mean loss anew, and note the learning rate that it is trained with.
+
+        Raises:
+            ValueError: If the schedule has made the rate negative or not finite.
+        """
         self._train_loss, self._num_trained = 0.0, 0
         self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        if not (math.isfinite(self._rate) and self._rate >= 0):
+            raise ValueError(
+                f"lr_scheduler has set lr={self._rate:g} for epoch {self.current_epoch}; it must be a finite number of at "
+                "least 0, so check the schedule's arguments; checkpoints that were written before are kept"
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch, after stopping the run where it is no finite number."""

@@ -39,8 +39,7 @@ from mlprank.cli.options import config_of, prepare_arguments
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amont=0.5"],
          "PruningCallback has no option 'amont'; did you mean 'amount'?"),
         (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is no class that is known here; did you mean 'CSVLogger'?"),
-        (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after epoch 1: integer modulo by zero"),
-        (["--model.lr_scheduler.gamma=-1"], "lr_scheduler StepLR sets lr=-0.003 after epoch 1"),
+        (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after the first epoch: integer modulo by zero"),
         (["--data.batch_size=5000"], "batch_size=5000 exceeds the 1150 training images"),
         (["--config=none.yaml"], "none.yaml"),
     ],
@@ -72,6 +71,15 @@ def test_a_misspelt_key_in_a_config_is_named_with_the_nearest(
     result = mlprank("fit", "--config=small.yaml", "--config", "wrong.yaml")
     assert result.code == 2
     assert message in result.err
+
+
+def test_a_schedule_that_makes_the_rate_negative_stops_and_keeps_what_there_is(
+    mlprank: Callable[..., Any], tmp_path: Path
+) -> None:
+    result = mlprank("fit", "--config=small.yaml", "--model.lr_scheduler.gamma=-1", "--trainer.max_epochs=3")
+    assert result.code == 2
+    assert "lr_scheduler has set lr=-0.003 for epoch 1" in result.err
+    assert (tmp_path / "runs/small/001/checkpoints/last.ckpt").is_file()
 
 
 def test_no_network_says_how_to_give_one(mlprank: Callable[..., Any]) -> None:

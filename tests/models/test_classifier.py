@@ -221,3 +221,11 @@ def test_a_malformed_record_of_pruning_is_refused() -> None:
     buffer = io.BytesIO()
     torch.save(dict(module.hparams), buffer)
     assert buffer.tell() > 0
+
+
+def test_a_schedule_is_tried_no_further_than_every_run_goes() -> None:
+    rates = [1.0, 0.5]
+    tabled = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: rates[epoch])
+    ImageClassifier(MLP(4, [3], 2), lr_scheduler=tabled)
+    with pytest.raises(ValueError, match="StepLR fails after the first epoch"):
+        ImageClassifier(MLP(4, [3], 2), lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=0))
