@@ -148,7 +148,7 @@ def start_ray(address: str | None) -> bool:
     """Connect to a cluster, or start Ray here: without its dashboard, for this machine alone, with a token.
 
     Args:
-        address: Of the cluster; None starts one here.
+        address: Of the cluster; None starts one here, whatever else runs on this machine.
 
     Returns:
         Whether this call connected or started.
@@ -161,6 +161,7 @@ def start_ray(address: str | None) -> bool:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return True
     ray.init(
+        address="local",  # without it Ray joins any cluster that was last started here, even a dead one
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -124,7 +124,7 @@ def _conclude(
         reason = store.failure(trial.key)
         text = f"failed: {trial.label}: {reason}" if reason else f"unfinished: {trial.label}; the same command goes on"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    if not ranked:
+    if diverged and not ranked:
         console.print("no trial ended well; try smaller learning rates", highlight=False)
     return UNFINISHED if left or not ranked else 0
 

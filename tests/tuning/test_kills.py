@@ -157,3 +157,19 @@ def test_a_killed_node_of_ray_loses_and_repeats_nothing(config, tmp_path):
     final = records(out)
     assert len(final) == KEYS
     assert all(final[key] == data for key, data in kept.items())
+
+
+def test_a_search_without_an_address_leaves_another_cluster_alone(config, tmp_path):
+    pytest.importorskip("ray")
+    from mlprank.tuning.ray_engine import prepare_environment
+
+    prepare_environment("cluster")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 7, "include_dashboard": False})
+    try:
+        finish(config, tmp_path / "own", *RAY)
+    finally:
+        cluster.shutdown()
+    assert len(records(tmp_path / "own")) == KEYS
+    assert "on 7 places" not in (tmp_path / "log.txt").read_text()
