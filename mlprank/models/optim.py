@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -51,9 +52,7 @@ def build_optimizer(given: object, parameters: Iterable[Any]) -> Optimizer:
         TypeError: If the factory returns something else than an optimizer, or an argument has the wrong type.
     """
     factory = as_factory(given, Optimizer, argument="optimizer")
-    init_args = _init_args(given)
-    if isinstance(init_args.get("lr"), str):
-        raise TypeError(f"optimizer: lr={init_args['lr']!r} must be a number such as 0.001")
+    _check_rate(_init_args(given).get("lr", 0.0), optimizer=_name(given))
     try:
         optimizer = factory(list(parameters))
     except (ValueError, TypeError) as error:
@@ -61,10 +60,15 @@ def build_optimizer(given: object, parameters: Iterable[Any]) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer={given!r} returned a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     for group in optimizer.param_groups:
-        rate = float(group.get("lr", 0.0))
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"optimizer {type(optimizer).__name__}: lr={rate} must be a finite number of at least 0")
+        _check_rate(group.get("lr", 0.0), optimizer=type(optimizer).__name__)
     return optimizer
+
+
+def _check_rate(rate: Any, *, optimizer: str) -> None:
+    if not isinstance(rate, (Real, Tensor)):
+        raise TypeError(f"optimizer {optimizer}: lr={rate!r} must be a number such as 0.001")
+    if not (math.isfinite(rate) and float(rate) >= 0):
+        raise ValueError(f"optimizer {optimizer}: lr={rate} must be a finite number of at least 0, such as 0.001")
 
 
 def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:

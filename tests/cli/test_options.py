@@ -18,7 +18,7 @@ from mlprank.cli.options import config_of, prepare_arguments
         (["--trainer.max_epochs=many"], "trainer.max_epochs: 'many' is no int"),
         (["--model.optimizer=Adamm"], "model.optimizer: 'Adamm' is no class that is known here; did you mean 'Adam'?"),
         (["--trainer.callbacks=PruningCallbak"], "did you mean 'PruningCallback'?"),
-        (["--model.optimizer.lr=-0.5"], "optimizer Adam cannot be built: Invalid learning rate: -0.5"),
+        (["--model.optimizer.lr=-0.5"], "optimizer Adam: lr=-0.5 must be a finite number of at least 0, such as 0.001"),
         (["--model.optimizer=SGD", "--model.optimizer.lr=.nan"], "optimizer SGD: lr=nan must be a finite number"),
         (["--model.model=TwoLayersMLP"], "'TwoLayersMLP' is no class that is known here; did you mean 'TwoLayerMLP'?"),
         (["--model.label_smoothing=2"], "label_smoothing=2.0 must lie in [0, 1)"),

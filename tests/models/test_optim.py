@@ -97,10 +97,13 @@ def test_biases_and_norms_get_their_own_weight_decay() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (partial(Adam, lr=-1.0), ValueError, r"optimizer Adam cannot be built: Invalid learning rate: -1"),
+        (partial(Adam, lr=-1.0), ValueError, r"optimizer Adam: lr=-1.0 must be a finite number of at least 0, such"),
+        (lambda p: Adam(p, lr=-1.0), ValueError, r"optimizer .* cannot be built: Invalid learning rate: -1"),
+        (partial(SGD, momentum=-1.0), ValueError, r"optimizer SGD cannot be built: Invalid momentum value: -1"),
+        (partial(Adam, lr=None), TypeError, r"optimizer Adam: lr=None must be a number"),
         (partial(SGD, lr=NAN), ValueError, r"optimizer SGD: lr=nan must be a finite number"),
         (partial(Adam, lr=float("inf")), ValueError, r"optimizer Adam: lr=inf must be a finite number"),
-        (partial(Adam, lr="fast"), TypeError, r"optimizer: lr='fast' must be a number"),
+        (partial(Adam, lr="fast"), TypeError, r"optimizer Adam: lr='fast' must be a number"),
         ({"class_path": "torch.optim.SGD", "init_args": {"lr": "fast"}}, TypeError, r"lr='fast' must be a number"),
         ({"class_path": "torch.optim.SGD", "init_args": {"rate": 1}}, ValueError, r"argument 'rate'"),
         ({"class_path": "os.system", "init_args": {}}, ValueError, r"'os.system' is not a subclass of .*Optimizer"),
