@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from mlprank.models.spec import build, class_path_of
 
@@ -92,7 +92,7 @@ def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:
 
 
 def check_scheduler(scheduler: LRScheduler) -> None:
-    """Take the step that every run takes after its first epoch, so that arguments which fail then fail now.
+    """Take the first steps, those of every part of a sequence, so that arguments which fail then fail now.
 
     Args:
         scheduler: One that nothing is trained with.
@@ -101,14 +101,16 @@ def check_scheduler(scheduler: LRScheduler) -> None:
         ValueError: If its arguments let it compute nothing, as a period of 0 epochs does.
     """
     value = (0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()
+    begun = scheduler._milestones[-1] if isinstance(scheduler, SequentialLR) else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch expects a step of the optimizer before
-        try:
-            scheduler.step(*value)
-        except ArithmeticError as error:
-            raise ValueError(
-                f"lr_scheduler {type(scheduler).__name__} fails after the first epoch: {error}; check its arguments"
-            ) from error
+        for epoch in range(begun + 1):
+            try:
+                scheduler.step(*value)
+            except ArithmeticError as error:
+                raise ValueError(
+                    f"lr_scheduler {type(scheduler).__name__} fails after epoch {epoch}: {error}; check its arguments"
+                ) from error
 
 
 def parameter_groups(

@@ -39,7 +39,7 @@ from mlprank.cli.options import config_of, prepare_arguments
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amont=0.5"],
          "PruningCallback has no option 'amont'; did you mean 'amount'?"),
         (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is no class that is known here; did you mean 'CSVLogger'?"),
-        (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after the first epoch: integer modulo by zero"),
+        (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after epoch 0: integer modulo by zero"),
         (["--data.batch_size=5000"], "batch_size=5000 exceeds the 1150 training images"),
         (["--config=none.yaml"], "none.yaml"),
     ],

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
+from mlprank.models.schedule import WarmUp
 
 
 def _batches(num: int = 64, *, soft: bool = False, classes: int = 3) -> DataLoader[Any]:
@@ -227,5 +228,10 @@ def test_a_schedule_is_tried_no_further_than_every_run_goes() -> None:
     rates = [1.0, 0.5]
     tabled = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: rates[epoch])
     ImageClassifier(MLP(4, [3], 2), lr_scheduler=tabled)
-    with pytest.raises(ValueError, match="StepLR fails after the first epoch"):
+    with pytest.raises(ValueError, match="StepLR fails after epoch 0"):
         ImageClassifier(MLP(4, [3], 2), lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=0))
+    with pytest.raises(ValueError, match=r"WarmUp fails after epoch 2: .*modulo by zero; check its arguments"):
+        ImageClassifier(
+            MLP(4, [3], 2),
+            lr_scheduler=partial(WarmUp, after=partial(torch.optim.lr_scheduler.StepLR, step_size=0), epochs=3),
+        )
