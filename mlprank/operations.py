@@ -41,6 +41,14 @@ def is_pointwise(node: fx.Node, name: str) -> bool:
     return plain in _ACTIVATIONS or any(torch.Tag.pointwise in getattr(overload, "tags", ()) for overload in overloads)
 
 
+def is_in_place(target: object) -> bool:
+    """Whether an operation of ATen overwrites its first argument."""
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.arguments:
+        return False
+    alias = target._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
 def owner_of(node: fx.Node) -> str:
     """The path of the module that an operation belongs to; empty for the network itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())

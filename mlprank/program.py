@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from mlprank.messages import first_line
+from mlprank.operations import is_in_place
 
 Observer = Callable[[str, Tensor], None]
 
@@ -75,10 +76,7 @@ class Program:
 
     @cached_property
     def _overwrites(self) -> bool:
-        nodes = self.exported.graph.nodes
-        return any(
-            node.op == "call_function" and torch.Tag.inplace in getattr(node.target, "tags", ()) for node in nodes
-        )
+        return any(is_in_place(node.target) for node in self.exported.graph.nodes)
 
     def observe(
         self,

@@ -151,7 +151,7 @@ class MLPRankCLI(LightningCLI):
         asked = self.config.clone()
         asked[self.command].trainer.default_root_dir = str(base)
         asked[self.command].ckpt_path = None
-        plain = yaml.safe_load(self.parser.dump(asked, skip_none=False))
+        plain = yaml.safe_load(self.parser.dump(asked, skip_unset=False))
         self.plain: dict[str, Any] = plain[self.command]
         logs = trainer.logger not in (None, True, False)
         if self.command == "fit" or self.command == "predict" or logs:

@@ -86,7 +86,7 @@ def _prune(parser: Parser, options: Namespace, callback: PruningCallback, direct
     ]
     config = directory / "config.yaml"
     with whole_file(config) as temporary:
-        temporary.write_text(parser.dump(options, skip_none=False))
+        temporary.write_text(parser.dump(options, skip_unset=False))
     print_pruning(evaluations, files, dense=checkpoint, config=config)
     return 0
 

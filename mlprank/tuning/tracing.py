@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mlprank.operations import is_in_place
+
 _EXAMPLES = 3
 _RESHAPES = (
     torch.ops.aten.flatten.using_ints,
@@ -151,7 +153,7 @@ def _out_of_place(operations: Sequence[Operation]) -> tuple[Operation, ...]:
     for operation in operations:
         first = operation.args[0] if operation.args else None
         target = operation.target
-        if torch.Tag.inplace in getattr(target, "tags", ()) and isinstance(first, Value):
+        if is_in_place(target) and isinstance(first, Value):
             packet = getattr(torch.ops.aten, target.overloadpacket.__name__.removesuffix("_"), None)
             target = getattr(packet, target._overloadname, target)
         changed = replace(

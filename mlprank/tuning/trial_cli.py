@@ -69,7 +69,7 @@ class TrialCLI(MLPRankCLI):
             ValueError: If an option is unknown or has a wrong value; the text names it.
         """
         parsed = self.parser.parse_args(prepare_arguments(["fit", *arguments]))
-        config: dict[str, Any] = yaml.safe_load(self.parser.dump(parsed, skip_none=False))["fit"]
+        config: dict[str, Any] = yaml.safe_load(self.parser.dump(parsed, skip_unset=False))["fit"]
         return config
 
     def build(
