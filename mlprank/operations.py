@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 _ACTIVATIONS = {
+    "leaky_relu",
     "hardswish",
     "hardsigmoid",
     "relu6",
@@ -24,16 +25,18 @@ _ACTIVATIONS = {
 
 def operation(node: fx.Node) -> str:
     """Name an operation as a person would: `aten.relu_.default` is `relu_`."""
-    target: Any = node.target
+    return _name_of(node.target)
+
+
+def _name_of(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).split("::")[-1]
     return str(getattr(target, "__name__", target))
 
 
-def is_pointwise(node: fx.Node, name: str) -> bool:
-    """Whether an operation works on every element for itself."""
-    target: Any = node.target
-    plain = name.rstrip("_")
+def is_pointwise(target: object) -> bool:
+    """Whether an operation of ATen works on every element for itself."""
+    plain = _name_of(target).rstrip("_")
     overloads = [
         target,
         getattr(getattr(torch.ops.aten, plain, None), getattr(target, "_overloadname", "default"), None),

@@ -81,7 +81,7 @@ class _Rules:
             self.read_permute(node, tracked[0])
         elif name in _REDUCING:
             self.read_reduction(node, tracked[0])
-        elif is_pointwise(node, name):
+        elif is_pointwise(node.target):
             self.read_pointwise(node, name.rstrip("_"), tracked)
         else:
             self.note_other(node, name)
@@ -89,7 +89,7 @@ class _Rules:
 
     def note_other(self, node: fx.Node, name: str) -> None:
         """Say of weights that no rule is for that they stay whole."""
-        if is_pointwise(node, name) or name in _PASSING | _RESHAPING | _PERMUTING | _REDUCING | {"expand"}:
+        if is_pointwise(node.target) or name in _PASSING | _RESHAPING | _PERMUTING | _REDUCING | {"expand"}:
             return
         for argument in node.all_input_nodes:
             if self.notes.is_tensor(argument) and argument.meta["val"].is_floating_point() and ndim_of(argument) > 1:

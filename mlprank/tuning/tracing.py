@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mlprank.operations import is_in_place
+from mlprank.operations import is_in_place, is_pointwise
 
 _EXAMPLES = 3
 _RESHAPES = (
@@ -200,6 +200,10 @@ def _operation(node: fx.Node, stored: Mapping[str, str]) -> Operation:
     return Operation(node.name, node.target, tuple(arguments), dict(keywords), tuple(value.shape[1:]))
 
 
+def _is_random(target: object) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
 def _check(operation: Operation, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse what no rule can carry out."""
     used = [value for value in (*operation.args, *operation.kwargs.values()) if isinstance(value, Value)]
@@ -212,7 +216,7 @@ def _check(operation: Operation, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if operation.kind == "linear":
         if len(shapes[used[0].name]) != 1 or not all(value.stored for value in used[1:]):
             raise CannotStackError(f"{place} must read vectors and weights of the state dict to be stacked")
-    elif operation.kind == "pointwise" and torch.Tag.pointwise not in getattr(operation.target, "tags", ()):
+    elif operation.kind == "pointwise" and (not is_pointwise(operation.target) or _is_random(operation.target)):
         raise CannotStackError(
             f"{place} cannot be stacked; a stack knows linear layers, batch norm, dropout, flattening and "
             "element-wise operations"

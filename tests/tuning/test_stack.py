@@ -141,6 +141,30 @@ class Written(nn.Module):
         return self.function(self, x)
 
 
+PLAIN = (
+    "gelu",
+    "hardsigmoid",
+    "hardswish",
+    "logsigmoid",
+    "mish",
+    "relu6",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanhshrink",
+)
+IN_PLACE = ("celu_", "elu_", "hardtanh_", "leaky_relu_", "relu_", "selu_")
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *IN_PLACE, *(name.rstrip("_") for name in IN_PLACE)])
+def test_every_activation_of_torch_can_be_stacked(name):
+    alone = networks(lambda: Written(lambda net, x: getattr(F, name)(net.fc(x))), 2)
+    batch = torch.randn(5, 4, dtype=torch.float64)
+    scores = Stack(alone, in_shape=(4,))(batch)
+    for k, network in enumerate(alone):
+        torch.testing.assert_close(scores[k].T, network(batch), rtol=0, atol=1e-12)
+
+
 def overwrite_a_view(net, x):
     hidden = net.fc(x)
     view = hidden.view(-1, 4)
@@ -153,6 +177,7 @@ def overwrite_a_view(net, x):
     [
         (lambda net, x: net.prelu(net.fc(x)), "prelu.* cannot be stacked; a stack knows linear layers"),
         (lambda net, x: net.fc(x).softmax(-1), "softmax.* cannot be stacked"),
+        (lambda net, x: F.rrelu(net.fc(x), training=net.training), "rrelu.* cannot be stacked"),
         (lambda net, x: net.fc(x).sum(0, keepdim=True), "keep the samples in its first dimension"),
         (lambda net, x: net.fc(x) if x.sum() > 0 else x, "Written cannot be traced by torch.export"),
         (lambda net, x: F.linear(x, net.fc.weight * 2), "'mul': aten.mul.Tensor"),
