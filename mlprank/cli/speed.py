@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
@@ -39,9 +40,20 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Find out whether the steps of this epoch are plain, and who wants to hear of them."""
         super().on_run_start(data_fetcher)
-        self._is_plain = _takes_plain_steps(self.trainer)
+        trainer = self.trainer
+        self._is_plain = _takes_plain_steps(trainer)
+        self._module, self._data, self._precision = (
+            trainer.lightning_module,
+            trainer.datamodule,
+            trainer.precision_plugin,
+        )
+        self._device = trainer.strategy.root_device
         self._listeners: dict[str, list[Callable[..., None]]] = {
-            hook: [getattr(callback, hook) for callback in self.trainer.callbacks if _overrides(callback, hook)]
+            hook: [
+                getattr(callback, hook)
+                for callback in trainer.callbacks
+                if _overrides(callback, hook) and not _saves_between_epochs_alone(callback)
+            ]
             for hook in ("on_train_batch_start", "on_train_batch_end")
         }
 
@@ -89,11 +101,10 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     def _transfer(self, batch: Any) -> Any:
         """Return a batch on the model's device, as the data module's hooks leave it."""
-        data = self.trainer.datamodule
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        batch = data.on_before_batch_transfer(batch, 0)
-        batch = data.transfer_batch_to_device(batch, self.trainer.strategy.root_device, 0)
-        return data.on_after_batch_transfer(batch, 0)
+        batch = self._precision.convert_input(batch)
+        batch = self._data.on_before_batch_transfer(batch, 0)
+        batch = self._data.transfer_batch_to_device(batch, self._device, 0)
+        return self._data.on_after_batch_transfer(batch, 0)
 
     def _step(self, batch: Any, batch_idx: int) -> None:
         """Let the optimizer take a step."""
@@ -105,8 +116,8 @@ class LeanEpochLoop(_TrainingEpochLoop):
     @torch.enable_grad()
     def _differentiate(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the loss of a batch and its gradients; note the loss, and return it to the optimizer."""
-        trainer, module, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
-        with trainer.precision_plugin.train_step_context():
+        trainer, module, optimizer = self.trainer, self._module, self.trainer.optimizers[0]
+        with self._precision.train_step_context():
             loss: Tensor = module.training_step(batch, batch_idx)
         self._loss = loss.detach()
         zero_grad = self.automatic_optimization.optim_progress.optimizer.zero_grad
@@ -122,11 +133,12 @@ class LeanEpochLoop(_TrainingEpochLoop):
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         """Call a hook of the callbacks that do something in it."""
-        module = self.trainer.lightning_module
-        module._current_fx_name = hook  # so that callbacks can log
+        if not self._listeners[hook]:
+            return
+        self._module._current_fx_name = hook  # so that callbacks can log
         for listener in self._listeners[hook]:
-            listener(self.trainer, module, *arguments)
-        module._current_fx_name = None
+            listener(self.trainer, self._module, *arguments)
+        self._module._current_fx_name = None
 
 
 @contextlib.contextmanager
@@ -164,6 +176,15 @@ def _takes_plain_steps(trainer: Trainer) -> bool:
         and trainer.accumulate_grad_batches == 1
         and trainer._val_check_time_interval is None
         and not any(_overrides(callback, hook) for callback in trainer.callbacks for hook in _HOOKS_WITHIN_A_STEP)
+    )
+
+
+def _saves_between_epochs_alone(callback: Callback) -> bool:
+    """Whether a callback writes checkpoints, and none after a number of steps or minutes."""
+    return (
+        type(callback) is ModelCheckpoint
+        and callback._every_n_train_steps < 1
+        and callback._train_time_interval is None
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -87,8 +88,7 @@ class ImageClassifier(LightningModule):
         self.top1, self.top5 = (_accuracy(self.num_classes, top_k) for top_k in (1, 5))
         self.mean_loss = MeanMetric()
         self._rate = math.nan
-        self._train_loss: float | Tensor = 0.0
-        self._num_trained = 0
+        self._trained = _Trained()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, shape (N, num_classes), of a batch of images."""
@@ -115,7 +115,7 @@ class ImageClassifier(LightningModule):
         Raises:
             ValueError: If the schedule has made the rate negative or not finite.
         """
-        self._train_loss, self._num_trained = 0.0, 0
+        self._trained = _Trained()
         self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if not (math.isfinite(self._rate) and self._rate >= 0):
             raise ValueError(
@@ -127,14 +127,15 @@ class ImageClassifier(LightningModule):
         """Return the loss of a batch, after stopping the run where it is no finite number."""
         images, targets = batch
         loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.label_smoothing)
-        self._num_trained += len(images)
+        trained = self._trained
+        trained.samples += (samples := images.shape[0])
         if loss.device.type == "cpu":
             value = loss.item()
             if not math.isfinite(value):
                 self._stop(value)
-            self._train_loss += value * len(images)
+            trained.loss += value * samples
         else:
-            self._train_loss = self._train_loss + loss.detach() * len(images)
+            trained.loss = trained.loss + loss.detach() * samples
             if batch_idx % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1:
                 self._check_mean_loss()
         return loss
@@ -147,7 +148,7 @@ class ImageClassifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Stop before a checkpoint is written where the loss of the epoch is no finite number."""
-        if self.trainer.training and self._num_trained:
+        if self.trainer.training and self._trained.samples:
             self._check_mean_loss()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -209,7 +210,7 @@ class ImageClassifier(LightningModule):
             metric.reset()
 
     def _check_mean_loss(self) -> float:
-        mean = float(self._train_loss) / max(self._num_trained, 1)
+        mean = float(self._trained.loss) / max(self._trained.samples, 1)
         if not math.isfinite(mean):
             self._stop(mean)
         return mean
@@ -220,6 +221,14 @@ class ImageClassifier(LightningModule):
             "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32, "
             "and look for non-finite images; checkpoints that were written before are kept"
         )
+
+
+@dataclass
+class _Trained:
+    """What was trained in an epoch so far: the sum of the losses of the samples, and how many they are."""
+
+    loss: float | Tensor = 0.0
+    samples: int = 0
 
 
 def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:
