@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import wandb
 
 from mlprank.cli import main
 from mlprank.experiments.store import read_records
@@ -21,6 +22,7 @@ def test_cells_are_runs_of_one_group_and_a_summary_holds_tables_and_plots(tmp_pa
     config = write_digits_experiment(tmp_path, seeds=(0, 1), methods=["Local"], amounts=[0.5], latency=True)
     (tmp_path / "mlp-1.pth").write_bytes(b"no checkpoint")
     assert main(["experiment", "--config", str(config), "--wandb", "--wandb-project", "p"]) == 1
+    wandb.teardown()  # waits until everything has been written
     out = tmp_path / "results"
     runs = {path: read_run(path) for path in out.glob("wandb/offline-run-*/run-*.wandb")}
     found = {run.run_id: (run, settings, summary) for run, settings, _, summary in runs.values()}

@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from mlprank.tuning.run import tune
@@ -50,6 +51,7 @@ def test_every_trial_is_a_run_in_one_group_with_its_config_and_final_metrics(con
     out = tmp_path / "grid"
     options = (f"--config={config}", f"--tune.out={out}", f"--tune.engine={engine}", "--trainer.logger=WandbLogger")
     assert tune([*options, f"--grid.{LR}=[0.01, 0.02, 1e30]"]) == 0
+    wandb.teardown()  # waits until everything has been written
     runs = {}
     for path in out.glob("trials/*/wandb/offline-run-*/run-*.wandb"):
         run, settings, history, summary = read_run(path)
