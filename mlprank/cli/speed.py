@@ -42,12 +42,8 @@ class LeanEpochLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         self._is_plain = _takes_plain_steps(trainer)
-        self._module, self._data, self._precision = (
-            trainer.lightning_module,
-            trainer.datamodule,
-            trainer.precision_plugin,
-        )
-        self._device = trainer.strategy.root_device
+        self._module, self._data = trainer.lightning_module, trainer.datamodule
+        self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
         self._listeners: dict[str, list[Callable[..., None]]] = {
             hook: [
                 getattr(callback, hook)
