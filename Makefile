@@ -9,9 +9,9 @@ lint:
 format:
 	uv run ruff check --fix . && uv run ruff format .
 types:
-	uv run python tests/wheel.py types
+	uv run mypy
 wheel:
-	uv run python tests/wheel.py import
+	uv run python tests/wheel.py
 bench:
 	uv run pytest tests/benchmarks --benchmark-only -m "" -n 0 -s
 ci:

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from mlprank.callbacks.networks import find_network
-from mlprank.masking import mask_rows, refresh_masked, restore_masks, write_weights
-from mlprank.plain import without_compiled
+from mlprank.surgery.copies import without_compiled
+from mlprank.surgery.masks import mask_rows, refresh_masked, restore_masks, write_weights
 
 
 def averaged_modules(trainer: Trainer) -> list[LightningModule]:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mlprank.callbacks.randomness import OwnRandomness
 from mlprank.callbacks.ranks import check_every_rank_has_data, gathered
-from mlprank.evaluating import device_of, evaluating
+from mlprank.utils.modules import device_of, evaluating
 
 
 class TransferredBatches:

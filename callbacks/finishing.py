@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from mlprank.artifact import artifact_record
+from mlprank.artifact.checkpoint import sha256
+from mlprank.artifact.pruned import artifact_record
 from mlprank.callbacks.averaging import averaging_done
 from mlprank.callbacks.batches import calibration_batches, has_calibration_data, samples_of_rank, test_batches
 from mlprank.callbacks.logging import log_pruning
@@ -21,13 +22,12 @@ from mlprank.callbacks.networks import copied, find_network, uncompiled
 from mlprank.callbacks.ranks import check_same_masks, summed
 from mlprank.callbacks.settings import Settings
 from mlprank.callbacks.weights import best_copy, load_copy
-from mlprank.checkpoint import sha256
-from mlprank.evaluation import Evaluation, prune_amounts
-from mlprank.masking import apply_masks, bake_masks, recompute_uncalled
 from mlprank.models.classifier import ImageClassifier
-from mlprank.outputs import write_outputs
-from mlprank.removal import adopt_state, narrow
-from mlprank.table import print_pruning
+from mlprank.pruning.evaluation import Evaluation, prune_amounts
+from mlprank.pruning.outputs import write_outputs
+from mlprank.pruning.table import print_pruning
+from mlprank.surgery.masks import apply_masks, bake_masks, recompute_uncalled
+from mlprank.surgery.narrow import adopt_state, narrow
 
 
 @dataclass(frozen=True)

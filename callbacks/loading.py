@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mlprank.masking import match_masks, refresh_masked
+from mlprank.surgery.masks import match_masks, refresh_masked
 
 
 def accept_masks(module: nn.Module) -> list[RemovableHandle]:

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from mlprank.evaluation import Evaluation
-from mlprank.outputs import scalars
+from mlprank.pruning.evaluation import Evaluation
+from mlprank.pruning.outputs import scalars
 
 
 def log_pruning(

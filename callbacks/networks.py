@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from mlprank.masking import refresh_masked
-from mlprank.plain import without_compiled
-from mlprank.removal import with_state
+from mlprank.surgery.copies import without_compiled
+from mlprank.surgery.masks import refresh_masked
+from mlprank.surgery.narrow import with_state
 
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 

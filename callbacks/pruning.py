@@ -21,10 +21,10 @@ from mlprank.callbacks.settings import Settings, check_resumed
 from mlprank.callbacks.training import TrainingMasks
 from mlprank.callbacks.weights import best_path
 from mlprank.compensation import Compensation, get_compensation
-from mlprank.evaluation import Evaluation
-from mlprank.masking import compute_own
 from mlprank.measures import Measure, get_measure
 from mlprank.methods import Method, get_method
+from mlprank.pruning.evaluation import Evaluation
+from mlprank.surgery.masks import compute_own
 
 
 class PruningCallback(Callback):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlprank.measures.lookup import find
-from mlprank.selection import check_amount
+from mlprank.pruning.selection import check_amount
+from mlprank.utils.registry import find
 
 Amount = float | Mapping[str, float]
 

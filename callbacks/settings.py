@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlprank.recipe import Recipe
-from mlprank.selection import check_amount
+from mlprank.pruning.recipe import Recipe
+from mlprank.pruning.selection import check_amount
 
 Amount = float | Mapping[str, float]
 

@@ -18,10 +18,10 @@ from mlprank.callbacks.ranks import check_same_masks, share_weights, summed
 from mlprank.callbacks.schedule import Schedule, is_zero
 from mlprank.callbacks.settings import Settings
 from mlprank.compensation import Regression
-from mlprank.graph import Graph
-from mlprank.masking import mask_rows, recompute_uncalled, write_weights
-from mlprank.pruning import Pruning
-from mlprank.selection import select
+from mlprank.graph.records import Graph
+from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.selection import select
+from mlprank.surgery.masks import mask_rows, recompute_uncalled, write_weights
 
 
 class TrainingMasks:

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.callbacks.networks import copied, find_network
-from mlprank.checkpoint import read_checkpoint
-from mlprank.masking import masked_rows, match_masks
-from mlprank.plain import COMPILED
+from mlprank.surgery.copies import COMPILED
+from mlprank.surgery.masks import masked_rows, match_masks
 
 
 def best_path(trainer: Trainer) -> Path | None:

@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlprank.artifact import load_pruned as load_pruned
-    from mlprank.pruning import prune as prune
-    from mlprank.pruning import score as score
-    from mlprank.published import prune_mlp as prune_mlp
-    from mlprank.result import PruningResult as PruningResult
+    from mlprank.artifact.pruned import load_pruned as load_pruned
+    from mlprank.pruning.pipeline import prune as prune
+    from mlprank.pruning.pipeline import score as score
+    from mlprank.pruning.result import PruningResult as PruningResult
+    from mlprank.thesis import prune_mlp as prune_mlp
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "PruningResult": "mlprank.result",
-    "load_pruned": "mlprank.artifact",
-    "prune": "mlprank.pruning",
-    "prune_mlp": "mlprank.published",
-    "score": "mlprank.pruning",
+    "PruningResult": "mlprank.pruning.result",
+    "load_pruned": "mlprank.artifact.pruned",
+    "prune": "mlprank.pruning.pipeline",
+    "prune_mlp": "mlprank.thesis",
+    "score": "mlprank.pruning.pipeline",
 }
 __all__ = ["PruningResult", "__version__", "load_pruned", "prune", "prune_mlp", "score"]
 

@@ -9,8 +9,8 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import StepLR
 
 from mlprank.callbacks import PruningCallback
-from mlprank.cli.lightning import MLPRankCLI
 from mlprank.models import MODELS
+from mlprank.training.lightning_cli import MLPRankCLI
 
 ROOT = Path(__file__).parent.parent / "configs"
 ALL = sorted(ROOT.rglob("*.yaml"))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from mlprank.cli.errors import INTERRUPTED, USER_ERRORS, WRONG_INPUT, did_you_mean
+from mlprank.utils.errors import INTERRUPTED, USER_ERRORS, WRONG_INPUT, did_you_mean
 
 
 class Command(NamedTuple):
@@ -21,10 +21,16 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "fit": Command("mlprank.cli.lightning:main", "train a network; with a PruningCallback, prune it at the end"),
-    "validate": Command("mlprank.cli.lightning:main", "accuracy of a checkpoint on the validation split"),
-    "test": Command("mlprank.cli.lightning:main", "accuracy of a checkpoint, dense or pruned, on the test split"),
-    "predict": Command("mlprank.cli.lightning:main", "class and probability of every test image, as a CSV file"),
+    "fit": Command(
+        "mlprank.training.lightning_cli:main", "train a network; with a PruningCallback, prune it at the end"
+    ),
+    "validate": Command("mlprank.training.lightning_cli:main", "accuracy of a checkpoint on the validation split"),
+    "test": Command(
+        "mlprank.training.lightning_cli:main", "accuracy of a checkpoint, dense or pruned, on the test split"
+    ),
+    "predict": Command(
+        "mlprank.training.lightning_cli:main", "class and probability of every test image, as a CSV file"
+    ),
     "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training"),
     "tune": Command("mlprank.cli.tune:main", "search hyper-parameters over a grid of training runs"),
     "experiment": Command(

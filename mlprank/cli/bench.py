@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 if TYPE_CHECKING:
-    from mlprank.bench import Bench
+    from mlprank.costs.bench import Bench
 
 
 def build_parser() -> ArgumentParser:
@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(args: Namespace) -> Bench:
-    from mlprank.bench import BACKENDS, BATCH_SIZES, bench, num_steps
-    from mlprank.cli.networks import load_network
+    from mlprank.costs.bench import BACKENDS, BATCH_SIZES, bench, num_steps
+    from mlprank.training.networks import load_network
 
     pruned = load_network(args.pruned, input_shape=args.input_shape)
     # The pruned file knows the shape of its inputs; a dense checkpoint may not.
@@ -82,7 +82,7 @@ def _measure(args: Namespace) -> Bench:
 
 
 def _report(result: Bench) -> None:
-    from mlprank.bench_table import bench_table
+    from mlprank.costs.bench_table import bench_table
 
     console = Console()
     console.print(bench_table(result))
@@ -91,8 +91,8 @@ def _report(result: Bench) -> None:
 
 
 def _write_json(result: Bench, path: str) -> None:
-    from mlprank.bench import as_json
-    from mlprank.files import whole_file
+    from mlprank.costs.bench import as_json
+    from mlprank.utils.files import whole_file
 
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(as_json(result), indent=2) + "\n")

@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
         ValueError: If a name is empty, or W&B does not take the workspace.
     """
     arguments = _parser().parse_args(argv)
-    from mlprank.cli.offline import reason_for_offline
     from mlprank.experiments.dashboard import build_workspace
+    from mlprank.training.offline import reason_for_offline
 
     mode = os.environ.get("WANDB_MODE")
     reason = f"WANDB_MODE={mode}" if mode in ("offline", "disabled", "dryrun") else reason_for_offline()

@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
         ValueError: If an argument or the checkpoint cannot be used; other errors of the user pass as they are.
     """
     args = build_parser().parse_args(argv)
-    from mlprank.cli.networks import load_network
-    from mlprank.export import SUFFIXES, check_format, export_model
+    from mlprank.artifact.export import SUFFIXES, check_format, export_model
+    from mlprank.training.networks import load_network
 
     check_format(args.format)
     network = load_network(args.checkpoint, input_shape=args.input_shape)

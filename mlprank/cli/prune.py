@@ -14,16 +14,16 @@ from lightning.pytorch import LightningDataModule
 import mlprank.callbacks
 import mlprank.datamodules
 import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
+from mlprank.artifact.checkpoint import read_checkpoint, sha256
 from mlprank.callbacks import PruningCallback
-from mlprank.checkpoint import read_checkpoint, sha256
-from mlprank.cli.checkpoints import check_trained
-from mlprank.cli.options import Parser, config_of, prepare_arguments, values_of
-from mlprank.cli.runs import beside_checkpoint, claim_run, discard_if_empty
-from mlprank.evaluation import prune_amounts
-from mlprank.files import whole_file
 from mlprank.models.classifier import ImageClassifier
-from mlprank.outputs import write_outputs
-from mlprank.table import print_pruning
+from mlprank.pruning.evaluation import prune_amounts
+from mlprank.pruning.outputs import write_outputs
+from mlprank.pruning.table import print_pruning
+from mlprank.training.checkpoints import check_trained
+from mlprank.training.parser import Parser, config_of, prepare_arguments, values_of
+from mlprank.training.run_directories import beside_checkpoint, claim_run, discard_if_empty
+from mlprank.utils.files import whole_file
 
 _OF_FITTING = {"apply", "dirpath", "network", "schedule", "finetune_epochs"}
 """Arguments of the PruningCallback that only mean something while a network is trained."""

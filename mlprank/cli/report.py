@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         OSError: If the report cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    from mlprank.experiments.report import write_report
+    from mlprank.report import write_report
 
     output = arguments.output or _default_output(arguments.results[0])
     started = time.monotonic()

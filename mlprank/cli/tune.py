@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         warnings.filterwarnings("ignore", pattern)
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from mlprank.tuning.durable import BusyError
+    from mlprank.grids.durable import BusyError
     from mlprank.tuning.run import tune
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing lightning sets them too

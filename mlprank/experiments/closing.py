@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mlprank.experiments.progress import title_of
 from mlprank.experiments.records import CellRecord
-from mlprank.experiments.report.data import panels_of, subtitles
-from mlprank.experiments.report.palette import styles_of
-from mlprank.experiments.report.summary import summary_of
-from mlprank.experiments.report.tables import Table, accuracy_table
 from mlprank.experiments.statistics import finished_cells, series_label
+from mlprank.report.data import panels_of, subtitles
+from mlprank.report.palette import styles_of
+from mlprank.report.summary import summary_of
+from mlprank.report.tables import Table, accuracy_table
 
 _PLAIN_WIDTH = 120
 _SHOWN_FAILURES = 5

@@ -13,8 +13,8 @@ from mlprank.experiments.config import ExperimentConfig, nearest
 from mlprank.experiments.networks import Trained
 from mlprank.experiments.records import DENSE, CellParameters
 from mlprank.measures import MEASURES, get_measure, published_measures
-from mlprank.measures.lookup import build, read_name
 from mlprank.methods import METHODS, PUBLISHED_METHODS, get_method
+from mlprank.utils.registry import build, read_name
 
 NOT_PRUNED = "none"
 """Method, compensation and graph of the dense baseline."""

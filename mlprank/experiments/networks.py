@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from mlprank.checkpoint import read_checkpoint, sha256
+from mlprank.artifact.checkpoint import read_checkpoint, sha256
+from mlprank.artifact.spec import build_model
 from mlprank.experiments.config import ExperimentConfig, nearest
 from mlprank.models import get_model
-from mlprank.models.spec import build_model
-from mlprank.published import find_trained, load_trained
+from mlprank.thesis import find_trained, load_trained
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.experiments.stand_ins import Clock, Columns, DenseLayer, Difference, RowMajor, Unread, cut_of
-from mlprank.graph import Graph, Layer
+from mlprank.graph.records import Graph, Layer
 
 MAX_BYTES = 1 << 30
 """Memory for the dense network's values; layers that do not fit are not shared."""

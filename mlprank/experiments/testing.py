@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mlprank.evaluating import check_fit, evaluating, sole_tensor
+from mlprank.costs.metrics import top_k_accuracy
 from mlprank.experiments.counting import decide, differ, doubtful_batches
 from mlprank.experiments.sharing import Sharing, Variant
-from mlprank.graph import Graph
-from mlprank.metrics import top_k_accuracy
+from mlprank.graph.records import Graph
+from mlprank.utils.modules import check_fit, evaluating, sole_tensor
 
 BATCH_SIZE = 64
 """As in `mlprank.prune_mlp`."""

@@ -11,9 +11,9 @@ from mlprank.experiments.closing import sentences_of, tables_of
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.progress import title_of
 from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
-from mlprank.experiments.report.content import content_of
-from mlprank.experiments.report.tables import Table
 from mlprank.experiments.statistics import retention_advantage, series_label
+from mlprank.report.content import content_of
+from mlprank.report.tables import Table
 
 LOGGED_NAME = "wandb-logged.txt"
 """In the results directory: the cells that have been logged, so that an experiment that goes on logs the others."""
@@ -131,7 +131,7 @@ def _numbers(record: CellRecord, metrics: CellMetrics) -> dict[str, float]:
 
 
 def _tables(records: Sequence[CellRecord]) -> dict[str, Any]:
-    from mlprank.experiments.report.tables import wins_tables
+    from mlprank.report.tables import wins_tables
 
     tables = [("accuracy", table) for table in tables_of(records)]
     tables += [("weighted PageRank against the others", table) for table in wins_tables(records)]
@@ -149,7 +149,7 @@ def _table(table: Table) -> Any:
 def _pictures(directory: Path) -> dict[str, Any]:
     import wandb
 
-    from mlprank.experiments.report.pictures import write_pictures
+    from mlprank.report.pictures import write_pictures
 
     place = directory / "report"
     place.mkdir(exist_ok=True)

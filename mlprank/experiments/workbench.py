@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlprank.costs.latency import measure_latency
+from mlprank.costs.metrics import count_flops, count_parameters, size_bytes
 from mlprank.experiments.networks import Trained, load_network
 from mlprank.experiments.records import CellMetrics, CellParameters, LayerWidth
 from mlprank.experiments.sharing import Variant
 from mlprank.experiments.testing import BATCH_SIZE, Accuracy, MemoryTest
-from mlprank.graph import Graph
-from mlprank.latency import measure_latency
+from mlprank.graph.records import Graph
+from mlprank.graph.trace import trace
 from mlprank.measures import Measure, ModifiedPageRank, get_measure
 from mlprank.methods import get_method
-from mlprank.metrics import count_flops, count_parameters, size_bytes
-from mlprank.pruning import Pruning
-from mlprank.result import PruningResult
-from mlprank.tracing import trace
+from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.result import PruningResult
 
 _LATENCY_BUDGET_S = 0.006
 _LATENCY_REPEATS = (5, 30)

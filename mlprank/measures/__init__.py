@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlprank.measures.activation import Activation
-from mlprank.measures.lookup import find
 from mlprank.measures.modified_pagerank import ModifiedPageRank
 from mlprank.measures.norm import Norm
 from mlprank.measures.random import Random
@@ -16,6 +15,7 @@ from mlprank.measures.reconstruction import Reconstruction
 from mlprank.measures.record import LayerRecord, Measure, Reader
 from mlprank.measures.wanda import Wanda
 from mlprank.measures.weighted_pagerank import WeightedPageRank
+from mlprank.utils.registry import find
 
 MEASURES: dict[str, type[Any]] = {
     "weighted_pagerank": WeightedPageRank,
@@ -59,7 +59,7 @@ def register_measure(name: str, cls: type[Any]) -> None:
 
 
 def published_measures() -> dict[str, tuple[str, dict[str, Any]]]:
-    """The thesis's names as `mlprank.measures.lookup` reads them: short name and usual parameters."""
+    """The thesis's names as `mlprank.utils.registry` reads them: short name and usual parameters."""
     return {name: (short, {}) for name, short in PUBLISHED_MEASURES.items()}
 
 
@@ -68,7 +68,7 @@ def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parame
 
     Args:
         measure: A short name, a name of the thesis, a class, a description as YAML has it (see
-            `mlprank.measures.lookup.find`), or an instance or function, which is returned as it is.
+            `mlprank.utils.registry.find`), or an instance or function, which is returned as it is.
         **parameters: Parameters of the measure, for a name or a class.
 
     Returns:

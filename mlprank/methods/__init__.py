@@ -7,10 +7,10 @@ somebody else's, given to `mlprank.prune` as it is.
 from collections.abc import Mapping
 from typing import Any
 
-from mlprank.measures.lookup import find
 from mlprank.methods.global_ import Global
 from mlprank.methods.local import Local
 from mlprank.methods.selection import Method
+from mlprank.utils.registry import find
 
 METHODS: dict[str, type[Any]] = {"local": Local, "global": Global}
 
@@ -27,7 +27,7 @@ def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameter
     Args:
         method: A short name, a name of the thesis (``"Global"`` then compares scores as published, without width
             normalisation), a class, a description as YAML has it (see
-            `mlprank.measures.lookup.find`), or an instance or function, which is returned as it is.
+            `mlprank.utils.registry.find`), or an instance or function, which is returned as it is.
         **parameters: Parameters of the method, for a name or a class.
 
     Returns:

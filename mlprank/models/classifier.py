@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from mlprank.masking import match_masks
+from mlprank.artifact.spec import build_model, describe_model
 from mlprank.models.optim import build_optimizer, build_scheduler, check_scheduler, describe_factory, parameter_groups
 from mlprank.models.published import check_state
-from mlprank.models.spec import build_model, describe_model
 from mlprank.models.weights import match_widths
+from mlprank.surgery.masks import match_masks
 
 _STEPS_BETWEEN_CHECKS = 50
 """On an accelerator reading the loss waits for the device, so it is read once in so many steps."""

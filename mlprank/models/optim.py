@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from mlprank.models.spec import build, class_path_of
+from mlprank.artifact.spec import build, class_path_of
 
 T = TypeVar("T")
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mlprank.checkpoint import read_checkpoint
+from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.models.registry import MODELS, get_model
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 from torch import nn
 
-from mlprank.models.spec import build_model
+from mlprank.artifact.spec import build_model
 
 
 class Classifier(Protocol):
@@ -51,7 +51,7 @@ def match_widths(module: Classifier, checkpoint: Mapping[str, Any]) -> dict[str,
     ):
         if module.pruning is not None:
             module.model = _dense(module)
-        from mlprank.removal import narrow
+        from mlprank.surgery.narrow import narrow
 
         slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
         module.model = narrow(module.model, slices, biases=tuple(name.removeprefix("model.") for name in created))

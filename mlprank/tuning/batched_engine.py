@@ -16,10 +16,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mlprank.cli.checkpoints import WholeCheckpointIO
+from mlprank.grids.durable import write_whole
 from mlprank.models.classifier import ImageClassifier
+from mlprank.training.build import Built, TrialCLI, interruptible
+from mlprank.training.checkpoints import WholeCheckpointIO
 from mlprank.tuning.batched import StackedClassifier
-from mlprank.tuning.durable import write_whole
 from mlprank.tuning.engine import FAILURES, Watcher, device_name, finish_loggers, name_loggers, until_divergence
 from mlprank.tuning.local import LocalEngine
 from mlprank.tuning.memory import available_bytes, keep_large_blocks, trial_bytes, trials_that_fit
@@ -28,7 +29,6 @@ from mlprank.tuning.stacking import check_stackable, data_seed, group_trials
 from mlprank.tuning.store import BEST, Store
 from mlprank.tuning.tracing import CannotStackError, trace
 from mlprank.tuning.trial import Outcome, Trial
-from mlprank.tuning.trial_cli import Built, TrialCLI, interruptible
 from mlprank.tuning.worker import load_trial
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from mlprank.training.build import TrialCLI
 from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.engine import Engine, Watcher
 from mlprank.tuning.local import LocalEngine
@@ -21,7 +22,6 @@ from mlprank.tuning.stack import Stack
 from mlprank.tuning.stacking import check_stackable, group_trials
 from mlprank.tuning.tracing import CannotStackError
 from mlprank.tuning.trial import Trial
-from mlprank.tuning.trial_cli import TrialCLI
 
 _STEPS = 3
 _OVERHEAD_S = 5e-4

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from mlprank.cli.errors import did_you_mean
 from mlprank.tuning.trial import Trial, format_value, trial_config, trial_key, without_places
+from mlprank.utils.errors import did_you_mean
 
 _GRID, _TUNE = "grid", "tune"
 _CONFIG_OPTIONS = ("--config", "-c")

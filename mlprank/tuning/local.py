@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mlprank.cli.offline import finish_wandb
-from mlprank.cli.speed import lean_training
+from mlprank.training.build import TrialCLI, interruptible
+from mlprank.training.lean_loop import lean_training
+from mlprank.training.offline import finish_wandb
 from mlprank.tuning.engine import (
     FAILURES,
     HistoryLogger,
@@ -25,7 +26,6 @@ from mlprank.tuning.engine import (
 )
 from mlprank.tuning.store import BEST, Store
 from mlprank.tuning.trial import MONITOR, Outcome, Trial
-from mlprank.tuning.trial_cli import TrialCLI, interruptible
 
 _ONE_DEVICE = ("auto", None, 1, "1", -1, "-1")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mlprank.cli.errors import OptionError, did_you_mean
+from mlprank.utils.errors import OptionError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlprank.tuning.durable import write_whole
+from mlprank.grids.durable import write_whole
 from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value, short_names
 
 _MISSING = "·"

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlprank.files import whole_file
-from mlprank.tuning.durable import write_whole
+from mlprank.grids.durable import write_whole
 from mlprank.tuning.store import BEST, Store
 from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value, short_names
+from mlprank.utils.files import whole_file
 
 Ranked = list[tuple[Trial, Outcome]]
 

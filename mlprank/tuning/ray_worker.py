@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from mlprank.cli.offline import finish_wandb
-from mlprank.files import whole_file
+from mlprank.training.build import TrialCLI
+from mlprank.training.offline import finish_wandb
 from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.local import LocalEngine
 from mlprank.tuning.ray_engine import Unit
 from mlprank.tuning.store import PROGRESS, Store
 from mlprank.tuning.trial import Trial
-from mlprank.tuning.trial_cli import TrialCLI
 from mlprank.tuning.worker import Silent, load_trial
+from mlprank.utils.files import whole_file
 
 
 class _Reporter(Silent):

@@ -11,8 +11,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from mlprank.grids.durable import write_whole
+from mlprank.training.build import TrialCLI
 from mlprank.tuning.choosing import choose_engine
-from mlprank.tuning.durable import write_whole
 from mlprank.tuning.grid import Grid, Request, expand, option, read_request
 from mlprank.tuning.options import TuneOptions, parse_options
 from mlprank.tuning.picture import draw_heat_map
@@ -20,7 +21,6 @@ from mlprank.tuning.progress import Progress
 from mlprank.tuning.ranking import Ranked, copy_best, keep_best_checkpoints, rank, write_table
 from mlprank.tuning.store import Store
 from mlprank.tuning.trial import MONITOR, Trial
-from mlprank.tuning.trial_cli import TrialCLI
 
 UNFINISHED = 1
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from mlprank.tuning.durable import locked, write_whole
+from mlprank.grids.durable import locked, write_whole
 from mlprank.tuning.trial import Outcome, Trial, outcome_from_json, outcome_to_json
 
 SCHEMA = 1

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mlprank.operations import is_in_place, is_pointwise
+from mlprank.graph.operations import is_in_place, is_pointwise
 
 _EXAMPLES = 3
 _RESHAPES = (

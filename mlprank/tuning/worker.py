@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from mlprank.training.build import TrialCLI
 from mlprank.tuning.local import train
 from mlprank.tuning.store import CONFIG, Store
 from mlprank.tuning.trial import Outcome, Trial
-from mlprank.tuning.trial_cli import TrialCLI
 
 
 class Silent:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlprank.costs.metrics import top_k_accuracy
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.measures import MEASURES
-from mlprank.metrics import top_k_accuracy
 from mlprank.models import ThreeLayerMLP
-from mlprank.pruning import Pruning
+from mlprank.pruning.pipeline import Pruning
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COMPENSATIONS = ("constant", "zero", "mean", "least_squares")

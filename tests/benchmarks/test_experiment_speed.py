@@ -26,7 +26,7 @@ from mlprank.experiments.runner import Runner
 from mlprank.experiments.store import RecordStore, read_records
 from mlprank.measures import PUBLISHED_MEASURES
 from mlprank.models import ThreeLayerMLP
-from mlprank.published import prune_mlp
+from mlprank.thesis import prune_mlp
 
 FILES = Path("/usr/share/datasets/fashion-mnist")
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5)

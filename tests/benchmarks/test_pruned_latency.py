@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mlprank
-from mlprank.metrics import measure_latency
+from mlprank.costs.metrics import measure_latency
 from mlprank.models import TwelveLayerMLP
 
 LIMIT = 0.35

@@ -15,7 +15,7 @@ import torch
 
 from mlprank.measures import WeightedPageRank
 from mlprank.models import TwelveLayerMLP
-from mlprank.pruning import Pruning
+from mlprank.pruning.pipeline import Pruning
 
 
 def processor_s(work: Callable[[], object], *, repeats: int = 7) -> float:

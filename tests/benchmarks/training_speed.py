@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
-from mlprank.cli.lightning import MLPRankCLI
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.models import MODELS
+from mlprank.training.lightning_cli import MLPRankCLI
 
 BATCH = 64
 OPTIMIZER = partial(Adam, lr=0.005, weight_decay=1e-8, fused=True)
@@ -43,7 +43,7 @@ trainer:
   accelerator: cpu
   default_root_dir: {root}
   callbacks:
-    - class_path: mlprank.cli.progress.ClockedProgressBar
+    - class_path: mlprank.training.progress.ClockedProgressBar
     - class_path: mlprank.callbacks.PruningCallback
       init_args: {{amount: 0.5}}
 model:

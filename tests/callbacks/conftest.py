@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-import mlprank.evaluation
+import mlprank.pruning.evaluation
 
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlprank.evaluation, "_LATENCY_BUDGET_S", 0.01)
+    monkeypatch.setattr(mlprank.pruning.evaluation, "_LATENCY_BUDGET_S", 0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ def test_the_files_agree_with_each_other(fitted):
     assert metrics["layers"]["net.0"] == {"before": 16, "after": 8, "pruned": 8}
     assert metrics["provenance"]["source"] == str(callback.dense_path)
     assert metrics["split"] == "test"
-    artifact = mlprank.artifact.read_artifact(directory / "pruned.ckpt")
+    artifact = mlprank.artifact.pruned.read_artifact(directory / "pruned.ckpt")
     assert artifact.recipe["amount"] == metrics["recipe"]["amount"] == 0.5
 
 

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 import mlprank
 from mlprank.callbacks import Cubic, Linear, PruningCallback
-from mlprank.masking import masked_rows
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
+from mlprank.surgery.masks import masked_rows
 from tests.callbacks.projects import Fixed, Project, blobs, pruned_rows, trainer_for, weights
 
 

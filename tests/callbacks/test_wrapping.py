@@ -6,7 +6,7 @@ from torch import nn
 
 import mlprank
 from mlprank.callbacks import Linear, PruningCallback
-from mlprank.masking import masked_rows
+from mlprank.surgery.masks import masked_rows
 from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
 
 

@@ -12,9 +12,9 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Sampler
 
-import mlprank.evaluation
+import mlprank.pruning.evaluation
 from mlprank.callbacks import Linear, PruningCallback
-from mlprank.masking import masked_rows
+from mlprank.surgery.masks import masked_rows
 from tests.callbacks.projects import Project, blobs, trainer_for
 
 
@@ -97,6 +97,6 @@ def fit(case: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    mlprank.evaluation._LATENCY_BUDGET_S = 0.01
+    mlprank.pruning.evaluation._LATENCY_BUDGET_S = 0.01
     for each in ("uneven", "scheduled", "empty", "different"):
         fit(each, Path(sys.argv[1]) / each)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from mlprank import cli
 from mlprank.cli import COMMANDS, Command, main
 
 
@@ -44,8 +43,8 @@ def test_errors_of_the_user_are_one_line_and_an_exit_code(
     def fails(argv: list[str]) -> int:
         raise raised
 
-    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.cli.errors:fails", ""))
-    monkeypatch.setattr("mlprank.cli.errors.fails", fails, raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors:fails", ""))
+    monkeypatch.setattr("mlprank.utils.errors.fails", fails, raising=False)
     assert main(["prune"]) == code
     assert capsys.readouterr() == ("", text)
     monkeypatch.setenv("MLPRANK_TRACEBACK", "1")
@@ -57,8 +56,8 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(argv: list[str]) -> int:
         raise AssertionError("ours")
 
-    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.cli.errors:fails", ""))
-    monkeypatch.setattr("mlprank.cli.errors.fails", fails, raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors:fails", ""))
+    monkeypatch.setattr("mlprank.utils.errors.fails", fails, raising=False)
     with pytest.raises(AssertionError, match="ours"):
         main(["prune"])
 
@@ -69,9 +68,9 @@ def test_a_command_gets_its_options_and_its_exit_code_is_returned(monkeypatch: p
     def command(answer: int | None) -> Callable[[list[str]], Any]:
         return lambda argv: (seen.append(argv), answer)[1]  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(cli.errors, "own", command(5), raising=False)
-    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.cli.errors:own", ""))
+    monkeypatch.setattr("mlprank.utils.errors.own", command(5), raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors:own", ""))
     assert main(["prune", "--amount", "0.5"]) == 5
-    monkeypatch.setattr(cli.errors, "own", command(None))
+    monkeypatch.setattr("mlprank.utils.errors.own", command(None))
     assert main(["prune"]) == 0
     assert seen == [["--amount", "0.5"], []]

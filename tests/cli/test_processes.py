@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.conftest import CONFIG
+from tests.conftest import CONFIG
 
 STOPPER = """\
 import os, signal
 import torch
 from lightning.pytorch import Callback
-import mlprank.cli.checkpoints as checkpoints
+import mlprank.training.checkpoints as checkpoints
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, StepLR
 
-from mlprank.cli.lightning import MLPRankCLI
 from mlprank.models.schedule import WarmUp
-from tests.cli.conftest import CONFIG
+from mlprank.training.lightning_cli import MLPRankCLI
+from tests.conftest import CONFIG
 
 TABLE = (Path(__file__).parents[2] / "README.md").read_text()
 ROWS = re.findall(r"^\| (`--.+?) \| (.+) \|$", TABLE, re.MULTILINE)

@@ -6,7 +6,7 @@ from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.grid import cells_of, measures_of, methods_of
 from mlprank.experiments.networks import Trained
 from mlprank.experiments.records import DENSE
-from mlprank.published import RECIPES
+from mlprank.thesis import RECIPES
 
 TRAINED = Trained("ThreeLayerMLP", "FashionMNIST", None, "a.ckpt", "0" * 64)
 

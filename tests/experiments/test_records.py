@@ -148,7 +148,7 @@ def test_versions_come_from_what_is_installed():
 def test_records_statistics_and_report_import_neither_torch_nor_lightning_nor_matplotlib():
     code = (
         "import sys, mlprank.experiments.records, mlprank.experiments.store, mlprank.experiments.statistics,"
-        "mlprank.experiments.report, mlprank.cli.report;"
+        "mlprank.report, mlprank.cli.report;"
         "print(sorted({'torch', 'lightning', 'matplotlib'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from mlprank.experiments.runner import Runner
 from mlprank.experiments.store import RecordStore, read_records, read_scores
 from mlprank.experiments.workbench import Workbench
 from mlprank.measures import PUBLISHED_MEASURES, LayerRecord
-from mlprank.published import prune_mlp
+from mlprank.thesis import prune_mlp
 from tests.experiments.trained import write_digits_experiment, write_two_layer_mnist
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_network_says_what_to_give(tmp_path: Path) -> No
 def test_scores_are_computed_once_a_measure_but_for_those_that_look_at_the_amount(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlprank.pruning import Pruning
+    from mlprank.pruning.pipeline import Pruning
 
     scored: list[str] = []
     loaded: list[object] = []

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mlprank.costs.metrics import top_k_accuracy
 from mlprank.experiments import testing
 from mlprank.experiments.sharing import Variant
 from mlprank.experiments.stand_ins import Columns, Difference, RowMajor, Unread
 from mlprank.experiments.testing import MemoryTest
-from mlprank.metrics import top_k_accuracy
 from mlprank.models import MLP, SixLayerMLP, TwoLayerMLP
-from mlprank.pruning import Pruning
+from mlprank.pruning.pipeline import Pruning
 
 NUM_IMAGES = 300
 

@@ -17,7 +17,7 @@ SCHEDULES = pytest.mark.parametrize("schedule", [AT_THE_END, pytest.param(Linear
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
-    monkeypatch.setattr(mlprank.evaluation, "_LATENCY_BUDGET_S", 0.01)
+    monkeypatch.setattr(mlprank.pruning.evaluation, "_LATENCY_BUDGET_S", 0.01)
     seed_everything(0, verbose=False)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def cli():
-    from mlprank.tuning.trial_cli import TrialCLI
+    from mlprank.training.build import TrialCLI
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mlprank.tuning.durable import BusyError, write_whole
+from mlprank.grids.durable import BusyError, write_whole
 from mlprank.tuning.store import Store
 from mlprank.tuning.trial import Outcome, Trial, format_value, label, short_names, trial_config, trial_key
 

@@ -1,0 +1,219 @@
+"""Two models side by side: size, FLOPs, and the time of eager, compiled and onnxruntime runs that take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlprank.artifact.export import export_model
+from mlprank.artifact.onnx_files import onnx_function, require_onnx
+from mlprank.costs.latency import Latency, measure_latency
+from mlprank.costs.metrics import ModelMetrics, measure_model
+from mlprank.utils.modules import check_fit
+
+BACKENDS = ("eager", "compiled", "onnxruntime")
+BATCH_SIZES = (1, 64, 1024)
+_NO_LIMIT = 64  # one compilation for each model and batch size, more than torch's default of 8
+
+Runners = Mapping[str, Callable[[Tensor], object]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One backend at one batch size.
+
+    Attributes:
+        backend: One of `BACKENDS`.
+        batch_size: Images in the batch.
+        latency: Model name to its latency, seconds for the batch.
+    """
+
+    backend: str
+    batch_size: int
+    latency: Mapping[str, Latency]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured.
+
+    Attributes:
+        metrics: Model name to its counts; the first model is the one that ratios refer to.
+        timings: Every backend and batch size that ran.
+        skipped: Backend to the reason why it did not run.
+        threads: Threads of one operation.
+    """
+
+    metrics: Mapping[str, ModelMetrics]
+    timings: tuple[Timing, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 1
+
+
+def bench(
+    models: Mapping[str, nn.Module],
+    input_shape: Sequence[int],
+    *,
+    backends: Sequence[str] = BACKENDS,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = 20,
+    warmup: int = 3,
+    threads: int | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Bench:
+    """Measure models of the same input on the CPU.
+
+    Args:
+        models: Name to model; left as they were.
+        input_shape: Shape of one sample, without the batch axis.
+        backends: Which of `BACKENDS` to run.
+        batch_sizes: Images in a batch, each at least 1.
+        repeats: Timed runs of each model, backend and batch size.
+        warmup: Untimed runs before them.
+        threads: Threads of one operation; torch's number when None.
+        on_step: Told what comes next, before each measurement; see `num_steps`.
+
+    Returns:
+        Counts, latencies, and what was skipped with its reason: no C++ compiler, or no onnxruntime.
+
+    Raises:
+        ValueError: If there is no model, a backend is unknown, a number is out of range, or a model does not take inputs
+            of this shape.
+    """
+    _check(models, backends, batch_sizes, repeats=repeats, threads=threads)
+    on_step("counts")
+    # A model in half or double precision takes inputs of its own precision.
+    example = _images(2, input_shape, dtype=_dtype(models))
+    for name, model in models.items():
+        check_fit(model, example, who=f"bench: {name}")
+    metrics = {name: measure_model(model, example) for name, model in models.items()}
+    timings: list[Timing] = []
+    skipped: dict[str, str] = {}
+    with _threads(threads), torch._dynamo.config.patch(recompile_limit=_NO_LIMIT), TemporaryDirectory() as folder:
+        for backend in dict.fromkeys(backends):
+            on_step(f"{backend}, getting ready")
+            try:
+                runners = _RUNNERS[backend](models, example, Path(folder))
+                for size in batch_sizes:
+                    on_step(f"{backend}, batch {size}")
+                    images = _images(size, input_shape, dtype=example.dtype)
+                    latency = measure_latency(runners, images, repeats=repeats, warmup=warmup)
+                    timings.append(Timing(backend, size, latency))
+            except ImportError as error:
+                skipped[backend] = str(error)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                skipped[backend] = _reason(error)
+        num_threads = torch.get_num_threads()
+    return Bench(metrics, tuple(timings), skipped, num_threads)
+
+
+def num_steps(backends: Sequence[str] = BACKENDS, batch_sizes: Sequence[int] = BATCH_SIZES) -> int:
+    """Say how often `bench` calls `on_step` when nothing is skipped."""
+    return 1 + len(dict.fromkeys(backends)) * (1 + len(batch_sizes))
+
+
+def as_json(result: Bench) -> dict[str, Any]:
+    """Return a bench as plain types: counts, and one record a backend, batch size and model; times in seconds."""
+    return {
+        "threads": result.threads,
+        "torch": torch.__version__,
+        "models": {
+            name: {
+                "num_parameters": metrics.num_parameters,
+                "num_nonzero": metrics.num_nonzero,
+                "flops": metrics.flops,
+                "flops_nonzero": metrics.flops_nonzero,
+                "size_bytes": metrics.size_bytes,
+            }
+            for name, metrics in result.metrics.items()
+        },
+        "latency": [
+            {
+                "backend": timing.backend,
+                "batch_size": timing.batch_size,
+                "model": name,
+                "median_s": latency.median_s,
+                "iqr_s": latency.iqr_s,
+                "repeats": latency.repeats,
+            }
+            for timing in result.timings
+            for name, latency in timing.latency.items()
+        ],
+        "skipped": dict(result.skipped),
+    }
+
+
+def _eager(models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
+    return models
+
+
+def _compiled(models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
+    return {name: torch.compile(model, dynamic=False) for name, model in models.items()}
+
+
+def _onnxruntime(models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
+    require_onnx()
+    paths = {name: folder / f"{index}.onnx" for index, name in enumerate(models)}
+    for name, model in models.items():
+        export_model(model, example, paths[name], "onnx")
+    return {name: onnx_function(path) for name, path in paths.items()}
+
+
+_RUNNERS: Mapping[str, Callable[[Mapping[str, nn.Module], Tensor, Path], Runners]] = {
+    "eager": _eager,
+    "compiled": _compiled,
+    "onnxruntime": _onnxruntime,
+}
+
+
+def _images(num: int, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+    return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _dtype(models: Mapping[str, nn.Module]) -> torch.dtype:
+    parameters = (parameter for model in models.values() for parameter in model.parameters())
+    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(
+    models: Mapping[str, nn.Module],
+    backends: Sequence[str],
+    batch_sizes: Sequence[int],
+    *,
+    repeats: int,
+    threads: int | None,
+) -> None:
+    if not models:
+        raise ValueError("bench: models is empty; give at least one model to measure")
+    unknown = [backend for backend in backends if backend not in BACKENDS]
+    if unknown:
+        raise ValueError(f"bench: backend {unknown[0]!r} is unknown; choose from {', '.join(BACKENDS)}")
+    if any(size < 1 for size in batch_sizes) or not batch_sizes:
+        raise ValueError(f"bench: batch_sizes={list(batch_sizes)} must hold sizes of at least 1, such as 1 64 1024")
+    if repeats < 1:
+        raise ValueError(f"bench: repeats={repeats} must be at least 1")
+    if threads is not None and threads < 1:
+        raise ValueError(f"bench: threads={threads} must be at least 1")
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0][:200]
+    remedy = "; install one, such as g++" if "Compiler" in text else ""
+    return f"torch.compile failed ({text}){remedy}"

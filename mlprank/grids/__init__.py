@@ -1,0 +1,1 @@
+"""What a resumable grid needs, once: cells, a store, a lock, progress, engines."""

@@ -1,0 +1,120 @@
+"""What a pruning gives back: networks, scores, masks, numbers, and a table that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mlprank.costs.metrics import ModelMetrics, measure_model
+from mlprank.pruning.recipe import Recipe
+from mlprank.surgery.narrow import Slices
+
+
+@dataclass(frozen=True)
+class PruningMetrics:
+    """The numbers of a pruning.
+
+    Attributes:
+        before: The dense network.
+        after: The narrow network.
+        requested: The amount that was asked for.
+        achieved: Removed neurons as a share of the neurons of the prunable layers.
+        max_difference: Largest difference between the outputs of the masked and the narrow network on a calibration batch.
+    """
+
+    before: ModelMetrics
+    after: ModelMetrics
+    requested: float | Mapping[str, float]
+    achieved: float
+    max_difference: float
+
+
+@dataclass(frozen=True, eq=False)
+class PruningResult:
+    """A pruned network.
+
+    Attributes:
+        model: The narrow network, ready to run, train and export.
+        masked: The network at its old shapes, rows of pruned neurons zeroed; it computes the same function.
+        scores: For every linear layer, shape (n_out,), sum 1; larger means keep.
+        masks: For every prunable layer, shape (n_out,), True for kept neurons.
+        recipe: How it was pruned.
+        whole: Why each other layer stays whole.
+        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave behind: how many.
+        slices: For every tensor that became narrower, the kept indices by dimension.
+        biases: Names of biases that the dense network did not have.
+        parameter_masks: For every weight and bias with zeroed rows, shape (n_out,), True for the rows that stay.
+        max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
+        dense: The network that was given.
+        example: One input, shape (1, ...).
+    """
+
+    model: nn.Module
+    masked: nn.Module
+    scores: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    recipe: Recipe
+    whole: Mapping[str, str]
+    held_back: Mapping[str, int]
+    slices: Slices
+    biases: tuple[str, ...]
+    parameter_masks: Mapping[str, Tensor]
+    max_difference: float
+    dense: nn.Module = field(repr=False)
+    example: Tensor = field(repr=False)
+
+    @property
+    def achieved(self) -> float:
+        """Pruned neurons as a share of the neurons of the prunable layers, unitless."""
+        total = sum(len(mask) for mask in self.masks.values())
+        return sum(int((~mask).sum()) for mask in self.masks.values()) / total
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Neurons of every linear layer in the dense and in the narrow network."""
+        kept = {name: len(score) for name, score in self.scores.items()}
+        narrow = {name: len(dims[0]) for name, dims in self.slices.items() if 0 in dims}
+        return {name: (kept[name], narrow.get(f"{name}.weight", narrow.get(name, kept[name]))) for name in kept}
+
+    @property
+    def zeroed(self) -> dict[str, int]:
+        """Neurons that every pruned layer of the narrow network still has although its mask is False there: their rows are zero.
+
+        They are outputs, or tied to neurons of another layer that are kept (`graph="chain"`).
+        """
+        return {name: self.widths[name][1] - int(mask.sum()) for name, mask in self.masks.items()}
+
+    @cached_property
+    def metrics(self) -> PruningMetrics:
+        """Parameters, FLOPs and bytes before and after; counted when first asked for."""
+        return PruningMetrics(
+            before=measure_model(self.dense, self.example),
+            after=measure_model(self.model, self.example),
+            requested=self.recipe.amount,
+            achieved=self.achieved,
+            max_difference=self.max_difference,
+        )
+
+    def save(self, path: str | Path, **provenance: Any) -> Path:
+        """Write the narrow network to a file that `mlprank.load_pruned` reads; the file is whole or absent.
+
+        Args:
+            path: The file, `pruned.ckpt` by custom.
+            **provenance: Further plain values that say where the network came from.
+
+        Returns:
+            The path.
+        """
+        from mlprank.artifact.pruned import save_pruned
+
+        return save_pruned(self, path, provenance=provenance)
+
+    def __str__(self) -> str:
+        from mlprank.pruning.table import render
+
+        return render(self)

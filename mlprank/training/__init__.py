@@ -1,0 +1,1 @@
+"""From a config to a trainer and back: parser, run directories, loggers, the lean loop."""

@@ -1,0 +1,90 @@
+"""Networks from checkpoints, pruned or dense, for the commands that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mlprank.artifact.checkpoint import read_checkpoint
+from mlprank.artifact.pruned import load_pruned, read_artifact
+from mlprank.artifact.spec import describe_model
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network out of a checkpoint.
+
+    Attributes:
+        model: The plain network, on the CPU, in evaluation mode.
+        input_shape: Shape of one sample, without the batch axis.
+        metadata: How it is built, plain types.
+    """
+
+    model: nn.Module
+    input_shape: tuple[int, ...]
+    metadata: Mapping[str, Any]
+
+
+def load_network(path: str | Path, *, input_shape: Sequence[int] | None = None) -> Network:
+    """Load the network of a pruned file, or of a checkpoint that `mlprank fit` wrote.
+
+    Args:
+        path: `pruned.ckpt`, or a Lightning checkpoint of `ImageClassifier`.
+        input_shape: Shape of one sample where the checkpoint does not say it; wins over what it says.
+
+    Returns:
+        The network.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, would run code, or is another model's checkpoint, or where the input's shape is
+            not known.
+    """
+    checkpoint = read_checkpoint(path)
+    own = checkpoint.get("mlprank")
+    if isinstance(own, Mapping) and "format" in own:
+        return _pruned(path, input_shape)
+    return _dense(path, checkpoint, input_shape)
+
+
+def _pruned(path: str | Path, input_shape: Sequence[int] | None) -> Network:
+    artifact = read_artifact(path)
+    metadata = {
+        "model": artifact.model or {"class_path": artifact.class_path, "init_args": artifact.hyper_parameters},
+        "kept": {name: index.tolist() for name, index in artifact.kept.items()},
+        "shapes_before": dict(artifact.shapes),
+        "pruning": dict(artifact.recipe),
+        "versions": dict(artifact.versions),
+    }
+    return Network(_inner(load_pruned(path)), tuple(input_shape or artifact.example_shape[1:]), metadata)
+
+
+def _dense(path: str | Path, checkpoint: Mapping[str, Any], input_shape: Sequence[int] | None) -> Network:
+    arguments = checkpoint.get("hyper_parameters")
+    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("model"), Mapping):
+        raise ValueError(
+            f"{path} is neither a pruned file nor a checkpoint of mlprank's ImageClassifier; "
+            "prune it first, or load your model in Python and call mlprank.artifact.export.export_model or mlprank.costs.bench.bench"
+        )
+    from mlprank.models.classifier import ImageClassifier  # Lightning takes seconds to import
+
+    model = _inner(ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)).eval()
+    shape = input_shape or _flat_shape(model)
+    if not shape:
+        raise ValueError(f"{path} does not say the shape of its inputs; give it, such as --input_shape=[3,32,32]")
+    return Network(model, tuple(shape), {"model": describe_model(model)})
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Take the plain network out of our LightningModule."""
+    inner = getattr(model, "model", None)
+    return inner if type(model).__name__ == "ImageClassifier" and isinstance(inner, nn.Module) else model
+
+
+def _flat_shape(model: nn.Module) -> tuple[int, ...] | None:
+    in_features = getattr(model, "in_features", None)
+    return (in_features,) if isinstance(in_features, int) else None

@@ -1,0 +1,27 @@
+"""Errors as a person at a terminal reads them: one line that names the place and the nearest right word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+"""What wrong input raises anywhere in the package; anything else is a fault of ours and shows its traceback."""
+
+
+class OptionError(ValueError):
+    """An option or a key of a config that cannot be used."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean …?" with the nearest known word, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without the full stop; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
