@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from mlprank.pruning.evaluation import LATENCY_BATCH, Evaluation
-from mlprank.pruning.picture import draw_pruning
+from mlprank.utils.charts import write_chart
 
 
 def write_outputs(
@@ -48,7 +48,7 @@ def write_outputs(
         result.save(drafts["pruned network"], **provenance)
         save_file({name: score.contiguous().cpu() for name, score in result.scores.items()}, drafts["scores"])
         drafts["metrics"].write_text(json.dumps(metrics_record(evaluation, provenance), indent=2) + "\n")
-        draw_pruning(result, drafts["picture"])
+        write_chart(result.plot(), drafts["picture"])
         for what, draft in drafts.items():
             os.replace(draft, files[what])
     return files

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from mlprank.costs.metrics import ModelMetrics, measure_model
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.narrow import Slices
+from mlprank.utils.charts import Chart, ScoredLayer, ScoresPanel, display_name, scores_chart
+
+_MAX_LAYERS_DRAWN = 40
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,22 @@ class PruningResult:
         from mlprank.artifact.pruned import save_pruned
 
         return save_pruned(self, path, provenance=provenance)
+
+    def plot(self) -> Chart:
+        """Draw every pruned layer's scores from the most central neuron to the least, and which of them were pruned.
+
+        Returns:
+            An Altair chart, which a notebook shows; `mlprank.utils.charts.write_chart` writes it as PNG, SVG or PDF.
+        """
+        shown = list(self.masks)[:_MAX_LAYERS_DRAWN]
+        measure, amount = self.recipe.plain()["measure"]["name"], f"{self.achieved:.0%} pruned".replace("%", " %")
+        more = f", {len(self.masks) - len(shown)} more layers not shown" if len(shown) < len(self.masks) else ""
+        layers = tuple(
+            ScoredLayer(name, tuple(self.scores[name].double().tolist()), tuple(self.masks[name].tolist()))
+            for name in shown
+        )
+        title = f"{type(self.model).__name__}, {display_name(measure)}, {amount}{more}"
+        return scores_chart([ScoresPanel(title, layers)], width=460)
 
     def __str__(self) -> str:
         from mlprank.pruning.table import render

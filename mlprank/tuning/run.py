@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -16,11 +16,11 @@ from mlprank.training.build import TrialCLI
 from mlprank.tuning.choosing import choose_engine
 from mlprank.tuning.grid import Grid, Request, expand, option, read_request
 from mlprank.tuning.options import TuneOptions, parse_options
-from mlprank.tuning.picture import draw_heat_map
 from mlprank.tuning.progress import Progress
 from mlprank.tuning.ranking import Ranked, copy_best, keep_best_checkpoints, rank, write_table
 from mlprank.tuning.store import Store
-from mlprank.tuning.trial import MONITOR, Trial
+from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value
+from mlprank.utils.charts import Chart, heat_map_chart, search_map, write_chart
 
 UNFINISHED = 1
 
@@ -102,7 +102,7 @@ def _conclude(
     ranked = rank(grid.trials, store)
     table = write_table(grid.trials, store)
     outcomes = {trial.key: outcome for trial in grid.trials if (outcome := store.outcome(trial.key)) is not None}
-    picture = draw_heat_map(grid.trials, outcomes, grid.values, store.out / "heatmap.png")
+    picture = write_chart(_heat_map(grid, outcomes), store.out / "heatmap.png")
     lines = []
     if ranked:
         best = ranked[0][0]
@@ -127,6 +127,20 @@ def _conclude(
     if diverged and not ranked:
         console.print("no trial ended well; try smaller learning rates", highlight=False)
     return UNFINISHED if left or not ranked else 0
+
+
+def _heat_map(grid: Grid, outcomes: Mapping[str, Outcome]) -> Chart:
+    values = {key: [format_value(value) for value in found] for key, found in grid.values.items()}
+    trials = [
+        (
+            {key: format_value(value) for key, value in trial.point.items()},
+            outcomes[trial.key].score if trial.key in outcomes else None,
+        )
+        for trial in grid.trials
+    ]
+    others = len(values) - 2
+    title = f"{MONITOR}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
+    return heat_map_chart([search_map(title, values, trials, score=MONITOR)], whole_range=False, width=460)
 
 
 def best_table(ranked: Ranked, *, top: int) -> Table:

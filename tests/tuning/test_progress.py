@@ -1,11 +1,10 @@
-"""Trials are shown while they run, on a terminal and in a log, and as a picture afterwards."""
+"""Trials are shown while they run, on a terminal and in a log."""
 
 import io
 import math
 
 from rich.console import Console
 
-from mlprank.tuning.picture import accuracy_matrix, draw_heat_map
 from mlprank.tuning.progress import Progress
 from mlprank.tuning.trial import Outcome, Trial
 
@@ -62,16 +61,3 @@ def test_a_terminal_has_a_table_with_the_best_first():
     assert states == ["running", "done", "running", "waiting"]
     assert epochs[0] == "2/4"
     assert scores[:2] == ["0.7500", "0.5000"]
-
-
-def test_the_picture_has_the_best_of_every_pair_and_nothing_where_trials_diverged(tmp_path):
-    outcomes = {t.key: o for t, o in zip(TRIALS, [done(0.5), done(0.75), DIVERGED, done(0.25)], strict=True)}
-    matrix = accuracy_matrix(TRIALS, outcomes, ("opt.lr", [0.1, 0.2]), ("opt.decay", [0, 1]))
-    assert matrix[0] == [0.5, 0.75]
-    assert math.isnan(matrix[1][0])
-    assert matrix[1][1] == 0.25
-    best = accuracy_matrix(TRIALS, outcomes, ("opt.lr", [0.1, 0.2]), ("opt.lr", [0.1, 0.2]))
-    assert (best[0][0], best[1][1]) == (0.75, 0.25)
-    for name, values in (("two", {"opt.lr": [0.1, 0.2], "opt.decay": [0, 1]}), ("one", {"opt.lr": [0.1, 0.2]})):
-        path = draw_heat_map(TRIALS, outcomes, values, tmp_path / f"{name}.png")
-        assert path.read_bytes().startswith(b"\x89PNG")

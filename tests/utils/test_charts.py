@@ -1,0 +1,171 @@
+"""Charts: what they hold, how series look, and the files that they become."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from mlprank.utils import charts
+from mlprank.utils.charts import (
+    AccuracyPanel,
+    AccuracyPoint,
+    CostPoint,
+    Difference,
+    DifferencePanel,
+    HeatMap,
+    ScoredLayer,
+    ScoresPanel,
+)
+
+LOOKS = charts.looks_of(["weighted_pagerank", "norm"])
+PANEL = AccuracyPanel(
+    "Net on Data",
+    0.88,
+    (
+        AccuracyPoint("weighted_pagerank", 0.5, 0.86, 0.85, 0.87),
+        AccuracyPoint("norm", 0.5, 0.7, 0.6, 0.78),
+        AccuracyPoint("norm", 0.9, 0.2, None, None),
+    ),
+)
+POINTS = (
+    CostPoint("norm", 1.0, 0.5, "90 %", on_front=True),
+    CostPoint("norm", 2.0, 0.87, "50 %", on_front=True, chosen=True),
+    CostPoint("weighted_pagerank", 3.0, 0.86, "30 %"),
+)
+HEAT = HeatMap("Grid", ("0.1", "0.01"), ("0", "1e-5"), ((0.5, None), (0.9, 0.8)), "lr", "decay", best=(1, 0))
+SCORES = ScoresPanel("Net", (ScoredLayer("net.0", (0.5, 0.3, 0.2), (True, False, True)), ScoredLayer("net.2", (1.0,))))
+LEADS = DifferencePanel(
+    "Net", (Difference("norm", 0.02, 0.01, 0.03, "better"), Difference("random", 0.1, None, None, ""))
+)
+ALL = {
+    "accuracy": charts.accuracy_chart([PANEL], LOOKS),
+    "accuracies": charts.accuracy_chart([PANEL, PANEL, PANEL], LOOKS),
+    "front": charts.front_chart(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88)),
+    "heat map": charts.heat_map_chart([HEAT], width=200),
+    "scores": charts.scores_chart([SCORES, SCORES]),
+    "differences": charts.difference_chart([LEADS], smallest_effect=0.002),
+}
+
+
+def values(spec):
+    """All rows that a specification holds."""
+    return [row for rows in spec["datasets"].values() for row in rows]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_chart_is_valid_vega_lite(name):
+    assert ALL[name].to_dict(validate=True)["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG\r\n\x1a\n"), ("svg", b"<svg"), ("pdf", b"%PDF")])
+def test_every_chart_becomes_a_whole_file(name, ending, start, tmp_path):
+    path = charts.write_chart(ALL[name], tmp_path / f"chart.{ending}")
+    data = path.read_bytes()
+    assert data.startswith(start)
+    assert {"png": b"IEND", "svg": b"</svg>", "pdf": b"%%EOF"}[ending] in data[-12:]
+
+
+def test_another_ending_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"chart\.jpg: a chart is written as one of \.png, \.svg, \.pdf, got '\.jpg'"):
+        charts.write_chart(ALL["front"], tmp_path / "chart.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dark_ground_turns_ground_and_ink_and_keeps_the_rows(tmp_path):
+    light, dark = (charts.spec_of(ALL["accuracy"], dark=dark) for dark in (False, True))
+    assert values(light) == values(dark)
+    texts = [charts.write_chart(ALL["accuracy"], tmp_path / f"{d}.svg", dark=d).read_text() for d in (False, True)]
+    assert ["#ffffff" in text and "#171e26" not in text for text in texts] == [True, False]
+    assert [LOOKS["norm"].light in text for text in texts] == [True, False]
+    assert [LOOKS["norm"].dark in text for text in texts] == [False, True]
+
+
+def test_accuracy_axes_end_at_100_percent_at_most():
+    high = dataclasses.replace(PANEL, dense=0.999, points=(AccuracyPoint("norm", 0.95, 0.99, 0.97, 1.0),))
+    spec = charts.spec_of(charts.accuracy_chart([high], LOOKS))
+    domains = re.findall(r"'domain': \[(\d[^\]]*)\]", str(spec))
+    assert {text.split(", ")[1] for text in domains} == {"100"}
+    front = charts.front_chart([CostPoint("norm", 1.0, 1.0)], LOOKS, title="t", cost="MB", dense=(2.0, 1.0))
+    assert "'domain': [99, 100]" in str(charts.spec_of(front))
+
+
+def test_curves_start_at_the_dense_network_and_the_pointer_tells_all_values():
+    rows = values(charts.spec_of(ALL["accuracy"]))
+    starts = [row for row in rows if row.get("amount") == 0]
+    assert {row["series"] for row in starts} == {"Norm", "Weighted PageRank"}
+    assert {row["top1"] for row in starts} == {88.0}
+    (told,) = [row for row in rows if "Weighted PageRank" in row]
+    assert told == {"amount": 50.0, "Weighted PageRank": "86.00 % (85.00 to 87.00)", "Norm": "70.00 % (60.00 to 78.00)"}
+
+
+def test_the_legend_switches_series():
+    assert "'bind': 'legend'" in str(charts.spec_of(ALL["accuracy"]))
+    assert "'bind': 'legend'" in str(charts.spec_of(ALL["front"]))
+
+
+def test_the_front_shows_the_useful_part_and_names_the_chosen_network(tmp_path):
+    spec = charts.spec_of(ALL["front"])
+    assert {row["top1"] for row in values(spec) if "front" in row} == {87.0, 86.0}, "50 % is out of reach of 88 %"
+    text = charts.write_chart(ALL["front"], tmp_path / "front.svg").read_text()
+    assert "chosen: Norm" in text
+    assert "50 %: 87.0 %" in text
+
+
+def test_sorted_scores_keep_their_sum_and_their_cut():
+    rows = [row for row in values(charts.spec_of(ALL["scores"])) if row.get("run", "").startswith("1.")][:6]
+    runs = {r["run"]: r["state"] for r in values(charts.spec_of(ALL["scores"])) if "state" in r}
+    steps = [row for row in rows if "x" in row]
+    assert [runs[row["run"]] for row in steps] == ["kept", "kept", "pruned", "pruned", "kept", "kept"]
+    assert [row["x"] for row in steps] == [0, 33.33, 33.33, 66.67, 66.67, 100]
+    assert [round((row["y"] - 1) / 0.86 * 1.5 / 3, 3) for row in steps[::2]] == [0.5, 0.3, 0.2]
+
+
+def test_a_wide_layer_has_few_corners_and_the_right_cut():
+    layer = ScoredLayer("fc", tuple(1.0 + i for i in range(5000)), tuple(i >= 1234 for i in range(5000)))
+    rows = values(charts.spec_of(charts.scores_chart([ScoresPanel("wide", (layer,))])))
+    assert len(rows) < 100
+    (cut,) = [row["x"] for row in rows if row.get("run") == "0.1" and "x" in row][:1]
+    assert cut == pytest.approx(100 * (5000 - 1234) / 5000)
+
+
+def test_the_map_of_a_search_has_the_best_of_every_pair_and_nothing_where_trials_diverged():
+    options = {"opt.lr": ["0.1", "0.2"], "opt.decay": ["0", "1"], "seed": ["7"]}
+    points = [{"opt.lr": lr, "opt.decay": decay, "seed": "7"} for lr in ("0.1", "0.2") for decay in ("0", "1")]
+    found = charts.search_map("grid", options, zip([*points, points[0]], [0.5, 0.75, math.nan, 0.25, 0.4], strict=True))
+    assert (found.row_title, found.column_title) == ("lr", "decay")
+    assert found.values == ((0.5, 0.75), (None, 0.25))
+    assert found.best == (0, 1)
+    one = charts.search_map("grid", {"opt.lr": ["0.1", "0.2"]}, [({"opt.lr": "0.2"}, 0.75), ({"opt.lr": "0.1"}, None)])
+    assert one.values == ((None, 0.75),)
+    assert charts.search_map("grid", {"lr": ["1"]}, [({"lr": "1"}, None)]).best is None
+
+
+def test_labels_that_do_not_fit_the_values_are_refused():
+    with pytest.raises(
+        ValueError, match=r"values must have 2 rows of 1 numbers, one for every label, got rows of \[1\]"
+    ):
+        HeatMap("t", ("a", "b"), ("c",), ((0.1,),))
+    with pytest.raises(ValueError, match=r"values must have 2 rows of 2 numbers"):
+        dataclasses.replace(HEAT, values=((0.1,),))
+
+
+def test_every_measure_keeps_its_look_and_no_two_share_one():
+    known = ("weighted_pagerank", "modified_pagerank", "random", "norm", "activation", "wanda", "reconstruction")
+    alone, together = charts.looks_of(["wanda"])["wanda"], charts.looks_of(known)
+    assert alone == together["wanda"]
+    many = charts.looks_of([*known, *[f"norm(p={p})" for p in range(2, 20)]])
+    assert len(set(many.values())) == len(many) == 25
+    assert len({(look.light, look.dash) for look in many.values()}) == len(many)
+    assert len({look.shape for look in together.values()}) == 7
+    assert charts.looks_of(["norm(p=2)"])["norm(p=2)"].light == together["norm"].light
+
+
+def test_layer_names_stay_whole_or_differ_by_words():
+    assert charts.short_names(["stack.linear.0", "stack.linear.2"]) == ["linear.0", "linear.2"]
+    assert charts.short_names(["fc1", "fc10"]) == ["fc1", "fc10"]
+    assert charts.short_names(["encoder.0.fc", "encoder.1.fc"]) == ["encoder.0.fc", "encoder.1.fc"]
+    assert charts.short_names(["a.b", "c.d"]) == ["b", "d"]
+    assert charts.short_names(["0", "2"]) == ["0", "2"]
+    assert charts.short_names(["a.0", "b.a.0"]) == ["a.0", "b.a.0"]
