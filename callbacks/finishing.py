@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,11 @@ class Finish:
         labelled, split = test_batches(self.trainer, network)
         evaluations = prune_amounts(
             network,
-            calibration_batches(self.trainer, network, num_samples=self.settings.num_samples, seed=self.settings.seed),
+            calibration_batches(
+                self.trainer, network, num_samples=self.settings.num_samples, seed=self.settings.recipe.seed
+            ),
             amounts=self.settings.amounts,
-            graph=self.settings.graph,
-            num_samples=samples_of_rank(self.trainer, self.settings.num_samples),
-            recipe=self.settings.recipe,
+            recipe=replace(self.settings.recipe, num_samples=samples_of_rank(self.trainer, self.settings.num_samples)),
             labelled=labelled,
             split=split,
             dense=self._before(),
@@ -120,7 +120,7 @@ class Finish:
         return {
             "source": None if source is None else str(source),
             "source_sha256": None if source is None or not source.is_file() else sha256(source),
-            "calibration": {"data": data, "num_samples": self.settings.num_samples, "seed": self.settings.seed},
+            "calibration": {"data": data, "num_samples": self.settings.num_samples, "seed": self.settings.recipe.seed},
             "schedule": None if self.schedule is None else dict(self.schedule),
         }
 

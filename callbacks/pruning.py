@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,8 @@ from mlprank.callbacks.schedule import Cubic, Linear, get_schedule, resolve_sche
 from mlprank.callbacks.settings import Settings, check_resumed
 from mlprank.callbacks.training import TrainingMasks
 from mlprank.callbacks.weights import best_path
-from mlprank.compensation import Compensation, get_compensation
-from mlprank.measures import Measure, get_measure
-from mlprank.methods import Method, get_method
 from mlprank.pruning.evaluation import Evaluation
+from mlprank.pruning.recipe import document_fields, make_recipe, takes_recipe
 from mlprank.surgery.masks import compute_own
 
 
@@ -40,61 +37,34 @@ class PruningCallback(Callback):
     Args:
         amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied; a mapping
             gives shares by layer name.
-        measure: What scores neurons: weighted_pagerank, modified_pagerank, random, norm, activation, wanda, reconstruction; with parameters
-            as in {name: norm, p: 2}; or an instance.
-        method: What turns scores into masks: "local", "global", or an instance.
-        compensation: What a pruned neuron leaves behind: "constant", "zero", "mean", "least_squares", or an instance.
-        graph: "dag", the true graph of neurons, or "chain", the published reading.
-        protect_output: Keep every output neuron.
-        protect: Names of layers to keep whole; `*` and `[2-5]` match as in file names.
-        min_neurons: At least so many neurons stay in every layer.
-        round_to: The number of kept neurons becomes a multiple of this.
-        num_samples: Number of calibration samples.
-        seed: Seed of their draw.
         network: Name of the submodule to prune; by default what `forward` runs, or the only submodule where there is no `forward`.
         apply: What becomes of the trainer's module: "mask" gives it the masked weights and torch's own pruning masks, "remove" the
             narrow network, "none" leaves it alone.
         schedule: Prune in steps while training: "linear", "cubic", or a `Linear` or `Cubic` with epochs; None prunes in one step.
         finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none without.
         dirpath: Where to write; the run directory by default.
+        **fields: The fields of `Recipe`, by name.
 
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If `schedule` is no schedule.
     """
 
+    @takes_recipe
     def __init__(
         self,
         amount: float | list[float] | dict[str, float] = 0.5,
         *,
-        measure: dict[str, Any] | str | Measure = "weighted_pagerank",
-        method: dict[str, Any] | str | Method = "local",
-        compensation: dict[str, Any] | str | Compensation = "least_squares",
-        graph: Literal["dag", "chain"] = "dag",
-        protect_output: bool = True,
-        protect: Sequence[str] = (),
-        min_neurons: int = 1,
-        round_to: int = 1,
-        num_samples: int = 1024,
-        seed: int = 0,
         network: str | None = None,
         apply: Literal["mask", "remove", "none"] = "mask",
         schedule: dict[str, Any] | str | Linear | Cubic | None = None,
         finetune_epochs: int | None = None,
         dirpath: str | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__()
-        recipe = {
-            "measure": get_measure(measure),
-            "method": get_method(method),
-            "compensation": get_compensation(compensation),
-            "protect_output": protect_output,
-            "protect": tuple(protect),
-            "min_neurons": min_neurons,
-            "round_to": round_to,
-        }
         amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        self.settings = Settings(amounts, recipe, graph, num_samples, seed, network, apply)
+        self.settings = Settings(amounts, make_recipe(None, fields), network, apply)
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
         if self.in_training and len(amounts) > 1:
             raise ValueError(
@@ -254,3 +224,6 @@ class PruningCallback(Callback):
         compute_own(pl_module)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
+
+PruningCallback.__doc__ = document_fields(PruningCallback.__doc__, skipped={"amount"})

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlprank.pruning.selection import check_amount
-from mlprank.utils.registry import find
+from mlprank.utils.registry import Registry
 
 Amount = float | Mapping[str, float]
 
@@ -93,9 +93,7 @@ class Schedule(ABC):
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Schedule:
         """Build a schedule from `plain()`."""
-        built: Schedule = find(
-            "schedule", plain, {}, registry=SCHEDULES, published={}, is_one=lambda one: isinstance(one, Schedule)
-        )
+        built: Schedule = SCHEDULES.find(plain)
         return built
 
 
@@ -126,7 +124,7 @@ class Cubic(Schedule):
         return 1.0 - (1.0 - progress) ** 3
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"linear": Linear, "cubic": Cubic}
+SCHEDULES = Registry("schedule", Schedule, {"linear": Linear, "cubic": Cubic})
 
 
 def get_schedule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,7 @@ class Settings:
 
     Attributes:
         amounts: The amounts; one network comes out for each.
-        recipe: Measure, method, compensation and guards: the other arguments of `mlprank.prune`.
-        graph: "dag" or "chain".
-        num_samples: Number of calibration samples, over all processes.
-        seed: Seed of their draw.
+        recipe: All other choices of a pruning.
         network: Name of the submodule to prune; None finds it out.
         apply: "mask", "remove" or "none".
 
@@ -30,10 +28,7 @@ class Settings:
     """
 
     amounts: tuple[Amount, ...]
-    recipe: Mapping[str, Any]
-    graph: str
-    num_samples: int
-    seed: int
+    recipe: Recipe
     network: str | None
     apply: str
 
@@ -42,19 +37,18 @@ class Settings:
             raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
         for amount in self.amounts:
             check_amount(amount)
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples={self.num_samples}: calibration needs at least 1 sample, such as 1024")
         if self.apply not in ("mask", "remove", "none"):
             raise ValueError(f'apply="{self.apply}" is unknown; choose "mask", "remove" or "none"')
-        if self.graph not in ("dag", "chain"):
-            raise ValueError(f'graph="{self.graph}" is unknown; choose "dag" or "chain"')
-        Recipe(amount=0.0, chain=self.graph == "chain", **self.recipe)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of calibration samples, over all processes."""
+        return self.recipe.num_samples or sys.maxsize
 
     def plain(self) -> dict[str, Any]:
         """Return what a resumed run must share, as plain types."""
-        plain = Recipe(amount=0.0, chain=self.graph == "chain", **self.recipe).plain()
         amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
-        return {**plain, "amount": amounts[0] if len(amounts) == 1 else amounts}
+        return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts}
 
 
 def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:

@@ -69,9 +69,9 @@ class TrainingMasks:
         """
         settings = self.settings
         pruning = self._read(trainer, module)
-        if isinstance(settings.recipe["compensation"], Regression):
+        if isinstance(settings.recipe.compensation, Regression):
             pruning.graph = without_new_biases(pruning.graph)
-        result = pruning.run(amount=amount, **settings.recipe)
+        result = pruning.run(amount=amount)
         for name, kept in result.parameter_masks.items():
             self.rows[name] = kept & self.rows[name].to(kept.device) if name in self.rows else kept
         check_same_masks(trainer, self.rows)
@@ -97,9 +97,14 @@ class TrainingMasks:
         if not has_calibration_data(trainer):
             return
         settings, pruning = self.settings, self._read(trainer, module)
-        protection = {name: settings.recipe[name] for name in ("protect", "protect_output")}
         for amount in settings.amounts:
-            select(pruning.graph, amount=amount, chain=pruning.chain, **protection)
+            select(
+                pruning.graph,
+                amount=amount,
+                protect=settings.recipe.protect,
+                protect_output=settings.recipe.protect_output,
+                chain=settings.recipe.chain,
+            )
         self._graph = pruning.graph if self.schedule is not None else None
 
     def _read(self, trainer: Trainer, module: LightningModule) -> Pruning:
@@ -107,9 +112,8 @@ class TrainingMasks:
         network = find_network(copied(module), settings.network)
         return Pruning(
             network,
-            calibration_batches(trainer, network, num_samples=settings.num_samples, seed=settings.seed),
-            graph=settings.graph,
-            num_samples=samples_of_rank(trainer, settings.num_samples),
+            calibration_batches(trainer, network, num_samples=settings.num_samples, seed=settings.recipe.seed),
+            dataclasses.replace(settings.recipe, num_samples=samples_of_rank(trainer, settings.num_samples)),
             reduce=partial(summed, trainer),
             traced=self._graph,
         )
@@ -120,7 +124,9 @@ class TrainingMasks:
             return
         with uncompiled(module):
             live = find_network(module, self.settings.network)
-            batches = calibration_batches(trainer, live, num_samples=self.settings.num_samples, seed=self.settings.seed)
+            batches = calibration_batches(
+                trainer, live, num_samples=self.settings.num_samples, seed=self.settings.recipe.seed
+            )
             recompute_uncalled(live, next(iter(batches))[0][:1])
 
     def state_dict(self) -> dict[str, Any]:

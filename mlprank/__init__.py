@@ -1,37 +1,45 @@
 """Rank the neurons of a network by weighted PageRank, and take the least central ones out for real.
 
-The names below are imported when they are first used, so that `import mlprank` costs nothing.
+The names below and the subpackages are imported when they are first used, so that `import mlprank` costs nothing.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlprank.artifact.pruned import load_pruned as load_pruned
+    from mlprank.pruning.pipeline import Pruning as Pruning
     from mlprank.pruning.pipeline import prune as prune
     from mlprank.pruning.pipeline import score as score
+    from mlprank.pruning.recipe import Recipe as Recipe
     from mlprank.pruning.result import PruningResult as PruningResult
     from mlprank.thesis import prune_mlp as prune_mlp
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Pruning": "mlprank.pruning.pipeline",
     "PruningResult": "mlprank.pruning.result",
+    "Recipe": "mlprank.pruning.recipe",
     "load_pruned": "mlprank.artifact.pruned",
     "prune": "mlprank.pruning.pipeline",
     "prune_mlp": "mlprank.thesis",
     "score": "mlprank.pruning.pipeline",
 }
-__all__ = ["PruningResult", "__version__", "load_pruned", "prune", "prune_mlp", "score"]
+_SUBPACKAGES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+__all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mlprank' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"mlprank.{name}")
+    raise AttributeError(f"module 'mlprank' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_SUBPACKAGES})

@@ -25,6 +25,7 @@ class Calibration:
             samples of `train_dataloader()`.
         device: Where the network is.
         num_samples: Read at most this many samples; None for all of them.
+        seed: Seed of the draw, where a LightningDataModule's `calibration_dataloader` makes one.
         reduce: Sums a tensor over processes; the identity where there is one process.
 
     Raises:
@@ -38,11 +39,13 @@ class Calibration:
         *,
         device: torch.device,
         num_samples: int | None = None,
+        seed: int = 0,
         reduce: Callable[[Tensor], Tensor] = own,
     ) -> None:
         self.device, self.num_samples, self.reduce = device, num_samples, reduce
         if hasattr(source, "train_dataloader"):
-            source, self.num_samples = _dataloader(source), num_samples or DEFAULT_NUM_SAMPLES
+            self.num_samples = num_samples or DEFAULT_NUM_SAMPLES
+            source = _dataloader(source, num_samples=self.num_samples, seed=seed)
         if isinstance(source, Tensor):
             source = [source]
         elif not isinstance(source, Iterable):
@@ -84,8 +87,9 @@ class Calibration:
             )
 
 
-def _dataloader(datamodule: Any) -> Any:
+def _dataloader(datamodule: Any, *, num_samples: int, seed: int) -> Any:
     datamodule.prepare_data()
     datamodule.setup("fit")
-    loader = getattr(datamodule, "calibration_dataloader", datamodule.train_dataloader)
-    return loader()
+    if hasattr(datamodule, "calibration_dataloader"):
+        return datamodule.calibration_dataloader(num_samples=num_samples, seed=seed)
+    return datamodule.train_dataloader()

@@ -64,10 +64,8 @@ def _prune(parser: Parser, options: Namespace, callback: PruningCallback, direct
     data.setup("test")
     evaluations = prune_amounts(
         module,
-        data.calibration_dataloader(num_samples=callback.settings.num_samples, seed=callback.settings.seed),
+        data.calibration_dataloader(num_samples=callback.settings.num_samples, seed=callback.settings.recipe.seed),
         amounts=callback.settings.amounts,
-        graph=callback.settings.graph,
-        num_samples=None,
         recipe=callback.settings.recipe,
         labelled=data.test_dataloader(),
         split="test",
@@ -78,7 +76,7 @@ def _prune(parser: Parser, options: Namespace, callback: PruningCallback, direct
         "calibration": {
             "data": type(data).__name__,
             "num_samples": callback.settings.num_samples,
-            "seed": callback.settings.seed,
+            "seed": callback.settings.recipe.seed,
         },
     }
     files = [

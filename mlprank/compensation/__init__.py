@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mlprank.calibration.statistics import Moments, PooledMoments
 from mlprank.graph.records import Graph, Layer, State
-from mlprank.utils.registry import find
+from mlprank.utils.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,21 @@ class Prediction:
 
 
 @runtime_checkable
-class Regression(Protocol):
+class Compensation(Protocol):
+    """What a pruned neuron leaves behind.
+
+    Attributes:
+        keeps_bias: Whether the pruned neuron's bias stays, so that it sends `act(bias)`; otherwise it sends `act(0)`.
+    """
+
+    @property
+    def keeps_bias(self) -> bool:
+        """Whether the pruned neuron's bias stays."""
+        ...
+
+
+@runtime_checkable
+class Regression(Compensation, Protocol):
     """A compensation that predicts pruned neurons from kept ones."""
 
     def predict(self, moments: Moments, mask: Tensor) -> Prediction:
@@ -102,30 +116,32 @@ class LeastSquares:
         return Prediction(coefficients, moments.mean[~mask] - coefficients.T @ moments.mean[mask])
 
 
-Compensation = Constant | Zero | Mean | LeastSquares
-COMPENSATIONS: dict[str, type[Compensation]] = {
-    "constant": Constant,
-    "zero": Zero,
-    "mean": Mean,
-    "least_squares": LeastSquares,
-}
+COMPENSATIONS = Registry(
+    "compensation",
+    Compensation,
+    {"constant": Constant, "zero": Zero, "mean": Mean, "least_squares": LeastSquares},
+)
 
 
-def get_compensation(compensation: str | Mapping[str, Any] | Compensation) -> Compensation:
-    """Return a compensation by its short name, by a description as YAML has it, or the instance that is given.
+def register_compensation(name: str, cls: type[Any]) -> None:
+    """Make a compensation known by a name, for Python, YAML and the command line; see `Registry.register`.
 
-    Raises:
-        ValueError: If the name is unknown, or a parameter is unknown or out of range.
-        TypeError: If it is none of these.
+    Example:
+        >>> from mlprank.compensation import Mean, register_compensation
+        >>> register_compensation("mean", Mean)  # a name keeps its class
     """
-    found: Compensation = find(
-        "compensation",
-        compensation,
-        {},
-        registry=COMPENSATIONS,
-        published={},
-        is_one=lambda one: isinstance(one, Constant | Zero | Mean | LeastSquares),
-    )
+    COMPENSATIONS.register(name, cls)
+
+
+def get_compensation(compensation: str | Mapping[str, Any] | type[Any] | Compensation) -> Compensation:
+    """Return a compensation by name, dotted path, description, class or as it is; see `Registry.find`.
+
+    Example:
+        >>> from mlprank.compensation import get_compensation
+        >>> get_compensation("least_squares")
+        LeastSquares(ridge=0.01)
+    """
+    found: Compensation = COMPENSATIONS.find(compensation)
     return found
 
 

@@ -12,9 +12,8 @@ from mlprank.compensation import get_compensation
 from mlprank.experiments.config import ExperimentConfig, nearest
 from mlprank.experiments.networks import Trained
 from mlprank.experiments.records import DENSE, CellParameters
-from mlprank.measures import MEASURES, get_measure, published_measures
-from mlprank.methods import METHODS, PUBLISHED_METHODS, get_method
-from mlprank.utils.registry import build, read_name
+from mlprank.measures import MEASURES, get_measure
+from mlprank.methods import METHODS, get_method
 
 NOT_PRUNED = "none"
 """Method, compensation and graph of the dense baseline."""
@@ -134,13 +133,11 @@ def _choice(kind: str, given: str | Mapping[str, Any]) -> Choice:
     """Read a name or a description; a name of the thesis becomes the short one with the arguments that it stands for."""
     if not isinstance(given, str | Mapping):
         raise TypeError(f"{kind} {given!r} is neither a name nor a mapping with one")
-    if kind == "measure":
-        name, arguments = read_name(kind, given, {}, registry=MEASURES, published=published_measures())
-    else:
-        name, arguments = read_name(kind, given, {}, registry=METHODS, published=PUBLISHED_METHODS)
+    registry = MEASURES if kind == "measure" else METHODS
+    name, arguments = registry.read(given)
     if not isinstance(name, str):
         raise ValueError(f"{kind} {name.__name__} of another package: register it under a name and give that")
-    build(kind, name, (MEASURES if kind == "measure" else METHODS)[name], arguments)
+    registry.build(name, registry[name], arguments)
     return Choice(name, arguments)
 
 

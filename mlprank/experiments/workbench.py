@@ -19,9 +19,10 @@ from mlprank.experiments.sharing import Variant
 from mlprank.experiments.testing import BATCH_SIZE, Accuracy, MemoryTest
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
-from mlprank.measures import Measure, ModifiedPageRank, get_measure
+from mlprank.measures import get_measure
 from mlprank.methods import get_method
 from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.recipe import Recipe, make_recipe
 from mlprank.pruning.result import PruningResult
 
 _LATENCY_BUDGET_S = 0.006
@@ -150,7 +151,7 @@ class Workbench:
         if self._pruning is None or self._pruning[0] != kind:
             loader = self.data.calibration(cell.calibration_samples, seed=cell.calibration_seed)
             self._scores.clear()
-            self._pruning = kind, Pruning(self.network, loader, graph=cell.graph, traced=self.graph)
+            self._pruning = kind, Pruning(self.network, loader, graph=cell.graph, num_samples=None, traced=self.graph)
 
     def prune(self, cell: CellParameters) -> Pruned:
         """Prune in the way of a cell; `calibrate` comes first.
@@ -160,18 +161,20 @@ class Workbench:
         """
         assert self._pruning is not None
         pruning = self._pruning[1]
-        measure = get_measure(cell.measure, **cell.measure_args)
-        started = time.perf_counter()
-        scores = self._scored(pruning, cell, measure)
-        scored = time.perf_counter()
-        result = pruning.run(
-            amount=cell.amount,
-            measure=measure,
-            method=get_method(cell.method, **cell.method_args),
-            compensation=cell.compensation,
-            protect_output=cell.protect_output,
-            scores=scores,
+        recipe = make_recipe(
+            pruning.recipe,
+            {
+                "amount": cell.amount,
+                "measure": get_measure(cell.measure, **cell.measure_args),
+                "method": get_method(cell.method, **cell.method_args),
+                "compensation": cell.compensation,
+                "protect_output": cell.protect_output,
+            },
         )
+        started = time.perf_counter()
+        scores = self._scored(pruning, cell, recipe)
+        scored = time.perf_counter()
+        result = pruning.run(recipe, scores=scores)
         return Pruned(
             cell=cell,
             variant=Variant(result.model, result.slices),
@@ -191,17 +194,13 @@ class Workbench:
             for (pruned, accuracy), latency in zip(tested, latencies, strict=True)
         ]
 
-    def _scored(self, pruning: Pruning, cell: CellParameters, measure: Measure) -> dict[str, Tensor] | None:
+    def _scored(self, pruning: Pruning, cell: CellParameters, recipe: Recipe) -> dict[str, Tensor] | None:
         """The dense network's scores, computed once a measure; None where they depend on more than measure and calibration."""
-        amount_counts = type(measure).__module__.partition(".")[0] != "mlprank" or (
-            isinstance(measure, ModifiedPageRank) and measure.z_importance
-        )
-        on_pruned = getattr(measure, "on_pruned", False) and cell.graph == "dag" and cell.method == "local"
-        if amount_counts or on_pruned:
+        if recipe.scores_by_amount or recipe.scores_on_pruned:
             return None
         key = (cell.measure, str(sorted(cell.measure_args.items())))
         if key not in self._scores:
-            self._scores[key] = pruning.scores(measure, {})
+            self._scores[key] = pruning.scores(recipe, amounts={})
         return self._scores[key]
 
     def _counted(self, result: PruningResult) -> Costs:

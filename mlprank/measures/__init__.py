@@ -15,17 +15,7 @@ from mlprank.measures.reconstruction import Reconstruction
 from mlprank.measures.record import LayerRecord, Measure, Reader
 from mlprank.measures.wanda import Wanda
 from mlprank.measures.weighted_pagerank import WeightedPageRank
-from mlprank.utils.registry import find
-
-MEASURES: dict[str, type[Any]] = {
-    "weighted_pagerank": WeightedPageRank,
-    "modified_pagerank": ModifiedPageRank,
-    "random": Random,
-    "norm": Norm,
-    "activation": Activation,
-    "wanda": Wanda,
-    "reconstruction": Reconstruction,
-}
+from mlprank.utils.registry import Registry
 
 PUBLISHED_MEASURES: dict[str, str] = {
     "WeightedPageRank": "weighted_pagerank",
@@ -35,58 +25,43 @@ PUBLISHED_MEASURES: dict[str, str] = {
     "ChannelActivation": "activation",
     "ChannelWandA": "wanda",
 }
+"""The thesis's names, and ours for the same measures."""
+
+MEASURES = Registry(
+    "measure",
+    Measure,
+    {
+        "weighted_pagerank": WeightedPageRank,
+        "modified_pagerank": ModifiedPageRank,
+        "random": Random,
+        "norm": Norm,
+        "activation": Activation,
+        "wanda": Wanda,
+        "reconstruction": Reconstruction,
+    },
+    {name: (short, {}) for name, short in PUBLISHED_MEASURES.items()},
+)
 
 
 def register_measure(name: str, cls: type[Any]) -> None:
-    """Make a measure known by a name, for YAML, the command line and `get_measure`.
+    """Make a measure known by a name, for Python, YAML and the command line; see `Registry.register`.
 
-    Args:
-        name: Its short name, not yet taken.
-        cls: A class whose instances are measures.
-
-    Raises:
-        TypeError: If `cls` is not a class, or its instances cannot be called.
-        ValueError: If the name is empty or belongs to another class.
+    Example:
+        >>> from mlprank.measures import Norm, register_measure
+        >>> register_measure("norm", Norm)  # a name keeps its class
     """
-    if not isinstance(cls, type) or "__call__" not in dir(cls):
-        raise TypeError(f'measure "{name}": {cls!r} is not a class with a __call__(layer) method')
-    if not name:
-        raise ValueError(f"the name of the measure {cls.__name__} is empty; give it a short name")
-    taken = MEASURES.get(name) or MEASURES.get(PUBLISHED_MEASURES.get(name, ""))
-    if taken is not None and taken is not cls:
-        raise ValueError(f'measure name "{name}" is taken by {taken.__name__}; choose another')
-    MEASURES[name] = cls
-
-
-def published_measures() -> dict[str, tuple[str, dict[str, Any]]]:
-    """The thesis's names as `mlprank.utils.registry` reads them: short name and usual parameters."""
-    return {name: (short, {}) for name, short in PUBLISHED_MEASURES.items()}
+    MEASURES.register(name, cls)
 
 
 def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parameters: Any) -> Measure:
-    """Return a measure by name, by class or as it is.
+    """Return a measure by name, dotted path, description, class or as it is; see `Registry.find`.
 
-    Args:
-        measure: A short name, a name of the thesis, a class, a description as YAML has it (see
-            `mlprank.utils.registry.find`), or an instance or function, which is returned as it is.
-        **parameters: Parameters of the measure, for a name or a class.
-
-    Returns:
-        The measure.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
-            beside an instance.
+    Example:
+        >>> from mlprank.measures import get_measure
+        >>> get_measure("norm", p=2)
+        Norm(p=2)
     """
-    found: Measure = find(
-        "measure",
-        measure,
-        parameters,
-        registry=MEASURES,
-        published=published_measures(),
-        is_one=lambda one: isinstance(one, Measure),
-    )
+    found: Measure = MEASURES.find(measure, **parameters)
     return found
 
 

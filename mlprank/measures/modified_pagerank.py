@@ -62,6 +62,11 @@ class ModifiedPageRank:
         if not isinstance(self.z_importance, bool):
             raise TypeError(f"ModifiedPageRank: z_importance={self.z_importance!r} must be True or False")
 
+    @property
+    def reads_amount(self) -> bool:
+        """Whether scores depend on the amount."""
+        return self.z_importance
+
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `modified_pagerank`."""
         ignored = int(layer.amount * layer.previous.numel()) if self.z_importance else 0

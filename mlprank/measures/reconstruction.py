@@ -170,7 +170,7 @@ class Reconstruction:
         ValueError: On a call, if a reader's shapes do not fit or hold NaN; the message names the layer.
     """
 
-    on_pruned: ClassVar[bool] = True
+    reads_pruned: ClassVar[bool] = True
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `reconstruction`."""

@@ -79,8 +79,9 @@ class LayerRecord:
 class Measure(Protocol):
     """Anything that turns a layer's record into scores.
 
-    A measure that must see the already pruned network below also carries the class attribute
-    ``on_pruned: ClassVar[bool] = True``; without it, every layer is ranked on the dense network.
+    A measure says by two attributes, both False where they are missing, what else its scores depend on:
+    ``reads_pruned``, whether it must see the network already pruned below a layer, and ``reads_amount``, whether it
+    looks at `LayerRecord.amount` (a measure of another package that does not say is asked anew for every amount).
     """
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:

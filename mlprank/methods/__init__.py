@@ -10,43 +10,37 @@ from typing import Any
 from mlprank.methods.global_ import Global
 from mlprank.methods.local import Local
 from mlprank.methods.selection import Method
-from mlprank.utils.registry import find
+from mlprank.utils.registry import Registry
 
-METHODS: dict[str, type[Any]] = {"local": Local, "global": Global}
+METHODS = Registry(
+    "method",
+    Method,
+    {"local": Local, "global": Global},
+    # The thesis compares scores of different layers as they are.
+    {"Local": ("local", {}), "Global": ("global", {"normalise": "none"})},
+)
 
-# The thesis compares scores of different layers as they are.
-PUBLISHED_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Local": ("local", {}),
-    "Global": ("global", {"normalise": "none"}),
-}
+
+def register_method(name: str, cls: type[Any]) -> None:
+    """Make a method known by a name, for Python, YAML and the command line; see `Registry.register`.
+
+    Example:
+        >>> from mlprank.methods import Local, register_method
+        >>> register_method("local", Local)  # a name keeps its class
+    """
+    METHODS.register(name, cls)
 
 
 def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameters: Any) -> Method:
-    """Return a method by name, by class or as it is.
+    """Return a method by name (``"Global"``, the thesis's, does not normalise), dotted path, description, class or as it is.
 
-    Args:
-        method: A short name, a name of the thesis (``"Global"`` then compares scores as published, without width
-            normalisation), a class, a description as YAML has it (see
-            `mlprank.utils.registry.find`), or an instance or function, which is returned as it is.
-        **parameters: Parameters of the method, for a name or a class.
-
-    Returns:
-        The method.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
-            beside an instance.
+    Example:
+        >>> from mlprank.methods import get_method
+        >>> get_method("Global")
+        Global(normalise='none')
     """
-    found: Method = find(
-        "method",
-        method,
-        parameters,
-        registry=METHODS,
-        published=PUBLISHED_METHODS,
-        is_one=lambda one: isinstance(one, Method),
-    )
+    found: Method = METHODS.find(method, **parameters)
     return found
 
 
-__all__ = ["METHODS", "PUBLISHED_METHODS", "Global", "Local", "Method", "get_method"]
+__all__ = ["METHODS", "Global", "Local", "Method", "get_method", "register_method"]

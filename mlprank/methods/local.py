@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,6 +16,8 @@ class Local:
 
     Rounding is Python's: a half goes to the even number. Of equal scores the lower index goes first.
     """
+
+    layer_by_layer: ClassVar[bool] = True
 
     def __call__(
         self,

@@ -10,7 +10,11 @@ from torch import Tensor
 
 @runtime_checkable
 class Method(Protocol):
-    """Anything that turns scores into masks."""
+    """Anything that turns scores into masks.
+
+    A method that chooses in every layer by that layer's scores alone says so by the attribute ``layer_by_layer = True``;
+    measures with ``reads_pruned`` then rank a layer after the layers below it have been pruned.
+    """
 
     def __call__(
         self,

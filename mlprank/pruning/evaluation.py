@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mlprank.calibration.data import own
 from mlprank.costs.metrics import Latency, ModelMetrics, measure_latency, top_k_accuracy
 from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.result import PruningResult
 
 LATENCY_BATCH = 64
@@ -105,9 +106,7 @@ def prune_amounts(
     calibration: Any,
     *,
     amounts: Sequence[float | Mapping[str, float]],
-    graph: str,
-    num_samples: int | None,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     labelled: Iterable[Sequence[Tensor]] | None,
     split: str | None,
     dense: nn.Module | None = None,
@@ -119,9 +118,7 @@ def prune_amounts(
         network: The network; left untouched.
         calibration: As for `mlprank.prune`.
         amounts: The amounts, each as for `mlprank.prune`.
-        graph: As for `mlprank.prune`.
-        num_samples: Read at most this many calibration samples.
-        recipe: The other arguments of `mlprank.prune`.
+        recipe: All other choices.
         labelled: Pairs of inputs and labels to measure accuracy on, or None.
         split: What to call them.
         dense: The network before any pruning, to measure its accuracy, where `network` has been pruned and trained on already.
@@ -130,7 +127,7 @@ def prune_amounts(
     Returns:
         One evaluation for each amount.
     """
-    pruning = Pruning(network, calibration, graph=graph, num_samples=num_samples, reduce=reduce)
+    pruning = Pruning(network, calibration, recipe, reduce=reduce)
     dense_top_k = None if labelled is None else _accuracy(dense or network, labelled, reduce=reduce)
-    results = [pruning.run(amount=amount, **recipe) for amount in amounts]
+    results = [pruning.run(amount=amount) for amount in amounts]
     return [evaluate(result, labelled, split=split, dense_top_k=dense_top_k, reduce=reduce) for result in results]

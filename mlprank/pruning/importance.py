@@ -70,7 +70,7 @@ def score_layers(
 def score_group(
     graph: Graph, state: State, norms: Norms, group: Group, *, measure: Measure, readers: tuple[Reader, ...]
 ) -> dict[str, Tensor]:
-    """Score one group on a network that is already pruned below it, for measures that ask for that (`on_pruned`).
+    """Score one group on a network that is already pruned below it, for measures that ask for that (`reads_pruned`).
 
     Args:
         graph: The network's graph.

@@ -9,8 +9,9 @@ from typing import Protocol
 from torch import Tensor
 
 from mlprank.calibration.statistics import Norms, PooledMoments
-from mlprank.compensation import Regression, regress, zero_rows
+from mlprank.compensation import Regression, get_compensation, regress, zero_rows
 from mlprank.graph.records import Graph, Group, Layer, State
+from mlprank.measures import get_measure
 from mlprank.pruning.importance import readers_of, score_group
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.selection import Selection
@@ -69,6 +70,7 @@ class MaskedWeights:
         moments: MeasuresMoments,
     ) -> None:
         self.graph, self.state, self.recipe, self.selection = graph, state, recipe, selection
+        self.compensation = get_compensation(recipe.compensation)
         self.removable, self.norms, self.moments = removable, norms, moments
         self.masks: dict[str, Tensor] = {}
         self.held_back: dict[str, int] = {}
@@ -81,7 +83,7 @@ class MaskedWeights:
         return self._finished(scores)
 
     def from_pruned(self) -> Masked:
-        """Score every group when everything below it has been pruned, for measures that ask for that (`on_pruned`)."""
+        """Score every group when everything below it has been pruned, for measures that ask for that (`reads_pruned`)."""
         scores: dict[str, Tensor] = {}
         for group, readers in self._steps():
             if group.name not in scores:
@@ -111,10 +113,12 @@ class MaskedWeights:
     def _score(self, group: Group) -> dict[str, Tensor]:
         moments = self.moments(self.state, self.graph.readers_of(group))
         readers = readers_of(self.graph, self.state, group, moments)
-        scores = score_group(self.graph, self.state, self.norms, group, measure=self.recipe.measure, readers=readers)
+        scores = score_group(
+            self.graph, self.state, self.norms, group, measure=get_measure(self.recipe.measure), readers=readers
+        )
         masks = self._mask({name: scores[name] for name in group.layers})
-        if not isinstance(self.recipe.compensation, Regression):
-            self.state = zero_rows(self.graph, self.state, masks, keeps_bias=self.recipe.compensation.keeps_bias)
+        if not isinstance(self.compensation, Regression):
+            self.state = zero_rows(self.graph, self.state, masks, keeps_bias=self.compensation.keeps_bias)
         return scores
 
     def _mask(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +132,7 @@ class MaskedWeights:
         return masks
 
     def _compensate(self, group: Group, readers: tuple[Layer, ...]) -> None:
-        by = self.recipe.compensation
+        by = self.compensation
         mask = self.masks.get(group.name)
         if mask is None or group.whole is not None or not isinstance(by, Regression) or bool(mask.all()):
             return
@@ -136,5 +140,5 @@ class MaskedWeights:
         self.state = regress(self.state, readers, mask, moments, by=by)
 
     def _finished(self, scores: Mapping[str, Tensor]) -> Masked:
-        state = zero_rows(self.graph, self.state, self.masks, keeps_bias=self.recipe.compensation.keeps_bias)
+        state = zero_rows(self.graph, self.state, self.masks, keeps_bias=self.compensation.keeps_bias)
         return Masked(scores, self.masks, self.held_back, state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,16 +18,15 @@ from mlprank.calibration.statistics import (
     measure_moments,
     measure_norms,
 )
-from mlprank.compensation import Compensation, Regression, get_compensation, zero_rows, zeroed_parameters
+from mlprank.compensation import Regression, get_compensation, zero_rows, zeroed_parameters
 from mlprank.graph.records import Graph, Group, Layer, State
 from mlprank.graph.trace import trace
-from mlprank.measures import Measure, Reader, get_measure
-from mlprank.methods import Method, get_method
+from mlprank.measures import Reader, get_measure
 from mlprank.pruning.importance import readers_of, score_layers
 from mlprank.pruning.masked_weights import MaskedWeights
-from mlprank.pruning.recipe import Recipe
+from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.result import PruningResult
-from mlprank.pruning.selection import Selection, amounts_by_name, check_amount, select
+from mlprank.pruning.selection import Selection, amounts_by_name, select
 from mlprank.pruning.self_check import check_agreement
 from mlprank.surgery.copies import is_plain, plain_copy
 from mlprank.surgery.masks import masked_rows
@@ -35,72 +34,44 @@ from mlprank.surgery.narrow import network_state, plan_removal, removable_neuron
 from mlprank.utils.modules import device_of
 
 
-def prune(
-    model: nn.Module,
-    calibration: Any,
-    *,
-    amount: float | Mapping[str, float] = 0.5,
-    measure: str | Measure = "weighted_pagerank",
-    method: str | Method = "local",
-    compensation: str | Compensation = "least_squares",
-    graph: str = "dag",
-    protect_output: bool = True,
-    protect: Sequence[str] = (),
-    min_neurons: int = 1,
-    round_to: int = 1,
-) -> PruningResult:
+@takes_recipe
+def prune(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fields: Any) -> PruningResult:
     """Take the least central neurons out of a network.
 
     Args:
-        model: A network of one input, or a LightningModule; left untouched. Neurons that torch's pruning masks (`torch.nn.utils.prune`)
-            keep at zero count as pruned, and stay so.
+        model: A network of one input, or a LightningModule; left untouched. Neurons that torch's pruning masks
+            (`torch.nn.utils.prune`) keep at zero count as pruned, and stay so.
         calibration: A batch of inputs, shape (N, ...), an iterable of batches, a DataLoader or a LightningDataModule.
-        amount: The share of neurons to remove, in [0, 1), for all layers or by layer name (`*` and `[2-5]` match as in file names; layers
-            that no name matches stay whole).
-        measure: What scores neurons: a name of `mlprank.measures.MEASURES` or an instance.
-        method: What turns scores into masks: "local", "global", or an instance.
-        compensation: What a pruned neuron leaves behind: "constant", "zero", "mean", "least_squares", or an instance.
-        graph: "dag", the true graph of neurons, or "chain", the published reading.
-        protect_output: Keep every output neuron. Otherwise rows of the output layer are zeroed, not removed, as published.
-        protect: Names of layers to keep whole, matched like those of `amount`.
-        min_neurons: At least so many neurons stay in every layer.
-        round_to: The number of kept neurons becomes a multiple of this, where the layer is wide enough.
+        recipe: All choices in one record; those below that are given change it.
+        **fields: The fields of `Recipe`, by name.
 
     Returns:
         The narrow network, the masked one, scores, masks and the report. Both networks agree on the calibration batch.
 
     Raises:
         TypeError: If the network or the data are of a kind that cannot be pruned.
-        ValueError: If an argument is out of range, nothing can be pruned, or the narrow network does not compute what the masked one does.
+        ValueError: If an argument is out of range, nothing can be pruned, or the narrow network does not compute what
+            the masked one does.
+
+    Example:
+        >>> import mlprank, torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> mlprank.prune(network, torch.randn(64, 8), amount=0.25).model[0].out_features
+        12
     """
-    return Pruning(model, calibration, graph=graph).run(
-        amount=amount,
-        measure=measure,
-        method=method,
-        compensation=compensation,
-        protect_output=protect_output,
-        protect=protect,
-        min_neurons=min_neurons,
-        round_to=round_to,
-    )
+    return Pruning(model, calibration, recipe, **fields).run()
 
 
-def score(
-    model: nn.Module,
-    calibration: Any,
-    *,
-    measure: str | Measure = "weighted_pagerank",
-    graph: str = "dag",
-    amount: float | Mapping[str, float] = 0.0,
-) -> dict[str, Tensor]:
+@takes_recipe
+def score(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fields: Any) -> dict[str, Tensor]:
     """Score every neuron of a network.
 
     Args:
         model: As for `prune`; left untouched.
         calibration: As for `prune`.
-        measure: As for `prune`.
-        graph: As for `prune`.
-        amount: For measures that look at it (`modified_pagerank` with `z_importance`).
+        recipe: All choices in one record; those below that are given change it. Scores depend on `measure`, `graph`, the
+            calibration data and, for measures that look at it (`modified_pagerank` with `z_importance`), on `amount`.
+        **fields: The fields of `Recipe`, by name.
 
     Returns:
         For every linear layer in forward order, shape (n_out,), non-negative with sum 1; larger means keep.
@@ -108,11 +79,14 @@ def score(
     Raises:
         TypeError: As `prune`.
         ValueError: As `prune`.
+
+    Example:
+        >>> import mlprank, torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> [tuple(scores.shape) for scores in mlprank.score(network, torch.randn(64, 8)).values()]
+        [(16,), (2,)]
     """
-    pruning = Pruning(model, calibration, graph=graph)
-    check_amount(amount)
-    names = [layer.name for layer in pruning.graph.layers]
-    return pruning.scores(get_measure(measure), amounts_by_name(amount, names))
+    return Pruning(model, calibration, recipe, **({"amount": 0.0, **fields} if recipe is None else fields)).scores()
 
 
 class Pruning:
@@ -121,39 +95,53 @@ class Pruning:
     Args:
         model: As for `prune`.
         calibration: As for `prune`.
-        graph: As for `prune`.
-        num_samples: Read at most this many calibration samples.
+        recipe: As for `prune`; what `run` and `scores` go by unless they are told otherwise.
         reduce: Sums a tensor over processes, where several of them calibrate together.
         traced: The `Pruning.graph` of a network of the same class and sizes, which saves reading this one again.
+
+    Example:
+        >>> import mlprank, torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> pruning = mlprank.Pruning(network, torch.randn(64, 8), round_to=4)
+        >>> [pruning.run(amount=amount).model[0].out_features for amount in (0.25, 0.7)]
+        [12, 8]
     """
 
+    @takes_recipe
     def __init__(
         self,
         model: nn.Module,
         calibration: Any,
+        recipe: Recipe | None = None,
         *,
-        graph: str = "dag",
-        num_samples: int | None = None,
         reduce: Callable[[Tensor], Tensor] = own,
         traced: Graph | None = None,
+        **fields: Any,
     ) -> None:
-        if graph not in ("dag", "chain"):
-            raise ValueError(f'graph="{graph}" is unknown; choose "dag" or "chain"')
+        self.recipe = make_recipe(recipe, fields)
         inner = unwrap(model)
         self.model = inner if is_plain(inner) else plain_copy(inner)
-        self.chain = graph == "chain"
         self.calibration = Calibration(
-            calibration, device=device_of(self.model), num_samples=num_samples, reduce=reduce
+            calibration,
+            device=device_of(self.model),
+            num_samples=self.recipe.num_samples,
+            seed=self.recipe.seed,
+            reduce=reduce,
         )
         self.graph = trace(self.model, self.calibration.example) if traced is None else traced
         self.state: State = network_state(self.model)
         rows = masked_rows(inner)
         self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
 
+    def norms(self, *, chain: bool) -> Norms:
+        """Norms of the dense network on the calibration data; each reading's are measured once."""
+        if chain not in self._known_norms:
+            self._known_norms[chain] = measure_norms(self.graph, self.state, self.calibration, chain=chain)
+        return self._known_norms[chain]
+
     @cached_property
-    def norms(self) -> Norms:
-        """Norms of the dense network on the calibration data; measured once."""
-        return measure_norms(self.graph, self.state, self.calibration, chain=self.chain)
+    def _known_norms(self) -> dict[bool, Norms]:
+        return {}
 
     def moments(self, state: State, readers: Iterable[Layer]) -> PooledMoments:
         """Measure moments of what layers read, with the given weights; those of the dense network only once."""
@@ -167,74 +155,78 @@ class Pruning:
     def _dense_moments(self) -> dict[tuple[str, ...], Moments]:
         return {}
 
-    def scores(self, measure: Measure, amounts: Mapping[str, float]) -> dict[str, Tensor]:
-        """Score every layer of the dense network, as `mlprank.score` does."""
+    @takes_recipe
+    def scores(
+        self, recipe: Recipe | None = None, *, amounts: Mapping[str, float] | None = None, **fields: Any
+    ) -> dict[str, Tensor]:
+        """Score every layer of the dense network, as `mlprank.score` does.
+
+        Args:
+            recipe: All choices in one record, the one this was made with by default; those below that are given change it.
+            amounts: The amount of every layer, where it has been worked out already.
+            **fields: The fields of `Recipe`, by name.
+        """
+        recipe = make_recipe(recipe or self.recipe, fields)
+        if amounts is None:
+            amounts = amounts_by_name(recipe.amount, [layer.name for layer in self.graph.layers])
 
         def readers(group: Group) -> tuple[Reader, ...]:
             moments = self.moments(self.state, self.graph.readers_of(group))
             return readers_of(self.graph, self.state, group, moments)
 
         return score_layers(
-            self.graph, self.state, self.norms, measure=measure, amounts=amounts, readers=readers, chain=self.chain
+            self.graph,
+            self.state,
+            self.norms(chain=recipe.chain),
+            measure=get_measure(recipe.measure),
+            amounts=amounts,
+            readers=readers,
+            chain=recipe.chain,
         )
 
+    @takes_recipe
     def run(
-        self,
-        *,
-        amount: float | Mapping[str, float] = 0.5,
-        measure: str | Measure = "weighted_pagerank",
-        method: str | Method = "local",
-        compensation: str | Compensation = "least_squares",
-        protect_output: bool = True,
-        protect: Sequence[str] = (),
-        min_neurons: int = 1,
-        round_to: int = 1,
-        scores: Mapping[str, Tensor] | None = None,
+        self, recipe: Recipe | None = None, *, scores: Mapping[str, Tensor] | None = None, **fields: Any
     ) -> PruningResult:
-        """Prune in one way; the arguments are those of `prune`.
+        """Prune in one way.
 
-        `scores` are what `Pruning.scores` gave for the same measure, where they are at hand; a measure that must see the pruned network
-        below a layer scores anew.
+        Args:
+            recipe: All choices in one record, the one this was made with by default; those below that are given change
+                it. Calibration samples have been chosen already.
+            scores: What `Pruning.scores` gave for the same measure, where they are at hand; a measure that must see the
+                pruned network below a layer scores anew.
+            **fields: The fields of `Recipe`, by name.
         """
-        recipe = Recipe(
-            amount=amount,
-            measure=get_measure(measure),
-            method=get_method(method),
-            compensation=get_compensation(compensation),
-            chain=self.chain,
-            protect_output=protect_output,
-            protect=tuple(protect),
-            min_neurons=min_neurons,
-            round_to=round_to,
-        )
+        recipe = make_recipe(recipe or self.recipe, fields)
+        compensation = get_compensation(recipe.compensation)
         selection = select(
             self.graph,
-            amount=amount,
-            protect=protect,
-            protect_output=protect_output,
-            chain=self.chain,
+            amount=recipe.amount,
+            protect=recipe.protect,
+            protect_output=recipe.protect_output,
+            chain=recipe.chain,
             already=self.already,
         )
         constants = self._constants(recipe, selection)
-        folds = not isinstance(recipe.compensation, Regression)
+        folds = not isinstance(compensation, Regression)
         weights = MaskedWeights(
             self.graph,
             self.state,
             recipe=recipe,
             selection=selection,
             removable=removable_neurons(self.graph, constants, folds=folds),
-            norms=self.norms,
+            norms=self.norms(chain=recipe.chain),
             moments=self.moments,
         )
         amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
         if recipe.scores_on_pruned:
             made = weights.from_pruned()
         else:
-            made = weights.from_scores(self.scores(recipe.measure, amounts) if scores is None else scores)
+            made = weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
         masked = with_state(self.model, made.state)
         removal = plan_removal(self.graph, made.state, made.masks, constants if folds else None)
         narrow = with_state(self.model, removal.state)
-        keeps_bias = recipe.compensation.keeps_bias
+        keeps_bias = compensation.keeps_bias
         return PruningResult(
             model=narrow,
             masked=masked,
@@ -253,22 +245,23 @@ class Pruning:
 
     def _constants(self, recipe: Recipe, selection: Selection) -> State:
         """What zeroed neurons send on."""
+        compensation = get_compensation(recipe.compensation)
         tied = [
             group for group in self.graph.groups if len(group.layers) > 1 and set(group.layers) & set(selection.units)
         ]
-        if isinstance(recipe.compensation, Regression) and self.chain and tied:
+        if isinstance(compensation, Regression) and recipe.chain and tied:
             raise ValueError(
                 f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons; there'
                 ' compensation="constant" and "zero" are defined, or use graph="dag"'
             )
         layers = tuple(name for unit in selection.units.values() for name in unit)
-        kind = (layers, recipe.compensation.keeps_bias)
+        kind = (layers, compensation.keeps_bias)
         if kind not in self._known_constants:
             none = {
                 name: torch.zeros_like(self.state[self.graph.by_name[name].weight][:, 0], dtype=torch.bool)
                 for name in layers
             }
-            emptied = zero_rows(self.graph, self.state, none, keeps_bias=recipe.compensation.keeps_bias)
+            emptied = zero_rows(self.graph, self.state, none, keeps_bias=compensation.keeps_bias)
             self._known_constants[kind] = measure_constants(self.graph, emptied, self.calibration)
         return self._known_constants[kind]
 

@@ -1,48 +1,105 @@
-"""How a network is pruned: every choice in one frozen record, and as plain types for a file."""
+"""How a network is pruned: every choice in one frozen record, checked once, and as plain types for a file."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from mlprank.compensation import COMPENSATIONS, Compensation
 from mlprank.measures import MEASURES, Measure
-from mlprank.methods import METHODS, Local, Method
-from mlprank.pruning.selection import Selection
+from mlprank.methods import METHODS, Method
+from mlprank.pruning.selection import Selection, check_amount
 
 _LEAST = 1e-300
 """A score above 0 that changes no other score in float64."""
 
+_PARTS = {"measure": MEASURES, "method": METHODS, "compensation": COMPENSATIONS}
+"""The fields that hold something callable, and where its names are looked up."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """The choices of one pruning; see `mlprank.prune` for what they mean."""
+    """How a network is pruned. Every way to prune takes these fields, with these defaults.
 
-    amount: float | Mapping[str, float]
-    measure: Measure
-    method: Method
-    compensation: Compensation
-    chain: bool
-    protect_output: bool
-    protect: tuple[str, ...]
-    min_neurons: int
-    round_to: int
+    Attributes:
+        amount: The share of neurons to remove, in [0, 1), for all layers or by layer name (`*` and `[2-5]` match as in
+            file names; layers that no name matches stay whole).
+        measure: What scores neurons: weighted_pagerank, modified_pagerank, random, norm, activation, wanda,
+            reconstruction; with parameters as in {name: norm, p: 2}; a dotted path; or an instance.
+        method: What turns scores into masks: local, global, a dotted path, or an instance.
+        compensation: What a pruned neuron leaves behind: constant, zero, mean, least_squares, a dotted path, or an
+            instance.
+        graph: "dag", the true graph of neurons, or "chain", the published reading.
+        protect_output: Keep every output neuron. Otherwise rows of the output layer are zeroed, not removed, as
+            published.
+        protect: Names of layers to keep whole, matched like those of `amount`.
+        min_neurons: At least so many neurons stay in every layer.
+        round_to: The number of kept neurons becomes a multiple of this, where the layer is wide enough.
+        num_samples: Number of calibration samples to read; None for all of them.
+        seed: Seed of their draw, where a data module draws them.
+
+    Raises:
+        TypeError: If a measure, method or compensation is none.
+        ValueError: If a field is out of range or a name unknown.
+
+    Example:
+        >>> Recipe(amount=0.7, measure={"name": "norm", "p": 2}).measure
+        Norm(p=2)
+        >>> Recipe(round_to=8).plain()["round_to"]
+        8
+    """
+
+    amount: float | Mapping[str, float] = 0.5
+    measure: str | dict[str, Any] | Measure = "weighted_pagerank"
+    method: str | dict[str, Any] | Method = "local"
+    compensation: str | dict[str, Any] | Compensation = "least_squares"
+    graph: Literal["dag", "chain"] = "dag"
+    protect_output: bool = True
+    protect: Sequence[str] = ()
+    min_neurons: int = 1
+    round_to: int = 1
+    num_samples: int | None = 1024
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for argument in ("min_neurons", "round_to"):
-            value = getattr(self, argument)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{argument}={value!r} must be a whole number of at least 1")
+        check_amount(self.amount)
+        for name, registry in _PARTS.items():
+            object.__setattr__(self, name, registry.find(getattr(self, name)))
+        if self.graph not in ("dag", "chain"):
+            raise ValueError(f'graph="{self.graph}" is unknown; choose "dag" or "chain"')
+        if isinstance(self.protect, str):
+            raise ValueError(f'protect="{self.protect}" is one name; give a list of names')
+        object.__setattr__(self, "protect", tuple(self.protect))
+        for name, least in (("min_neurons", 1), ("round_to", 1), ("num_samples", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is None and name == "num_samples":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+    @property
+    def chain(self) -> bool:
+        """Whether the network is read as a chain of linear layers, as published."""
+        return self.graph == "chain"
 
     @property
     def scores_on_pruned(self) -> bool:
         """Whether a group is scored after the groups below it have been pruned."""
-        return bool(getattr(self.measure, "on_pruned", False)) and isinstance(self.method, Local) and not self.chain
+        reads = bool(getattr(self.measure, "reads_pruned", False))
+        return reads and bool(getattr(self.method, "layer_by_layer", False)) and not self.chain
+
+    @property
+    def scores_by_amount(self) -> bool:
+        """Whether scores depend on the amount; where a measure does not say, those of other packages may."""
+        ours = type(self.measure).__module__.partition(".")[0] == "mlprank"
+        return bool(getattr(self.measure, "reads_amount", not ours))
 
     def masks(self, selection: Selection, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the masks of every selected layer that is scored, shape (n_out,), True for kept neurons."""
@@ -50,24 +107,15 @@ class Recipe:
             unit: _pruned_first(scores[unit], selection.already.get(unit)) for unit in selection.units if unit in scores
         }
         amounts = {unit: selection.amounts[unit] for unit in units}
-        chosen = self.method(units, amounts, min_neurons=self.min_neurons, round_to=self.round_to) if units else {}
+        method: Method = METHODS.find(self.method)
+        chosen = method(units, amounts, min_neurons=self.min_neurons, round_to=self.round_to) if units else {}
         for unit, left in selection.already.items():
             chosen.update({unit: chosen[unit] & left.to(chosen[unit].device)} if unit in chosen else {})
         return {name: mask for unit, mask in chosen.items() for name in selection.units[unit]}
 
     def plain(self) -> dict[str, Any]:
-        """Return the choices as plain types, short names where there are some."""
-        return {
-            "amount": dict(self.amount) if isinstance(self.amount, Mapping) else self.amount,
-            "measure": _described(self.measure, MEASURES),
-            "method": _described(self.method, METHODS),
-            "compensation": _described(self.compensation, COMPENSATIONS),
-            "graph": "chain" if self.chain else "dag",
-            "protect_output": self.protect_output,
-            "protect": list(self.protect),
-            "min_neurons": self.min_neurons,
-            "round_to": self.round_to,
-        }
+        """Return the fields as plain types; `Recipe(**plain)` is the same recipe."""
+        return {field.name: _plain(field.name, getattr(self, field.name)) for field in fields(self)}
 
 
 def _pruned_first(scores: Tensor, left: Tensor | None) -> Tensor:
@@ -75,12 +123,84 @@ def _pruned_first(scores: Tensor, left: Tensor | None) -> Tensor:
     return scores if left is None else torch.where(left.to(scores.device), scores.double() + _LEAST, 0.0)
 
 
-def _described(part: object, names: Mapping[str, type[Any]]) -> dict[str, Any]:
-    """Name and parameters of a measure, method or compensation."""
-    cls = type(part)
-    name = next(
-        (short for short, registered in names.items() if registered is cls), f"{cls.__module__}.{cls.__qualname__}"
-    )
-    parameters = dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else {}
-    plain = {key: value for key, value in parameters.items() if isinstance(value, (bool, int, float, str, type(None)))}
-    return {"name": name, **plain}
+def _plain(name: str, value: Any) -> Any:
+    """A field's value as plain types: measures, methods and compensations by name and parameters."""
+    if name in _PARTS:
+        return _PARTS[name].describe(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def make_recipe(recipe: Recipe | None, given: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with some fields changed.
+
+    Args:
+        recipe: The recipe; None for the defaults.
+        given: The fields to change, by name.
+
+    Raises:
+        TypeError: If there is no such field, or `recipe` is not a recipe.
+
+    Example:
+        >>> make_recipe(Recipe(amount=0.7), {"round_to": 8}).amount
+        0.7
+    """
+    known = {field.name for field in fields(Recipe)}
+    if unknown := sorted(set(given) - known):
+        raise TypeError(f"{unknown[0]!r} is not a field of Recipe; the fields are {', '.join(sorted(known))}")
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is a {type(recipe).__name__}; give a mlprank.Recipe, or its fields by name")
+    return replace(recipe or Recipe(), **given)
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def takes_recipe(function: _Function) -> _Function:
+    """Show the fields of `Recipe` as keyword parameters in place of a function's `**fields`.
+
+    Signature, annotations and documentation (in place of the docstring's line on `**fields`) come from the one definition,
+    so that a field added to `Recipe` appears in every function and class that takes one. Fields that the
+    function names itself stay as they are.
+    """
+    hints = typing.get_type_hints(Recipe)
+    signature = inspect.signature(function, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Recipe)
+        if field.name not in signature.parameters
+    ]
+
+    @wraps(function)
+    def taking(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    taking.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    taking.__annotations__ = {**typing.get_type_hints(function), **{each.name: each.annotation for each in added}}
+    taking.__annotations__.pop("fields", None)
+    taking.__doc__ = document_fields(function.__doc__, skipped=set(signature.parameters))
+    del taking.__wrapped__  # what reads signatures shall not look behind this one
+    return typing.cast(_Function, taking)
+
+
+def document_fields(doc: str | None, *, skipped: set[str] | frozenset[str] = frozenset()) -> str | None:
+    """Put the descriptions of the recipe's fields in place of a docstring's line on `**fields`."""
+    line = next((line for line in (doc or "").splitlines() if line.strip().startswith("**fields:")), None)
+    if doc is None or line is None:
+        return doc
+    indent = line[: len(line) - len(line.lstrip())]
+    block = inspect.cleandoc(Recipe.__doc__ or "").split("Attributes:\n", 1)[1].split("\n\n", 1)[0]
+    entries: list[list[str]] = []
+    for text in block.splitlines():
+        if text.startswith("    ") and not text.startswith("     "):
+            entries.append([])
+        entries[-1].append(indent + text[4:])
+    shown = [entry for entry in entries if entry[0].strip().partition(":")[0] not in skipped]
+    return doc.replace(line, "\n".join("\n".join(entry) for entry in shown))
+
+
+__all__ = ["Recipe", "document_fields", "make_recipe", "takes_recipe"]

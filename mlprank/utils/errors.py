@@ -17,11 +17,22 @@ class OptionError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" with the nearest known word, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return "; did you mean …?" with the nearest known word, upper and lower case aside, or nothing where none is near.
+
+    Example:
+        >>> did_you_mean("fitt", ["fit", "test"])
+        "; did you mean 'fit'?"
+    """
+    lowered = {candidate.lower(): candidate for candidate in reversed(list(known))}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    return f"; did you mean {lowered[near[0]]!r}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without the full stop; its kind where it says nothing."""
+    r"""Return the first line of an error's message, without the full stop; its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("sizes differ.\nsee above"))
+        'sizes differ'
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

@@ -49,7 +49,7 @@ def test_pruning_costs_less_than_twice_a_copy_a_calibration_pass_and_the_scoring
 
         prune()
         copying, calibrating = processor_s(lambda: copy.deepcopy(network)), processor_s(calibrate)
-        scoring = processor_s(lambda: pruning.scores(WeightedPageRank(), {}))
+        scoring = processor_s(lambda: pruning.scores(measure=WeightedPageRank()))
         whole = processor_s(prune)
         benchmark.pedantic(prune, rounds=3)
     finally:

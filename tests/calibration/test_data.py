@@ -55,7 +55,7 @@ class DataModule:
     def __init__(self, *, own: bool) -> None:
         self.calls: list[str] = []
         if own:
-            self.calibration_dataloader = lambda: [(inputs(5), None)]
+            self.calibration_dataloader = lambda num_samples, seed: [(inputs(5), None)]
 
     def prepare_data(self) -> None:
         self.calls.append("prepare_data")

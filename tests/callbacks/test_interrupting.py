@@ -55,7 +55,7 @@ def test_an_interrupted_schedule_says_how_far_it_came_and_goes_on(tmp_path, capl
     assert pruned_rows(module) == {"net.0": 8, "net.2": 8, "net.4": 0}
 
 
-@pytest.mark.parametrize("place", ["save_file", "draw_pruning", "metrics_record"])
+@pytest.mark.parametrize("place", ["save_file", "write_chart", "metrics_record"])
 def test_interrupted_writing_leaves_no_file_of_the_pruning(tmp_path, caplog, monkeypatch, place):
     monkeypatch.setattr(mlprank.pruning.outputs, place, interrupt)
     module = Project()

@@ -23,7 +23,7 @@ def test_amounts_lie_in_0_to_1(amount):
     ("arguments", "message"),
     [
         ({"amount": []}, r"amount=\[\] holds no amount"),
-        ({"num_samples": 0}, "num_samples=0: calibration needs at least 1"),
+        ({"num_samples": 0}, "num_samples=0 must be a whole number of at least 1"),
         ({"apply": "cut"}, 'apply="cut" is unknown; choose "mask", "remove" or "none"'),
         ({"graph": "tree"}, 'graph="tree" is unknown'),
         ({"min_neurons": 0}, "min_neurons=0 must be a whole number"),

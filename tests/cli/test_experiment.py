@@ -107,8 +107,8 @@ def test_a_checkpoint_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("arguments", "message"),
     [
         (["--amount", "1.0"], r"amounts: 1.0 is not in [0, 1)"),
-        (["--measure-name", "ChanelNorm"], 'unknown measure "ChanelNorm"; did you mean "ChannelNorm"'),
-        (["--method-name", "Lokal"], 'unknown method "Lokal"; did you mean "local"'),
+        (["--measure-name", "ChanelNorm"], "unknown measure \"ChanelNorm\"; did you mean 'ChannelNorm'"),
+        (["--method-name", "Lokal"], "unknown method \"Lokal\"; did you mean 'local'"),
         (["--model-name", "TwoLayerMLPs@MNIST"], "model 'TwoLayerMLPs' is not one of"),
         (["--model-name", "TwoLayerMLP", "--dataset-name", "MNISTT"], "data set 'MNISTT' is not one of"),
         (["--measure-args", '{"ChannelWandA": {"p": 2}}'], "measure_args: 'ChannelWandA' is not in the grid"),

@@ -196,7 +196,7 @@ def test_compensations_are_found_by_name_and_bad_ones_are_named() -> None:
     assert get_compensation("zero") == Zero()
     assert get_compensation({"name": "least_squares", "ridge": 0.5}) == LeastSquares(ridge=0.5)
     assert get_compensation(LeastSquares(ridge=2.0)) == LeastSquares(ridge=2.0)
-    with pytest.raises(ValueError, match='unknown compensation "least_square"; did you mean "least_squares"'):
+    with pytest.raises(ValueError, match=r'unknown compensation "least_square"; did you mean .least_squares.'):
         get_compensation("least_square")
     for ridge in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"least_squares: ridge=.* must be a positive number"):

@@ -168,9 +168,9 @@ def test_scores_are_computed_once_a_measure_but_for_those_that_look_at_the_amoun
     loaded: list[object] = []
     scores, bench = Pruning.scores, Workbench.__init__
 
-    def counted(self, measure, amounts):  # type: ignore[no-untyped-def]
-        scored.append(type(measure).__name__ + str(getattr(measure, "z_importance", "")))
-        return scores(self, measure, amounts)
+    def counted(self, recipe, **rest):  # type: ignore[no-untyped-def]
+        scored.append(type(recipe.measure).__name__ + str(getattr(recipe.measure, "z_importance", "")))
+        return scores(self, recipe, **rest)
 
     def loads(self, *arguments, **options):  # type: ignore[no-untyped-def]
         loaded.append(arguments)

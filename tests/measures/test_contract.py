@@ -131,7 +131,7 @@ def test_a_weight_that_is_not_finite_is_an_error(name, value):
 
 
 def test_only_reconstruction_asks_for_the_pruned_network_below():
-    asking = [name for name, cls in MEASURES.items() if getattr(cls, "on_pruned", False)]
+    asking = [name for name, cls in MEASURES.items() if getattr(cls, "reads_pruned", False)]
     assert asking == ["reconstruction"]
 
 

@@ -85,7 +85,7 @@ def test_an_instance_and_a_function_are_returned_as_they_are():
 
 def test_unknown_name_lists_all_and_the_nearest():
     with pytest.raises(
-        ValueError, match='unknown measure "weighted_pagernk"; did you mean "weighted_pagerank"'
+        ValueError, match=r'unknown measure "weighted_pagernk"; did you mean .weighted_pagerank.'
     ) as error:
         get_measure("weighted_pagernk")
     assert all(name in str(error.value) for name in [*MEASURES, *PUBLISHED_MEASURES])
@@ -144,7 +144,7 @@ def test_a_class_that_cannot_be_called_is_not_a_measure(registry):
     class Mute:
         pass
 
-    with pytest.raises(TypeError, match=r'measure "mute": .* is not a class with a __call__'):
+    with pytest.raises(TypeError, match=r'measure "mute": .* is not a class with __call__'):
         register_measure("mute", Mute)
     with pytest.raises(TypeError, match='measure "made": Norm'):
         register_measure("made", Norm())

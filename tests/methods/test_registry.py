@@ -32,7 +32,7 @@ def test_an_instance_and_a_function_are_returned_as_they_are():
 
 def test_unknown_name_lists_all_and_the_nearest():
     with pytest.raises(
-        ValueError, match=r'unknown method "gloabl"; did you mean "global".*: local, global, Local, Global'
+        ValueError, match=r'unknown method "gloabl"; did you mean .global..*: local, global, Local, Global'
     ):
         get_method("gloabl")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlprank.measures import LayerRecord, ModifiedPageRank, Norm, WeightedPageRank, get_measure
+from mlprank.measures import LayerRecord, ModifiedPageRank, Norm, WeightedPageRank
 from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
 from mlprank.pruning.pipeline import Pruning, score
 from tests import reference
@@ -35,7 +35,7 @@ def check_chain_scores(network: nn.Module, x: Tensor) -> None:
     pruning = Pruning(network, list(x.split(24)), graph="chain")
     for name, measure in MEASURES.items():
         expected = reference.chain(name, layers, **PARAMETERS.get(name, {}))
-        got = pruning.scores(get_measure(measure), {})
+        got = pruning.scores(measure=measure, amounts={})
         assert list(got) == [call for call, _, _ in calls]
         for values, slow in zip(got.values(), expected, strict=True):
             np.testing.assert_allclose(double(values), slow, rtol=1e-5, atol=1e-9, err_msg=name)

@@ -77,4 +77,6 @@ def test_the_recipe_is_plain(result: PruningResult) -> None:
         "protect": [],
         "min_neurons": 1,
         "round_to": 1,
+        "num_samples": 1024,
+        "seed": 0,
     }
