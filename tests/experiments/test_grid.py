@@ -38,9 +38,9 @@ def test_a_name_twice_is_one_measure_and_two_arguments_are_two() -> None:
 
 
 def test_unknown_names_name_the_nearest() -> None:
-    with pytest.raises(ValueError, match=rr'unknown measure "WeigtedPageRank"; did you mean .WeightedPageRank.'):
+    with pytest.raises(ValueError, match=r'unknown measure "WeigtedPageRank"; did you mean .WeightedPageRank.'):
         cells_of(ExperimentConfig(measures=["WeigtedPageRank"]), [])
-    with pytest.raises(ValueError, match=rr'unknown method "Locale"; did you mean .local.'):
+    with pytest.raises(ValueError, match=r'unknown method "Locale"; did you mean .local.'):
         cells_of(ExperimentConfig(methods=["Locale"]), [])
     with pytest.raises(ValueError, match=r'unknown compensation "constnat"; did you mean .constant.'):
         cells_of(ExperimentConfig(compensations=["constnat"]), [])
