@@ -1,4 +1,4 @@
-.PHONY: test slow lint format types wheel ci bench
+.PHONY: test slow lint format types wheel docs ci bench
 
 test:
 	uv run pytest
@@ -12,6 +12,8 @@ types:
 	uv run mypy
 wheel:
 	uv run python tests/wheel.py
+docs:
+	uv run mkdocs build --strict
 bench:
 	uv run pytest tests/benchmarks --benchmark-only -m "" -n 0 -s
 ci:

@@ -73,6 +73,15 @@ def prune_mlp(
     Raises:
         FileNotFoundError: If there is no checkpoint or no data; the message names the command that makes it.
         ValueError: If a name is unknown or an argument out of range.
+
+    Example:
+        >>> import mlprank
+        >>> mlprank.prune_mlp("TwoLayerMLP", "MNIST", "Local", "ChannelNorm", 0.3, ".")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: checkpoint: no trained TwoLayerMLP on MNIST below runs/two_layer_mnist; train one by
+          mlprank fit --config configs/thesis/two_layer_mnist.yaml
+        or give checkpoint=...
     """
     network = _trained(model_name, dataset_name, Path(out_path), checkpoint).to(device)
     data = _datamodule(dataset_name, batch_size=batch_size, data_dir=data_dir)

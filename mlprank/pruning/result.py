@@ -55,6 +55,13 @@ class PruningResult:
         max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
         dense: The network that was given.
         example: One input, shape (1, ...).
+
+    Example:
+        >>> import mlprank, torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> result = mlprank.prune(network, torch.randn(64, 8), amount=0.25)
+        >>> result.widths, result.achieved
+        ({'0': (16, 12), '2': (2, 2)}, 0.25)
     """
 
     model: nn.Module
