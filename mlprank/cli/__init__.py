@@ -21,16 +21,10 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "fit": Command(
-        "mlprank.training.lightning_cli:main", "train a network; with a PruningCallback, prune it at the end"
-    ),
-    "validate": Command("mlprank.training.lightning_cli:main", "accuracy of a checkpoint on the validation split"),
-    "test": Command(
-        "mlprank.training.lightning_cli:main", "accuracy of a checkpoint, dense or pruned, on the test split"
-    ),
-    "predict": Command(
-        "mlprank.training.lightning_cli:main", "class and probability of every test image, as a CSV file"
-    ),
+    "fit": Command("mlprank.cli.fit:main", "train a network; with a PruningCallback, prune it at the end"),
+    "validate": Command("mlprank.cli.fit:main", "accuracy of a checkpoint on the validation split"),
+    "test": Command("mlprank.cli.fit:main", "accuracy of a checkpoint, dense or pruned, on the test split"),
+    "predict": Command("mlprank.cli.fit:main", "class and probability of every test image, as a CSV file"),
     "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training"),
     "tune": Command("mlprank.cli.tune:main", "search hyper-parameters over a grid of training runs"),
     "experiment": Command(

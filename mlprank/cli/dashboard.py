@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     from mlprank.experiments.dashboard import build_workspace
-    from mlprank.training.offline import reason_for_offline
+    from mlprank.training.loggers import reason_for_offline
 
     mode = os.environ.get("WANDB_MODE")
     reason = f"WANDB_MODE={mode}" if mode in ("offline", "disabled", "dryrun") else reason_for_offline()

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         print_closing(records, config.directory)
         if arguments.wandb:
             from mlprank.experiments.wandb_log import log_experiment
-            from mlprank.training.offline import prepare_wandb
+            from mlprank.training.loggers import prepare_wandb
 
             prepare_wandb()
             count = log_experiment(config, records, project=arguments.wandb_project, entity=arguments.wandb_entity)

@@ -141,14 +141,15 @@ class LeanEpochLoop(_TrainingEpochLoop):
 def lean_training(trainer: Trainer) -> Iterator[None]:
     """Let a trainer train with as little as possible beside it.
 
-    It gets the lean loop, where its release of Lightning is one that the loop is written for. On the CPU, torch's Adam
+    It gets the lean loop, where its release of Lightning is one that the loop is written for, and unless the environment
+    variable MLPRANK_LEAN_LOOP is 0: the one switch, for whoever wants Lightning's own loop. On the CPU, torch's Adam
     no longer searches for NVIDIA's driver in every step: Lightning sets a variable of the environment that makes torch
     search in a way that is safe before forking, and costs 50 µs where there is no driver. The variable comes back.
 
     Args:
         trainer: The trainer that fits within the block.
     """
-    if _LOOP_IS_KNOWN:
+    if _LOOP_IS_KNOWN and os.environ.get("MLPRANK_LEAN_LOOP") != "0":
         loop = trainer.fit_loop.epoch_loop
         trainer.fit_loop.epoch_loop = LeanEpochLoop(trainer, loop.min_steps, loop.max_steps)
     on_cpu = trainer.strategy.root_device.type == "cpu"

@@ -1,16 +1,21 @@
-"""Loggers that write into the run directory."""
+"""Loggers that write into the run directory, and W&B without an account or a network: offline, instead of a question or a wait."""
 
 from __future__ import annotations
 
 import csv
+import netrc
 import os
+import socket
+import sys
 from argparse import Namespace as ArgparseNamespace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
+_CONNECT_TIMEOUT_S = 3.0
 _DEFAULT_PLACES = (None, ".", "lightning_logs")
 
 
@@ -69,3 +74,46 @@ def place_loggers(loggers: Any, run: Path) -> None:
             init_args.save_dir, init_args.name, init_args.version = str(run.parent), run.name, ""
         elif "save_dir" in init_args:
             init_args.save_dir = str(run.absolute())  # the process that W&B writes from may stand elsewhere
+
+
+def reason_for_offline() -> str | None:
+    """Say why W&B cannot be reached from here, or None where it can or where the user has chosen a mode."""
+    if os.environ.get("WANDB_MODE"):
+        return None
+    url = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    host = url.hostname or ""
+    if not (os.environ.get("WANDB_API_KEY") or _has_login(host)):
+        return f"no login for {host} (`wandb login` or WANDB_API_KEY)"
+    try:
+        socket.create_connection((host, url.port or (80 if url.scheme == "http" else 443)), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"{host} cannot be reached ({error})"
+    return None
+
+
+def prepare_wandb() -> None:
+    """Put W&B into offline mode where it would ask, wait or fail, and say so."""
+    reason = reason_for_offline()
+    if reason is not None:
+        os.environ["WANDB_MODE"] = "offline"
+        print(f"mlprank: W&B runs offline: {reason}; `wandb sync` sends the run later", file=sys.stderr)
+
+
+def wandb_is_running() -> bool:
+    """Whether this process has a W&B run, without importing wandb."""
+    wandb = sys.modules.get("wandb")
+    return wandb is not None and wandb.run is not None
+
+
+def finish_wandb(*, failed: bool) -> None:
+    """End the W&B run of this process, where there is one, so that its files are whole."""
+    if wandb_is_running():
+        sys.modules["wandb"].finish(exit_code=1 if failed else 0)
+
+
+def _has_login(host: str) -> bool:
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(str(path)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

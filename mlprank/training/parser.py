@@ -1,188 +1,517 @@
-"""The parser of the Lightning commands: short names that work, and errors that name the nearest right option."""
+"""From a command line to a checked config: what was typed, configs, and what a checkpoint says of itself."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import importlib
 import inspect
-import re
-import sys
-from collections.abc import Iterable, Iterator
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import nn
 
+import mlprank.callbacks
+import mlprank.datamodules
+import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
+from mlprank.artifact.spec import class_path_of, resolve_class
 from mlprank.models import MODELS
-from mlprank.training.run_directories import beside_checkpoint
-from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.models.classifier import ImageClassifier
+from mlprank.training import runs
+from mlprank.training.explain import diagnose
+from mlprank.utils.errors import OptionError, did_you_mean, first_line
 
-_NOISE = re.compile(
-    r"^\s*(- )?(Does not validate against any of the Union|Subtypes: |Errors:|Given value( type)?: |"
-    r"Expected a (<class 'NoneType'>|dot import path string)|Expected a path but |Expected a <class 'coll)"
-)
-_UNKNOWN_KEY = re.compile(r"(?i:does not accept option '|unrecognized arguments: --|option ')([\w.]+)")
-_CLASS_PATH = re.compile(r"class_path[ =]'([\w.]+)'")
-_KEY = re.compile(r'Parser key "([\w.]+)"')
-_VALUE = re.compile(r"Expected a path but (.+?) either not accessible|Given value: (.+)")
-_CHOICES = re.compile(r"Expected a typing\.Literal\[(.+?)\]")
-_CHOSEN = re.compile(r"(?:Got|Given) value: (.+)")
-_NOT_TYPED = ("NoneType", "list", "collections.abc.Iterable")
-_BASES: tuple[type, ...] = (Callback, LightningDataModule, Logger, LRScheduler, Optimizer)
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+_OBJECTS = frozenset({"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"})
 _NEEDS_PLACE = ("CSVLogger", "TensorBoardLogger")
+_DATA = {"class_path": "mlprank.datamodules.DigitsDataModule"}
+Typed = tuple[str, str | None]
 
 
-class Parser(LightningArgumentParser):
-    """Lightning's parser; what it cannot parse is an `OptionError` of a few lines, without the list of all options."""
+@dataclass(frozen=True)
+class Request:
+    """A command line, taken apart: what is typed wins over the configs, wherever it stands.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+    Attributes:
+        configs: Paths of configs, or their text, in order.
+        options: Dotted options and what was typed for them, in order; None where nothing was.
+    """
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the error with the nearest known option."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        raise OptionError(explain(message, known=_options(parser))) from ex
+    configs: tuple[str, ...]
+    options: tuple[Typed, ...]
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Request:
+        """Take a command line apart.
+
+        Raises:
+            OptionError: If a word is not an option, or `--config` has no value.
+
+        Example:
+            >>> Request.of(["--trainer.max_epochs", "1", "--config=c.yaml"])
+            Request(configs=('c.yaml',), options=(('trainer.max_epochs', '1'),))
+        """
+        configs: list[str] = []
+        options: list[Typed] = []
+        rest = list(arguments)
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--") and word not in ("-c", "-h"):
+                raise OptionError(f"{word!r} is not an option; options start with --, as in --ckpt_path {word}")
+            key, equals, value = word.partition("=")
+            values = [value] if equals else []
+            while not equals and rest and not rest[0].startswith("--") and rest[0] not in ("-c", "-h"):
+                values.append(rest.pop(0))
+            key = key.lstrip("-")
+            if key in ("c", "config"):
+                if not values:
+                    raise OptionError(
+                        "--config needs a value: a file, or the name of a config that `mlprank configs` lists"
+                    )
+                configs += values
+            else:
+                options.append((key, f"[{', '.join(values)}]" if len(values) > 1 else values[0] if values else None))
+        return cls(tuple(configs), tuple(options))
+
+    def typed(self, key: str) -> str | None:
+        """Return what was typed for an option, the last where it was typed twice; None where it was not."""
+        return next((value for name, value in reversed(self.options) if name == key), None)
+
+    @property
+    def asks_only(self) -> bool:
+        """Whether nothing is to be run."""
+        return any(key.partition("=")[0] in ("h", "help", "print_config") for key, _ in self.options)
+
+    @property
+    def first_config(self) -> Path | None:
+        """The first config, which gives its runs their name."""
+        return Path(self.configs[0]) if self.configs else None
 
 
-def explain(message: str, *, known: Iterable[str]) -> str:
-    """Shorten the parser's message to what helps, and add the nearest known option to an unknown one.
+@dataclass(frozen=True)
+class Config:
+    """What a command is to do, parsed and checked; nothing has been built.
+
+    Attributes:
+        command: The command.
+        values: Every option with its value, in plain types; what a run directory keeps as `config.yaml`.
+        base: Directory of the runs of this config.
+        checkpoint: The checkpoint to start from, if there is one.
+        resumed: The run directory that goes on, if one does.
+        steps: Steps of training that the checkpoint holds.
+        taken: The config beside the checkpoint that model and data were taken from, if they were.
+    """
+
+    command: str
+    values: Mapping[str, Any]
+    base: Path
+    checkpoint: Path | None = None
+    resumed: Path | None = None
+    steps: int = 0
+    taken: Path | None = None
+
+
+class Parser:
+    """The options of one command around one class of module.
 
     Args:
-        message: What the parser says.
-        known: The options of the command, dotted.
+        command: The command.
+        module: The class of the module, whose options stand under `model`.
 
-    Returns:
-        The text for the user.
+    Attributes:
+        arguments: The parser of the library.
     """
-    choices, chosen = _CHOICES.findall(message), _CHOSEN.search(message)
-    if choices and chosen:
-        return _wrong_choice(".".join(dict.fromkeys(_KEY.findall(message))), chosen.group(1), choices, message)
-    unknown = _UNKNOWN_KEY.search(message)
-    bases = {base.__name__ for base in _BASES}
-    class_paths = [path for path in _CLASS_PATH.findall(message) if path.rpartition(".")[2] not in bases]
-    if unknown is None:
-        keys, value = _KEY.findall(message), _VALUE.search(message)
-        if keys and value and "Problem with given class_path" not in message:
-            return _wrong_value(".".join(dict.fromkeys(keys)), value.group(1) or value.group(2), message)
-        text = "\n".join(line for line in message.splitlines() if line.strip() and not _NOISE.match(line))
-        if "are required" in text and "model.model" in text:
-            text += "; give a config, as in --config configs/quickstart.yaml, or --model.model=MLP and its options"
-        return text or message
-    key = unknown.group(1)
-    if "is not accepted" in message and class_paths:
-        names = _parameters(class_paths[-1])
-        where = class_paths[-1].rpartition(".")[2]
-        return f"{where} has no option {key!r}{did_you_mean(key, names)}; it has {', '.join(names)}"
-    return f"there is no option {key!r}{_nearest_option(key, list(known))}"
+
+    def __init__(self, command: str, module: type[LightningModule]) -> None:
+        self.module = module
+        self.arguments = LightningArgumentParser(
+            prog=f"mlprank {command}", allow_abbrev=False, exit_on_error=False, description=""
+        )
+        self.arguments.add_argument(
+            "-c", "--config", action="config", help="A config: a file, or a name that `mlprank configs` lists."
+        )
+        self.arguments.add_argument(
+            "--seed_everything",
+            type=bool | int,
+            default=0,
+            help="Seed of initialisation, shuffling and augmentation; true draws one.",
+        )
+
+    def add_module_and_data(self) -> None:
+        """Add the options of the module and the data module."""
+        self.arguments.add_lightning_class_args(self.module, "model", required=False)
+        self.arguments.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+        self.arguments.set_defaults({"data": dict(_DATA)})
+
+    def parse(self, request: Request) -> Namespace:
+        """Parse configs, then what was typed.
+
+        Raises:
+            OptionError: If an option is unknown or has a wrong value; the text names it and what would be right.
+        """
+        configs = [load_config(text) for text in request.configs]
+        arguments = [f"--config={yaml.safe_dump(config, sort_keys=False)}" for config in configs if config]
+        arguments += [f"--{key}" if value is None else f"--{key}={value}" for key, value in request.options]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations of the parser's that a user cannot act on
+                return self.arguments.parse_args(arguments)
+        except (ArgumentError, RecursionError) as error:
+            text = diagnose(self.arguments, configs, request.options)
+            raise OptionError(
+                text or f"the options do not fit together: {' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def plain(self, options: Namespace) -> dict[str, Any]:
+        """Return parsed options as plain types; someone else's module with its class path."""
+        values: dict[str, Any] = yaml.safe_load(self.arguments.dump(options, skip_unset=False))
+        if self.module is not ImageClassifier:
+            values["model"] = {"class_path": class_path_of(self.module), "init_args": values.get("model") or {}}
+        return values
+
+    def parse_plain(self, values: Mapping[str, Any]) -> Namespace:
+        """Read what `plain` returned."""
+        plain = copy.deepcopy(dict(values))  # the parser would write into it
+        if self.module is not ImageClassifier:
+            plain["model"] = plain["model"]["init_args"]
+        options: Namespace = self.arguments.parse_object(plain)
+        return options
 
 
-def reason_of(error: Exception) -> Exception:
-    """Return what went wrong while a class was built, without the parser's account of the types that it has tried.
+_PARSERS: dict[tuple[str, type[Any]], Parser] = {}
+"""Those that have been made; making one takes a tenth of a second."""
+
+
+def trainer_parser(command: str, module: type[Any] = ImageClassifier) -> Parser:
+    """Return the parser of `fit`, `validate`, `test` or `predict`.
 
     Args:
-        error: What the parser raised.
+        command: The command.
+        module: The class of the module, whose options the parser has under `model`.
+    """
+    if (command, module) in _PARSERS:
+        return _PARSERS[command, module]
+    parser = _PARSERS[command, module] = Parser(command, module)
+    parser.arguments.add_lightning_class_args(Trainer, "trainer")
+    parser.arguments.set_defaults({"trainer.enable_model_summary": False})
+    parser.add_module_and_data()
+    parser.arguments.add_method_arguments(Trainer, command, skip=set(_OBJECTS))
+    return parser
+
+
+def module_of(values: Mapping[str, Any]) -> type[Any]:
+    """Return the class of the module that a config in plain types describes."""
+    path = (values.get("model") or {}).get("class_path")
+    return ImageClassifier if path is None else find_class(path, LightningModule)
+
+
+def parse(command: str, arguments: Sequence[str]) -> Config:
+    """Parse and check the command line of `fit`, `validate`, `test` or `predict`; nothing is built or written.
+
+    Args:
+        command: The command.
+        arguments: Its options.
 
     Returns:
-        The error of the class, or `error` itself where the parser tells of none.
+        The config.
+
+    Raises:
+        OptionError: If an option is unknown, missing or has a wrong value; the text names it.
+        FileNotFoundError: If a config or a checkpoint does not exist.
+        ValueError: If a checkpoint cannot be used.
     """
-    while str(error).startswith("Does not validate against any of the Union") and isinstance(
-        error.__cause__, Exception
-    ):
-        error = error.__cause__
-    return error
+    request = Request.of(arguments)
+    base, resumed, steps = runs_of(request), None, 0
+    taken = checkpoint = None
+    if request.typed("ckpt_path") is not None or (command != "fit" and not request.asks_only):
+        checkpoint = find_checkpoint(command, request)
+        if request.typed("ckpt_path") == "last" and command == "fit":
+            resumed = checkpoint.parent.parent
+        steps = runs.check_trained(checkpoint)
+        request, taken = with_checkpoint(request, checkpoint, whole=command == "fit")
+    module, request = choose_module(request)
+    if not request.asks_only:
+        check_described(request, module)
+    parser = trainer_parser(command, module)
+    options = parser.parse(_completed(request))
+    values = parser.plain(options)
+    values["ckpt_path"] = None  # a saved config starts anew
+    return Config(command, values, base, checkpoint, resumed, steps, taken)
 
 
-def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Complete the command line with what can be told from it.
+def find_checkpoint(command: str, request: Request) -> Path:
+    """Return the checkpoint that was typed, or found by `best` or `last`, after reading it.
 
-    A network's short name becomes its path (torchvision has an `MLP` too), a logger of files gets a place, and where
-    a checkpoint is given without a config, the config of its run is taken.
+    Raises:
+        OptionError: If none was typed.
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or holds no weights.
     """
-    prepared = list(arguments)
-    for index, argument in enumerate(prepared):
-        key, equals, value = argument.partition("=")
-        if not equals and index + 1 < len(prepared):
-            value = prepared[index + 1]
-        if key in ("--model.model", "--model.model.class_path") and value in MODELS:
-            full = f"mlprank.models.{value}"
-            prepared[index : index + (1 if equals else 2)] = [f"{key}={full}"]
-    for index, argument in reversed(list(enumerate(prepared))):
-        key, equals, value = argument.partition("=")
-        if key.rstrip("+") == "--trainer.logger" and equals and value.rpartition(".")[2] in _NEEDS_PLACE:
-            prepared.insert(index + 1, "--trainer.logger.save_dir=.")
-    checkpoints = values_of(prepared, "--ckpt_path")
-    if checkpoints and config_of(prepared) is None:
-        config = beside_checkpoint(checkpoints[-1])
-        if config is not None:
-            prepared.insert(1, f"--config={config}")
-    return prepared
+    given = request.typed("ckpt_path")
+    if given is None:
+        raise OptionError(f"mlprank {command} needs --ckpt_path: a file, or `best` or `last` of the newest run")
+    checkpoint = Path(given)
+    if given in ("last", "best"):
+        base = runs_of(request)
+        checkpoint = runs.find_checkpoint(base, given, run=runs.run_of_config(request.first_config, base))
+    runs.check_trained(checkpoint)
+    return checkpoint
 
 
-def config_of(arguments: list[str]) -> Path | None:
-    """Return the first config that the command line names, which gives its runs their name."""
-    configs = values_of(arguments, "--config", "-c")
-    return Path(configs[0]) if configs else None
+def check_described(request: Request, module: type[LightningModule]) -> None:
+    """Refuse a command line that describes no network.
+
+    Raises:
+        OptionError: If neither an option, nor a config, nor a checkpoint says which network is meant.
+    """
+    typed = any(key.split(".")[:2] == ["model", "model"] or key == "model" for key, _ in request.options)
+    if module is ImageClassifier and not typed and not any(load_config(text).get("model") for text in request.configs):
+        raise OptionError(
+            "there is no network; give a config, as in --config quickstart, or --model MLP and its options, or "
+            "--model my_package.MyModule"
+        )
 
 
-def values_of(arguments: list[str], *keys: str) -> list[str]:
-    """Return the values that the options were given, as `--key=value` or `--key value`, in order."""
-    following = [*arguments[1:], ""]
-    pairs = [(argument.partition("="), after) for argument, after in zip(arguments, following, strict=True)]
-    return [value if equals else after for (key, equals, value), after in pairs if key in keys]
+def runs_of(request: Request) -> Path:
+    """Return the directory of a config's runs: `trainer.default_root_dir`, else `runs/` and the config's name."""
+    given = request.typed("trainer.default_root_dir")
+    for text in request.configs:
+        trainer = load_config(text).get("trainer")
+        if given is None and isinstance(trainer, Mapping) and trainer.get("default_root_dir"):
+            given = str(trainer["default_root_dir"])
+    config = request.first_config
+    return Path(given) if given else Path("runs") / (config.stem if config else "default")
 
 
-def _options(parser: LightningArgumentParser) -> list[str]:
-    return [action.dest for action in parser._actions]
+def load_config(text: str) -> dict[str, Any]:
+    """Read a config.
+
+    Args:
+        text: Path of a YAML file, or what would stand in one.
+
+    Raises:
+        FileNotFoundError: If it is a path and there is no such file.
+        OptionError: If it is not YAML, or does not hold options.
+    """
+    inline = "\n" in text or text.lstrip().startswith("{")
+    if not inline and not Path(text).is_file():
+        raise FileNotFoundError(f"config {text} does not exist; `mlprank configs` lists those that come with mlprank")
+    try:
+        content = yaml.safe_load(text if inline else Path(text).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise OptionError(f"config {'' if inline else text} cannot be read: {what}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise OptionError(
+            f"config {text} holds a {type(content).__name__}, not options such as trainer, model and data"
+        )
+    return content
 
 
-def _wrong_choice(key: str, value: str, choices: list[str], message: str) -> str:
-    """Say which words and types an option takes, and which word was meant."""
-    words = list(dict.fromkeys(word.strip(" '\"") for choice in choices for word in choice.split(",")))
-    types = "".join(f" and no {name}" for name in _types(message))
-    return f"{key}: {value!r} is none of {', '.join(words)}{types}{did_you_mean(value, words)}"
+def with_checkpoint(request: Request, checkpoint: Path, *, whole: bool) -> tuple[Request, Path | None]:
+    """Add what a checkpoint says of its network, where no config was typed.
+
+    Args:
+        request: The command line.
+        checkpoint: The checkpoint.
+        whole: Take the config beside the checkpoint as it is; otherwise its model and data alone: callbacks, loggers
+            and plugins of someone's run have no place in an evaluation.
+
+    Returns:
+        The command line with it, and the config beside the checkpoint that it was taken from.
+
+    Raises:
+        OptionError: If a config beside the checkpoint names a class that nobody here has named.
+    """
+    if request.configs:
+        return request, None
+    beside = runs.beside_checkpoint(checkpoint)
+    if beside is not None:
+        content = load_config(str(beside))
+        if not whole:
+            content = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
+        import_typed(request)
+        _check_classes(content, beside)
+        inline = str(beside) if whole else yaml.safe_dump(content, sort_keys=False)
+        return dataclasses.replace(request, configs=(inline,)), beside
+    described = _described(checkpoint, request)
+    return (dataclasses.replace(request, configs=(yaml.safe_dump(described),)) if described else request), None
 
 
-def _wrong_value(key: str, value: str, message: str) -> str:
-    """Say which types an option takes, or which class was meant."""
-    types = _types(message)
-    if types and not (types == ["bool"] and "Expected a dot import path" in message):
-        return f"{key}: {value!r} is no {' or '.join(types)}"
-    names = {*MODELS, *(cls.__name__ for base in _BASES for cls in _subclasses(base))}
-    return f"{key}: {value!r} is no class that is known here{did_you_mean(value, names)}; another needs its import path"
+def _described(checkpoint: Path, request: Request) -> dict[str, Any]:
+    """Return the options of the module that a checkpoint itself records; none where the network was typed."""
+    from mlprank.artifact.checkpoint import read_checkpoint
+
+    content = read_checkpoint(checkpoint)
+    recorded, own = content.get("hyper_parameters"), content.get("mlprank")
+    hyper_parameters = dict(recorded) if isinstance(recorded, Mapping) else {}
+    network = own.get("model") if isinstance(own, Mapping) else None
+    name = request.typed("model")
+    if name is not None and "model.model" not in dict(request.options):
+        cls = find_class(name, nn.Module)
+        names = inspect.signature(cls).parameters
+        return {"model": {key: value for key, value in hyper_parameters.items() if key in names and _is_plain(value)}}
+    if isinstance(hyper_parameters.get("model"), Mapping):
+        names = inspect.signature(ImageClassifier).parameters
+        described = {key: value for key, value in hyper_parameters.items() if key in names}
+    elif isinstance(network, Mapping):
+        described = {"model": dict(network)}
+    else:
+        return {}
+    _check_classes(described, checkpoint)
+    return {"model": described}
 
 
-def _types(message: str) -> list[str]:
-    """Return the plain types that the parser would have taken."""
-    types = re.findall(r"Expected an? <class '([\w.]+)'>", message)
-    return [name for name in dict.fromkeys(types) if name not in _NOT_TYPED]
+def choose_module(request: Request) -> tuple[type[Any], Request]:
+    """Find out whose module is meant, and write the options so that its parser takes them.
+
+    `--model my_pkg.MyModule` is someone's LightningModule. `--model my_pkg.Net` is a plain network for the image
+    classifier, in short for `--model.model my_pkg.Net`, and its options come along.
+
+    Args:
+        request: The command line.
+
+    Returns:
+        The module's class, and the command line.
+
+    Raises:
+        OptionError: If a class cannot be found.
+    """
+    configs = [load_config(text) for text in request.configs]
+    named = [config["model"].get("class_path") for config in configs if isinstance(config.get("model"), Mapping)]
+    name = request.typed("model") or next((str(path) for path in reversed(named) if path), None)
+    if name is None or name.endswith((".yaml", ".yml", ".json")):
+        return ImageClassifier, request
+    cls = find_class(name, nn.Module)
+    options: list[Typed] = [(key, value) for key, value in request.options if key != "model"]
+    own = inspect.signature(ImageClassifier).parameters
+    if not issubclass(cls, LightningModule):
+        if request.typed("model"):
+            names = inspect.signature(cls).parameters
+            options = [(f"model.{key}" if _of_network(key, names, own) else key, value) for key, value in options]
+            options.insert(0, ("model.model", class_path_of(cls)))
+        configs = [_nested(config, own) for config in configs]
+        cls = ImageClassifier
+    else:
+        configs = [_flattened(config, cls) for config in configs]
+    texts = [
+        text if config == load_config(text) else yaml.safe_dump(config, sort_keys=False)
+        for text, config in zip(request.configs, configs, strict=True)
+    ]
+    return cls, Request(tuple(texts), tuple(options))
 
 
-def _subclasses(cls: type) -> Iterator[type]:
-    subclasses: list[type] = type.__subclasses__(cls)
-    for subclass in subclasses:
-        yield subclass
-        yield from _subclasses(subclass)
+def _of_network(key: str, names: Iterable[str], own: Iterable[str]) -> bool:
+    """Whether an option under `model` is an argument of the network, or at least not of the classifier around it."""
+    words = key.split(".")
+    return words[0] == "model" and len(words) > 1 and (words[1] in names or words[1] not in own)
 
 
-def _nearest_option(key: str, known: list[str]) -> str:
-    """Name the nearest option: of the same group where the group exists, else of the same last word."""
-    hint = did_you_mean(key, known)
-    group = key.rpartition(".")[0]
-    if group:
-        siblings = [option for option in known if option.rpartition(".")[0] == group]
-        hint = did_you_mean(key, siblings) or hint
-    return hint
+def _nested(config: dict[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """Write a plain network under `model` as the network of the classifier."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not model or set(model) & (set(own) - {"class_path"}):
+        return config
+    if "class_path" in model:
+        return {**config, "model": {"model": dict(model)}}
+    return {**config, "model": {"model": {"init_args": dict(model)}}}
 
 
-def _parameters(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    cls = getattr(sys.modules.get(module), name, None)
-    return (
-        []
-        if cls is None
-        else [p for p in inspect.signature(cls).parameters if p not in ("self", "params", "optimizer")]
-    )
+def _flattened(config: dict[str, Any], cls: type) -> dict[str, Any]:
+    """Write `class_path` and `init_args` of a module as the parser of its class takes them."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or "class_path" not in model:
+        return config
+    same = find_class(str(model["class_path"]), nn.Module) is cls
+    return {**config, "model": dict(model.get("init_args") or {}) if same else {}}
+
+
+def find_class(name: str, base: type) -> type[Any]:
+    """Import the class that a user names.
+
+    Args:
+        name: Import path, or the name of a network of mlprank.
+        base: What it must inherit from.
+
+    Raises:
+        OptionError: If there is none.
+
+    Example:
+        >>> find_class("torch.nn.Linear", nn.Module).__name__
+        'Linear'
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module_path, _, word = name.rpartition(".")
+    if not module_path:
+        raise OptionError(
+            f"{name!r} is not a network of mlprank{did_you_mean(name, MODELS)}; another needs its import path, as in "
+            "my_package.MyModule"
+        )
+    try:
+        module = importlib.import_module(module_path)
+    except ImportError as error:
+        raise OptionError(f"{name}: {module_path} cannot be imported ({first_line(error)})") from error
+    found = getattr(module, word, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise OptionError(f"{name}: {module_path} has no class {word!r}{did_you_mean(word, classes)}")
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise OptionError(f"{name} is not a {base.__module__.partition('.')[0]} {base.__name__}")
+    return found
+
+
+def import_typed(request: Request) -> None:
+    """Import the classes whose import paths were typed: the user has named them."""
+    for key, value in request.options:
+        if value is not None and key in ("model", "model.model", "data") and "." in value:
+            find_class(value, object)
+
+
+def _check_classes(content: object, source: Path) -> None:
+    """Refuse a file that names classes which would have to be imported: it was found, and not named by the user."""
+    if isinstance(content, Mapping):
+        path = content.get("class_path")
+        if isinstance(path, str) and "." in path:
+            try:
+                resolve_class(path, object)
+            except ValueError as error:
+                raise OptionError(
+                    f"{source} names {path}, which is imported only where you name it yourself: give --config {source}, "
+                    f"or --model or --data {path}"
+                ) from error
+        for value in content.values():
+            _check_classes(value, source)
+    elif isinstance(content, list):
+        for value in content:
+            _check_classes(value, source)
+
+
+def _completed(request: Request) -> Request:
+    """Complete short names: a network's becomes its path (torchvision has an `MLP` too), a logger of files gets a place."""
+    options: list[Typed] = []
+    for key, value in request.options:
+        if key in ("model.model", "model.model.class_path") and value in MODELS:
+            value = f"mlprank.models.{value}"
+        options.append((key, value))
+        if key.rstrip("+") == "trainer.logger" and value and value.rpartition(".")[2] in _NEEDS_PLACE:
+            options.append(("trainer.logger.save_dir", "."))
+    return dataclasses.replace(request, options=tuple(options))
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, os.PathLike))

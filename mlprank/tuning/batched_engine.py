@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mlprank.grids.durable import write_whole
 from mlprank.models.classifier import ImageClassifier
-from mlprank.training.build import Built, TrialCLI, interruptible
-from mlprank.training.checkpoints import WholeCheckpointIO
+from mlprank.training.build import Built, TrialBuilder, interruptible
+from mlprank.training.runs import WholeCheckpointIO
 from mlprank.tuning.batched import StackedClassifier
 from mlprank.tuning.engine import FAILURES, Watcher, device_name, finish_loggers, name_loggers, until_divergence
 from mlprank.tuning.local import LocalEngine
@@ -46,7 +46,7 @@ class BatchedEngine:
 
     def __init__(
         self,
-        cli: TrialCLI,
+        cli: TrialBuilder,
         *,
         fallback: LocalEngine,
         options: Mapping[str, Any] | None = None,

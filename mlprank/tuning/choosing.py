@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from mlprank.training.build import TrialCLI
+from mlprank.training.build import TrialBuilder
 from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.engine import Engine, Watcher
 from mlprank.tuning.local import LocalEngine
@@ -28,7 +28,7 @@ _OVERHEAD_S = 5e-4
 """What Lightning adds to a step of one network, whether it is stacked or not."""
 
 
-def choose_engine(options: TuneOptions, trials: Sequence[Trial], cli: TrialCLI, watcher: Watcher) -> Engine:
+def choose_engine(options: TuneOptions, trials: Sequence[Trial], cli: TrialBuilder, watcher: Watcher) -> Engine:
     """Return the engine that the options ask for; `auto` weighs the devices and, on a CPU, measures.
 
     Args:
@@ -52,7 +52,7 @@ def choose_engine(options: TuneOptions, trials: Sequence[Trial], cli: TrialCLI, 
     return batched if name == "batched" else local
 
 
-def _automatic(options: TuneOptions, trials: Sequence[Trial], cli: TrialCLI, watcher: Watcher) -> str:
+def _automatic(options: TuneOptions, trials: Sequence[Trial], cli: TrialBuilder, watcher: Watcher) -> str:
     gpus = torch.cuda.device_count()
     reason = _obstacle(trials)
     if gpus and reason is None and options.address is None:
@@ -81,7 +81,7 @@ def _obstacle(trials: Sequence[Trial]) -> str | None:
     return None
 
 
-def stack_is_faster(trials: Sequence[Trial], cli: TrialCLI) -> bool:
+def stack_is_faster(trials: Sequence[Trial], cli: TrialBuilder) -> bool:
     """Time a few steps of the largest group, stacked and one by one, on random data.
 
     Args:

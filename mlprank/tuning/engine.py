@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch.loggers import Logger
 
-from mlprank.training.offline import finish_wandb
+from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.store import Store
 from mlprank.tuning.trial import Outcome, Trial
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mlprank.training.build import TrialCLI, interruptible
+from mlprank.training.build import TrialBuilder, interruptible
 from mlprank.training.lean_loop import lean_training
-from mlprank.training.offline import finish_wandb
+from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.engine import (
     FAILURES,
     HistoryLogger,
@@ -39,7 +39,7 @@ class LocalEngine:
         name: Recorded as the engine.
     """
 
-    def __init__(self, cli: TrialCLI, *, options: Mapping[str, Any] | None = None, name: str = "local") -> None:
+    def __init__(self, cli: TrialBuilder, *, options: Mapping[str, Any] | None = None, name: str = "local") -> None:
         self.cli, self.options, self.name = cli, dict(options or {}), name
 
     def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
@@ -83,7 +83,7 @@ def takes_several_devices(config: Mapping[str, Any]) -> bool:
 
 
 def train(
-    cli: TrialCLI, trial: Trial, store: Store, watcher: Watcher, *, options: Mapping[str, Any], name: str
+    cli: TrialBuilder, trial: Trial, store: Store, watcher: Watcher, *, options: Mapping[str, Any], name: str
 ) -> Outcome:
     """Train one trial from scratch; its best epoch's weights are in `best.ckpt` afterwards.
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
-from mlprank.training.build import TrialCLI
-from mlprank.training.offline import finish_wandb
+from mlprank.training.build import TrialBuilder
+from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.batched_engine import BatchedEngine
 from mlprank.tuning.local import LocalEngine
 from mlprank.tuning.ray_engine import Unit
@@ -48,7 +48,7 @@ class UnitRunner:
     def __init__(self) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.cli = TrialCLI()
+        self.cli = TrialBuilder()
         self.precision = torch.get_float32_matmul_precision()
 
     def run(self, unit: Unit) -> None:

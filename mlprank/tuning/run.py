@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlprank.grids.durable import write_whole
-from mlprank.training.build import TrialCLI
+from mlprank.training.build import TrialBuilder
 from mlprank.tuning.choosing import choose_engine
 from mlprank.tuning.grid import Grid, Request, expand, option, read_request
 from mlprank.tuning.options import TuneOptions, parse_options
@@ -43,7 +43,7 @@ def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
     console = console or Console()
     request = read_request(argv)
     options = parse_options(request.tune)
-    cli = TrialCLI()
+    cli = TrialBuilder()
     grid = expand(request, cli.parse)
     store = Store(options.out)
     with store.driving():
@@ -62,7 +62,7 @@ def _pending(grid: Grid, store: Store, *, retry: bool) -> list[Trial]:
     return [trial for trial in open_trials if store.failure(trial.key) is None]
 
 
-def _check(trials: Sequence[Trial], cli: TrialCLI, store: Store) -> None:
+def _check(trials: Sequence[Trial], cli: TrialBuilder, store: Store) -> None:
     """Build every classifier, so that a value out of range is found before the first trial trains."""
     for trial in trials:
         try:
@@ -72,7 +72,7 @@ def _check(trials: Sequence[Trial], cli: TrialCLI, store: Store) -> None:
 
 
 def _train(
-    pending: Sequence[Trial], grid: Grid, store: Store, *, options: TuneOptions, cli: TrialCLI, console: Console
+    pending: Sequence[Trial], grid: Grid, store: Store, *, options: TuneOptions, cli: TrialBuilder, console: Console
 ) -> None:
     earlier = {t.key: outcome for t in grid.trials if (outcome := store.outcome(t.key)) is not None}
     console.print(
@@ -97,7 +97,7 @@ def _train(
 
 
 def _conclude(
-    grid: Grid, request: Request, store: Store, *, options: TuneOptions, cli: TrialCLI, console: Console
+    grid: Grid, request: Request, store: Store, *, options: TuneOptions, cli: TrialBuilder, console: Console
 ) -> int:
     ranked = rank(grid.trials, store)
     table = write_table(grid.trials, store)
@@ -162,7 +162,7 @@ def best_table(ranked: Ranked, *, top: int) -> Table:
     return table
 
 
-def _winner_config(best: Trial, request: Request, store: Store, cli: TrialCLI) -> Path:
+def _winner_config(best: Trial, request: Request, store: Store, cli: TrialBuilder) -> Path:
     """Write the winner's config with everything that `fit` does, such as pruning at the end."""
     options = [option(key, value) for key, value in best.point.items()]
     path = store.out / "best.yaml"

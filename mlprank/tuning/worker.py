@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from mlprank.training.build import TrialCLI
+from mlprank.training.build import TrialBuilder
 from mlprank.tuning.local import train
 from mlprank.tuning.store import CONFIG, Store
 from mlprank.tuning.trial import Outcome, Trial
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     out, key = arguments
     store = Store(Path(out))
     trial = load_trial(store, key, {})
-    outcome = train(TrialCLI(), trial, store, Silent(), options={}, name="local")
+    outcome = train(TrialBuilder(), trial, store, Silent(), options={}, name="local")
     if all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
         store.finish(trial, outcome)
     return 0

@@ -30,7 +30,8 @@ from torchvision.transforms import ToTensor
 
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.models import MODELS
-from mlprank.training.lightning_cli import MLPRankCLI
+from mlprank.training import run as training_run
+from mlprank.training.parser import parse
 
 BATCH = 64
 OPTIMIZER = partial(Adam, lr=0.005, weight_decay=1e-8, fused=True)
@@ -43,7 +44,7 @@ trainer:
   accelerator: cpu
   default_root_dir: {root}
   callbacks:
-    - class_path: mlprank.training.progress.ClockedProgressBar
+    - class_path: mlprank.training.progress.RunProgress
     - class_path: mlprank.callbacks.PruningCallback
       init_args: {{amount: 0.5}}
 model:
@@ -109,14 +110,6 @@ class Plain(LightningModule):
         return OPTIMIZER(self.parameters())
 
 
-class _Timed(MLPRankCLI):
-    """`mlprank fit` with a clock among its callbacks, which does nothing within an epoch."""
-
-    def _run_callbacks(self, *arguments: Any, **options: Any) -> list[Callback]:
-        self.clock = Clock()
-        return [*super()._run_callbacks(*arguments, **options), self.clock]
-
-
 def images() -> tuple[Tensor, Tensor]:
     """The training images of FashionMNIST, shape (60000, 1, 28, 28), uint8, and their labels."""
     data = FashionMNISTDataModule()
@@ -131,8 +124,13 @@ def fit(network: str, *, steps: int, epochs: int) -> float:
         values = {"epochs": epochs + 2, "steps": steps, "root": f"{folder}/runs", "network": network, "batch": BATCH}
         config.write_text(CONFIG.format(**values))
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # as importing Lightning leaves it
-        cli = _Timed(["fit", f"--config={config}"])
-    return BATCH * steps / statistics.median(cli.clock.epochs[1:])
+        clock, own = Clock(), training_run._run_callbacks
+        training_run._run_callbacks = lambda *arguments: [*own(*arguments), clock]
+        try:
+            training_run.run(parse("fit", [f"--config={config}"]))
+        finally:
+            training_run._run_callbacks = own
+    return BATCH * steps / statistics.median(clock.epochs[1:])
 
 
 def plain(network: str, *, steps: int, epochs: int) -> float:

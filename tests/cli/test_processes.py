@@ -17,7 +17,7 @@ STOPPER = """\
 import os, signal
 import torch
 from lightning.pytorch import Callback
-import mlprank.training.checkpoints as checkpoints
+import mlprank.training.runs as checkpoints
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)

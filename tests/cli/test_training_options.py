@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, StepLR
 
 from mlprank.models.schedule import WarmUp
-from mlprank.training.lightning_cli import MLPRankCLI
+from mlprank.training.build import build_parts
+from mlprank.training.parser import parse
 from tests.conftest import CONFIG
 
 TABLE = (Path(__file__).parents[2] / "README.md").read_text()
@@ -57,30 +59,22 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 }  # fmt: skip
 
 
-class _Parsed(MLPRankCLI):
-    """Builds the parser and stops there."""
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
-
-
 class _Built:
     def __init__(self, built: Any) -> None:
-        self.model, self.data, self.trainer = built.model, built.data, built.trainer
+        self.model, self.data, self.trainer = built.model, built.data, SimpleNamespace(**built.trainer)
         self.optimizer, self.schedule = built.model._build_optimizer()
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., _Built]]:
-    """One parser for all: building it takes most of the time of a start."""
+    """What options build, on top of the small config."""
     folder, before = tmp_path_factory.mktemp("options"), Path.cwd()
     os.chdir(folder)
     (folder / "small.yaml").write_text(CONFIG)
     (folder / "warm_up.yaml").write_text(WARM_UP)
-    parser = _Parsed(["fit", "--config=small.yaml"]).parser
 
     def built(*options: str) -> _Built:
-        parsed = parser.parse_args(["fit", "--config=small.yaml", *options])
-        return _Built(parser.instantiate_classes(parsed)["fit"])
+        return _Built(build_parts("fit", parse("fit", ["--config=small.yaml", *options]).values, None))
 
     yield built
     os.chdir(before)

@@ -8,7 +8,7 @@ import pytest
 import wandb
 import yaml
 
-from mlprank.training.offline import prepare_wandb, reason_for_offline
+from mlprank.training.loggers import prepare_wandb, reason_for_offline
 
 
 @pytest.fixture(autouse=True)

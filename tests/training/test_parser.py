@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from mlprank.training.parser import config_of, prepare_arguments
+from mlprank.training.parser import Request, parse
+from tests.conftest import CONFIG
 
 
 @pytest.mark.parametrize(
@@ -14,13 +15,13 @@ from mlprank.training.parser import config_of, prepare_arguments
         (["--optimizer=SGD"], "there is no option 'optimizer'; did you mean 'model.optimizer'?"),
         (["--data.batchsize=3"], "DigitsDataModule has no option 'batchsize'; did you mean 'batch_size'?"),
         (["--model.optimizer.lrr=3"], "Adam has no option 'lrr'; did you mean 'lr'?"),
-        (["--model.optimizer.lr=fast"], "model.optimizer.lr: 'fast' is no float"),
-        (["--trainer.max_epochs=many"], "trainer.max_epochs: 'many' is no int"),
-        (["--model.optimizer=Adamm"], "model.optimizer: 'Adamm' is no class that is known here; did you mean 'Adam'?"),
+        (["--model.optimizer.lr=fast"], "model.optimizer.lr: 'fast' is not a number"),
+        (["--trainer.max_epochs=many"], "trainer.max_epochs: 'many' is not a whole number"),
+        (["--model.optimizer=Adamm"], "model.optimizer: 'Adamm' is not a class that is known here; did you mean 'Adam'?"),
         (["--trainer.callbacks=PruningCallbak"], "did you mean 'PruningCallback'?"),
         (["--model.optimizer.lr=-0.5"], "optimizer Adam: lr=-0.5 must be a finite number of at least 0, such as 0.001"),
         (["--model.optimizer=SGD", "--model.optimizer.lr=.nan"], "optimizer SGD: lr=nan must be a finite number"),
-        (["--model.model=TwoLayersMLP"], "'TwoLayersMLP' is no class that is known here; did you mean 'TwoLayerMLP'?"),
+        (["--model.model=TwoLayersMLP"], "'TwoLayersMLP' is not a class that is known here; did you mean 'TwoLayerMLP'?"),
         (["--model.label_smoothing=2"], "label_smoothing=2.0 must lie in [0, 1)"),
         (["--model.lr_scheduler=CyclicLR", "--model.lr_scheduler.base_lr=0.1", "--model.lr_scheduler.max_lr=1",
           "--model.optimizer=Adagrad"], "CyclicLR does not fit optimizer Adagrad"),
@@ -31,17 +32,31 @@ from mlprank.training.parser import config_of, prepare_arguments
         (["--data.batch_size=0"], "fit: error: batch_size=0: must be at least 1, such as 64\n"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=2"], "fit: error: amount=2.0 is not in [0, 1)"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=0.5", "--trainer.callbacks.graph=dig"],
-         "trainer.callbacks.graph: 'dig' is none of dag, chain; did you mean 'dag'?"),
+         "trainer.callbacks.graph: 'dig' is not one of dag, chain; did you mean 'dag'?"),
         (["--data.auto_augment=cifar"],
-         "data.auto_augment: 'cifar' is none of cifar10, randaugment, augmix; did you mean 'cifar10'?"),
+         "data.auto_augment: 'cifar' is not one of cifar10, randaugment, augmix; did you mean 'cifar10'?"),
         (["--trainer.precision=bf16-mix"], "did you mean 'bf16-mixed'?"),
-        (["--trainer.deterministic=yess"], "trainer.deterministic: 'yess' is none of warn and no bool"),
+        (["--trainer.deterministic=yess"], "trainer.deterministic: 'yess' is not one of warn or true or false"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amont=0.5"],
          "PruningCallback has no option 'amont'; did you mean 'amount'?"),
-        (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is no class that is known here; did you mean 'CSVLogger'?"),
+        (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is not a class that is known here; did you mean 'CSVLogger'?"),
         (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after epoch 0: integer modulo by zero"),
         (["--data.batch_size=5000"], "batch_size=5000 exceeds the 1150 training images"),
-        (["--config=none.yaml"], "none.yaml"),
+        (["--config=none.yaml"], "config none.yaml does not exist"),
+        (["--model.model=TwoLayerMLP", "--model.optimizer=CyclicLR"], "model.optimizer: 'CyclicLR' is not a class that"),
+        (["--model.lr_scheduler=MultiStepLR"], "MultiStepLR needs milestones; give it with --model.lr_scheduler.milestones"),
+        (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=nan"],
+         "trainer.callbacks.amount: 'nan' is not a number or a list"),
+        (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=0.9x"],
+         "trainer.callbacks.amount: '0.9x' is not a number or a list"),
+        (["--trainer.max_epochs=!!python/object/apply:os.system [ls]"], "is not a whole number"),
+        (["--trainer.max_epochs=" + "[" * 5000], "is not a whole number"),
+        (["--trainer.max_epochs"], "trainer.max_epochs needs a value, as in --trainer.max_epochs=1"),
+        (["--trainer=3"], "trainer is a group of options; give one of them, such as --trainer.accelerator"),
+        (["--data=DigitsData"], "data: 'DigitsData' is not a class that is known here; did you mean 'DigitsDataModule'?"),
+        (["--data=nowhere.Data"], "data: nowhere cannot be imported"),
+        (["--model=torch.nn.Lineer"], "torch.nn.Lineer: torch.nn has no class 'Lineer'; did you mean 'Linear'?"),
+        (["--trainer.max_epochs=1", "stray"], "'stray' is not an option; options start with --"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_named_in_few_lines_and_leaves_nothing(
@@ -61,7 +76,7 @@ def test_wrong_input_is_named_in_few_lines_and_leaves_nothing(
         ("trainer:\n  max_epoch: 3\n", "there is no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         ("trainr:\n  max_epochs: 3\n", "there is no option 'trainr.max_epochs'; did you mean 'trainer.max_epochs'?"),
         ("data:\n  class_path: DigitsDataModule\n  init_args: {batchsize: 3}\n", "did you mean 'batch_size'?"),
-        ("trainer: [\n", "Problems parsing config"),
+        ("trainer: [\n", "config wrong.yaml cannot be read: "),
     ],
 )
 def test_a_misspelt_key_in_a_config_is_named_with_the_nearest(
@@ -85,26 +100,33 @@ def test_a_schedule_that_makes_the_rate_negative_stops_and_keeps_what_there_is(
 def test_no_network_says_how_to_give_one(mlprank: Callable[..., Any]) -> None:
     result = mlprank("fit")
     assert result.code == 2
-    assert "give a config, as in --config configs/quickstart.yaml" in result.err
+    assert "give a config, as in --config quickstart, or --model MLP" in result.err
 
 
-def test_short_names_places_and_the_config_of_a_checkpoint_are_completed(tmp_path: Path) -> None:
-    assert prepare_arguments(["fit", "--model.model=MLP"]) == ["fit", "--model.model=mlprank.models.MLP"]
-    assert prepare_arguments(["fit", "--model.model", "MLP", "-x"]) == ["fit", "--model.model=mlprank.models.MLP", "-x"]
-    logger = "--trainer.logger=TensorBoardLogger"
-    assert prepare_arguments(["fit", logger]) == ["fit", logger, "--trainer.logger.save_dir=."]
-    checkpoint = tmp_path / "001" / "checkpoints" / "best.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
-    test = ["test", "--ckpt_path", str(checkpoint)]
-    assert prepare_arguments(test) == test
-    config = tmp_path / "001" / "config.yaml"
-    config.touch()
-    assert prepare_arguments(test) == ["test", f"--config={config}", *test[1:]]
-    assert prepare_arguments([*test, "--config=other.yaml"]) == [*test, "--config=other.yaml"]
+def test_what_is_typed_wins_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    for arguments in (["--trainer.max_epochs", "7", "--config", "c.yaml"], ["-c", "c.yaml", "--trainer.max_epochs=7"]):
+        assert parse("fit", arguments).values["trainer"]["max_epochs"] == 7
+
+
+def test_a_network_of_mlprank_is_meant_by_its_short_name_and_a_logger_gets_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key in ("--model.model", "--model"):
+        values = parse("fit", [key, "MLP", "--model.model.in_features=64", "--model.model.widths=[3]",
+                               "--model.model.num_classes=10", "--trainer.logger=TensorBoardLogger"]).values  # fmt: skip
+        assert values["model"]["model"]["class_path"] == "mlprank.models.MLP"
+        assert values["trainer"]["logger"]["init_args"]["save_dir"] == "."
+    values = parse(
+        "fit", ["--model=MLP", "--model.in_features=64", "--model.widths=[3]", "--model.num_classes=10"]
+    ).values
+    assert values["model"]["model"]["init_args"]["widths"] == [3]
 
 
 def test_the_first_config_names_the_runs() -> None:
-    assert config_of(["fit", "--config", "a/quickstart.yaml", "--config=b.yaml"]) == Path("a/quickstart.yaml")
-    assert config_of(["fit", "-c", "a.yaml"]) == Path("a.yaml")
-    assert config_of(["fit"]) is None
+    request = Request.of(["--config", "a/quickstart.yaml", "--config=b.yaml"])
+    assert request.first_config == Path("a/quickstart.yaml")
+    assert Request.of(["-c", "a.yaml"]).first_config == Path("a.yaml")
+    assert Request.of([]).first_config is None

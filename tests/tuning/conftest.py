@@ -8,11 +8,11 @@ import pytest
 
 @pytest.fixture(scope="session")
 def cli():
-    from mlprank.training.build import TrialCLI
+    from mlprank.training.build import TrialBuilder
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return TrialCLI()
+    return TrialBuilder()
 
 
 @pytest.fixture

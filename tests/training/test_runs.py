@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlprank.training.run_directories import (
+from mlprank.training.runs import (
     claim_run,
     discard_if_empty,
     discard_partial,

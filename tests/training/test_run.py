@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 
 from mlprank.cli import main
 from mlprank.models.classifier import ImageClassifier
-from mlprank.training.lightning_cli import MLPRankCLI
+from mlprank.training import run as training_run
 from tests.conftest import CONFIG
 
 Program = Callable[..., Any]
@@ -31,8 +31,8 @@ def _at_step(step: int, action: Callable[[], None], monkeypatch: pytest.MonkeyPa
             if trainer.global_step == step:
                 action()
 
-    original = MLPRankCLI._run_callbacks
-    monkeypatch.setattr(MLPRankCLI, "_run_callbacks", lambda *a, **k: [*original(*a, **k), AtStep()])
+    original = training_run._run_callbacks
+    monkeypatch.setattr(training_run, "_run_callbacks", lambda *a, **k: [*original(*a, **k), AtStep()])
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_every_fit_has_a_directory_with_config_metrics_and_checkpoints(mlprank: 
         assert "epoch 2/2  train_loss" in result.out
         run = tmp_path / "runs" / "small" / number
         files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
-        assert files == ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
+        assert files == [".lock", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["default_root_dir"] == "runs/small"
     assert config["model"]["optimizer"]["init_args"]["lr"] == 0.003
@@ -88,7 +88,8 @@ def test_a_saved_config_tests_validates_and_predicts_and_trains_again(
     tested = mlprank("test", "--config", saved, "--ckpt_path", "runs/small/001/checkpoints/best.ckpt")
     assert tested.code == 0, tested.err
     assert "test_top1" in tested.out
-    assert mlprank("test", "--ckpt_path=runs/small/001/checkpoints/best.ckpt").out == tested.out
+    found = mlprank("test", "--ckpt_path=runs/small/001/checkpoints/best.ckpt").out
+    assert found == f"mlprank test: takes model and data from {saved}\n{tested.out}"
     assert mlprank("test", "--config", saved, "--ckpt_path=best").out == tested.out
     assert "val_top5" in mlprank("validate", "--config", saved, "--ckpt_path=last").out
     assert sorted(tmp_path.rglob("*")) == before, "they write nothing"
@@ -151,7 +152,7 @@ def test_what_is_typed_wins_over_what_the_checkpoint_holds(mlprank: Program, tra
         (("test", "--ckpt_path=best"), "there is no best.ckpt in runs/small (no run is there)"),
         (("test",), "mlprank test needs --ckpt_path"),
         (("test", "--ckpt_path=text.ckpt"), "text.ckpt is damaged"),
-        (("test", "--ckpt_path=published.pth"), "it has no 'state_dict'; a published .pth is read by"),
+        (("test", "--ckpt_path=published.pth"), "published.pth holds no weights: neither a `state_dict`"),
     ],
 )
 def test_a_wrong_checkpoint_is_named(
@@ -171,7 +172,7 @@ def test_a_wrong_checkpoint_is_named(
         ("1.9.5", None),
         ("2.999", None),
         ("9.0.0", "last.ckpt was written by Lightning 9.0.0, and 2."),
-        ("new", "last.ckpt is damaged: pytorch-lightning_version='new' is no version"),
+        ("new", "last.ckpt is damaged: pytorch-lightning_version='new' is not a version"),
     ],
 )
 def test_the_checkpoint_of_another_lightning_is_read_or_refused_by_its_version(
@@ -211,7 +212,7 @@ def test_a_full_disk_names_the_checkpoint_and_keeps_the_one_before(
             path.write_bytes(path.read_bytes()[:100])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlprank.training.checkpoints.torch.save", full)
+    monkeypatch.setattr("mlprank.training.runs.torch.save", full)
     result = mlprank(*FIT)
     assert result.code == 2
     assert ".ckpt cannot be written: No space left on device; earlier checkpoints are kept" in result.err
@@ -244,4 +245,5 @@ def test_no_logger_and_a_fast_run_write_no_more_than_asked(mlprank: Program, tmp
     assert mlprank(*FIT, "--trainer.fast_dev_run=true").code == 0
     assert not (tmp_path / "runs").exists()
     assert mlprank(*FIT, "--trainer.logger=false", "--trainer.enable_checkpointing=false").code == 0
-    assert [path.name for path in (tmp_path / "runs/small/001").iterdir()] == ["config.yaml"]
+    names = sorted(path.name for path in (tmp_path / "runs/small/001").iterdir())
+    assert names == [".lock", "config.yaml"]
