@@ -74,7 +74,7 @@ def prune_mlp(
         FileNotFoundError: If there is no checkpoint or no data; the message names the command that makes it.
         ValueError: If a name is unknown or an argument out of range.
 
-    Example:
+    Examples:
         >>> import mlprank
         >>> mlprank.prune_mlp("TwoLayerMLP", "MNIST", "Local", "ChannelNorm", 0.3, ".")
         Traceback (most recent call last):

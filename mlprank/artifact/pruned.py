@@ -170,7 +170,7 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read (see `read_artifact`), or is of another network; layer and sizes are named.
 
-    Example:
+    Examples:
         >>> import mlprank, torch
         >>> from mlprank.models import MLP
         >>> path = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.25).save("pruned.ckpt")

@@ -126,7 +126,7 @@ COMPENSATIONS = Registry(
 def register_compensation(name: str, cls: type[Any]) -> None:
     """Make a compensation known by a name, for Python, YAML and the command line; see `Registry.register`.
 
-    Example:
+    Examples:
         >>> from mlprank.compensation import Mean, register_compensation
         >>> register_compensation("mean", Mean)  # a name keeps its class
     """
@@ -136,7 +136,7 @@ def register_compensation(name: str, cls: type[Any]) -> None:
 def get_compensation(compensation: str | Mapping[str, Any] | type[Any] | Compensation) -> Compensation:
     """Return a compensation by name, dotted path, description, class or as it is; see `Registry.find`.
 
-    Example:
+    Examples:
         >>> from mlprank.compensation import get_compensation
         >>> get_compensation("least_squares")
         LeastSquares(ridge=0.01)

@@ -46,7 +46,7 @@ MEASURES = Registry(
 def register_measure(name: str, cls: type[Any]) -> None:
     """Make a measure known by a name, for Python, YAML and the command line; see `Registry.register`.
 
-    Example:
+    Examples:
         >>> from mlprank.measures import Norm, register_measure
         >>> register_measure("norm", Norm)  # a name keeps its class
     """
@@ -56,7 +56,7 @@ def register_measure(name: str, cls: type[Any]) -> None:
 def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parameters: Any) -> Measure:
     """Return a measure by name, dotted path, description, class or as it is; see `Registry.find`.
 
-    Example:
+    Examples:
         >>> from mlprank.measures import get_measure
         >>> get_measure("norm", p=2)
         Norm(p=2)

@@ -24,7 +24,7 @@ METHODS = Registry(
 def register_method(name: str, cls: type[Any]) -> None:
     """Make a method known by a name, for Python, YAML and the command line; see `Registry.register`.
 
-    Example:
+    Examples:
         >>> from mlprank.methods import Local, register_method
         >>> register_method("local", Local)  # a name keeps its class
     """
@@ -34,7 +34,7 @@ def register_method(name: str, cls: type[Any]) -> None:
 def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameters: Any) -> Method:
     """Return a method by name (``"Global"``, the thesis's, does not normalise), dotted path, description, class or as it is.
 
-    Example:
+    Examples:
         >>> from mlprank.methods import get_method
         >>> get_method("Global")
         Global(normalise='none')

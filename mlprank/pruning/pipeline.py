@@ -53,7 +53,7 @@ def prune(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fi
         ValueError: If an argument is out of range, nothing can be pruned, or the narrow network does not compute what
             the masked one does.
 
-    Example:
+    Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> mlprank.prune(network, torch.randn(64, 8), amount=0.25).model[0].out_features
@@ -80,7 +80,7 @@ def score(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fi
         TypeError: As `prune`.
         ValueError: As `prune`.
 
-    Example:
+    Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> [tuple(scores.shape) for scores in mlprank.score(network, torch.randn(64, 8)).values()]
@@ -99,7 +99,7 @@ class Pruning:
         reduce: Sums a tensor over processes, where several of them calibrate together.
         traced: The `Pruning.graph` of a network of the same class and sizes, which saves reading this one again.
 
-    Example:
+    Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> pruning = mlprank.Pruning(network, torch.randn(64, 8), round_to=4)

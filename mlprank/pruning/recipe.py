@@ -49,7 +49,7 @@ class Recipe:
         TypeError: If a measure, method or compensation is none.
         ValueError: If a field is out of range or a name unknown.
 
-    Example:
+    Examples:
         >>> Recipe(amount=0.7, measure={"name": "norm", "p": 2}).measure
         Norm(p=2)
         >>> Recipe(round_to=8).plain()["round_to"]
@@ -142,7 +142,7 @@ def make_recipe(recipe: Recipe | None, given: Mapping[str, Any]) -> Recipe:
     Raises:
         TypeError: If there is no such field, or `recipe` is not a recipe.
 
-    Example:
+    Examples:
         >>> make_recipe(Recipe(amount=0.7), {"round_to": 8}).amount
         0.7
     """

@@ -56,7 +56,7 @@ class PruningResult:
         dense: The network that was given.
         example: One input, shape (1, ...).
 
-    Example:
+    Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> result = mlprank.prune(network, torch.randn(64, 8), amount=0.25)

@@ -19,7 +19,7 @@ class OptionError(ValueError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean …?" with the nearest known word, upper and lower case aside, or nothing where none is near.
 
-    Example:
+    Examples:
         >>> did_you_mean("fitt", ["fit", "test"])
         "; did you mean 'fit'?"
     """
@@ -31,7 +31,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, without the full stop; its kind where it says nothing.
 
-    Example:
+    Examples:
         >>> first_line(ValueError("sizes differ.\nsee above"))
         'sizes differ'
     """

@@ -27,7 +27,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         IsADirectoryError: If `path` is a directory.
         OSError: If the file cannot be written; it is named.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with whole_file(f"{folder}/numbers.txt") as draft:

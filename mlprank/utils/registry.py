@@ -22,7 +22,7 @@ class Registry(dict[str, type[Any]]):
         classes: Our own, by short name.
         published: Names of the thesis: a short name, and parameters that go with it unless others are given.
 
-    Example:
+    Examples:
         >>> from mlprank.measures import MEASURES
         >>> MEASURES.find("norm", p=2)
         Norm(p=2)
@@ -192,7 +192,7 @@ def imported(kind: str, path: str) -> Any:
     Raises:
         ValueError: If it cannot be imported, with the reason.
 
-    Example:
+    Examples:
         >>> imported("measure", "mlprank.measures.Norm").__name__
         'Norm'
     """
