@@ -110,14 +110,19 @@ class TensorBatches:
     its epoch through `batch_sampler.sampler.set_epoch`, and saves its place in the epoch in Lightning's checkpoints, so
     that a run killed within an epoch goes on with the very batch it would have seen next.
 
+    A step costs the more calls of torch the fewer images it works on. So some batches are fetched together, which the
+    place in the epoch alone decides: a resumed run augments them as an uninterrupted one.
+
     Args:
-        images: The whole image set, shape (N, C, H, W), uint8.
-        labels: Class of every image, shape (N,), int64.
+        images: The whole image set, shape (N, C, H, W), uint8, on any device.
+        labels: Class of every image, shape (N,), int64, on the same device.
         batch_sampler: Which rows make up the batches.
-        prepare: Applied to every `(images, labels)` before it is handed out.
-        announce: Called with this object when a batch is about to be prepared and handed out.
+        device: Where batches are prepared and handed out; the images' own by default.
+        at_once: Fetch so many batches together.
+        augment: Applied to the images that were fetched together and a seed; returns as many of the same shape.
+        prepare: Applied to the images and labels that were fetched together, after `augment`.
+        finish: Applied to the images and labels of every batch and a seed, after `prepare`.
         with_labels: Hand out images alone when False.
-        at_once: Fetch and prepare so many batches together, which is faster; 1 where `prepare` draws for each.
     """
 
     def __init__(
@@ -126,18 +131,22 @@ class TensorBatches:
         labels: Tensor,
         batch_sampler: IndexBatches,
         *,
-        prepare: Callable[[Tensor, Tensor], Batch] | None = None,
-        announce: "Callable[[TensorBatches], None] | None" = None,
-        with_labels: bool = True,
+        device: torch.device | None = None,
         at_once: int = 1,
+        augment: Callable[[Tensor, int], Tensor] | None = None,
+        prepare: Callable[[Tensor, Tensor], Batch] | None = None,
+        finish: Callable[[Tensor, Tensor, int], Batch] | None = None,
+        with_labels: bool = True,
     ) -> None:
         self.images = images
         self.labels = labels
         self.batch_sampler = batch_sampler
-        self.prepare = prepare
-        self.announce = announce
-        self.with_labels = with_labels
+        self.device = images.device if device is None else device
         self.at_once = at_once
+        self.augment = augment
+        self.prepare = prepare
+        self.finish = finish
+        self.with_labels = with_labels
         self._position = (0, 0)  # the epoch, and how many of its batches were handed out
         self._resume: tuple[int, int] | None = None
 
@@ -145,12 +154,6 @@ class TensorBatches:
     def batch_size(self) -> int:
         """Largest number of images in a batch."""
         return self.batch_sampler.batch_size
-
-    @property
-    def batch_seed(self) -> int:
-        """Seed of the random decisions about the batch handed out last: from seed, epoch, place in it and rank."""
-        sampler = self.batch_sampler.sampler
-        return derive_seed(sampler.seed, "batch", *self._position, sampler.rank)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, the same on every rank."""
@@ -164,31 +167,35 @@ class TensorBatches:
         Yields:
             `(images, labels)` with shapes (B, C, H, W) and (B,), or images alone without labels.
         """
-        epoch = self.batch_sampler.sampler.epoch
+        sampler = self.batch_sampler.sampler
+        epoch = sampler.epoch
         start = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
         self._resume = None
         batches = self.batch_sampler.batches()
-        for first in range(start, len(batches), self.at_once):
-            together = batches[first : first + self.at_once]
-            if self.announce is not None and self.at_once == 1:
-                self._position = (epoch, first + 1)
-                self.announce(self)
-            for number, batch in enumerate(self._fetch(together), first + 1):
-                self._position = (epoch, number)
+        for first in range(start - start % self.at_once, len(batches), self.at_once):
+            seed = derive_seed(sampler.seed, "together", epoch, first, sampler.rank)
+            together = self._fetch(batches[first : first + self.at_once], seed)
+            for number, batch in enumerate(together, first):
+                if number < start:
+                    continue
+                if self.finish is not None:
+                    batch = self.finish(*batch, derive_seed(sampler.seed, "batch", epoch, number, sampler.rank))
+                self._position = (epoch, number + 1)
                 yield batch if self.with_labels else batch[0]
 
-    def _fetch(self, indices: Sequence[Tensor]) -> Iterable[Batch]:
-        """Return the batches of some indices, prepared together."""
+    def _fetch(self, indices: Sequence[Tensor], seed: int) -> Iterable[Batch]:
+        """Return the batches of some indices, augmented and prepared together."""
         index = indices[0] if len(indices) == 1 else torch.cat(tuple(indices))
-        batch = self.images.index_select(0, index), self.labels.index_select(0, index)
+        index = index.to(self.images.device)
+        images, labels = (rows.index_select(0, index).to(self.device) for rows in (self.images, self.labels))
+        if self.augment is not None:
+            images = self.augment(images, seed)
         if self.prepare is not None:
-            batch = self.prepare(*batch)
+            images, labels = self.prepare(images, labels)
+        if len(indices) == 1:
+            return [(images, labels)]
         sizes = [len(each) for each in indices]
-        return (
-            [batch]
-            if len(indices) == 1
-            else zip(torch.split(batch[0], sizes), torch.split(batch[1], sizes), strict=True)
-        )
+        return zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the epoch, and what the place depends on, as plain integers."""

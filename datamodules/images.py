@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
@@ -15,16 +15,19 @@ from mlprank.datamodules.files import resolve_data_dir
 from mlprank.datamodules.labels import check_several_classes
 from mlprank.datamodules.seeds import derive_seed, generator, global_seed
 
-_AT_ONCE = 16
-"""Batches that are cast together where nothing is drawn for each: 3 MB of 28×28 images in batches of 64."""
+_CAST_TOGETHER = 1024
+"""Images that are cast together: 3 MB of 28×28 images."""
+_AUGMENTED_TOGETHER = 4096
+"""Images that are augmented together: some 300 calls of torch, which take 5 to 10 ms on a GPU for any number of images."""
+_SHARE_OF_DEVICE = 0.25
+"""An image set stays in the main memory where it would fill more of what is free on an accelerator."""
 
 
 class ImageDataModule(LightningDataModule):
     """A set of small images, in memory as one uint8 tensor.
 
-    Images are indexed, cast and augmented as whole batches. Batches for evaluation, prediction and calibration come out
-    of their loaders ready for the model. Training batches stay uint8 until they are on the model's device, where
-    `on_after_batch_transfer` augments and casts them; without a trainer the loader does that itself.
+    Images are indexed, augmented and cast as whole batches, on the trainer's device where there is a trainer: a set moves
+    there as a whole where it fits. Batches come out of their loaders ready for the model.
 
     Args:
         batch_size: Images per batch and process, at least 1 and at most the number of training images.
@@ -113,7 +116,7 @@ class ImageDataModule(LightningDataModule):
         self.train_transforms = train_transforms
         self.repeated_augmentation = repeated_augmentation
         self._loaded: dict[str, Batch] = {}
-        self._train_batches: TensorBatches | None = None
+        self._moved: dict[str, Tensor] = {}
         self._mean_std: Tensor | None = None
 
     @abstractmethod
@@ -169,9 +172,11 @@ class ImageDataModule(LightningDataModule):
                 f"lower it to at most {len(sampler)}"
             )
         batches = IndexBatches(sampler, batch_size=self.batch_size, drop_last=self.drop_last)
-        at_once = _AT_ONCE if self._is_plain() and _trains_on_cpu(trainer) else 1
-        prepare = self._prepare_train if trainer is None or at_once > 1 else None
-        return TensorBatches(*self._part("train"), batches, prepare=prepare, announce=self._announce, at_once=at_once)
+        if self._is_plain():
+            at_once = max(1, _CAST_TOGETHER // self.batch_size)
+            return self._batches("train", batches, prepare=self.prepare, at_once=at_once)
+        at_once = max(1, _AUGMENTED_TOGETHER // self.batch_size)
+        return self._batches("train", batches, augment=self._augment, finish=self._finish, at_once=at_once)
 
     def val_dataloader(self) -> TensorBatches:
         """Return the validation batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
@@ -204,24 +209,11 @@ class ImageDataModule(LightningDataModule):
         drawn = torch.randperm(len(indices), generator=generator(seed, "calibration"))[:num_samples]
         return self._plain("train", indices[drawn], distributed=False)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment and cast a training batch on the model's device, in the trainer's precision; pass others through.
-
-        Args:
-            batch: What a loader gave: uint8 images, shape (B, C, H, W), with labels for training.
-            dataloader_idx: Ignored.
-
-        Returns:
-            The batch, ready for the model.
-        """
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or batch[0].dtype != torch.uint8:
-            return batch
-        prepared = self._prepare_train(*batch) if self.trainer and self.trainer.training else self.prepare(*batch)
-        return self.trainer.precision_plugin.convert_input(prepared) if self.trainer else prepared
-
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to the model's device; on the CPU it is there."""
-        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Move a batch to the model's device, where the loader has put it unless the model moved."""
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        there = isinstance(images, Tensor) and images.device == device
+        return batch if there else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def prepare(self, images: Tensor, labels: Tensor) -> Batch:
         """Return a batch as the model expects it: pixels in [0, 1], then normalised where the set is.
@@ -240,15 +232,12 @@ class ImageDataModule(LightningDataModule):
             pixels.sub_(self._mean_std[0]).div_(self._mean_std[1])
         return pixels, labels
 
-    def _announce(self, loader: TensorBatches) -> None:
-        self._train_batches = loader
+    def _augment(self, images: Tensor, seed: int) -> Tensor:
+        """Crop, flip and recolour training images, uint8, that were fetched together."""
+        return self.augmentation.on_bytes(images, seed=seed)
 
-    def _prepare_train(self, images: Tensor, labels: Tensor) -> Batch:
-        """Augment and cast the training batch that was handed out last."""
-        if self._is_plain():
-            return self.prepare(images, labels)
-        seed = self.seed if self._train_batches is None else self._train_batches.batch_seed
-        images = self.augmentation.on_bytes(images, seed=seed)
+    def _finish(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
+        """Transform, cast, erase and mix a training batch."""
         if self.train_transforms is not None:
             with global_seed(derive_seed(seed, "transforms"), device=images.device):
                 images = self.train_transforms(images)
@@ -262,12 +251,25 @@ class ImageDataModule(LightningDataModule):
     def _plain(
         self, part: str, indices: Tensor | None = None, *, with_labels: bool = True, distributed: bool = True
     ) -> TensorBatches:
-        images, labels = self._part(part)
         rank, world_size = self._rank() if distributed else (0, 1)
-        everything = torch.arange(len(images)) if indices is None else indices
+        everything = torch.arange(len(self._part(part)[0])) if indices is None else indices
         sampler = EpochSampler(everything, rank=rank, world_size=world_size, pad=False)
         batches = IndexBatches(sampler, batch_size=self.batch_size)
-        return TensorBatches(images, labels, batches, prepare=self.prepare, with_labels=with_labels)
+        return self._batches(part, batches, prepare=self.prepare, with_labels=with_labels)
+
+    def _batches(self, part: str, batches: IndexBatches, **options: Any) -> TensorBatches:
+        """Return the loader of some batches of a part, which prepares them on the trainer's device."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return TensorBatches(*self._part_on(device, part), batches, device=device, **options)
+
+    def _part_on(self, device: torch.device, part: str) -> Batch:
+        """Return one part of the set, on an accelerator where it fits there."""
+        images, labels = self._part(part)
+        if device.type != "cuda" or images.nbytes > _SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+            return images, labels
+        if self._moved.get(part, images).device != device:
+            self._moved[part] = images.to(device)
+        return self._moved[part], labels.to(device)
 
     def _part(self, part: str) -> Batch:
         """Return one part of the set, read and checked when it is first asked for."""
@@ -296,7 +298,3 @@ class ImageDataModule(LightningDataModule):
         """Return this process's rank and the number of processes that share the data."""
         shares = self.trainer.distributed_sampler_kwargs if self.trainer else None
         return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
-
-
-def _trains_on_cpu(trainer: Trainer | None) -> bool:
-    return trainer is not None and trainer.strategy.root_device.type == "cpu"

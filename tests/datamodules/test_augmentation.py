@@ -102,7 +102,7 @@ def test_evaluation_and_calibration_batches_are_never_augmented(cifar, options):
         assert same(*loaders)
 
 
-@pytest.mark.parametrize("resumed_at", [3])
+@pytest.mark.parametrize("resumed_at", [1, 3])
 def test_a_loader_that_goes_on_within_an_epoch_augments_as_it_would_have(cifar, resumed_at):
     whole = epoch_of(CIFAR10DataModule(**cifar, **EVERYTHING))
     stopped = CIFAR10DataModule(**cifar, **EVERYTHING).train_dataloader()

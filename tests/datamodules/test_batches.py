@@ -137,13 +137,24 @@ def test_a_place_within_an_epoch_of_other_batches_is_refused():
     assert seen(larger) == []  # that epoch was over
 
 
-def test_every_batch_has_a_seed_of_its_own():
-    seeds = set()
+def test_every_batch_has_a_seed_of_its_own_and_so_has_what_is_fetched_together():
+    seeds, together = [], []
+
+    def augment(images, seed):
+        together.append(seed)
+        return images
+
+    def finish(images, labels, seed):
+        seeds.append(seed)
+        return images, labels
+
     for rank, epoch in itertools.product(range(2), range(2)):
         batches = loader(shuffle=True, rank=rank, world_size=2)
         batches.batch_sampler.sampler.set_epoch(epoch)
-        seeds.update(batches.batch_seed for _ in batches)
-    assert len(seeds) == 2 * 2 * 3
+        batches.augment, batches.finish, batches.at_once = augment, finish, 2
+        assert len(list(batches)) == 3
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * 3
+    assert len(set(together)) == len(together) == 2 * 2 * 2
 
 
 def test_derived_seeds_are_the_same_in_every_process():
