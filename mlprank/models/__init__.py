@@ -1,14 +1,15 @@
 """Image classifiers as plain modules, and the LightningModule that trains them (`mlprank.models.classifier`)."""
 
 from mlprank.artifact.spec import build_model, describe_model
-from mlprank.models.mlp import MLP
-from mlprank.models.published import load_published
-from mlprank.models.registry import MODELS, get_model
-from mlprank.models.thesis import SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
+from mlprank.models.cnn import FourLayerCNN, ResNet18
+from mlprank.models.mlp import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
+from mlprank.models.registry import MODELS, get_model, load_published, load_weights, register_model
 
 __all__ = [
     "MLP",
     "MODELS",
+    "FourLayerCNN",
+    "ResNet18",
     "SixLayerMLP",
     "ThreeLayerMLP",
     "TwelveLayerMLP",
@@ -17,4 +18,6 @@ __all__ = [
     "describe_model",
     "get_model",
     "load_published",
+    "load_weights",
+    "register_model",
 ]

@@ -16,10 +16,16 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mlprank.artifact.spec import build_model, describe_model
-from mlprank.models.optim import build_optimizer, build_scheduler, check_scheduler, describe_factory, parameter_groups
-from mlprank.models.published import check_state
-from mlprank.models.weights import match_widths
+from mlprank.models.registry import check_state
+from mlprank.models.schedule import (
+    build_optimizer,
+    build_scheduler,
+    check_scheduler,
+    describe_factory,
+    parameter_groups,
+)
 from mlprank.surgery.masks import match_masks
+from mlprank.surgery.narrow import narrow
 
 _STEPS_BETWEEN_CHECKS = 50
 """On an accelerator reading the loss waits for the device, so it is read once in so many steps."""
@@ -244,3 +250,45 @@ def _num_classes(model: nn.Module, given: int | None) -> int:
     if not isinstance(given, int) or given < 1:
         raise ValueError(f"num_classes={given!r} must be a positive integer; {type(model).__name__} does not tell it")
     return given
+
+
+def match_widths(module: ImageClassifier, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give `module.model` the widths of the checkpoint: narrow for a pruned one, else dense.
+
+    Args:
+        module: The classifier, dense or narrow.
+        checkpoint: A Lightning checkpoint; that of a pruned network has an entry "mlprank" whose "slices" are the kept
+            indices of every parameter that was narrowed, by its name in the classifier and its dimension, and whose
+            "biases" name the biases that pruning created.
+
+    Returns:
+        The entry "mlprank", or None for a dense network.
+
+    Raises:
+        ValueError: If the entry is malformed, or a narrow network of an unknown class is to become dense.
+    """
+    record = checkpoint.get("mlprank")
+    if record is None:
+        if module.pruning is not None:
+            module.model = _dense(module)
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("slices"), Mapping):
+        raise ValueError("the checkpoint's entry 'mlprank' has no 'slices', so the file is damaged or foreign")
+    state = checkpoint["state_dict"]
+    own = module.state_dict()
+    created = [str(name) for name in record.get("biases", ())]
+    if any(name in state and state[name].shape != tensor.shape for name, tensor in own.items()) or set(created) - set(
+        own
+    ):
+        if module.pruning is not None:
+            module.model = _dense(module)
+        slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
+        module.model = narrow(module.model, slices, biases=tuple(name.removeprefix("model.") for name in created))
+    return record
+
+
+def _dense(module: ImageClassifier) -> nn.Module:
+    spec = module.hparams.get("model")
+    if spec is None:
+        raise ValueError("the network is narrow and its class is not recorded; build the classifier anew")
+    return build_model(spec)

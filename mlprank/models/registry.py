@@ -1,27 +1,209 @@
-"""The networks by name."""
+"""The networks by name, and their weights out of anyone's files: Lightning's, the thesis's, bare state dicts."""
 
 from __future__ import annotations
 
-import difflib
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mlprank.models.mlp import MLP
-from mlprank.models.thesis import SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
+from mlprank.artifact.checkpoint import read_checkpoint
+from mlprank.artifact.spec import class_path_of
+from mlprank.models.cnn import FourLayerCNN, ResNet18
+from mlprank.models.mlp import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
+from mlprank.utils.registry import Registry
 
-MODELS: dict[str, type[nn.Module]] = {
-    cls.__name__: cls for cls in (MLP, TwoLayerMLP, ThreeLayerMLP, SixLayerMLP, TwelveLayerMLP)
-}
+_FIXED = (TwoLayerMLP, ThreeLayerMLP, SixLayerMLP, TwelveLayerMLP, FourLayerCNN, ResNet18)
+"""The networks that need no argument: their weights can be told by names and sizes."""
+
+MODELS = Registry("model", nn.Module, {cls.__name__: cls for cls in (MLP, *_FIXED)})
+"""The network classes by name; `register_model` adds one."""
+
+
+def register_model(name: str, cls: type[nn.Module]) -> None:
+    """Make a network known by a name wherever a model is named: in `prune_mlp`, configs, experiments.
+
+    Args:
+        name: Not yet taken.
+        cls: A class of networks.
+
+    Raises:
+        TypeError: If `cls` is not a class of networks.
+        ValueError: If the name is taken or empty.
+
+    Example:
+        >>> from mlprank.models import MLP, get_model, register_model
+        >>> class Mine(MLP): ...
+        >>> register_model("Mine", Mine)
+        >>> get_model("Mine") is Mine
+        True
+        >>> del MODELS["Mine"]
+    """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(f'model "{name}": {cls!r} is not a subclass of torch.nn.Module')
+    MODELS.register(name, cls)
 
 
 def get_model(name: str) -> type[nn.Module]:
-    """Return the network class called `name`.
+    """Return the network class of a name or a dotted path.
+
+    Args:
+        name: Such as "TwoLayerMLP" or "my_package.networks.Mine".
 
     Raises:
         ValueError: If there is none; the message lists all and the nearest.
+        TypeError: If the path leads to something else.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}{hint}")
-    return MODELS[name]
+    found = MODELS.find_class(name)
+    if not issubclass(found, nn.Module):
+        raise TypeError(f"model={name!r} is not a subclass of torch.nn.Module")
+    return found
+
+
+def load_weights(path: str | os.PathLike[str], model: str | nn.Module) -> nn.Module:
+    """Load a trained network's weights out of a file.
+
+    Args:
+        path: What `mlprank fit` or another Lightning run wrote (the network being its module's `model`); a `.pth` as
+            the thesis's script writes, also below `artifacts/models/<name>/model_<epoch>.pth`, whose entry "model" is
+            the state dict; or a bare state dict.
+        model: The network's name, e.g. "TwoLayerMLP", or a network to load into, which is changed in place.
+
+    Returns:
+        The network with the file's weights, on the CPU where it was built here, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, would run code, holds no weights or those of another network.
+    """
+    network = get_model(model)() if isinstance(model, str) else model
+    state = state_of(read_checkpoint(path), source=os.fspath(path))
+    check_state(network.state_dict(), state, source=os.fspath(path))
+    network.load_state_dict(state)
+    return network.eval()
+
+
+load_published = load_weights
+"""The name that version 0.1.0 had for it."""
+
+
+def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
+    """Return the network's state dict out of a file's content, without the prefixes of wrappers.
+
+    Args:
+        content: What the file holds: a Lightning checkpoint, a published one, or a state dict.
+        source: Where it was found, for the message.
+
+    Returns:
+        Tensors by the network's own names.
+
+    Raises:
+        ValueError: If there is no state dict.
+
+    Example:
+        >>> state_of({"model": {"module.fc.weight": torch.zeros(1)}}, source="a.pth")
+        {'fc.weight': tensor([0.])}
+    """
+    found = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(found):
+        raise ValueError(
+            f"{source} has no state dict: neither under 'state_dict', as Lightning writes, nor under 'model', as published"
+            f" ones have it, nor as a whole; it holds {sorted(map(str, content))[:8]}"
+        )
+    if "state_dict" in content:
+        inner = {name: value for name, value in tensors.items() if name.startswith("model.")}
+        tensors = inner or tensors
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def recognise(state: Mapping[str, Tensor]) -> type[nn.Module] | None:
+    """Return the class whose default network has weights of these names and sizes; None where there is none.
+
+    Example:
+        >>> recognise(TwoLayerMLP().state_dict()).__name__
+        'TwoLayerMLP'
+    """
+    sizes = {name: tensor.shape for name, tensor in state.items()}
+    for cls in _FIXED:
+        with torch.device("meta"):
+            expected = cls().state_dict()
+        if {name: tensor.shape for name, tensor in expected.items()} == sizes:
+            return cls
+    return None
+
+
+def as_lightning(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Return a file's content as a checkpoint of `ImageClassifier`, as commands read it.
+
+    Args:
+        content: What `read_checkpoint` gave. A checkpoint of Lightning or of a pruned network is returned as it is.
+        source: Where it was found, for the message.
+
+    Returns:
+        A Lightning checkpoint, with the network's description where its weights are those of one of our networks.
+
+    Raises:
+        ValueError: If there is no state dict.
+    """
+    if "state_dict" in content:
+        return dict(content)
+    state = state_of(content, source=source)
+    cls = recognise(state)
+    model = None if cls is None else {"class_path": class_path_of(cls), "init_args": cls().init_args}
+    return {
+        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+        "hyper_parameters": {} if model is None else {"model": model},
+        "pytorch-lightning_version": version("lightning"),
+        "epoch": int(content["epoch"]) if isinstance(content.get("epoch"), int) else 0,
+        "global_step": 0,
+        "loops": None,
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
+
+
+def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse a state dict that belongs to another network, by the first layer that differs.
+
+    Args:
+        expected: The network's own state dict.
+        found: The state dict to load.
+        source: Where it was found, for the message.
+
+    Raises:
+        ValueError: If a name is missing or unexpected, or a size differs.
+    """
+    for name, own in expected.items():
+        if name in found and found[name].shape != own.shape:
+            raise ValueError(
+                f"{source} belongs to another network: {name} is {_size(found[name])} there "
+                f"and {_size(own)} here{_guess(found)}"
+            )
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    if missing or unexpected:
+        parts = [f"it lacks {_some(missing)}"] if missing else []
+        parts += [f"it has {_some(unexpected)}, which the network has not"] if unexpected else []
+        raise ValueError(f"{source} belongs to another network: {'; '.join(parts)}{_guess(found)}")
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _guess(found: Mapping[str, Tensor]) -> str:
+    """Name the network whose weights these are, as the end of a message."""
+    cls = recognise({name.removeprefix("model."): tensor for name, tensor in found.items()})
+    return "" if cls is None else f"; these are the weights of a {cls.__name__}"

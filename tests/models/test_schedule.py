@@ -9,8 +9,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, ExponentialLR, StepLR
 
 from mlprank.models import MLP
-from mlprank.models.optim import build_optimizer, build_scheduler, describe_factory, parameter_groups
-from mlprank.models.schedule import WarmUp
+from mlprank.models.schedule import WarmUp, build_optimizer, build_scheduler, describe_factory, parameter_groups
 
 NAN = float("nan")
 
