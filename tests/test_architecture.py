@@ -18,8 +18,6 @@ ORDER = _PACKAGES.split(" ")
 KNOWN_UPWARD = {
     ("artifact.pruned", "pruning"),
     ("costs.bench", "artifact"),
-    ("experiments.closing", "report"),
-    ("experiments.wandb_log", "report"),
     ("graph.trace", "pruning"),
     ("surgery.masks", "pruning"),
 }

@@ -58,11 +58,11 @@ def main(argv: list[str]) -> int:
         write_whole(config.directory / "config.yaml", write_config(config).encode())
         _run(config, networks, cells, store)
         records = [record for record in store.records if record.key in {cell.key for cell in cells}]
-        from mlprank.experiments.closing import print_closing
+        from mlprank.report.findings import print_findings
 
-        print_closing(records, config.directory)
+        print_findings(records, config.directory)
         if arguments.wandb:
-            from mlprank.experiments.wandb_log import log_experiment
+            from mlprank.report.wandb_log import log_experiment
             from mlprank.training.loggers import prepare_wandb
 
             prepare_wandb()

@@ -1,71 +1,126 @@
-"""The report of an experiment: one self-contained HTML page, PNG pictures and Markdown; needs no torch."""
+"""The report: one self-contained HTML page, Markdown, tables and pictures, from the results of experiments and grid searches; needs no torch."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlprank.experiments import PICTURE_KINDS
-from mlprank.experiments.store import to_csv, write_whole
-from mlprank.report.content import content_of
-from mlprank.report.heat_map import heat_map_svg
-from mlprank.report.markdown import markdown_of
-from mlprank.report.page import page_html
+from mlprank.experiments.statistics import SMALLEST_EFFECT
+from mlprank.experiments.store import to_csv
+from mlprank.report.content import Content, content_of
+from mlprank.report.findings import all_tables, csv_table, latex_table, markdown_table, sentences_of, slug, title_of
+from mlprank.report.page import PICTURE_KINDS, page_html, write_pictures
+from mlprank.utils.files import write_whole
 
-__all__ = ["ReportFiles", "heat_map_svg", "write_report"]
+__all__ = ["PICTURE_KINDS", "ReportFiles", "write_report"]
+
+_LONGEST_NAME = 80
+_HEADINGS = {
+    "accuracy": "Top-1 accuracy",
+    "claims": "Weighted PageRank against the others",
+    "differences": "Weighted PageRank against the others, setting by setting",
+    "latency": "Accuracy against measured latency",
+    "size": "Accuracy against size",
+    "lost": "What every layer lost",
+    "centralities": "Where the centralities lie",
+    "tuning": "Training runs",
+    "trials": "The best trials",
+    "failed": "Failed cells",
+    "configuration": "Configuration",
+    "environment": "Environment",
+}
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What `write_report` wrote, and how many cells it saw."""
+    """What `write_report` wrote, how many cells it saw, and which directories it could not read."""
 
     html: Path
     markdown: Path
+    tables: tuple[Path, ...]
     pictures: tuple[Path, ...]
     csv: Path | None
     num_finished: int
     num_failed: int
+    problems: tuple[tuple[Path, str], ...]
 
 
 def write_report(
     results: Sequence[str | Path],
     output: str | Path,
     *,
-    pictures: bool | Collection[str] = True,
+    pictures: Collection[str] = (),
+    formats: Collection[str] = ("png",),
     csv: bool = False,
+    baselines: Sequence[str] | None = None,
+    smallest_effect: float = SMALLEST_EFFECT,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ReportFiles:
-    """Write `report.html`, `report.md` and the PNG files.
+    """Write `report.html`, `report.md`, the tables as LaTeX and CSV, and pictures.
 
     Args:
-        results: Results directories of experiments and of grid searches.
+        results: Results directories of experiments and of grid searches. One that cannot be read is named in the report.
         output: Directory, made where it is missing.
-        pictures: Whether to draw PNG files (the slow part: seconds), or which: "accuracy", "latency", "size", "lost", "centralities",
-            "tuning".
-        csv: Whether to write `results.csv` too, one row a cell.
+        pictures: Which pictures to draw, of `PICTURE_KINDS`.
+        formats: What they become: "png", "svg", "pdf".
+        csv: Whether to write `results.csv` too, a row for every cell.
+        baselines: Measures that weighted PageRank is compared with; by default all.
+        smallest_effect: The smallest difference of accuracy that counts, a fraction.
         on_step: Told what is done next, a few words each.
 
     Raises:
-        FileNotFoundError: If a directory holds no results.
-        ValueError: If a file is damaged or of another schema version.
+        FileNotFoundError: If no directory holds results.
+        ValueError: If a baseline was not run.
         OSError: If the output cannot be written.
     """
     on_step("reading results")
-    content = content_of(results)
+    content = content_of(results, baselines=baselines, smallest_effect=smallest_effect)
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
     on_step("report.html")
-    page = directory / "report.html"
-    write_whole(page, page_html(content).encode())
-    drawn: tuple[Path, ...] = ()
-    if pictures:
-        on_step("loading matplotlib")
-        from mlprank.report.pictures import write_pictures
-
-        kinds = PICTURE_KINDS if isinstance(pictures, bool) else pictures
-        drawn = write_pictures(content, directory, on_picture=on_step, kinds=kinds)
-    on_step("report.md")
-    text = directory / "report.md"
-    write_whole(text, markdown_of(content, drawn).encode())
+    page, text = directory / "report.html", directory / "report.md"
+    write_whole(page, page_html(content))
+    drawn = write_pictures(content, directory, kinds=pictures, formats=formats, on_picture=on_step)
+    on_step("tables")
+    write_whole(text, _markdown(content, drawn))
+    tables = _write_tables(content, directory / "tables")
     failed = sum(record.status == "failed" for record in content.records)
-    table = to_csv(content.records, directory / "results.csv") if csv else None
-    return ReportFiles(page, text, drawn, table, len(content.records) - failed, failed)
+    rows = to_csv(content.records, directory / "results.csv") if csv else None
+    num = len(content.records)
+    return ReportFiles(page, text, tables, drawn, rows, num - failed, failed, content.problems)
+
+
+def _write_tables(content: Content, directory: Path) -> tuple[Path, ...]:
+    """Every table as LaTeX and CSV, named by what it shows; long names are cut and told apart by a number."""
+    written: list[Path] = []
+    for table in all_tables(content):
+        what = slug(table.title)[:_LONGEST_NAME]
+        name = "_".join(dict.fromkeys([table.kind, what]))
+        if directory / f"{name}.tex" in written:
+            name += f"_{len(written)}"
+        for path, text in (
+            (directory / f"{name}.tex", latex_table(table)),
+            (directory / f"{name}.csv", csv_table(table)),
+        ):
+            write_whole(path, text)
+            written.append(path)
+    return tuple(written)
+
+
+def _markdown(content: Content, pictures: Sequence[Path]) -> str:
+    """The report as Markdown, for a paper or a pull request; pictures are the files beside it."""
+    blocks = [f"# {title_of(content)}", "  \n".join(sentences_of(content))]
+    tables = all_tables(content)
+    for kind, heading in _HEADINGS.items():
+        shown = [f"![{heading}]({path.name})" for path in pictures if path.name.startswith(f"{kind}_")]
+        for table in tables:
+            if table.kind == kind:
+                shown += [f"**{table.title}**"] if table.title != heading else []
+                shown.append(markdown_table(table))
+        if shown:
+            blocks += [f"## {heading}", *shown]
+        if kind in ("claims", "differences") and shown:
+            blocks.append(
+                f"Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark differences of at least "
+                f"{100 * content.smallest_effect:g} points that are significant after Holm's correction over their table."
+            )
+    return "\n\n".join(blocks) + "\n"

@@ -1,80 +1,462 @@
-"""Everything that a report shows, gathered from results directories once, before anything is drawn."""
+"""Everything that a report shows, gathered from results directories once, before anything is drawn; needs no torch."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mlprank.experiments.records import CellRecord
-from mlprank.experiments.statistics import finished_cells, series_label
-from mlprank.experiments.store import RECORDS_NAME, read_records
-from mlprank.report.data import Panel, Setting, panels_of, subtitles
-from mlprank.report.grids import Grid, is_tune_directory, read_grid
-from mlprank.report.palette import Style, styles_of
-from mlprank.report.ridges import Ridges, ridges_of
-from mlprank.report.summary import Summary, summary_of
-from mlprank.report.tables import Table, configuration_table, environment_table, failed_table, wins_tables
+import numpy as np
+
+from mlprank.experiments.records import CellMetrics, CellRecord
+from mlprank.experiments.statistics import (
+    SMALLEST_EFFECT,
+    Comparison,
+    Estimate,
+    Setting,
+    accuracy_interval,
+    by_training,
+    claims,
+    compare,
+    finished_cells,
+    metrics_of,
+    series_label,
+    setting_of,
+)
+from mlprank.experiments.store import RECORDS_NAME, read_records, read_scores
+from mlprank.utils.charts import HeatMap, Look, ScoredLayer, looks_of, search_map, short_names
 
 CONFIG_NAMES = ("config.yaml", "experiment.yaml")
+COSTS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
+    "latency": ("measured latency", ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))),
+    "size": ("file size", ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))),
+}
+"""What a network costs: how it is called, and its units with what one of them is in seconds or bytes."""
+WITHIN = 0.01
+"""How much of the dense accuracy (absolute) the chosen network may lose."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measure at one amount, means over trainings. Fractions, bytes and seconds."""
+
+    amount: float
+    top1: Estimate
+    achieved: float
+    size_bytes: float
+    num_parameters: float
+    flops: float
+    latency_s: float | None
+
+    def cost(self, kind: str) -> float | None:
+        """Seconds or bytes; None where it was not measured."""
+        return self.latency_s if kind == "latency" else self.size_bytes
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measure in one panel; `lost[layer][amount]` is the mean fraction of the layer's neurons that were pruned."""
+
+    label: str
+    points: tuple[Point, ...]
+    lost: Mapping[str, Mapping[float, float]]
+
+    def at(self, amount: float) -> Point | None:
+        """The point at an amount, if there is one."""
+        return next((point for point in self.points if point.amount == amount), None)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One setting: the dense network and a curve for every measure."""
+
+    setting: Setting
+    dense_top1: float
+    dense_size_bytes: float
+    dense_parameters: float
+    dense_latency_s: float | None
+    curves: tuple[Curve, ...]
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """All amounts that any curve has, ascending."""
+        return tuple(sorted({point.amount for curve in self.curves for point in curve.points}))
+
+    def dense_cost(self, kind: str) -> float | None:
+        """Of the dense network, as `Point.cost`."""
+        return self.dense_latency_s if kind == "latency" else self.dense_size_bytes
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One pruned network of a trade-off: its cost, its accuracy, whether nothing is better in both, and whether the report names it."""
+
+    panel: Panel
+    label: str
+    point: Point
+    cost: float
+    on_front: bool
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one cell: one measure on one network."""
+
+    network: str
+    label: str
+    record: CellRecord
+    layers: tuple[ScoredLayer, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A grid search of `mlprank tune`: its map, and the trials, the best first, as text: options, accuracy, epoch."""
+
+    directory: Path
+    map: HeatMap
+    trials: tuple[tuple[str, float | None, str], ...]
 
 
 @dataclass(frozen=True)
 class Content:
-    """What the page, the Markdown and the pictures are made of."""
+    """What the page, the tables and the pictures are made of.
+
+    Attributes:
+        directories: Where results were looked for.
+        problems: Each directory that could not be read, with the reason.
+        records: All cells, failed ones too; `owners` are their directories by key.
+        comparisons: Within every setting, see `compare`.
+        claims: Over settings, see `claims`.
+        smallest_effect: The smallest difference of accuracy that counts, a fraction.
+        configs: The experiments' files with their text.
+    """
 
     directories: tuple[Path, ...]
+    problems: tuple[tuple[Path, str], ...]
     records: tuple[CellRecord, ...]
+    owners: Mapping[str, Path]
     panels: tuple[Panel, ...]
-    subtitles: Mapping[Setting, str]
-    styles: Mapping[str, Style]
-    summary: Summary
-    wins: tuple[Table, ...]
-    configuration: Table
+    looks: Mapping[str, Look]
+    comparisons: tuple[Comparison, ...]
+    claims: tuple[tuple[Comparison, ...], ...]
+    smallest_effect: float
     configs: tuple[tuple[str, str], ...]
-    environment: Table
-    failed: Table
-    ridges: tuple[Ridges, ...]
-    grids: tuple[Grid, ...]
+    scores: tuple[Scores, ...]
+    searches: tuple[Search, ...]
 
 
-def content_of(results: Sequence[str | Path]) -> Content:
-    """Read results directories of experiments and of grid searches.
+def content_of(
+    results: Sequence[str | Path],
+    *,
+    baselines: Sequence[str] | None = None,
+    smallest_effect: float = SMALLEST_EFFECT,
+) -> Content:
+    """Read results directories of experiments and grid searches. One that cannot be read is a problem of the report, not its end.
 
     Args:
         results: Directories (or their `records.jsonl`); a cell that is in several counts once, the last one.
+        baselines: Measures that weighted PageRank is compared with; by default all.
+        smallest_effect: The smallest difference of accuracy that counts, a fraction.
 
     Raises:
-        FileNotFoundError: If one holds no results.
-        ValueError: If none is given, or a file is damaged or of another schema version.
+        ValueError: If no directory is given, or a baseline has no finished cell.
+        FileNotFoundError: If no directory holds results.
     """
     if not results:
         raise ValueError("report: give at least one results directory")
     cells: dict[str, tuple[CellRecord, Path]] = {}
-    directories, grids = [], []
+    directories, searches, problems, scores = [], [], [], []
     for source in map(Path, results):
         directory = source.parent if source.name == RECORDS_NAME else source
         directories.append(directory)
-        if is_tune_directory(directory):
-            grids.append(read_grid(directory))
-        else:
-            cells |= {record.key: (record, directory) for record in read_records(source)}
+        try:
+            if (directory / "grid.json").is_file():
+                searches.append(read_search(directory))
+            else:
+                cells |= {record.key: (record, directory) for record in read_records(source)}
+        except (OSError, ValueError) as error:
+            problems.append((directory, str(error)))
+    if len(problems) == len(directories):
+        raise FileNotFoundError("; ".join(text for _, text in problems))
     records = tuple(record for record, _ in cells.values())
-    panels = panels_of(records)
-    labels = {series_label(record.parameters) for record in finished_cells(records)}
     owners = {key: directory for key, (_, directory) in cells.items()}
+    for record in _one_of_each(records, owners):
+        try:
+            scores.append(_scores_of(record, owners[record.key]))
+        except ValueError as error:
+            problems.append((owners[record.key], str(error)))
     configs = [directory / name for directory in directories for name in CONFIG_NAMES]
-    sources = [(d, [record for record in records if owners[record.key] == d]) for d in dict.fromkeys(directories)]
-    return Content(
+    plain = content_of_records(records, owners, baselines=baselines, smallest_effect=smallest_effect)
+    return dataclasses.replace(
+        plain,
         directories=tuple(directories),
-        records=records,
-        panels=panels,
-        subtitles=subtitles(panels),
-        styles=styles_of(labels),
-        summary=summary_of(records, panels, grids=grids),
-        wins=wins_tables(records),
-        configuration=configuration_table(records),
+        problems=tuple(problems),
         configs=tuple((str(path), path.read_text("utf-8")) for path in configs if path.is_file()),
-        environment=environment_table(records),
-        failed=failed_table(records, owners),
-        ridges=ridges_of(sources),
-        grids=tuple(grids),
+        scores=tuple(scores),
+        searches=tuple(searches),
     )
+
+
+def content_of_records(
+    records: Sequence[CellRecord],
+    owners: Mapping[str, Path],
+    *,
+    baselines: Sequence[str] | None = None,
+    smallest_effect: float = SMALLEST_EFFECT,
+) -> Content:
+    """What records alone give, as `content_of`; `owners` are their directories by key."""
+    return Content(
+        directories=tuple(dict.fromkeys(owners.values())),
+        problems=(),
+        records=tuple(records),
+        owners=owners,
+        panels=panels_of(records),
+        looks=looks_of(series_label(record.parameters) for record in finished_cells(records)),
+        comparisons=compare(records, baselines=baselines, smallest_effect=smallest_effect),
+        claims=claims(records, baselines=baselines, smallest_effect=smallest_effect),
+        smallest_effect=smallest_effect,
+        configs=(),
+        scores=(),
+        searches=(),
+    )
+
+
+def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
+    """Group finished cells into panels, sorted by setting."""
+    groups: dict[Setting, list[CellRecord]] = defaultdict(list)
+    for record in finished_cells(records):
+        groups[setting_of(record.parameters)].append(record)
+    return tuple(_panel(setting, groups[setting]) for setting in sorted(groups))
+
+
+def by_network(panels: Sequence[Panel]) -> dict[str, tuple[Panel, ...]]:
+    """Panels by network, in order."""
+    groups: dict[str, list[Panel]] = defaultdict(list)
+    for panel in panels:
+        groups[panel.setting.network].append(panel)
+    return {network: tuple(found) for network, found in groups.items()}
+
+
+def conditions_text(setting: Setting) -> str:
+    """Compensation and conditions in words: `constant compensation, chain graph, output protected, 64 calibration images`."""
+    said = {
+        "graph": "{} graph",
+        "protect_output": "output protected",
+        "calibration_samples": "{} calibration images",
+    }
+    parts = [
+        "output pruned too"
+        if (name, value) == ("protect_output", "false")
+        else said.get(name, f"{name} {{}}").format(value)
+        for name, value in setting.conditions
+    ]
+    return ", ".join([f"{setting.compensation} compensation", *parts])
+
+
+def subtitles(settings: Iterable[Setting]) -> dict[Setting, str]:
+    """What tells a setting from others beside network and method: only what varies between them."""
+    words = {setting: conditions_text(setting).split(", ") for setting in settings}
+    common = set.intersection(*map(set, words.values())) if words else set()
+    return {setting: ", ".join(word for word in found if word not in common) for setting, found in words.items()}
+
+
+def front_of(panels: Sequence[Panel], *, cost: str) -> tuple[FrontPoint, ...]:
+    """Every pruned network of one network's panels with its cost; the Pareto front and the chosen network are marked.
+
+    Args:
+        panels: Panels of one network.
+        cost: "latency" (seconds, measured) or "size" (bytes). Points without a measured latency are left out.
+
+    Returns:
+        Sorted by cost. A point is on the front if no other is at least as cheap and at least as accurate, and better in one of the two. The
+        chosen one is the cheapest that loses at most `WITHIN` of its dense accuracy.
+    """
+    found: list[tuple[float, Panel, str, Point]] = []
+    for panel in panels:
+        for curve in panel.curves:
+            for point in curve.points:
+                value = point.cost(cost)
+                if value is not None and point.amount > 0.0:
+                    found.append((value, panel, curve.label, point))
+    found.sort(key=lambda entry: (entry[0], -entry[3].top1.mean))
+    marked: list[FrontPoint] = []
+    best, best_cost, chosen = -math.inf, math.nan, False
+    for value, panel, label, point in found:
+        tie = point.top1.mean == best and value == best_cost
+        on_front = point.top1.mean > best or tie
+        if on_front and not tie:
+            best, best_cost = point.top1.mean, value
+        good = not chosen and panel.dense_top1 - point.top1.mean <= WITHIN
+        marked.append(FrontPoint(panel, label, point, value, on_front, good))
+        chosen = chosen or good
+    return tuple(marked)
+
+
+def smallest_good(panels: Sequence[Panel]) -> tuple[Panel, str, Point] | None:
+    """The network with the fewest parameters, as a share of its dense one, that loses at most `WITHIN`."""
+    good = [
+        (point.num_parameters / panel.dense_parameters, panel, curve.label, point)
+        for panel in panels
+        for curve in panel.curves
+        for point in curve.points
+        if panel.dense_parameters and panel.dense_top1 - point.top1.mean <= WITHIN and point.amount > 0.0
+    ]
+    return min(good, key=lambda entry: (entry[0], -entry[3].top1.mean))[1:] if good else None
+
+
+def cost_unit(largest: float, *, cost: str) -> tuple[float, str]:
+    """Divisor and name of the unit that suits the largest cost: (1e-3, "ms"), (1e6, "MB")."""
+    units = COSTS[cost][1]
+    return next((unit for unit in units if largest >= unit[0]), units[-1])
+
+
+def lost_maps(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
+    """Curves with what they lost, those that lost the same in every layer joined: (labels, one of the curves)."""
+    tables: dict[str, list[Curve]] = defaultdict(list)
+    for curve in panel.curves:
+        plain = {name: {a: round(v, 6) for a, v in lost.items()} for name, lost in curve.lost.items()}
+        tables[json.dumps(plain, sort_keys=True)].append(curve)
+    return [(tuple(curve.label for curve in curves), curves[0]) for curves in tables.values()]
+
+
+def read_search(directory: Path) -> Search:
+    """Read what `mlprank tune` leaves: a file for every trial that ended or failed.
+
+    Raises:
+        ValueError: If a file is damaged, or no trial has ended.
+    """
+    found: list[tuple[dict[str, Any], float | None, str]] = []
+    for path in sorted(directory.glob("trials/*/result.json")) + sorted(directory.glob("trials/*/failed.json")):
+        try:
+            plain = json.loads(path.read_text("utf-8"))
+            point = dict(plain["point"])
+            score = plain.get("val_top1")
+            note = plain["error"] if "error" in plain else f"epoch {plain['best_epoch'] + 1}"
+            if score is not None and not 0.0 <= float(score) <= 1.0:
+                raise ValueError(f"val_top1 must be in [0, 1], got {score}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); delete it and run the same tune command again") from error
+        found.append((point, score, note if score is not None or "error" in plain else "diverged"))
+    if not found:
+        raise ValueError(f"{directory}: no trial has ended; run the same tune command to go on")
+    options = list(found[0][0])
+    values = {name: sorted({_key(point.get(name)) for point, _, _ in found}) for name in options}
+    text = {name: [_text(value) for _, value in pairs] for name, pairs in values.items()}
+    varied = {name: texts for name, texts in text.items() if len(texts) > 1} or text
+    trials = [({name: _text(point.get(name)) for name in varied}, score) for point, score, _ in found]
+    names = dict(zip(varied, short_names(list(varied)), strict=True))
+    ranked = sorted(found, key=lambda trial: -math.inf if trial[1] is None else trial[1], reverse=True)
+    rows = tuple(
+        (", ".join(f"{names[name]} {_text(point.get(name))}" for name in varied), score, note)
+        for point, score, note in ranked
+    )
+    return Search(directory, search_map(directory.name, varied, trials, score="validation accuracy"), rows)
+
+
+def _key(value: Any) -> tuple[tuple[bool, float, str], Any]:
+    """A value with what it is sorted by: numbers by size, then the rest by its text. Lists and mappings cannot be hashed, their text can."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    plain = value if isinstance(value, int | float | str | bool | None) else _text(value)
+    return (not number, float(value) if number else 0.0, _text(value)), plain
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def _one_of_each(records: Sequence[CellRecord], owners: Mapping[str, Path]) -> list[CellRecord]:
+    """One cell with scores for every network and measure: the local method and the amount nearest 0.5 where it can be."""
+    chosen: dict[tuple[str, str], tuple[tuple[object, ...], CellRecord]] = {}
+    for record in finished_cells(records):
+        if not (owners[record.key] / "scores" / f"{record.key}.safetensors").is_file():
+            continue
+        p = record.parameters
+        rank = (p.method.lower() != "local", abs(p.amount - 0.5), p.calibration_seed, p.checkpoint, record.key)
+        place = (f"{p.model} on {p.dataset}", series_label(p))
+        if place not in chosen or rank < chosen[place][0]:
+            chosen[place] = (rank, record)
+    return [record for _, (_, record) in sorted(chosen.items(), key=lambda entry: entry[0])]
+
+
+def _scores_of(record: CellRecord, directory: Path) -> Scores:
+    found = read_scores(directory, record.key)
+    assert found is not None
+    scores, kept = found
+    layers = tuple(
+        ScoredLayer(
+            name,
+            tuple(np.nan_to_num(scores[name].astype(float)).tolist()),
+            tuple(kept[name].tolist()) if name in kept else (),
+        )
+        for name in sorted(scores, key=_layer_order(record))
+        if scores[name].size
+    )
+    p = record.parameters
+    return Scores(f"{p.model} on {p.dataset}", series_label(p), record, layers)
+
+
+def _layer_order(record: CellRecord) -> Any:
+    """From the input to the output, as the metrics list the layers."""
+    order = {layer.name: place for place, layer in enumerate(metrics_of(record).layers)}
+    return lambda name: (order.get(name, len(order)), [int(w) if w.isdigit() else -1 for w in name.split(".")], name)
+
+
+def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
+    groups: dict[str, list[CellRecord]] = defaultdict(list)
+    for cell in cells:
+        groups[series_label(cell.parameters)].append(cell)
+    metrics = [metrics_of(cell) for cell in cells]
+    return Panel(
+        setting=setting,
+        dense_top1=_mean(by_training(cells, [m.dense_top1 for m in metrics])),
+        dense_size_bytes=_mean(m.size_bytes_before for m in metrics),
+        dense_parameters=_mean(m.num_parameters_before for m in metrics),
+        dense_latency_s=_mean_or_none(m.latency_s_before for m in metrics),
+        curves=tuple(_curve(label, groups[label]) for label in looks_of(groups)),
+    )
+
+
+def _curve(label: str, cells: Sequence[CellRecord]) -> Curve:
+    groups: dict[float, list[CellRecord]] = defaultdict(list)
+    for cell in cells:
+        groups[round(cell.parameters.amount, 9)].append(cell)
+    lost: dict[str, dict[float, float]] = {}
+    for amount in sorted(groups):
+        shares: dict[str, list[float]] = defaultdict(list)
+        for cell in groups[amount]:
+            for layer in metrics_of(cell).layers:
+                shares[layer.name].append(1.0 - layer.kept / layer.width if layer.width else 0.0)
+        for name, values in shares.items():
+            lost.setdefault(name, {})[amount] = _mean(values)
+    return Curve(label, tuple(_point(amount, groups[amount]) for amount in sorted(groups)), lost)
+
+
+def _point(amount: float, cells: Sequence[CellRecord]) -> Point:
+    metrics: list[CellMetrics] = [metrics_of(cell) for cell in cells]
+    return Point(
+        amount=amount,
+        top1=accuracy_interval(by_training(cells, [m.top1 for m in metrics])),
+        achieved=_mean(m.achieved_amount for m in metrics),
+        size_bytes=_mean(m.size_bytes_after for m in metrics),
+        num_parameters=_mean(m.num_parameters_after for m in metrics),
+        flops=_mean(m.flops_after for m in metrics),
+        latency_s=_mean_or_none(m.latency_s_after for m in metrics),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
+
+
+def _mean_or_none(values: Iterable[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return _mean(numbers) if numbers else None

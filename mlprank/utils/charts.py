@@ -256,7 +256,7 @@ def accuracy_chart(panels: Sequence[AccuracyPanel], looks: Mapping[str, Look], *
     for number, panel in enumerate(panels):
         rows, table = _accuracy_rows(panel, looks)
         pointer = alt.selection_point(
-            name=f"pointer_{number}", fields=["amount"], nearest=True, on="pointermove", clear="pointerout", empty=False
+            name=f"pointer_{number}", fields=["amount"], on="pointerover", clear="pointerout", empty=False
         )
         low = min([100 * panel.dense, *(row["low"] or row["top1"] for row in rows)])
         high = max([100 * panel.dense, *(row["high"] or row["top1"] for row in rows)])
@@ -273,23 +273,28 @@ def accuracy_chart(panels: Sequence[AccuracyPanel], looks: Mapping[str, Look], *
             .mark_area()
             .encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_dimmed(chosen, 0.14, 0.0)),
             dense.mark_rule(strokeDash=[2, 4], color=QUIET).encode(y="top1:Q"),
-            dense.mark_text(align="right", dy=11 if below else -7, fontWeight=600, color=QUIET)
-            .encode(y="top1:Q", x=alt.datum(right), text=alt.value(f"dense {100 * panel.dense:.1f} %")),
+            *_written(
+                dense.encode(y="top1:Q", x=alt.datum(right)), f"dense {100 * panel.dense:.1f} %",
+                align="right", dx=-2, dy=11 if below else -8, color=QUIET,
+            ),
             base.mark_line(strokeWidth=2.2).encode(y=y, strokeDash=dash, opacity=_dimmed(chosen)),
             shown.mark_point(filled=True, size=62, opacity=1).encode(
                 y=y, shape=shape, opacity=_dimmed(chosen)
             ),
             _chart(table)
             .mark_rule(strokeWidth=1.5, color=QUIET)
+            .encode(x=x, opacity=alt.when(pointer).then(alt.value(1)).otherwise(alt.value(0))),
+            _chart(table)
+            .mark_rect(opacity=0, clip=True)
             .encode(
-                x=x,
-                opacity=alt.when(pointer).then(alt.value(1)).otherwise(alt.value(0)),
+                x=alt.X("left:Q"),
+                x2="right:Q",
                 tooltip=_tips("pruned, %:amount", *(name for name in names if any(name in row for row in table))),
             )
             .add_params(pointer),
         ]  # fmt: skip
         size = {"width": width or "container", "height": 270}
-        drawn.append(alt.layer(*layers).properties(title=panel.title, **size))
+        drawn.append(alt.layer(*layers, title=panel.title, **size))
     return _together(drawn, columns=2 if len(drawn) in (2, 4) else 3, chosen=chosen)
 
 
@@ -311,6 +316,10 @@ def _accuracy_rows(
         if point.amount > 0:
             ends = {"low": _percent(point.low), "high": _percent(point.high)}
             rows.append({"series": name, "amount": amount, "top1": _percent(point.top1)} | ends)
+    # The pointer tells the amount that it is nearest to: each row holds the place between its neighbours.
+    amounts = [-math.inf, *table, math.inf]
+    for before, (amount, row), after in zip(amounts, table.items(), amounts[2:], strict=False):
+        row |= {"left": max((before + amount) / 2, 0), "right": min((amount + after) / 2, 100)}
     return rows, list(table.values())
 
 
@@ -350,7 +359,7 @@ def front_chart(
         "cost:Q",
         title=f"{cost} (less is better)",
         scale=alt.Scale(type="log" if wide else "linear", domain=span, nice=False, zero=False),
-        axis=alt.Axis(format="~g", labelOverlap=True, grid=False),
+        axis=alt.Axis(format=".4~f", labelOverlap=True, grid=False),
     )
     heights = [math.floor(100 * low - 0.5), min(math.ceil(100 * best + 0.5), 100)]
     y = alt.Y("top1:Q", title="top-1 accuracy, %", scale=alt.Scale(domain=heights, nice=False, zero=False))
@@ -392,7 +401,7 @@ def front_chart(
         if point.chosen:
             text = [f"chosen: {looks[point.series].name}", f"{point.note}: {100 * point.top1:.1f} %"]
             layers += _label(point, text, span, heights, x, y, log=wide)
-    whole = alt.layer(*layers).properties(title=title, width=width or "container", height=300)
+    whole = alt.layer(*layers, title=title, width=width or "container", height=300)
     return _together([whole], chosen=chosen)
 
 
@@ -465,7 +474,7 @@ def heat_map_chart(maps: Sequence[HeatMap], *, whole_range: bool = True, width: 
             outline = f"datum.row == {table.best[0]} && datum.column == {table.best[1]}"
             layers.append(base.transform_filter(outline).mark_rect(filled=False, stroke=BAD, strokeWidth=2.5))
         size = {"width": width or "container", "height": 24 * len(table.rows)}
-        drawn.append(alt.layer(*layers).properties(title=table.title, **size))
+        drawn.append(alt.layer(*layers, title=table.title, **size))
     return _together(drawn, columns=3)
 
 
@@ -566,7 +575,7 @@ def scores_chart(panels: Sequence[ScoresPanel], *, width: int | None = 300) -> C
         )
         mean = _chart(means).mark_rule(strokeDash=[3, 3], color=QUIET).encode(y=y)
         size = {"width": width or "container", "height": _ROW * num}
-        drawn.append(alt.layer(areas, mean).properties(title=panel.title, **size))
+        drawn.append(alt.layer(areas, mean, title=panel.title, **size))
     return _together(drawn, columns=3)
 
 
@@ -642,7 +651,7 @@ def difference_chart(panels: Sequence[DifferencePanel], *, smallest_effect: floa
             ),
         ]
         size = {"width": width or "container", "height": 26 * max(len(rows), 1)}
-        drawn.append(alt.layer(*layers).properties(title=panel.title, **size))
+        drawn.append(alt.layer(*layers, title=panel.title, **size))
     return _together(drawn, columns=2)
 
 
@@ -691,10 +700,9 @@ def _together(charts: Sequence[Any], *, columns: int = 1, chosen: Any = None) ->
     whole: Any = charts[0]
     if len(charts) > 1:
         whole = alt.concat(*charts, columns=columns, spacing=24).resolve_scale(color="shared", shape="shared")
-    if chosen is not None:
-        whole = whole.add_params(chosen)
+    params = [alt.param(name="dark", value=False), *([chosen] if chosen is not None else [])]
     font = "Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
-    return whole.add_params(alt.param(name="dark", value=False)).configure(  # type: ignore[no-any-return]
+    return whole.add_params(*params).configure(  # type: ignore[no-any-return]
         background=GROUND,
         font=font,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding") if len(charts) == 1 else alt.Undefined,
@@ -714,7 +722,7 @@ def _together(charts: Sequence[Any], *, columns: int = 1, chosen: Any = None) ->
 def _chart(rows: Sequence[Mapping[str, Any]]) -> Any:
     import altair as alt
 
-    return alt.Chart(alt.InlineData(values=list(rows)))
+    return alt.Chart(alt.InlineData(values=tuple(rows)))
 
 
 def _colors(looks: Mapping[str, Look]) -> alt.Scale:

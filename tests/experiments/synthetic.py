@@ -1,6 +1,7 @@
 """Made-up records for the tests of the report. No number here was measured; the curves are drawn from formulas."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,11 @@ def record(top1: float | None = 0.8, *, error: str = "", dense: float = 0.88, **
     )
 
 
+def training(number: int, model: str = "SyntheticTwo") -> str:
+    """The digest of a checkpoint of its own."""
+    return hashlib.sha256(f"{model} {number}".encode()).hexdigest()
+
+
 def write_experiment(
     directory: Path,
     *,
@@ -88,7 +94,7 @@ def write_experiment(
     seeds: Sequence[int] = (0, 1, 2),
     failures: int = 2,
 ) -> None:
-    """Write a results directory with scores, and `failures` failed cells."""
+    """Write a results directory with scores, a training for every seed, and `failures` failed cells."""
     with RecordStore(directory) as store:
         for number, model in enumerate(models):
             for measure in measures:
@@ -109,7 +115,12 @@ def write_experiment(
                                 draw.normal(0, 0.006 + 0.03 * fallen)
                             )
                             plain = record(
-                                model=model, measure=measure, method=method, amount=amount, calibration_seed=seed
+                                model=model,
+                                measure=measure,
+                                method=method,
+                                amount=amount,
+                                calibration_seed=seed,
+                                checkpoint_sha256=training(seed, model),
                             )
                             made = metrics(min(max(top1, 0.05), 1.0), dense=0.97 - 0.09 * number, layers=layers)
                             store.append(dataclasses.replace(plain, metrics=made), scores=scores, kept=kept)

@@ -145,11 +145,11 @@ def test_versions_come_from_what_is_installed():
     assert current_versions().torch.startswith("2.")
 
 
-def test_records_statistics_and_report_import_neither_torch_nor_lightning_nor_matplotlib():
+def test_records_statistics_and_report_import_neither_torch_nor_lightning_nor_altair():
     code = (
         "import sys, mlprank.experiments.records, mlprank.experiments.store, mlprank.experiments.statistics,"
         "mlprank.report, mlprank.cli.report;"
-        "print(sorted({'torch', 'lightning', 'matplotlib'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'lightning', 'altair', 'scipy'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

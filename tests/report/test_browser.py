@@ -1,14 +1,16 @@
 """The report as a browser and a picture viewer see it."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 
 import pytest
 
-from mlprank.report import write_report
-from mlprank.report.grids import Grid, write_grid
+from mlprank.report import PICTURE_KINDS, write_report
 from tests.experiments.synthetic import write_experiment
+from tests.report.test_content import point, write_trials
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -19,37 +21,45 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--virtual-time-budget=2000",
-    "--window-size=1400,1200",
+    "--virtual-time-budget=60000",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
 ]
-PLAY = """<script>
-(() => {
-  const result = {};
-  const chart = document.querySelector("svg.lines");
-  chart.scrollIntoView();
-  const box = chart.getBoundingClientRect();
-  const at = { clientX: box.left + box.width * 0.6, clientY: box.top + box.height / 2, bubbles: true };
-  chart.dispatchEvent(new PointerEvent("pointermove", at));
-  const tip = document.getElementById("tip");
-  result.tip = tip.classList.contains("on") ? tip.textContent : "";
-  const chip = document.querySelector('.chip[data-series="norm"]');
-  chip.click();
-  chart.dispatchEvent(new PointerEvent("pointermove", at));
-  result.without = tip.textContent;
-  result.gone = Array.from(document.querySelectorAll('.series[data-series="norm"]'))
-    .every((element) => getComputedStyle(element).display === "none");
-  chip.click();
-  const filter = document.querySelector('select[data-filter="method"]');
-  filter.value = "local";
-  filter.dispatchEvent(new Event("change"));
-  result.shown = Array.from(document.querySelectorAll("#accuracy figure")).filter((card) => !card.hidden).length;
-  const before = getComputedStyle(document.body).backgroundColor;
-  document.getElementById("theme").click();
-  result.themed = getComputedStyle(document.body).backgroundColor !== before;
-  document.querySelector(".heat .point").dispatchEvent(new PointerEvent("pointerover", at));
-  result.cell = tip.textContent;
-  document.body.setAttribute("data-played", JSON.stringify(result));
-})();
+PLAY = """<script type="module">
+while (document.body.dataset.ready !== "yes") await new Promise((resolve) => setTimeout(resolve, 50));
+const result = {};
+const settled = () => new Promise((resolve) => setTimeout(resolve, 300));
+const charts = Array.from(document.querySelectorAll("#accuracy .chart"));
+const plot = charts[0].querySelector("svg");
+plot.scrollIntoView({ block: "center", behavior: "instant" });
+await settled();
+const box = plot.getBoundingClientRect();
+const at = { clientX: box.left + box.width * 0.5, clientY: box.top + box.height * 0.3, bubbles: true, view: window };
+const target = document.elementFromPoint(at.clientX, at.clientY);
+for (const kind of ["pointerover", "pointermove", "mousemove"]) target.dispatchEvent(new PointerEvent(kind, at));
+await settled();
+result.tip = document.querySelector("#vg-tooltip-element")?.innerText ?? "";
+const faint = (chart) => chart.querySelectorAll('path[aria-roledescription="line mark"][opacity="0.08"]').length;
+result.before = charts.map(faint);
+const label = Array.from(charts[0].querySelectorAll(".role-legend-label text")).find((text) => text.textContent === "Norm");
+const place = label.getBoundingClientRect();
+const on = { clientX: place.left + 4, clientY: place.top + 4, bubbles: true, view: window };
+for (const kind of ["pointerdown", "pointerup", "click"]) {
+  label.dispatchEvent(kind === "click" ? new MouseEvent(kind, on) : new PointerEvent(kind, on));
+}
+await settled();
+result.after = charts.map(faint);
+const filter = document.querySelector('select[data-filter="method"]');
+filter.value = "local";
+filter.dispatchEvent(new Event("change"));
+result.shown = Array.from(document.querySelectorAll("#accuracy figure")).filter((card) => !card.hidden).length;
+const ground = () => getComputedStyle(charts[0].querySelector("svg")).backgroundColor;
+const [page, chart] = [getComputedStyle(document.body).backgroundColor, ground()];
+document.getElementById("theme").click();
+await settled();
+result.themed = [getComputedStyle(document.body).backgroundColor !== page, ground() !== chart];
+const wide = (element) => element.scrollWidth > document.documentElement.clientWidth + 1;
+result.overflow = wide(document.body);
+document.body.setAttribute("data-played", JSON.stringify(result));
 </script>"""
 
 pytestmark = pytest.mark.slow
@@ -58,61 +68,59 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
-    write_experiment(directory / "experiment", amounts=(0.3, 0.5, 0.8), seeds=(0, 1))
-    (directory / "tune").mkdir()
-    grid = Grid(
-        title="Synthetic grid",
-        row_title="lr",
-        col_title="weight decay",
-        row_labels=("0.1", "0.01"),
-        col_labels=("0", "1e-5"),
-        values=((0.5, None), (0.9, 0.8)),
-    )
-    write_grid(directory / "tune", grid)
-    return write_report([directory / "experiment", directory / "tune"], directory / "out")
+    write_experiment(directory / "experiment", amounts=(0.3, 0.5, 0.8), seeds=(0, 1, 2))
+    write_trials(directory / "tune", [(point(lr, d), lr / 2) for lr in (0.1, 1.0) for d in (0.0, 0.25)])
+    results = [directory / "experiment", directory / "tune"]
+    return write_report(results, directory / "out", pictures=PICTURE_KINDS)
 
 
-def dom(page, profile):
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+def with_script(written, path, script):
+    """A copy of the page with a script at its end."""
+    before, _, after = written.html.read_text().rpartition("</body>")
+    path.write_text(f"{before}{script}</body>{after}")
+    return path
+
+
+def dom(page, profile, *, width=1400):
+    flags = [*FLAGS, f"--window-size={width},1200", f"--user-data-dir={profile}"]
+    command = [CHROMIUM, *flags, "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_finds_the_plots_and_no_script_errors(written, tmp_path):
+def test_a_browser_without_a_network_draws_every_chart_and_finds_no_script_errors(written, tmp_path):
     found = dom(written.html, tmp_path)
     assert 'data-ready="yes"' in found, "the script ran to its end"
-    assert "data-script-error" not in found.partition("<script>")[0]
-    assert len(re.findall(r'<svg class="chart lines"', found)) == 4
-    assert len(re.findall(r'<svg class="chart"', found)) == 4
-    assert len(re.findall(r'<svg class="ridges"', found)) == 14
-    assert found.count('class="heat"') >= 5
+    assert "data-script-error" not in found.partition("<header>")[0].partition("<body")[2]
+    charts = re.findall(r'<div class="chart[^"]*" id="chart-\d+"', found)
+    assert len(charts) == 4 + 1 + 2 + 2 + 14 + 14 + 1
+    assert found.count('class="marks"') == len(charts)
     assert re.search(r'<html lang="en" data-theme="(light|dark)">', found)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_tooltips_legend_filters_and_theme_work(written, tmp_path):
-    page = tmp_path / "played.html"
-    page.write_text(written.html.read_text().replace("</body>", PLAY + "</body>"))
-    found = dom(page, tmp_path / "profile")
-    assert "data-script-error" not in found.partition("<script>")[0]
-    played = re.search(r'data-played="([^"]*)"', found).group(1).replace("&quot;", '"')
-    assert '"tip":"50 % taken out' in played
-    assert "Norm" in played.partition('"without"')[0]
-    assert "Norm" not in played.partition('"without"')[2].partition('"gone"')[0]
-    assert '"gone":true,"shown":2,"themed":true' in played
-    assert re.search(r'"cell":"fc1\d+\.\d % of its neurons taken out30 % requested"', played)
+@pytest.mark.parametrize("width", [1400, 500])
+def test_pointer_legend_filters_and_theme_work(written, tmp_path, width):
+    found = dom(with_script(written, tmp_path / "played.html", PLAY), tmp_path / "profile", width=width)
+    assert "data-script-error" not in found.partition("<header>")[0].partition("<body")[2]
+    played = json.loads(unescape(re.search(r'data-played="([^"]*)"', found).group(1)))
+    assert re.search(r"Weighted PageRank:?\s*\d\d\.\d\d % \(\d", played["tip"]), played["tip"]
+    assert played["before"] == [0, 0, 0, 0]
+    assert played["after"] == [6, 6, 6, 6], "a measure that is clicked in one legend is alone in all charts"
+    assert played["shown"] == 2
+    assert played["themed"] == [True, True]
+    assert not played["overflow"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_script_error_would_be_seen(written, tmp_path):
-    page = tmp_path / "broken.html"
-    page.write_text(written.html.read_text().replace("</body>", "<script>nothing.here()</script></body>"))
+    page = with_script(written, tmp_path / "broken.html", "<script>nothing.here()</script>")
     assert 'data-script-error="Uncaught ReferenceError' in dom(page, tmp_path / "profile")
 
 
 def test_every_picture_is_a_whole_png_and_is_named_in_the_markdown(written):
     kinds = {path.name.partition("_")[0] for path in written.pictures}
-    assert kinds == {"accuracy", "latency", "size", "lost", "centralities", "tuning"}
+    assert kinds == set(PICTURE_KINDS)
     text = written.markdown.read_text()
     for path in written.pictures:
         data = path.read_bytes()

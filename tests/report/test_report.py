@@ -1,33 +1,58 @@
+"""The page, the Markdown, the tables and the sentences of a report."""
+
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mlprank.cli import main
 from mlprank.experiments.store import RecordStore
 from mlprank.report import write_report
-from mlprank.report.content import content_of
-from mlprank.report.data import panels_of
-from mlprank.report.markdown import markdown_of
+from mlprank.report.content import content_of, content_of_records
+from mlprank.report.findings import (
+    Cell,
+    Table,
+    accuracy_tables,
+    all_tables,
+    configuration_table,
+    csv_table,
+    difference_tables,
+    latex_table,
+    markdown_table,
+    sentences_of,
+    tiles_of,
+)
 from mlprank.report.page import page_html
-from mlprank.report.palette import styles_of
-from mlprank.report.summary import summary_of
-from mlprank.report.svg import nice_ticks
-from mlprank.report.tables import configuration_table
-from tests.experiments.synthetic import MEASURES, record, write_experiment
+from tests.experiments.synthetic import MEASURES, record, training, write_experiment
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("results")
-    write_experiment(directory, amounts=(0.3, 0.5, 0.8), seeds=(0, 1))
+    write_experiment(directory, amounts=(0.3, 0.5, 0.8), seeds=(0, 1, 2))
     return directory
 
 
+@pytest.fixture(scope="module")
+def page(results):
+    return page_html(content_of([results]))
+
+
+def content(*records):
+    return content_of_records(records, {record.key: Path("results") for record in records})
+
+
 def said(*records):
-    return " ".join(summary_of(records, panels_of(records)).finding)
+    return " ".join(sentences_of(content(*records)))
+
+
+def specs(page):
+    """The specifications of a page's charts."""
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL).group(1)
+    return json.loads(data)["charts"]
 
 
 class Collector(HTMLParser):
@@ -48,30 +73,41 @@ class Collector(HTMLParser):
             self.wrong.append(tag)
 
 
-def test_the_page_fetches_nothing_and_its_tags_close(results):
-    page = page_html(content_of([results]))
+def test_the_page_fetches_nothing_and_its_tags_close(page):
     collector = Collector()
     collector.feed(page)
     assert collector.fetched == []
     assert collector.wrong == []
     assert collector.open == []
-    assert "url(" not in page
-    assert "@import" not in page
-    assert "http" not in re.sub(r"http://www\.w3\.org\S*", "", page)
+    ours = re.sub(r'<script type="module">const .*?</script>', "", page, flags=re.DOTALL)
+    ours = page[: page.index('<script type="module">')]
+    assert "url(" not in ours
+    assert "@import" not in ours
+    assert "http" not in re.sub(r"https://vega\.github\.io/schema\S*", "", ours)
 
 
-def test_text_from_records_cannot_become_markup(results):
-    page = page_html(content_of([results]))
+def test_the_page_has_at_most_3_megabytes(page):
+    assert len(page.encode()) < 3e6
+
+
+def test_text_from_records_cannot_become_markup(page):
     assert "checkpoint &lt;synthetic&gt; &amp; its model disagree" in page
     assert "<synthetic>" not in page
 
 
-def test_every_section_is_there_and_sections_without_data_are_not(results, tmp_path):
-    page = page_html(content_of([results]))
+def test_a_name_that_closes_a_script_stays_a_name(tmp_path):
+    with RecordStore(tmp_path) as store:
+        store.append(record(model="</script><b>"))
+    found = page_html(content_of([tmp_path]))
+    assert "</script><b>" not in found
+    assert len(specs(found)) == 4
+
+
+def test_every_section_is_there_and_sections_without_data_are_not(page, tmp_path):
     found = re.findall(r'<section id="(\w+)"', page)
     assert found == [
         "accuracy",
-        "wins",
+        "differences",
         "latency",
         "size",
         "lost",
@@ -91,38 +127,44 @@ def test_every_section_is_there_and_sections_without_data_are_not(results, tmp_p
     assert found == ["accuracy", "size", "lost", "configuration", "environment"]
 
 
-def test_a_panel_for_every_model_and_method_and_a_curve_for_every_measure(results):
-    page = page_html(content_of([results]))
-    charts = re.findall(r'<svg class="chart lines".*?</svg>', page, flags=re.DOTALL)
+def test_a_panel_for_every_model_and_method_and_a_curve_for_every_measure(page):
+    charts = [spec for spec in specs(page).values() if "neurons pruned" in json.dumps(spec)]
     assert len(charts) == 4
-    for chart in charts:
-        assert set(re.findall(r'class="series" data-series="(\w+)"', chart)) == set(MEASURES)
-        assert chart.count('class="band"') == len(MEASURES)
+    for spec in charts:
+        rows = [row for rows in spec["datasets"].values() for row in rows if "series" in row]
+        assert len({row["series"] for row in rows}) == len(MEASURES)
+        assert all(row["low"] is not None for row in rows)
+        assert spec["width"] == "container"
 
 
 def test_the_numbers_on_the_page_are_those_of_the_records(tmp_path):
     with RecordStore(tmp_path) as store:
-        for seed, top1 in enumerate((0.81, 0.82, 0.83)):
-            store.append(record(top1, calibration_seed=seed))
-    content = content_of([tmp_path])
+        for number, top1 in enumerate((0.81, 0.82, 0.83)):
+            store.append(record(top1, checkpoint_sha256=training(number)))
+    found = content_of([tmp_path])
     half_width = 4.302652729911275 * 0.01 / 3**0.5
-    point = content.panels[0].curves[0].points[0]
-    assert point.top1.mean == pytest.approx(0.82)
-    assert point.top1.half_width == pytest.approx(half_width)
-    assert f">82.0 ± {100 * half_width:.1f}<" in page_html(content)
+    estimate = found.panels[0].curves[0].points[0].top1
+    assert estimate.mean == pytest.approx(0.82)
+    assert estimate.high - estimate.low == pytest.approx(2 * half_width, rel=0.01)
+    assert f">82.0 [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]<" in page_html(found)
 
 
-def test_one_seed_draws_lines_without_bands(tmp_path):
-    write_experiment(tmp_path, models=("SyntheticTwo",), seeds=(0,), amounts=(0.5,), failures=0)
-    page = page_html(content_of([tmp_path]))
-    assert 'class="curve"' in page
-    assert 'class="band"' not in page
+def test_fewer_than_three_trainings_show_their_values_and_no_band_or_verdict(tmp_path):
+    write_experiment(tmp_path, models=("SyntheticTwo",), methods=("local",), seeds=(0, 1), amounts=(0.5,), failures=0)
+    found = content_of([tmp_path])
+    rows = [row for spec in specs(page_html(found)).values() for rows in spec["datasets"].values() for row in rows]
+    assert {row["low"] for row in rows if row.get("amount", 0) > 0 and "low" in row} == {None}
+    (table,) = accuracy_tables(found)
+    assert re.fullmatch(r"\d\d\.\d, \d\d\.\d", table.rows[0][1].text)
+    (table,) = difference_tables(found)
+    assert {cell.mark for row in table.rows for cell in row} == {""}
+    assert "too few trainings for a verdict (3 of every network are needed)" in " ".join(sentences_of(found))
 
 
 def test_failed_cells_alone_still_make_a_report(tmp_path):
     with RecordStore(tmp_path) as store:
         store.append(record(None, error="KeyError: 'fc9'"))
-    written = write_report([tmp_path], tmp_path / "out", pictures=False)
+    written = write_report([tmp_path], tmp_path / "out")
     assert (written.num_finished, written.num_failed) == (0, 1)
     page = written.html.read_text()
     assert "No cell finished" in page
@@ -130,21 +172,71 @@ def test_failed_cells_alone_still_make_a_report(tmp_path):
     assert "KeyError: 'fc9'" in written.markdown.read_text()
 
 
+def pair(ours, theirs, **changes):
+    """Weighted PageRank and norm on trainings of their own, of a dense network of 80 %."""
+    cells = [record(top1, dense=0.8, checkpoint_sha256=training(n), **changes) for n, top1 in enumerate(ours)]
+    theirs = enumerate(theirs)
+    return cells + [
+        record(top1, dense=0.8, measure="norm", checkpoint_sha256=training(n), **changes) for n, top1 in theirs
+    ]
+
+
 def test_the_summary_says_who_leads_and_by_how_much():
-    cells = [record(0.8, dense=0.8, calibration_seed=seed) for seed in (0, 1)]
-    cells += [record(top1, dense=0.8, measure="norm", calibration_seed=seed) for seed, top1 in enumerate((0.62, 0.58))]
-    text = said(*cells)
-    assert "Weighted PageRank keeps 25.0 points more of the dense accuracy than Norm" in text
-    assert "it wins 2 of 2 paired comparisons and loses 0" in text
-    assert "the most accurate on SyntheticTwo on SyntheticData: 80.0 %, against 80.0 % dense" in text
+    text = said(*pair((0.8, 0.8, 0.8), (0.62, 0.58, 0.6)))
+    assert (
+        "Weighted PageRank keeps 25.0 points more of the dense accuracy than Norm (95 % interval +18.8 to +31.2)"
+        in text
+    )
+    assert "for SyntheticTwo on SyntheticData, local method, averaged over all amounts (3 trainings)" in text
+    assert "It wins 3 of 3 paired comparisons and loses 0." in text
+    assert "has the highest mean accuracy on SyntheticTwo on SyntheticData: 80.0 %, against 80.0 % dense" in text
 
 
 def test_the_summary_says_when_weighted_pagerank_loses_and_when_nothing_is_clear():
-    behind = said(record(0.6, dense=0.8), record(0.8, dense=0.8, measure="norm"))
-    assert "keeps 25.0 points less of the dense accuracy than Norm" in behind
-    cells = [record(top1, calibration_seed=seed) for seed, top1 in enumerate((0.7, 0.8))]
-    cells += [record(0.74, measure="norm", calibration_seed=seed) for seed in (0, 1)]
-    assert "which is no clear difference" in said(*cells)
+    behind = said(*pair((0.6, 0.61, 0.6), (0.8, 0.8, 0.8)))
+    assert "keeps 24.6 points less of the dense accuracy than Norm" in behind
+    assert "no clear difference" not in behind
+    assert "which is no clear difference" in said(*pair((0.7, 0.8, 0.75), (0.74, 0.74, 0.74)))
+
+
+def test_claims_name_what_is_beaten_and_over_what_they_average():
+    cells = pair((0.8, 0.8, 0.79), (0.62, 0.58, 0.6)) + pair((0.8, 0.8, 0.79), (0.62, 0.58, 0.6), method="global")
+    cells += [
+        record(0.795, dense=0.8, measure="wanda", method=m, checkpoint_sha256=training(n))
+        for n in range(3)
+        for m in ("local", "global")
+    ]
+    text = said(*cells)
+    assert "than the average of Norm and Wanda" in text
+    assert "averaged with equal weight over 1 network, 2 methods and all amounts (3 trainings)" in text
+    assert "it is ahead of Norm (+19.7), not clearly different from Wanda (+0.17); it wins" in text
+
+
+def test_repaired_and_unrepaired_networks_are_claimed_apart():
+    cells = pair((0.8, 0.8, 0.79), (0.62, 0.58, 0.6))
+    cells += pair((0.7, 0.7, 0.71), (0.79, 0.8, 0.79), compensation="least_squares")
+    lead, _, *rest = sentences_of(content(*cells))
+    assert lead.startswith("With constant compensation, ")
+    assert "points more" in lead
+    assert rest[0].startswith("With least_squares compensation, ")
+    assert "points less" in rest[0]
+
+
+def test_a_single_measure_and_amount_0_win_nothing():
+    alone = content(record(0.8), record(0.7, amount=0.8))
+    assert "highest mean" not in " ".join(sentences_of(alone))
+    assert {cell.mark for row in accuracy_tables(alone)[0].rows for cell in row} == {""}
+    nothing = content(record(0.88, amount=0.0), record(0.87, amount=0.0, measure="norm"))
+    assert sentences_of(nothing) == ()
+    assert {cell.mark for row in accuracy_tables(nothing)[0].rows for cell in row} == {""}
+    assert difference_tables(nothing) == ()
+
+
+def test_what_does_not_vary_has_no_interval_in_a_table():
+    cells = [record(0.8, checkpoint_sha256=training(n)) for n in range(3)]
+    cells += [record(0.8 + n * 1e-6, amount=0.8, checkpoint_sha256=training(n)) for n in range(3)]
+    (table,) = accuracy_tables(content(*cells))
+    assert [cell.text for cell in table.rows[0]] == ["Weighted PageRank", "80.0", "80.0"]
 
 
 def test_the_smallest_good_network_loses_at_most_a_point():
@@ -153,51 +245,80 @@ def test_the_smallest_good_network_loses_at_most_a_point():
     assert "smallest network" not in said(far)
 
 
-def test_every_measure_keeps_its_look_and_no_two_share_one():
-    alone, together = styles_of(["wanda"])["wanda"], styles_of(MEASURES)
-    assert alone == together["wanda"]
-    many = styles_of([*MEASURES, *[f"norm(p={p})" for p in range(2, 20)]])
-    assert len({style.index for style in many.values()}) == len(many)
-    assert len({(style.light, style.dash) for style in many.values()}) == len(many)
-    assert len({style.marker for style in together.values()}) == len({s.dash for s in together.values()}) + 1
+def test_baselines_can_be_chosen(results, tmp_path, capsys):
+    chosen = content_of([results], baselines=["random", "norm", "activation"])
+    assert {c.baseline for c in chosen.comparisons} == {"random", "norm", "activation"}
+    assert "than the average of Activation, Norm and Random" in sentences_of(chosen)[0]
+    assert tiles_of(chosen)[1].name == "against the average of the others"
+    arguments = ["report", str(results), "--output", str(tmp_path / "out"), "--no-png"]
+    assert main([*arguments, "--baselines", "norm", "katz"]) == 2
+    assert "baselines ['katz'] have no finished cell" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.123, 0.131), (0.5, 0.5), (0.0, 0.0), (3.0, 1700.0)])
-def test_ticks_are_even_and_cover_the_range(low, high):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 3 <= len(ticks) <= 9
-    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
-
-
-def test_the_markdown_has_the_tables_and_names_its_pictures(results, tmp_path):
-    text = markdown_of(content_of([results]), [tmp_path / "accuracy_a.png", tmp_path / "size_a.png"])
+def test_the_markdown_has_the_tables_and_names_its_pictures(tmp_path):
+    write_experiment(tmp_path / "results", models=["SyntheticTwo"], amounts=(0.5,), seeds=(0, 1, 2))
+    written = write_report([tmp_path / "results"], tmp_path, pictures=["accuracy", "size"], formats=["svg"])
+    text = written.markdown.read_text()
     assert text.startswith("# Pruning ")
-    assert "![Accuracy against amount](accuracy_a.png)" in text
+    assert "![Top-1 accuracy](accuracy_synthetictwo-on-syntheticdata.svg)" in text
     assert "## Weighted PageRank against the others" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(tables) >= 8
+    assert len(tables) == 8
     for table in tables:
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
         assert len(widths) == 1, table
 
 
+def test_tables_become_markdown_latex_and_csv():
+    rows = (
+        (Cell("a_b & c"), Cell("−0.5 [−1.0, +0.1]", "1 – 2 – 3", "worse")),
+        (Cell('say "x|y"'), Cell("50 %", mark="best")),
+    )
+    table = Table("kind", "What 50 % cost", ("Against", "Points"), rows)
+    assert markdown_table(table).splitlines()[2:] == [
+        "| a_b & c | ▼ −0.5 [−1.0, +0.1] (1 – 2 – 3) |",
+        '| say "x\\|y" | **50 %** |',
+    ]
+    latex = latex_table(table)
+    assert r"a\_b \& c & $\downarrow$ $-$0.5 [$-$1.0, +0.1] \\" in latex
+    assert r"\textbf{50 \%}" in latex
+    assert r"\caption{What 50 \% cost}" in latex
+    assert (
+        csv_table(table)
+        == 'Against,Points,"Points, note"\na_b & c,"−0.5 [−1.0, +0.1]",1 – 2 – 3\n"say ""x|y""",50 %,\n'
+    )
+
+
+def test_every_table_is_a_file_of_each_kind(results, tmp_path):
+    written = write_report([results], tmp_path)
+    assert len(written.tables) == 2 * len(all_tables(content_of([results])))
+    assert {path.suffix for path in written.tables} == {".tex", ".csv"}
+    assert len({path.name for path in written.tables}) == len(written.tables)
+    for path in written.tables:
+        text = path.read_text()
+        assert text.startswith(r"\begin{table}") if path.suffix == ".tex" else text.count("\n") >= 2
+
+
 def test_the_command_writes_the_files_and_names_them(results, tmp_path, capsys):
     assert main(["report", str(results), "--output", str(tmp_path / "out"), "--no-png", "--csv"]) == 0
     out = capsys.readouterr().out
-    assert "168 cells finished, 2 failed" in out
+    assert "252 cells finished, 2 failed" in out
     for name in ("report.html", "report.md", "results.csv"):
         assert (tmp_path / "out" / name).is_file()
         assert str(tmp_path / "out" / name) in out
 
 
-def test_the_command_says_what_is_wrong_and_fails(tmp_path, capsys):
+def test_the_command_says_what_is_wrong_and_fails(results, tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "mlprank report: error: no results at" in capsys.readouterr().err
     (tmp_path / "records.jsonl").write_text('{"schema_version": 5}\n')
     assert main(["report", str(tmp_path)]) == 2
     assert "schema version 5" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), str(results), "--output", str(tmp_path / "out"), "--no-png"]) == 1
+    told = capsys.readouterr()
+    assert f"{tmp_path} is left out: " in told.err
+    assert "252 cells finished" in told.out
 
 
 def test_an_output_that_cannot_be_written_is_said(results, tmp_path, capsys):
@@ -211,11 +332,13 @@ def test_no_results_directory_is_refused():
         content_of([])
 
 
-def test_chosen_pictures_alone_are_drawn_and_shown(tmp_path, capsys):
-    write_experiment(tmp_path / "results", models=["SyntheticTwo"], seeds=[0])
+def test_chosen_pictures_alone_are_drawn_in_chosen_formats_and_shown(tmp_path, capsys):
+    write_experiment(tmp_path / "results", models=["SyntheticTwo"], amounts=(0.5,), seeds=[0])
     out = tmp_path / "out"
-    assert main(["report", str(tmp_path / "results"), "--output", str(out), "--pictures", "accuracy", "lost"]) == 0
-    assert {path.name.partition("_")[0] for path in out.glob("*.png")} == {"accuracy", "lost"}
+    arguments = ["report", str(tmp_path / "results"), "--output", str(out), "--pictures", "accuracy", "lost"]
+    assert main([*arguments, "--formats", "png", "pdf"]) == 0
+    for ending in ("png", "pdf"):
+        assert {path.name.partition("_")[0] for path in out.glob(f"*.{ending}")} == {"accuracy", "lost"}
     text = (out / "report.md").read_text()
     assert "](accuracy_" in text
     assert "](latency_" not in text
@@ -227,3 +350,4 @@ def test_the_baseline_is_no_part_of_the_configuration():
     rows = {row[0].text: row[1].text for row in configuration_table([dense, record(amount=0.3)]).rows}
     assert rows["Amounts"] == "0.3"
     assert rows["Methods"] == "local"
+    assert rows["Compensation"] == "constant"

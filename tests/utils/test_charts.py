@@ -97,7 +97,12 @@ def test_curves_start_at_the_dense_network_and_the_pointer_tells_all_values():
     assert {row["series"] for row in starts} == {"Norm", "Weighted PageRank"}
     assert {row["top1"] for row in starts} == {88.0}
     (told,) = [row for row in rows if "Weighted PageRank" in row]
-    assert told == {"amount": 50.0, "Weighted PageRank": "86.00 % (85.00 to 87.00)", "Norm": "70.00 % (60.00 to 78.00)"}
+    assert (told["left"], told["right"]) == (0, 70), "half way to the neighbours"
+    assert {k: v for k, v in told.items() if k not in ("left", "right")} == {
+        "amount": 50.0,
+        "Weighted PageRank": "86.00 % (85.00 to 87.00)",
+        "Norm": "70.00 % (60.00 to 78.00)",
+    }
 
 
 def test_the_legend_switches_series():

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlprank.experiments.closing import sentences_of, tables_of
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.progress import title_of
 from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
-from mlprank.experiments.statistics import retention_advantage, series_label
-from mlprank.report.content import content_of
-from mlprank.report.tables import Table
+from mlprank.experiments.statistics import series_label
+from mlprank.report.content import Content, content_of
+from mlprank.report.findings import Table, accuracy_tables, difference_tables, sentences_of
+from mlprank.report.page import PICTURE_KINDS, write_pictures
 
 LOGGED_NAME = "wandb-logged.txt"
 """In the results directory: the cells that have been logged, so that an experiment that goes on logs the others."""
@@ -69,12 +69,13 @@ def log_experiment(
         with logged.open("a", encoding="utf-8") as file:
             file.write(_mark(record) + "\n")
     run = start(config.name, "summary", _run_id(config.name, "summary"), config.plain())
-    run.log({**_tables(records), **_pictures(directory)})
-    run.summary["finding"] = " ".join(sentences_of(records))
-    advantage = retention_advantage(records)
-    if advantage is not None:
-        run.summary["retention_advantage"] = advantage.mean
-        run.summary["retention_advantage_half_width"] = advantage.half_width
+    content = content_of([directory])
+    run.log({**_tables(content), **_pictures(content, directory)})
+    run.summary["finding"] = " ".join(sentences_of(content))
+    for claim in content.claims[:1]:
+        lead = claim[0].retention
+        run.summary["retention_lead"] = lead.mean
+        run.summary["retention_lead_low"], run.summary["retention_lead_high"] = lead.low, lead.high
     run.finish()
     return len(pending)
 
@@ -130,12 +131,9 @@ def _numbers(record: CellRecord, metrics: CellMetrics) -> dict[str, float]:
     return {**numbers, **{f"time/{name}": seconds for name, seconds in record.timings.items()}}
 
 
-def _tables(records: Sequence[CellRecord]) -> dict[str, Any]:
-    from mlprank.report.tables import wins_tables
-
-    tables = [("accuracy", table) for table in tables_of(records)]
-    tables += [("weighted PageRank against the others", table) for table in wins_tables(records)]
-    return {f"tables/{kind}: {table.title}": _table(table) for kind, table in tables}
+def _tables(content: Content) -> dict[str, Any]:
+    tables = [*accuracy_tables(content), *difference_tables(content)]
+    return {f"tables/{table.kind}: {table.title}": _table(table) for table in tables}
 
 
 def _table(table: Table) -> Any:
@@ -146,12 +144,10 @@ def _table(table: Table) -> Any:
     return wandb.Table(columns=list(table.columns), data=padded)
 
 
-def _pictures(directory: Path) -> dict[str, Any]:
+def _pictures(content: Content, directory: Path) -> dict[str, Any]:
     import wandb
-
-    from mlprank.report.pictures import write_pictures
 
     place = directory / "report"
     place.mkdir(exist_ok=True)
-    drawn = write_pictures(content_of([directory]), place, on_picture=lambda name: None)
+    drawn = write_pictures(content, place, kinds=PICTURE_KINDS, formats=["png"])
     return {f"plots/{path.stem}": wandb.Image(str(path)) for path in drawn}
