@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.pruned import load_pruned
 from mlprank.models.classifier import ImageClassifier
-from mlprank.models.published import check_state, strip_prefix
+from mlprank.models.registry import check_state
 from mlprank.training.explain import root_of
 from mlprank.training.loggers import place_loggers, prepare_wandb
 from mlprank.training.parser import (
@@ -173,7 +173,9 @@ def with_weights(model: LightningModule, path: Path) -> LightningModule:
         ValueError: If the checkpoint is of another network; layer and sizes are named.
     """
     content = read_checkpoint(path)
-    state = strip_prefix(weights_of(content, path), "module.")
+    state = dict(weights_of(content, path))
+    if all(name.startswith("module.") for name in state):  # DistributedDataParallel's names
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     own = content.get("mlprank")
     if isinstance(own, Mapping) and "slices" in own and not isinstance(model, ImageClassifier):
         narrow = load_pruned(path, model)
