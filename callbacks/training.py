@@ -71,7 +71,7 @@ class TrainingMasks:
         pruning = self._read(trainer, module)
         if isinstance(settings.recipe.compensation, Regression):
             pruning.graph = without_new_biases(pruning.graph)
-        result = pruning.run(amount=amount)
+        result = pruning.run(amount=amount, refine=0)  # only masks are wanted
         for name, kept in result.parameter_masks.items():
             self.rows[name] = kept & self.rows[name].to(kept.device) if name in self.rows else kept
         check_same_masks(trainer, self.rows)

@@ -40,6 +40,21 @@ def reconstruction(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
     Source:
         Orthogonal matching pursuit (Pati et al. 1993), for several targets at once (Tropp et al. 2006).
     """
+    return normalise_scores(reconstruction_gains(readers))
+
+
+def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
+    """Return what each neuron gains at the step of `reconstruction` that takes it, not normalised.
+
+    Args:
+        readers: As for `reconstruction`.
+
+    Returns:
+        Gains, shape (n_out,), float64, in the units of ``V G V^T``; their sum is what all neurons together explain.
+
+    Raises:
+        ValueError: As `reconstruction`.
+    """
     systems = _systems(readers)
     gains = systems[0].gram.new_zeros(systems[0].gram.shape[0])
     neurons = torch.arange(gains.numel(), device=gains.device)
@@ -62,7 +77,7 @@ def reconstruction(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
                 neurons, is_open = neurons[rows], is_open[rows]
                 for system in systems:
                     system.restrict(rows)
-    return normalise_scores(gains)
+    return gains
 
 
 class _System:

@@ -7,6 +7,7 @@ somebody else's, given to `mlprank.prune` as it is.
 from collections.abc import Mapping
 from typing import Any
 
+from mlprank.methods.adaptive import Adaptive
 from mlprank.methods.global_ import Global
 from mlprank.methods.local import Local
 from mlprank.methods.selection import Method
@@ -15,7 +16,7 @@ from mlprank.utils.registry import Registry
 METHODS = Registry(
     "method",
     Method,
-    {"local": Local, "global": Global},
+    {"local": Local, "global": Global, "adaptive": Adaptive},
     # The thesis compares scores of different layers as they are.
     {"Local": ("local", {}), "Global": ("global", {"normalise": "none"})},
 )
@@ -43,4 +44,4 @@ def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameter
     return found
 
 
-__all__ = ["METHODS", "Global", "Local", "Method", "get_method", "register_method"]
+__all__ = ["METHODS", "Adaptive", "Global", "Local", "Method", "get_method", "register_method"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +23,16 @@ from mlprank.compensation import Regression, get_compensation, zero_rows, zeroed
 from mlprank.graph.records import Graph, Group, Layer, State
 from mlprank.graph.trace import trace
 from mlprank.measures import Reader, get_measure
+from mlprank.methods import get_method
+from mlprank.methods.adaptive import Adaptive, Costs
 from mlprank.pruning.importance import readers_of, score_layers
 from mlprank.pruning.masked_weights import MaskedWeights
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
+from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Selection, amounts_by_name, select
 from mlprank.pruning.self_check import check_agreement
+from mlprank.pruning.spending import Sensitivity, error_curves, measure_costs, measure_sensitivities, spent_amounts
 from mlprank.surgery.copies import is_plain, plain_copy
 from mlprank.surgery.masks import masked_rows
 from mlprank.surgery.narrow import network_state, plan_removal, removable_neurons, with_state
@@ -186,7 +191,12 @@ class Pruning:
 
     @takes_recipe
     def run(
-        self, recipe: Recipe | None = None, *, scores: Mapping[str, Tensor] | None = None, **fields: Any
+        self,
+        recipe: Recipe | None = None,
+        *,
+        scores: Mapping[str, Tensor] | None = None,
+        on_step: OnStep | None = None,
+        **fields: Any,
     ) -> PruningResult:
         """Prune in one way.
 
@@ -195,18 +205,12 @@ class Pruning:
                 it. Calibration samples have been chosen already.
             scores: What `Pruning.scores` gave for the same measure, where they are at hand; a measure that must see the
                 pruned network below a layer scores anew.
+            on_step: Told after every step of `refine` how many of how many are done.
             **fields: The fields of `Recipe`, by name.
         """
         recipe = make_recipe(recipe or self.recipe, fields)
         compensation = get_compensation(recipe.compensation)
-        selection = select(
-            self.graph,
-            amount=recipe.amount,
-            protect=recipe.protect,
-            protect_output=recipe.protect_output,
-            chain=recipe.chain,
-            already=self.already,
-        )
+        selection = self.selection(recipe)
         constants = self._constants(recipe, selection)
         folds = not isinstance(compensation, Regression)
         weights = MaskedWeights(
@@ -227,7 +231,7 @@ class Pruning:
         removal = plan_removal(self.graph, made.state, made.masks, constants if folds else None)
         narrow = with_state(self.model, removal.state)
         keeps_bias = compensation.keeps_bias
-        return PruningResult(
+        result = PruningResult(
             model=narrow,
             masked=masked,
             scores=made.scores,
@@ -241,6 +245,86 @@ class Pruning:
             max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),
             dense=self.model,
             example=self.calibration.example[:1],
+        )
+        return self._refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
+
+    def selection(self, recipe: Recipe) -> Selection:
+        """What a recipe may prune, and how much of it; an adaptive method has spent its budget there."""
+        selection = select(
+            self.graph,
+            amount=recipe.amount,
+            protect=recipe.protect,
+            protect_output=recipe.protect_output,
+            chain=recipe.chain,
+            already=self.already,
+        )
+        method = get_method(recipe.method)
+        if not isinstance(method, Adaptive):
+            return selection
+        if recipe.chain:
+            raise ValueError('method="adaptive" goes by the true graph of neurons; use graph="dag"')
+        units = {unit: self.graph.group_of(unit) for unit in selection.units}
+        amounts = spent_amounts(
+            selection,
+            self._error_curves(units),
+            self.costs(method, units),
+            method=method,
+            min_neurons=recipe.min_neurons,
+            round_to=recipe.round_to,
+        )
+        return replace(selection, amounts=amounts)
+
+    def _error_curves(self, units: Mapping[str, Group]) -> Mapping[str, Tensor]:
+        """The units' error curves on the dense network; each is worked out once."""
+        missing = {unit: group for unit, group in units.items() if unit not in self._known_curves}
+        if missing:
+            if not self._known_sensitivities:
+                self._known_sensitivities.update(measure_sensitivities(self.graph, self.state, self.calibration))
+            readers = [layer for group in missing.values() for layer in self.graph.readers_of(group)]
+            self._known_curves.update(
+                error_curves(
+                    self.graph,
+                    self.state,
+                    missing,
+                    moments=self.moments(self.state, readers),
+                    sensitivities=self._known_sensitivities,
+                )
+            )
+        return {unit: self._known_curves[unit] for unit in units}
+
+    def costs(self, method: Adaptive, units: Mapping[str, Group]) -> Costs:
+        """What the network costs as a function of its units' widths, in what the method counts; measured once."""
+        kind = (method, tuple(units))
+        if kind not in self._known_costs:
+            example = self.calibration.example
+            if method.count == "latency":
+                example = example.repeat(-(-method.batch_size // len(example)), *[1] * (example.dim() - 1))
+            self._known_costs[kind] = measure_costs(
+                self.graph, self.model, self.state, units, count=method.count, example=example[: method.batch_size]
+            )
+        return self._known_costs[kind]
+
+    @cached_property
+    def _known_curves(self) -> dict[str, Tensor]:
+        return {}
+
+    @cached_property
+    def _known_sensitivities(self) -> dict[str, Sensitivity]:
+        return {}
+
+    @cached_property
+    def _known_costs(self) -> dict[tuple[Adaptive, tuple[str, ...]], Costs]:
+        return {}
+
+    def _refined(self, result: PruningResult, by: Refinement, on_step: OnStep | None) -> PruningResult:
+        """Refine the narrow network, and give the masked one the same changes."""
+        found = refine(result.model, self.model, self.calibration, by=by, on_step=on_step)
+        before, after, masked = (network_state(each) for each in (result.model, found.model, result.masked))
+        return replace(
+            result,
+            model=found.model,
+            masked=with_state(result.masked, lifted(masked, before, after, result.slices)),
+            losses=(found.loss_before, found.loss_after),
         )
 
     def _constants(self, recipe: Recipe, selection: Selection) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import wraps
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from mlprank.compensation import COMPENSATIONS, Compensation
 from mlprank.measures import MEASURES, Measure
 from mlprank.methods import METHODS, Method
+from mlprank.pruning.refine import Refinement, get_refinement
 from mlprank.pruning.selection import Selection, check_amount
 
 _LEAST = 1e-300
@@ -33,7 +34,8 @@ class Recipe:
             file names; layers that no name matches stay whole).
         measure: What scores neurons: weighted_pagerank, modified_pagerank, random, norm, activation, wanda,
             reconstruction; with parameters as in {name: norm, p: 2}; a dotted path; or an instance.
-        method: What turns scores into masks: local, global, a dotted path, or an instance.
+        method: What turns scores into masks: local, global, adaptive (a budget spent where it costs least; `{name: adaptive,
+            count: parameters}` counts `amount` in parameters, flops, bytes or latency), a dotted path, or an instance.
         compensation: What a pruned neuron leaves behind: constant, zero, mean, least_squares, a dotted path, or an
             instance.
         graph: "dag", the true graph of neurons, or "chain", the published reading.
@@ -42,6 +44,8 @@ class Recipe:
         protect: Names of layers to keep whole, matched like those of `amount`.
         min_neurons: At least so many neurons stay in every layer.
         round_to: The number of kept neurons becomes a multiple of this, where the layer is wide enough.
+        refine: So many steps of distillation towards the dense network's outputs on the calibration data, without labels, after
+            the self-check; 0 for none; `{steps: 1000, loss: kl}` says more, see `mlprank.pruning.refine.Refinement`.
         num_samples: Number of calibration samples to read; None for all of them.
         seed: Seed of their draw, where a data module draws them.
 
@@ -65,6 +69,7 @@ class Recipe:
     protect: Sequence[str] = ()
     min_neurons: int = 1
     round_to: int = 1
+    refine: int | dict[str, Any] | Refinement = 0
     num_samples: int | None = 1024
     seed: int = 0
 
@@ -72,6 +77,7 @@ class Recipe:
         check_amount(self.amount)
         for name, registry in _PARTS.items():
             object.__setattr__(self, name, registry.find(getattr(self, name)))
+        object.__setattr__(self, "refine", get_refinement(self.refine) or 0)
         if self.graph not in ("dag", "chain"):
             raise ValueError(f'graph="{self.graph}" is unknown; choose "dag" or "chain"')
         if isinstance(self.protect, str):
@@ -129,6 +135,8 @@ def _plain(name: str, value: Any) -> Any:
         return _PARTS[name].describe(value)
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, Refinement):
+        return asdict(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -55,6 +55,8 @@ class PruningResult:
         max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
         dense: The network that was given.
         example: One input, shape (1, ...).
+        losses: Loss on the calibration data before and after `refine`; None where nothing was refined. `max_difference` is then that of
+            the networks before, which had the same weights.
 
     Examples:
         >>> import mlprank, torch
@@ -77,6 +79,7 @@ class PruningResult:
     max_difference: float
     dense: nn.Module = field(repr=False)
     example: Tensor = field(repr=False)
+    losses: tuple[float, float] | None = None
 
     @property
     def achieved(self) -> float:
@@ -122,6 +125,13 @@ class PruningResult:
         """
         from mlprank.artifact.pruned import save_pruned
 
+        if self.losses is not None:
+            before, after = self.losses
+            provenance["refined"] = {
+                "loss_before": before,
+                "loss_after": after,
+                "max_difference": "of the networks before refinement",
+            }
         return save_pruned(self, path, provenance=provenance)
 
     def plot(self) -> Chart:

@@ -59,6 +59,14 @@ def pruning_table(
     lines.append(
         Text(f"Masked and removed network agree: their outputs differ by at most {result.max_difference:.1e}.")
     )
+    if result.losses is not None:
+        kind, (first, last) = result.recipe.plain()["refine"], result.losses
+        lines.append(
+            Text(
+                f"Refined without labels in {kind['steps']:,} steps: loss ({kind['loss']}) on the calibration data {first:.3g} → {last:.3g};"
+                " the agreement above is that of the networks before."
+            )
+        )
     if result.held_back:
         layers = ", ".join(f'"{name}" {count}' for name, count in result.held_back.items())
         lines.append(Text(f"Kept though chosen, as nothing can take the constants they would leave behind: {layers}."))

@@ -5,7 +5,7 @@ from mlprank.methods import METHODS, Global, Local, get_method
 
 
 def test_short_and_published_names_give_the_methods():
-    assert list(METHODS) == ["local", "global"]
+    assert list(METHODS) == ["local", "global", "adaptive"]
     assert get_method("local") == get_method("Local") == Local()
     assert get_method("global") == Global(normalise="width")
 
@@ -32,7 +32,7 @@ def test_an_instance_and_a_function_are_returned_as_they_are():
 
 def test_unknown_name_lists_all_and_the_nearest():
     with pytest.raises(
-        ValueError, match=r'unknown method "gloabl"; did you mean .global..*: local, global, Local, Global'
+        ValueError, match=r'unknown method "gloabl"; did you mean .global..*: local, global, adaptive, Local, Global'
     ):
         get_method("gloabl")
 

@@ -77,6 +77,7 @@ def test_the_recipe_is_plain(result: PruningResult) -> None:
         "protect": [],
         "min_neurons": 1,
         "round_to": 1,
+        "refine": 0,
         "num_samples": 1024,
         "seed": 0,
     }

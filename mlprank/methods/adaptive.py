@@ -1,0 +1,224 @@
+"""Spend a budget where it costs least: uneven widths from error curves, counted in neurons, parameters, FLOPs, bytes or seconds."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mlprank.methods.local import Local
+
+Counted = Literal["neurons", "parameters", "flops", "bytes", "latency"]
+COUNTED: tuple[Counted, ...] = ("neurons", "parameters", "flops", "bytes", "latency")
+# A layer is narrowed in at most this many steps.
+_STEPS = 128
+
+
+@dataclass(frozen=True)
+class Adaptive(Local):
+    """Remove more neurons where that costs less of the output.
+
+    Every layer has an error curve: what a number of kept neurons leaves unexplained of what the next layers compute, weighted by what
+    a change there does to the network's output. The sum of the curves is kept small under a budget, step by step: the next neurons go
+    where the curve rises least for what is saved. Which neurons of a layer go, its scores decide, as with `Local`.
+
+    Attributes:
+        count: What `amount` is a share of: "neurons" (those of the prunable layers), "parameters", "flops" of one sample, "bytes" of the
+            weights, or "latency" (measured on the device in use) of the whole network.
+        batch_size: Samples in the batch whose latency is measured.
+
+    Raises:
+        ValueError: If `count` is none of these.
+
+    Examples:
+        >>> Adaptive(count="parameters")
+        Adaptive(count='parameters', batch_size=64)
+    """
+
+    count: Counted = "neurons"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.count not in COUNTED:
+            raise ValueError(f'Adaptive: count="{self.count}" is unknown; choose {", ".join(COUNTED)}')
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"Adaptive: batch_size={self.batch_size!r} must be a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product that grows with widths, such as the number of entries of a weight.
+
+    Attributes:
+        factor: What one entry costs.
+        dims: For every dimension the entries that stay whatever is pruned, and for each unit how many a neuron of it adds.
+    """
+
+    factor: float
+    dims: tuple[tuple[float, Mapping[str, float]], ...]
+
+    def value(self, widths: Mapping[str, int]) -> float:
+        """Return the product at these widths."""
+        product = self.factor
+        for fixed, per_neuron in self.dims:
+            product *= fixed + sum(entries * widths[unit] for unit, entries in per_neuron.items())
+        return product
+
+
+class Costs:
+    """What a network costs as a function of its widths: a constant and a sum of products.
+
+    Args:
+        terms: The products.
+        fixed: The constant.
+
+    Examples:
+        >>> costs = Costs([Term(1.0, ((0.0, {"fc1": 1.0}), (784.0, {})))], fixed=10.0)
+        >>> costs.total({"fc1": 100})
+        78410.0
+    """
+
+    def __init__(self, terms: list[Term], *, fixed: float = 0.0) -> None:
+        self.fixed, self.terms = fixed, terms
+        self._of: dict[str, list[Term]] = {}
+        for term in terms:
+            for unit in {unit for _, per_neuron in term.dims for unit in per_neuron}:
+                self._of.setdefault(unit, []).append(term)
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        """Return the cost at these widths."""
+        return self.fixed + sum(term.value(widths) for term in self.terms)
+
+    def beside(self, unit: str) -> set[str]:
+        """Return the units whose neurons cost more or less as this one's number changes, itself included."""
+        return {
+            unit,
+            *(other for term in self._of.get(unit, []) for _, per_neuron in term.dims for other in per_neuron),
+        }
+
+    def saving(self, widths: Mapping[str, int], unit: str, gone: int) -> float:
+        """Return what so many fewer neurons of a unit save."""
+        fewer = {**widths, unit: widths[unit] - gone}
+        terms = self._of.get(unit, [])
+        return sum(term.value(widths) for term in terms) - sum(term.value(fewer) for term in terms)
+
+
+def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_plus_1"]:
+    """Return what is unexplained when the best k neurons are kept, for k from 0 to n.
+
+    Args:
+        gains: What each neuron adds, non-negative.
+        total: What there is to explain.
+
+    Returns:
+        Shape (n + 1,), float64, falling and convex, at least 0.
+
+    Examples:
+        >>> import torch
+        >>> error_curve(torch.tensor([1.0, 3.0]), 5.0)
+        tensor([5., 2., 1.], dtype=torch.float64)
+    """
+    explained = torch.cat([gains.new_zeros(1).double(), gains.double().sort(descending=True).values.cumsum(0)])
+    return (total - explained).clamp(min=0.0)
+
+
+def narrowing(
+    curves: Mapping[str, Float[Tensor, " n_plus_1"]],
+    costs: Costs,
+    *,
+    widths: Mapping[str, int] | None = None,
+    min_neurons: int = 1,
+    round_to: int = 1,
+) -> Iterator[tuple[str, int]]:
+    """Say in which order neurons go: every step takes some from the unit whose error rises least for what they save.
+
+    Args:
+        curves: Every unit's error with k of its n neurons kept, shape (n + 1,), convex, in one currency.
+        costs: What is to be saved.
+        widths: Neurons to begin with, where some are gone already; all by default.
+        min_neurons: So many neurons stay in every unit.
+        round_to: Widths become multiples of this.
+
+    Yields:
+        The unit, and how many neurons are left of it; as long as any can go.
+    """
+    left = _widths(curves, widths)
+    errors = {unit: curve.tolist() for unit, curve in curves.items()}
+    least = {unit: min(left[unit], -(-min_neurons // round_to) * round_to) for unit in curves}
+    strides = {unit: max(round_to, (len(curve) - 1) // _STEPS // round_to * round_to) for unit, curve in curves.items()}
+
+    def offer(unit: str) -> tuple[float, float, int] | None:
+        """The rise for each unit saved, what is saved (more is better where two rise alike), and the width."""
+        now = left[unit]
+        after = max(least[unit], (now - 1) // round_to * round_to - strides[unit] + round_to)
+        if after >= now:
+            return None
+        saved = costs.saving(left, unit, now - after)
+        rise = max(0.0, errors[unit][after] - errors[unit][now])
+        return (rise / saved if saved > 0 else math.inf, -saved, after)
+
+    offers = {unit: offer(unit) for unit in curves}
+    while open_offers := {unit: each for unit, each in offers.items() if each is not None}:
+        unit = min(open_offers, key=open_offers.__getitem__)
+        left[unit] = open_offers[unit][2]
+        yield unit, left[unit]
+        for other in costs.beside(unit) & offers.keys():
+            offers[other] = offer(other)
+
+
+def spend(
+    curves: Mapping[str, Float[Tensor, " n_plus_1"]],
+    costs: Costs,
+    budget: float,
+    *,
+    widths: Mapping[str, int] | None = None,
+    min_neurons: int = 1,
+    round_to: int = 1,
+) -> dict[str, int]:
+    """Return the widths that keep a budget with the least error that `narrowing` finds.
+
+    Args:
+        curves: As for `narrowing`.
+        costs: What the budget counts.
+        budget: The most that the network may cost.
+        widths: As for `narrowing`.
+        min_neurons: As for `narrowing`.
+        round_to: As for `narrowing`.
+
+    Returns:
+        The number of neurons that every unit keeps.
+
+    Raises:
+        ValueError: If no widths keep the budget; the least that can be reached is named.
+
+    Examples:
+        >>> import torch
+        >>> curves = {"steep": torch.tensor([9.0, 4.0, 0.0]), "flat": torch.tensor([2.0, 1.0, 0.0])}
+        >>> spend(curves, Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in curves]), budget=3)
+        {'steep': 2, 'flat': 1}
+    """
+    left = _widths(curves, widths)
+    cost = costs.total(left)
+    if cost <= budget:
+        return left
+    for unit, after in narrowing(curves, costs, widths=widths, min_neurons=min_neurons, round_to=round_to):
+        before = left[unit]
+        cost -= costs.saving(left, unit, before - after)
+        left[unit] = after
+        if cost <= budget:
+            # A step takes several neurons: those that the budget leaves room for stay.
+            for more in range(after + round_to, before, round_to):
+                if costs.total({**left, unit: more}) > budget:
+                    break
+                left[unit] = more
+            return left
+    raise ValueError(
+        f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of {costs.total(_widths(curves, widths)):,.6g}"
+    )
+
+
+def _widths(curves: Mapping[str, Tensor], widths: Mapping[str, int] | None) -> dict[str, int]:
+    return {unit: len(curve) - 1 for unit, curve in curves.items()} | dict(widths or {})

@@ -1,0 +1,305 @@
+"""What the adaptive method goes by: every unit's error curve in units of the output, and what its neurons cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from mlprank.calibration.data import Calibration
+from mlprank.calibration.statistics import PooledMoments
+from mlprank.costs.flops import count_flops
+from mlprank.costs.latency import measure_latency
+from mlprank.costs.metrics import size_bytes
+from mlprank.graph.records import Graph, Group, State
+from mlprank.measures.reconstruction import reconstruction_gains
+from mlprank.measures.record import Reader
+from mlprank.methods.adaptive import Adaptive, Costs, Counted, Term, error_curve, spend
+from mlprank.pruning.selection import Selection
+from mlprank.surgery.narrow import plan_removal, with_state
+
+_PROBES = 4
+_MOST_SAMPLES = 1024
+_JITTER = 1e-10
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a change of a layer's pre-activations does to the network's outputs.
+
+    Attributes:
+        matrix: Shape (m, m), float64: `d @ matrix @ d` is the expected squared change of all outputs of a sample when every
+            position of the layer changes by d, changes at different positions taken as independent.
+    """
+
+    matrix: Float[Tensor, "m m"]
+
+    def root(self) -> Float[Tensor, "m m"]:
+        """Return R with `R @ R.T = matrix`."""
+        size = len(self.matrix)
+        scale = float(self.matrix.diagonal().mean()) or 1.0
+        eye, jitter = torch.eye(size, dtype=self.matrix.dtype, device=self.matrix.device), _JITTER
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(self.matrix + jitter * scale * eye)
+        while int(failed):
+            jitter *= 10
+            factor, failed = torch.linalg.cholesky_ex(self.matrix + jitter * scale * eye)
+        return factor
+
+
+def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) -> dict[str, Sensitivity]:
+    """Measure how the outputs answer to every layer, by gradients of random combinations of the outputs.
+
+    With `r` random signs over the outputs and `g` the gradient of `r @ outputs` to a layer, the mean of `g g^T` is `J^T J`, J the
+    Jacobian of the outputs (Hutchinson's estimator).
+
+    Args:
+        graph: The network's graph.
+        state: Its weights.
+        calibration: The data; at most 1,024 samples of it are looked at.
+
+    Returns:
+        The sensitivity of every layer, by name.
+
+    Raises:
+        ValueError: If the network computes something that has no gradient.
+    """
+    nodes = {call.node: layer.name for layer in graph.layers for call in layer.calls}
+    sums: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    count = 0
+    for batch in calibration:
+        if count >= _MOST_SAMPLES:
+            break
+        count += len(batch)
+        made, outputs = _run_with_gradients(graph, state, batch, nodes)
+        for _ in range(_PROBES):
+            signs = [torch.randint(2, each.shape, generator=generator).to(each) * 2 - 1 for each in outputs]
+            gradients: Sequence[Any] = torch.autograd.grad(
+                outputs, list(made.values()), signs, retain_graph=True, allow_unused=True
+            )
+            for node, gradient in zip(made, gradients, strict=True):
+                name = nodes[node]
+                if gradient is None:
+                    continue
+                rows = gradient.reshape(-1, gradient.shape[-1]).double()
+                seen = rows.T @ rows / _PROBES
+                sums[name] = sums[name] + seen if name in sums else seen
+    total = float(calibration.reduce(torch.tensor(float(count))))
+    found = {}
+    for layer in graph.layers:
+        zero = torch.zeros(layer.out_features, layer.out_features, dtype=torch.float64, device=calibration.device)
+        found[layer.name] = Sensitivity(calibration.reduce(sums.get(layer.name, zero)) / total)
+    return found
+
+
+def _run_with_gradients(
+    graph: Graph, state: State, batch: Tensor, nodes: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Run the program so that its outputs can be differentiated with respect to what the given operations make."""
+    program = graph.program
+    tracked = {
+        name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    recorder = _Recorder(program.exported.graph_module, nodes)
+    placeholders = [node.name for node in program.exported.graph.nodes if node.op == "placeholder"]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            result = recorder.run(
+                *[program._argument(name, tracked, batch.clone()) for name in placeholders], enable_io_processing=False
+            )
+    except RuntimeError as error:
+        raise ValueError(f'method="adaptive": the network has no gradient ({error}); use method="local"') from error
+    outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if not outputs:
+        raise ValueError('method="adaptive": no output of the network has a gradient; use method="local"')
+    return recorder.made, outputs
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a program and keeps what some operations make."""
+
+    def __init__(self, module: fx.GraphModule, nodes: Mapping[str, str]) -> None:
+        super().__init__(module)
+        self.nodes = nodes
+        self.made: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if n.name not in self.nodes:
+            return result
+        assert isinstance(result, Tensor)
+        self.made[n.name] = result
+        return result.clone()  # what follows may overwrite it
+
+
+def error_curves(
+    graph: Graph,
+    state: State,
+    units: Mapping[str, Group],
+    *,
+    moments: PooledMoments,
+    sensitivities: Mapping[str, Sensitivity],
+) -> dict[str, Float[Tensor, " n_plus_1"]]:
+    """Return what each number of kept neurons leaves unexplained of what the readers compute, as a squared change of the outputs.
+
+    Args:
+        graph: The network's graph.
+        state: Its weights.
+        units: The groups to give curves for, by the name of the unit.
+        moments: Moments of what their readers read in the dense network.
+        sensitivities: What the outputs answer to, by layer.
+
+    Returns:
+        For every unit, shape (n + 1,), float64: the error with k neurons kept, the mean over the samples.
+    """
+    curves = {}
+    for unit, group in units.items():
+        readers, total = [], 0.0
+        for layer in graph.readers_of(group):
+            seen, root = moments[layer.sources], sensitivities[layer.name].root()
+            weight = root.T @ state[layer.weight].double()
+            gram = seen.gram / seen.count
+            readers.append(Reader(weight, gram))
+            total += float(((weight @ gram) * weight).sum())
+        curves[unit] = error_curve(reconstruction_gains(readers), total) if readers else _unread(group)
+    return curves
+
+
+def _unread(group: Group) -> Tensor:
+    """The curve of neurons that nothing reads: they can all go."""
+    return torch.zeros(group.width + 1, dtype=torch.float64)
+
+
+def measure_costs(
+    graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], *, count: Counted, example: Tensor
+) -> Costs:
+    """Return what the network costs as a function of its units' widths.
+
+    Args:
+        graph: The network's graph.
+        model: The dense network.
+        state: Its weights.
+        units: The groups whose widths change, by the name of the unit.
+        count: What to count.
+        example: A batch of inputs; latency is measured on it.
+
+    Returns:
+        The costs: neurons, parameters, FLOPs of one sample, bytes as `torch.save` writes them, or seconds of the batch.
+    """
+    if count == "neurons":
+        return Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in units])
+    if count == "latency":
+        return _latency_costs(graph, model, state, units, example)
+    sizes = _sizes(graph, state, units)
+    if count == "flops":
+        terms = [
+            Term(2.0 * factor, sizes[layer.weight])
+            for layer in graph.layers
+            for factor in _positions(graph, layer.name)
+        ]
+        dense = float(count_flops(model, example[:1]))
+    else:
+        parameters = {id(tensor) for tensor in model.parameters()}
+        held = dict(model.named_parameters()) | (dict(model.named_buffers()) if count == "bytes" else {})
+        terms = [
+            Term(float(tensor.element_size() if count == "bytes" else 1), sizes[name])
+            for name, tensor in held.items()
+            if name in sizes and (count == "bytes" or id(tensor) in parameters)
+        ]
+        dense = float(size_bytes(model) if count == "bytes" else sum(each.numel() for each in model.parameters()))
+    full = {unit: group.width for unit, group in units.items()}
+    return Costs(terms, fixed=dense - Costs(terms).total(full))
+
+
+def _sizes(
+    graph: Graph, state: State, units: Mapping[str, Group]
+) -> dict[str, tuple[tuple[float, Mapping[str, float]], ...]]:
+    """For every tensor its dimensions as `Term.dims` has them."""
+    dims: dict[str, list[tuple[float, Mapping[str, float]]]] = {
+        name: [(float(size), {}) for size in tensor.shape] for name, tensor in state.items()
+    }
+    for unit, group in units.items():
+        for name, dim in group.slots:
+            if name in dims:
+                dims[name][dim] = (0.0, {unit: dims[name][dim][0] / group.width})
+    return {name: tuple(each) for name, each in dims.items()}
+
+
+def _positions(graph: Graph, layer: str) -> Iterator[float]:
+    """For every use of a layer, how often a sample multiplies with its weight."""
+    nodes = {node.name: node for node in graph.program.exported.graph.nodes}
+    for call in graph.by_name[layer].calls:
+        shape = nodes[call.node].meta["val"].shape
+        yield math.prod(int(size) for size in shape[1:-1])
+
+
+def _latency_costs(graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], example: Tensor) -> Costs:
+    """Time the network with one unit after the other at half its width."""
+    networks: dict[str, nn.Module] = {"": model}
+    for unit, group in units.items():
+        mask = torch.arange(group.width, device=example.device) % 2 == 0
+        removal = plan_removal(graph, state, dict.fromkeys(group.layers, mask), None)
+        networks[unit] = with_state(model, removal.state)
+    seconds = {name: each.median_s for name, each in measure_latency(networks, example).items()}
+    per_neuron = {
+        unit: max(seconds[""] - seconds[unit], 1e-3 * seconds[""] / len(units)) / (group.width // 2 or 1)
+        for unit, group in units.items()
+    }
+    saved = sum(per_neuron[unit] * group.width for unit, group in units.items())
+    return Costs([Term(per_neuron[unit], ((0.0, {unit: 1.0}),)) for unit in units], fixed=seconds[""] - saved)
+
+
+def spent_amounts(
+    selection: Selection,
+    curves: Mapping[str, Tensor],
+    costs: Costs,
+    *,
+    method: Adaptive,
+    min_neurons: int,
+    round_to: int,
+) -> dict[str, float]:
+    """Return every unit's amount when the budget is spent where it costs least.
+
+    Args:
+        selection: What may be pruned; its units have one amount, of what the method counts.
+        curves: The units' error curves.
+        costs: What the network costs in what the method counts.
+        method: The method.
+        min_neurons: So many neurons stay in every unit.
+        round_to: Widths become multiples of this.
+
+    Returns:
+        The share of its neurons that every unit loses, such that the count comes out exactly.
+
+    Raises:
+        ValueError: If several amounts were given, or no widths keep the budget.
+    """
+    requested = set(selection.amounts.values())
+    if len(requested) > 1:
+        given = ", ".join(f'"{name}": {amount}' for name, amount in selection.amounts.items())
+        raise ValueError(
+            f'method="adaptive" spends one amount over all layers, but was given {given}; use method="local" for an amount per layer'
+        )
+    amount = requested.pop()
+    widths = {unit: len(curve) - 1 for unit, curve in curves.items()}
+    left = widths | {unit: int(kept.sum()) for unit, kept in selection.already.items()}
+    budget = costs.total(widths) * (1 - amount)
+    if method.count == "neurons":
+        total = sum(widths.values())
+        least = sum(min(left[unit], -(-min_neurons // round_to) * round_to) for unit in widths)
+        budget = max(least, total - round(amount * total))
+    try:
+        kept = spend(curves, costs, budget, widths=left, min_neurons=min_neurons, round_to=round_to)
+    except ValueError as error:
+        raise ValueError(
+            f'method="adaptive", amount={amount:g} of the {method.count}: {error}; lower the amount'
+        ) from error
+    return {unit: 1 - kept[unit] / widths[unit] for unit in widths}

@@ -1,0 +1,191 @@
+"""What the adaptive method goes by, and what comes of it in the pipeline."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mlprank
+from mlprank.calibration.data import Calibration
+from mlprank.graph.trace import trace
+from mlprank.methods import Adaptive
+from mlprank.models import MLP
+from mlprank.pruning.spending import measure_costs, measure_sensitivities
+from mlprank.surgery.narrow import network_state
+from tests.networks import difference, outputs, randomise
+
+COUNTS = ("neurons", "parameters", "flops", "bytes")
+
+
+def inputs(num_samples: int = 200) -> Tensor:
+    return torch.randn(num_samples, 12, generator=torch.Generator().manual_seed(1))
+
+
+def network(**options: object) -> MLP:
+    return randomise(MLP(12, [40, 30, 20], 5, **options), seed=0, zeros=0.0).eval()  # type: ignore[arg-type]
+
+
+@cache
+def pruning() -> mlprank.Pruning:
+    return mlprank.Pruning(network(), inputs(), measure="reconstruction", method="adaptive")
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.inner, self.leave = nn.Linear(12, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.enter(x))
+        return self.leave(h + F.relu(self.inner(h)))
+
+
+def test_sensitivities_are_the_mean_of_the_squared_jacobian():
+    model, x = network(), inputs(40)
+    graph = trace(model, x)
+    found = measure_sensitivities(graph, network_state(model), Calibration(x, device=torch.device("cpu")))
+    fc3 = model.get_submodule("fc3")
+    seen: list[Tensor] = []
+    fc3.register_forward_hook(lambda module, given, made: seen.append(made))
+    output = model(x)
+    exact = torch.zeros(20, 20)
+    for unit in range(output.shape[1]):
+        (gradient,) = torch.autograd.grad(output[:, unit].sum(), seen[0], retain_graph=True)
+        exact += gradient.T @ gradient / len(x)
+    assert torch.allclose(found["fc_last"].matrix, torch.eye(5, dtype=torch.float64), atol=0.25)
+    assert float((found["fc3"].matrix - exact).norm() / exact.norm()) < 0.15
+    root = found["fc3"].root()
+    assert torch.allclose(root @ root.T, found["fc3"].matrix, atol=1e-6 * float(found["fc3"].matrix.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "make", [network, lambda: network(batch_norm=True), Residual], ids=["plain", "norm", "residual"]
+)
+@pytest.mark.parametrize("count", ["parameters", "flops", "bytes"])
+def test_costs_are_what_is_counted_of_the_narrow_network(make, count):
+    model, x = make().eval(), inputs()
+    counting = mlprank.Pruning(model, x)
+    for amount in (0.0, 0.4, 0.8):
+        result = counting.run(amount=amount)
+        units = {unit: counting.graph.group_of(unit) for unit in counting.selection(result.recipe).units}
+        costs = measure_costs(counting.graph, model, network_state(model), units, count=count, example=x)
+        after = result.metrics.after
+        expected = {"parameters": after.num_parameters, "flops": after.flops, "bytes": after.size_bytes}[count]
+        widths = {unit: int(result.masks[unit].sum()) for unit in units}
+        slack = 0.02 if count == "bytes" else 1e-9  # a file's own overhead depends a little on the widths
+        assert costs.total(widths) == pytest.approx(expected, rel=slack)
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.5, 0.9])
+def test_neurons_come_out_exactly(amount):
+    result = pruning().run(amount=amount)
+    assert sum(int((~mask).sum()) for mask in result.masks.values()) == round(amount * 90)
+    assert difference(outputs(result.masked, inputs()), outputs(result.model, inputs())) <= 1e-5
+
+
+@pytest.mark.parametrize("count", ["parameters", "flops", "bytes"])
+def test_a_share_of_what_is_counted_is_removed_and_hardly_more(count):
+    result = pruning().run(amount=0.6, method=Adaptive(count=count))
+    metrics = result.metrics
+    before, after = (
+        {"parameters": each.num_parameters, "flops": each.flops, "bytes": each.size_bytes}[count]
+        for each in (metrics.before, metrics.after)
+    )
+    assert 0.9 * 0.4 * before <= after <= 1.02 * 0.4 * before
+
+
+def test_latency_is_counted_where_a_clock_says_so(monkeypatch):
+    from mlprank.costs.latency import Latency
+    from mlprank.pruning import spending
+
+    def by_parameters(models, example, **_):
+        assert len(example) == 48  # as many samples as the method says, from a calibration batch of 20
+        return {
+            name: Latency(1e-6 * sum(each.numel() for each in model.parameters()), 0.0, 1)
+            for name, model in models.items()
+        }
+
+    monkeypatch.setattr(spending, "measure_latency", by_parameters)
+    few = mlprank.Pruning(network(), inputs(20), measure="reconstruction")
+    result = few.run(amount=0.5, method=Adaptive(count="latency", batch_size=48))
+    assert 0.3 < result.metrics.after.num_parameters / result.metrics.before.num_parameters < 0.7
+
+
+def test_adaptive_leaves_a_smaller_error_than_uniform_widths_of_the_same_number_of_neurons():
+    x = inputs(600)
+    torch.manual_seed(0)
+    model = MLP(12, [48, 48], 4)
+    with torch.no_grad():  # the second layer carries little: most of its neurons say the same
+        model.get_submodule("fc2").weight[4:] = model.get_submodule("fc2").weight[:4].repeat(11, 1)
+        model.get_submodule("fc2").bias[4:] = model.get_submodule("fc2").bias[:4].repeat(11)
+    both = mlprank.Pruning(model.eval(), x, measure="reconstruction", amount=0.75)
+    errors = {}
+    for method in ("local", "adaptive"):
+        result = both.run(method=method)
+        assert sum(int(mask.sum()) for mask in result.masks.values()) == 24
+        errors[method] = float((result.model(x) - model(x)).square().mean().detach())
+    assert errors["adaptive"] < 0.6 * errors["local"]
+
+
+def test_guards_and_protected_layers_are_kept():
+    result = pruning().run(amount=0.8, protect=["fc2"], min_neurons=6, round_to=2)
+    widths = result.widths
+    assert widths["fc2"] == (30, 30)
+    assert all(narrow >= 6 and narrow % 2 == 0 for name, (_, narrow) in widths.items() if name in ("fc1", "fc3"))
+
+
+def test_more_neurons_than_the_guards_let_go_are_not_removed():
+    assert pruning().run(amount=0.99, min_neurons=5).widths["fc1"] == (40, 5)
+
+
+def test_a_group_is_spent_on_as_one():
+    result = mlprank.prune(Residual().eval(), inputs(), amount=0.5, method="adaptive")
+    assert torch.equal(result.masks["enter"], result.masks["inner"])
+    assert int(result.masks["enter"].sum()) == 12
+
+
+def test_what_was_pruned_before_stays_pruned_and_counts():
+    from torch.nn.utils import prune as torch_prune
+
+    model = network()
+    rows = torch.ones(40, 12)
+    rows[:25] = 0
+    torch_prune.custom_from_mask(model.get_submodule("fc1"), "weight", rows)
+    torch_prune.custom_from_mask(model.get_submodule("fc1"), "bias", rows[:, 0])
+    result = mlprank.prune(model, inputs(), amount=0.5, method="adaptive", measure="reconstruction")
+    assert not result.masks["fc1"][:25].any()
+    assert sum(int((~mask).sum()) for mask in result.masks.values()) == 45
+
+
+def test_two_runs_choose_the_same():
+    one, other = (mlprank.prune(network(), inputs(), amount=0.7, method="adaptive") for _ in range(2))
+    assert one.widths == other.widths
+
+
+def test_several_amounts_are_refused():
+    with pytest.raises(ValueError, match=r'spends one amount over all layers, but was given "fc1": 0\.5, "fc2": 0\.2'):
+        pruning().run(amount={"fc1": 0.5, "fc2": 0.2})
+
+
+def test_the_published_reading_is_refused():
+    with pytest.raises(ValueError, match='goes by the true graph of neurons; use graph="dag"'):
+        mlprank.prune(network(), inputs(), method="adaptive", graph="chain", compensation="constant")
+
+
+def test_a_share_that_cannot_be_reached_is_refused_with_the_least():
+    with pytest.raises(ValueError, match=r"amount=0\.999 of the parameters: no widths keep .* lower the amount"):
+        pruning().run(amount=0.999, method=Adaptive(count="parameters"))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_global_random_state_and_the_network_stay_as_they_were(count):
+    model = network()
+    before, state = {name: each.clone() for name, each in model.state_dict().items()}, torch.get_rng_state()
+    mlprank.prune(model, inputs(), amount=0.5, method=Adaptive(count=count))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    assert all(each.grad is None for each in model.parameters())
