@@ -26,7 +26,6 @@ KNOWN_UPWARD = {
 KNOWN_CIRCLES = {
     ("artifact.matching", "artifact.pruned"),
     ("pruning.result", "pruning.table"),
-    ("tuning.ray_engine", "tuning.ray_worker"),
 }
 """Imports that close a circle and are on their way out; none may be added."""
 

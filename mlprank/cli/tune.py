@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     Raises:
         ValueError: If something that the user gave cannot be used; other errors of the user pass as they are.
     """
-    from mlprank.tuning.options import option_parser
+    from mlprank.tuning.grid import option_parser
 
     if not argv or argv[0] in ("--help", "-h"):
         print(_HELP + option_parser().format_help().partition("\n\n")[2])
@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
         warnings.filterwarnings("ignore", pattern)
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from mlprank.grids.durable import BusyError
     from mlprank.tuning.run import tune
+    from mlprank.utils.files import BusyError
 
     for name in ("lightning.pytorch", "lightning.fabric"):  # importing lightning sets them too
         logging.getLogger(name).setLevel(logging.WARNING)

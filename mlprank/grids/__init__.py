@@ -1,1 +1,1 @@
-"""What a resumable grid needs, once: cells, a store, a lock, progress, engines."""
+"""What a resumable grid needs, once: records, a directory, progress, engines. Importing this loads nothing heavy."""

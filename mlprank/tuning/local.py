@@ -1,32 +1,33 @@
-"""Trials one after another in this process: the oracle for the other engines."""
+"""Trials one after another in this process, the oracle for the other engines; `python -m mlprank.tuning.local OUT KEY` is one trial.
+
+The latter is for trials on several devices: Lightning starts their processes by running the same command again.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 
+from mlprank.grids.engine import FAILURES, Silent, Watcher
 from mlprank.training.build import TrialBuilder, interruptible
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import finish_wandb
-from mlprank.tuning.engine import (
-    FAILURES,
-    HistoryLogger,
-    Watcher,
-    best_epoch,
-    device_name,
-    finish_loggers,
-    name_loggers,
-    until_divergence,
-)
-from mlprank.tuning.store import BEST, Store
+from mlprank.tuning.store import BEST, CONFIG, Store
 from mlprank.tuning.trial import MONITOR, Outcome, Trial
 
+METRICS = ("train_loss", "val_loss", "val_top1", "val_top5", "lr")
 _ONE_DEVICE = ("auto", None, 1, "1", -1, "-1")
 
 
@@ -149,10 +150,149 @@ def train(
 def _train_in_processes(trial: Trial, store: Store) -> Outcome:
     """Train a trial that takes several devices: Lightning starts its processes by running the same command again."""
     store.prepare(trial)
-    command = [sys.executable, "-m", "mlprank.tuning.worker", str(store.out), trial.key]
+    command = [sys.executable, "-m", "mlprank.tuning.local", str(store.out), trial.key]
     done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     outcome = store.outcome(trial.key)
     if outcome is None:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(f"the trial's processes ended with code {done.returncode}: {last}")
     return outcome
+
+
+class HistoryLogger(Logger):
+    """Keeps the metrics of every epoch in memory.
+
+    Args:
+        on_epoch: Called with the metrics of an epoch when they are complete.
+    """
+
+    def __init__(self, on_epoch: Callable[[Mapping[str, float]], None]) -> None:
+        super().__init__()
+        self.rows: dict[int, dict[str, float]] = {}
+        self._on_epoch = on_epoch
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "history"
+
+    @property
+    def version(self) -> int:
+        """Version of the logger."""
+        return 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of their epoch."""
+        epoch = int(metrics["epoch"]) if "epoch" in metrics else len(self.rows)
+        row = self.rows.setdefault(epoch, {"epoch": epoch})
+        row.update({name: float(value) for name, value in metrics.items() if name in METRICS})
+        if "train_loss" in metrics:
+            self._on_epoch(row)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Keep nothing: the trial's directory has the config."""
+
+
+def name_loggers(config: Mapping[str, Any], trial: Trial, store: Store) -> dict[str, Any]:
+    """Return a trial's config whose W&B loggers make one run a trial in one group.
+
+    The group is the directory's name and the run's id the trial's key, unless the config gives others.
+
+    Args:
+        config: The trial's config.
+        trial: The trial.
+        store: Its store.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    loggers = plain["trainer"].get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, dict) and str(logger.get("class_path")).endswith("WandbLogger"):
+            init_args = logger.setdefault("init_args", {})
+            init_args.update(name=trial.label, version=None, id=trial.key)
+            logger["dict_kwargs"] = {"group": store.out.name} | (logger.get("dict_kwargs") or {})
+    return plain
+
+
+def finish_loggers(loggers: Sequence[Logger], outcome: Outcome) -> None:
+    """Log the final metrics and close the loggers, W&B's run too.
+
+    Args:
+        loggers: The trial's loggers.
+        outcome: What came out of it.
+    """
+    for logger in loggers:
+        final = {f"best_{name}": value for name, value in outcome.metrics.items() if name in METRICS}
+        logger.log_metrics({**final, "best_epoch": outcome.best_epoch, "diverged": float(outcome.status == "diverged")})
+        logger.finalize("success" if outcome.status == "done" else "failed")
+    finish_wandb(failed=outcome.status != "done")
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a person calls a device, such as `NVIDIA H100` or `cpu`.
+
+    Args:
+        device: The device.
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], metric: str) -> int:
+    """Return the place of the first row with the highest value; -1 where none has one.
+
+    Args:
+        history: Metrics of every epoch.
+        metric: Name of the metric.
+    """
+    best = -1
+    for place, row in enumerate(history):
+        if metric in row and (best < 0 or row[metric] > history[best][metric]):
+            best = place
+    return best
+
+
+def until_divergence(history: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the epochs before the first whose metrics are not all finite, and a row of NaN for that one.
+
+    Args:
+        history: Metrics of every epoch.
+    """
+    rows: list[dict[str, float]] = []
+    for row in history:
+        if not all(math.isfinite(value) for value in row.values()):
+            break
+        rows.append(dict(row))
+    return [*rows, {"epoch": len(rows), **dict.fromkeys(METRICS, math.nan)}]
+
+
+def load_trial(store: Store, key: str, point: Mapping[str, object]) -> Trial:
+    """Read a trial from its directory.
+
+    Args:
+        store: The store.
+        key: The trial's key.
+        point: The grid's options and values.
+    """
+    config = yaml.safe_load((store.directory(key) / CONFIG).read_text())
+    return Trial(key=key, point=dict(point), config=config)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the trial; the first process records it.
+
+    Args:
+        arguments: The store's directory and the trial's key.
+
+    Returns:
+        The exit code, 0.
+    """
+    out, key = arguments
+    store = Store(Path(out))
+    trial = load_trial(store, key, {})
+    outcome = train(TrialBuilder(), trial, store, Silent(), options={}, name="local")
+    if all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
+        store.finish(trial, outcome)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

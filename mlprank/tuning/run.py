@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,18 +14,17 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mlprank.grids.durable import write_whole
+from mlprank.grids.progress import Progress
 from mlprank.training.build import TrialBuilder
-from mlprank.tuning.choosing import choose_engine
-from mlprank.tuning.grid import Grid, Request, expand, option, read_request
-from mlprank.tuning.options import TuneOptions, parse_options
-from mlprank.tuning.progress import Progress
-from mlprank.tuning.ranking import Ranked, copy_best, keep_best_checkpoints, rank, write_table
-from mlprank.tuning.store import Store
-from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value
+from mlprank.tuning.engines import choose_engine
+from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
+from mlprank.tuning.store import BEST, Store
+from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value, short_names
 from mlprank.utils.charts import Chart, heat_map_chart, search_map, write_chart
+from mlprank.utils.files import whole_file, write_whole
 
 UNFINISHED = 1
+Ranked = list[tuple[Trial, Outcome]]
 
 
 def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
@@ -46,20 +48,21 @@ def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
     cli = TrialBuilder()
     grid = expand(request, cli.parse)
     store = Store(options.out)
+    store.check_grid(grid.identity)  # a grid that is refused leaves nothing behind
+    _check(_pending(grid, store, retry=options.retry_failed), cli, store)
     with store.driving():
         store.claim_grid(grid.identity)
-        pending = _pending(grid, store, retry=options.retry_failed)
-        _check(pending, cli, store)
+        if options.retry_failed:
+            for trial in grid.trials:
+                store.forget_failure(trial.key)
+        pending = _pending(grid, store, retry=False)
         _train(pending, grid, store, options=options, cli=cli, console=console)
         return _conclude(grid, request, store, options=options, cli=cli, console=console)
 
 
 def _pending(grid: Grid, store: Store, *, retry: bool) -> list[Trial]:
-    if retry:
-        for trial in grid.trials:
-            store.forget_failure(trial.key)
     open_trials = [trial for trial in grid.trials if store.outcome(trial.key) is None]
-    return [trial for trial in open_trials if store.failure(trial.key) is None]
+    return [trial for trial in open_trials if retry or store.failure(trial.key) is None]
 
 
 def _check(trials: Sequence[Trial], cli: TrialBuilder, store: Store) -> None:
@@ -82,9 +85,11 @@ def _train(
         return
     progress = Progress(
         grid.trials,
+        unit="trial",
+        metric=MONITOR,
         epochs=int(grid.trials[0].config["trainer"].get("max_epochs") or 1),
         finished=earlier,
-        on_finished=lambda: keep_best_checkpoints(grid.trials, store, keep=options.keep_checkpoints),
+        on_finished=lambda trial, outcome: keep_best_checkpoints(grid.trials, store, keep=options.keep_checkpoints),
         console=console,
     )
     try:
@@ -169,3 +174,95 @@ def _winner_config(best: Trial, request: Request, store: Store, cli: TrialBuilde
     config = cli.parse([*request.arguments, *options])
     write_whole(path, yaml.safe_dump(config, sort_keys=False).encode())
     return path
+
+
+def rank(trials: Sequence[Trial], store: Store) -> Ranked:
+    """Return the trials that ended well, the best first; of equal ones the first in the grid.
+
+    Args:
+        trials: In the order of the grid.
+        store: Their records.
+    """
+    pairs = [(trial, outcome) for trial in trials if (outcome := store.outcome(trial.key)) is not None]
+    finite = [pair for pair in pairs if math.isfinite(pair[1].score)]
+    return sorted(finite, key=lambda pair: -pair[1].score)
+
+
+def keep_best_checkpoints(trials: Sequence[Trial], store: Store, *, keep: int) -> None:
+    """Delete the checkpoints of all but the best finished trials.
+
+    Args:
+        trials: In the order of the grid.
+        store: Their records.
+        keep: How many stay.
+    """
+    for trial, _ in rank(trials, store)[keep:]:
+        (store.directory(trial.key) / BEST).unlink(missing_ok=True)
+
+
+def copy_best(best: Trial, store: Store) -> Path:
+    """Copy the best trial's checkpoint to `best.ckpt` of the directory.
+
+    Args:
+        best: The best trial.
+        store: Its store.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If somebody took the trial's checkpoint away.
+    """
+    source, target = store.directory(best.key) / BEST, store.out / BEST
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"{source} is missing; delete {source.parent} and run the same command again to train that trial anew"
+        )
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
+
+
+def write_table(trials: Sequence[Trial], store: Store) -> Path:
+    """Write `trials.csv`: a row a trial with its point, status and metrics.
+
+    Args:
+        trials: In the order of the grid.
+        store: Their records.
+
+    Returns:
+        The path.
+    """
+    names = short_names(list(trials[0].point))
+    rows = [row_of(trial, store, names) for trial in trials]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = store.out / "trials.csv"
+    write_whole(path, buffer.getvalue().encode())
+    return path
+
+
+def row_of(trial: Trial, store: Store, names: Mapping[str, str]) -> dict[str, object]:
+    """Return a trial's row of the table.
+
+    Args:
+        trial: The trial.
+        store: Its store.
+        names: Column by option.
+    """
+    outcome = store.outcome(trial.key)
+    failure = store.failure(trial.key)
+    status = outcome.status if outcome else "failed" if failure else "unfinished"
+    metrics = outcome.metrics if outcome else {}
+    return {
+        "key": trial.key,
+        **{names[key]: format_value(value) for key, value in trial.point.items()},
+        "status": status,
+        **{name: metrics.get(name, math.nan) for name in (MONITOR, "val_top5", "val_loss", "train_loss")},
+        "best_epoch": outcome.best_epoch if outcome else "",
+        "duration_s": round(outcome.duration_s, 2) if outcome else "",
+        "engine": outcome.engine if outcome else "",
+        "error": failure or "",
+    }

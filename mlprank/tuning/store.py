@@ -2,11 +2,12 @@
 
 ```
 OUT/grid.json                    which grid this is
-OUT/lock                         held (flock) by the driver
+OUT/lock                         held by the driver
 OUT/trials/<key>/config.yaml     the trial's whole config
                  result.json     what came out; or failed.json
+                 pruned.json     what its pruned network reaches, where trials are ranked by that
                  best.ckpt       the weights of its best epoch, of the best trials
-                 lock            held (flock) by the process that trains it
+                 lock            held by the process that trains it
 OUT/stacks/<id>/                 a stack that is being trained: its trials and its last checkpoint
 ```
 """
@@ -25,11 +26,16 @@ from typing import Any
 
 import yaml
 
-from mlprank.grids.durable import locked, write_whole
+from mlprank.grids.records import CorruptRecordError
+from mlprank.grids.store import LOCK, only_writer, read_record, remove_drafts, write_record
 from mlprank.tuning.trial import Outcome, Trial, outcome_from_json, outcome_to_json
+from mlprank.utils.errors import first_line
+from mlprank.utils.files import locked, whole_file, write_whole
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of records; 1 is that of version 0.1.0, which had no digest."""
 RESULT, FAILED, CONFIG, BEST, PROGRESS = "result.json", "failed.json", "config.yaml", "best.ckpt", "progress.json"
+PRUNED = "pruned.json"
 
 
 class Store:
@@ -81,16 +87,11 @@ class Store:
         Raises:
             ValueError: If the file is damaged or of another version.
         """
-        path = self.directory(key) / RESULT
-        if not path.is_file():
-            return None
+        record = self._read(self.directory(key) / RESULT)
         try:
-            record = json.loads(path.read_text())
-            if record["schema"] == SCHEMA:
-                return outcome_from_json(record)
+            return None if record is None else outcome_from_json(record)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again") from error
-        raise ValueError(f"{path} has schema {record['schema']}, this version of mlprank reads {SCHEMA}")
+            raise _damaged(self.directory(key) / RESULT, error) from error
 
     def failure(self, key: str) -> str | None:
         """Return why a trial failed, or None.
@@ -98,8 +99,32 @@ class Store:
         Args:
             key: The trial's key.
         """
-        path = self.directory(key) / FAILED
-        return str(json.loads(path.read_text())["error"]) if path.is_file() else None
+        record = self._read(self.directory(key) / FAILED)
+        return None if record is None else str(record.get("error"))
+
+    def pruned(self, key: str, metric: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return what a trial's pruned network reaches by a metric, or None where that was not measured.
+
+        Args:
+            key: The trial's key.
+            metric: What was asked for, in plain types.
+        """
+        record = self._read(self.directory(key) / PRUNED)
+        if record is None or record["metric"] != dict(metric):
+            return None
+        return {name: float(value) for name, value in record["values"].items()}
+
+    def record_pruned(self, key: str, metric: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """Record what a trial's pruned network reaches.
+
+        Args:
+            key: The trial's key.
+            metric: What was asked for, in plain types.
+            values: Numbers by name.
+        """
+        write_record(
+            self.directory(key) / PRUNED, {"schema": SCHEMA, "key": key, "metric": dict(metric), "values": dict(values)}
+        )
 
     def progress(self, key: str) -> dict[str, float] | None:
         """Return the last epoch of a trial that another process trains now, or None.
@@ -107,12 +132,25 @@ class Store:
         Args:
             key: The trial's key.
         """
-        path = self.directory(key) / PROGRESS
         try:
-            row: dict[str, float] = json.loads(path.read_text())
-        except FileNotFoundError:
+            row: dict[str, float] = json.loads((self.directory(key) / PROGRESS).read_text())
+        except (FileNotFoundError, ValueError):
             return None
         return row
+
+    def show_progress(self, key: str, row: Mapping[str, float] | None) -> None:
+        """Leave a trial's last epoch for the driver to show; None takes it away.
+
+        Args:
+            key: The trial's key.
+            row: Finite metrics.
+        """
+        path = self.directory(key) / PROGRESS
+        if row is None:
+            path.unlink(missing_ok=True)
+            return
+        with whole_file(path) as draft:
+            draft.write_text(json.dumps(row))
 
     def finish(self, trial: Trial, outcome: Outcome) -> bool:
         """Record what came out of a trial, once; the record is on the disk when this returns.
@@ -131,7 +169,7 @@ class Store:
         if path.is_file():
             return False
         record = {"schema": SCHEMA, "key": trial.key, "point": dict(trial.point), "mlprank": version("mlprank")}
-        write_whole(path, _json(record | outcome_to_json(outcome)))
+        write_record(path, record | outcome_to_json(outcome))
         (path.parent / FAILED).unlink(missing_ok=True)
         return True
 
@@ -142,14 +180,9 @@ class Store:
             trial: The trial.
             error: What was raised.
         """
-        text = (str(error).strip() or "no message").splitlines()[0]
-        record = {
-            "schema": SCHEMA,
-            "key": trial.key,
-            "point": dict(trial.point),
-            "error": f"{type(error).__name__}: {text}",
-        }
-        write_whole(self.prepare(trial) / FAILED, _json(record))
+        text = first_line(error) if str(error).strip() else "no message"
+        record = {"key": trial.key, "point": dict(trial.point), "error": f"{type(error).__name__}: {text}"}
+        write_record(self.prepare(trial) / FAILED, {"schema": SCHEMA, **record})
 
     def forget_failure(self, key: str) -> None:
         """Let a failed trial run again.
@@ -169,40 +202,47 @@ class Store:
 
     def open_stacks(self) -> list[list[str]]:
         """Return the keys of every stack that was interrupted after a checkpoint."""
-        paths = sorted((self.out / "stacks").glob("*/stack.json"))
-        return [json.loads(path.read_text())["keys"] for path in paths if (path.parent / "last.ckpt").is_file()]
+        stacks = [path.parent for path in sorted((self.out / "stacks").glob("*/last.ckpt"))]
+        return [keys for stack in stacks if (keys := _keys_of(stack)) is not None]
 
-    def claim_grid(self, identity: Mapping[str, Any]) -> None:
-        """Make this the directory of a grid, or check that it is; more values than before extend it.
+    def check_grid(self, identity: Mapping[str, Any]) -> None:
+        """Check that this is the directory of a grid, or of none yet; more values than before extend a grid.
 
         Args:
             identity: `base`, hash of the config without the grid's options, and `grid`, values by option.
 
         Raises:
-            ValueError: If the directory is that of another grid, of another version, or holds other files.
+            ValueError: If the directory is that of another grid, of a later version, or holds other files.
         """
         path = self.out / "grid.json"
-        claimed = {"schema": SCHEMA, "mlprank": version("mlprank"), **identity}
-        if path.is_file():
-            _check_same(path, json.loads(path.read_text()), claimed)
-        elif any(name for name in os.listdir(self.out) if name != "lock"):
+        found = self._read(path)
+        if found is not None:
+            _check_same(path, found, identity)
+        elif self.out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(self.out)):
             raise ValueError(f"--tune.out {self.out} holds other files and no grid.json; give a directory of its own")
-        write_whole(path, _json(claimed))
+
+    def claim_grid(self, identity: Mapping[str, Any]) -> None:
+        """Make this the directory of a grid; `check_grid` raises where it is not.
+
+        Args:
+            identity: As for `check_grid`.
+        """
+        self.check_grid(identity)
+        write_record(self.out / "grid.json", {"schema": SCHEMA, "mlprank": version("mlprank"), **identity})
 
     @contextmanager
     def driving(self) -> Iterator[None]:
-        """Hold the directory as its only driver for the time of a block.
+        """Hold the directory as its only driver for the time of a block; stacks that have ended are taken away.
 
         Raises:
             BusyError: If another driver holds it.
             OSError: If the directory cannot be made.
         """
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise type(error)(f"--tune.out {self.out} cannot be made: {error.strerror}; give another") from error
-        busy = f"--tune.out {self.out} is in use by process {{holder}}; wait until it ends, stop it, or give another"
-        with locked(self.out / "lock", busy=busy):
+        with only_writer(self.out, called="--tune.out"):
+            for path in (self.out / "stacks").glob("*"):
+                keys = _keys_of(path)
+                if keys is not None and all(self.outcome(key) is not None for key in keys):
+                    self.forget_stack(keys)
             yield
 
     @contextmanager
@@ -214,17 +254,31 @@ class Store:
         """
         directory = self.directory(key)
         directory.mkdir(parents=True, exist_ok=True)
-        with locked(directory / "lock", busy=None):
+        with locked(directory / LOCK, busy=None):
+            remove_drafts(directory)
             yield
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            record = read_record(path)
+        except CorruptRecordError as error:
+            raise ValueError(f"{error}; delete it, and its trial runs again") from error
+        if record is not None and record.get("schema") not in (1, SCHEMA):
+            raise ValueError(f"{path} has schema {record.get('schema')}, this version of mlprank reads {SCHEMA}")
+        return record
+
+
+def _keys_of(stack: Path) -> list[str] | None:
+    """The keys of an interrupted stack's trials; None where its file is missing or damaged."""
+    try:
+        keys: list[str] = json.loads((stack / "stack.json").read_text())["keys"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
+    return keys
 
 
 def _check_same(path: Path, found: Mapping[str, Any], claimed: Mapping[str, Any]) -> None:
     remedy = "give another --tune.out"
-    for name in ("schema", "mlprank"):
-        if found.get(name) != claimed[name]:
-            raise ValueError(
-                f"{path} was written by another version ({name} {found.get(name)}, this is {claimed[name]}); {remedy}"
-            )
     if list(found["grid"]) != list(claimed["grid"]):
         ours, theirs = (", ".join(grid) for grid in (claimed["grid"], found["grid"]))
         raise ValueError(f"{path.parent} holds another grid, over {theirs}, not over {ours}; {remedy}")
@@ -241,5 +295,5 @@ def _check_same(path: Path, found: Mapping[str, Any], claimed: Mapping[str, Any]
             )
 
 
-def _json(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+def _damaged(path: Path, error: BaseException) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again")

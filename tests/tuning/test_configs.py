@@ -7,8 +7,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from mlprank.tuning.grid import expand, lookup, read_request
-from mlprank.tuning.options import parse_options
+from mlprank.tuning.grid import expand, lookup, parse_options, read_request
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EPOCHS = {

@@ -75,7 +75,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(config, tmp_path, engine):
     final = records(out)
     assert len(final) == KEYS
     assert all(final[key] == data for key, data in kept.items())
-    assert not list(out.glob("**/.*.tmp"))
+    assert not list(out.glob("**/.*"))
     finish(config, tmp_path / "whole", *options)
     assert outcomes(out) == outcomes(tmp_path / "whole")
 
@@ -97,7 +97,7 @@ def test_an_interrupted_search_says_how_to_go_on(config, tmp_path, engine):
 def workers_of(out):
     """Return the processes that hold a trial's lock: Ray's workers."""
     found = set()
-    for lock in Path(out).glob("trials/*/lock"):
+    for lock in Path(out).glob("trials/*/lock.holder"):
         text = lock.read_text().strip()
         if text and (lock.parent / "progress.json").is_file() and Path(f"/proc/{text}").is_dir():
             found.add(int(text))
@@ -135,7 +135,7 @@ def test_a_killed_worker_or_driver_of_ray_loses_and_repeats_nothing(config, tmp_
 
 def test_a_killed_node_of_ray_loses_and_repeats_nothing(config, tmp_path):
     pytest.importorskip("ray")
-    from mlprank.tuning.ray_engine import prepare_environment
+    from mlprank.grids.ray import prepare_environment
 
     prepare_environment("cluster")
     from ray.cluster_utils import Cluster
@@ -161,7 +161,7 @@ def test_a_killed_node_of_ray_loses_and_repeats_nothing(config, tmp_path):
 
 def test_a_search_without_an_address_leaves_another_cluster_alone(config, tmp_path):
     pytest.importorskip("ray")
-    from mlprank.tuning.ray_engine import prepare_environment
+    from mlprank.grids.ray import prepare_environment
 
     prepare_environment("cluster")
     from ray.cluster_utils import Cluster

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from mlprank.tuning.options import TuneOptions, option_parser, parse_options
+from mlprank.tuning.grid import TuneOptions, option_parser, parse_options
 
 
 def test_options_are_converted():

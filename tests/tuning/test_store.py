@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from mlprank.grids.durable import BusyError, write_whole
+from mlprank.grids.store import write_record
 from mlprank.tuning.store import Store
 from mlprank.tuning.trial import Outcome, Trial, format_value, label, short_names, trial_config, trial_key
+from mlprank.utils.files import BusyError, write_whole
 
 TRIAL = Trial(key="k1", point={"model.lr": 0.1}, config={"trainer": {}})
 DONE = Outcome("done", ({"epoch": 0, "val_top1": 0.5}, {"epoch": 1, "val_top1": 0.9}), 1, 1.5, "local", "cpu")
@@ -61,7 +62,7 @@ def test_a_damaged_result_is_named(tmp_path):
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match=r"k1/result.json is damaged .*; delete it, and its trial runs again"):
         store.outcome("k1")
-    path.write_text('{"schema": 99}')
+    write_record(path, {"schema": 99})
     with pytest.raises(ValueError, match="has schema 99"):
         store.outcome("k1")
 
@@ -91,14 +92,48 @@ def test_a_grid_may_be_extended_but_not_changed(tmp_path):
         store.claim_grid({"base": "c", "grid": {"lr": [0.1, 0.2, 0.3]}})
 
 
-@pytest.mark.parametrize("name", ["schema", "mlprank"])
-def test_a_grid_of_another_version_is_refused(tmp_path, name):
+def test_a_record_that_was_changed_is_named(tmp_path):
     store = Store(tmp_path)
-    store.claim_grid(IDENTITY)
+    store.finish(TRIAL, DONE)
+    path = store.directory("k1") / "result.json"
+    path.write_text(path.read_text().replace("0.9", "0.8"))
+    with pytest.raises(ValueError, match=r"k1/result.json: its digest is not that of its content; .*runs again"):
+        store.outcome("k1")
+
+
+def test_a_grid_of_a_later_version_is_refused_and_one_of_version_0_1_0_goes_on(tmp_path):
     path = tmp_path / "grid.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: "0.0.1"}))
-    with pytest.raises(ValueError, match=rf"written by another version \({name} 0.0.1, this is"):
-        store.claim_grid(IDENTITY)
+    write_record(path, {"schema": 3, "mlprank": "9.0", **IDENTITY})
+    with pytest.raises(ValueError, match=r"grid.json has schema 3, this version of mlprank reads 2"):
+        Store(tmp_path).check_grid(IDENTITY)
+    path.write_text(json.dumps({"schema": 1, "mlprank": "0.1.0", **IDENTITY}))
+    Store(tmp_path).claim_grid({"base": "b", "grid": {"lr": [0.1, 0.2, 0.3]}})
+    with pytest.raises(ValueError, match=r"holds trials with lr = 0\.3"):
+        Store(tmp_path).check_grid(IDENTITY)
+
+
+def test_what_a_killed_process_leaves_is_taken_away(tmp_path):
+    store = Store(tmp_path)
+    for keys, finished in ((["k1"], True), (["k2"], False)):
+        directory = store.stack_directory(keys)
+        write_whole(directory / "stack.json", json.dumps({"keys": keys}))
+        (directory / "last.ckpt").touch()
+        if finished:
+            store.finish(TRIAL, DONE)
+    drafts = [tmp_path / ".123-best.ckpt", tmp_path / ".grid.json.123.tmp", store.directory("k1") / ".9-best.ckpt"]
+    for draft in drafts:
+        draft.touch()
+    with store.driving(), store.training("k1"):
+        assert not any(draft.exists() for draft in drafts)
+    assert store.open_stacks() == [["k2"]]
+
+
+def test_what_the_pruned_network_reaches_is_kept_by_what_was_asked_for(tmp_path):
+    store = Store(tmp_path)
+    assert store.pruned("k1", {"amount": 0.5}) is None
+    store.record_pruned("k1", {"amount": 0.5}, {"pruned_top1": 0.75})
+    assert store.pruned("k1", {"amount": 0.5}) == {"pruned_top1": 0.75}
+    assert store.pruned("k1", {"amount": 0.7}) is None
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
@@ -125,7 +160,7 @@ with Store({str(tmp_path)!r}).driving():
     first.stdin.close()
     first.stdout.close()
     with Store(tmp_path).driving():
-        assert (tmp_path / "lock").read_text().strip() == str(os.getpid())
+        assert (tmp_path / "lock.holder").read_text().strip() == str(os.getpid())
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):

@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
-from mlprank.tuning.stack import Stack
-from mlprank.tuning.tracing import CannotStackError, trace
+from mlprank.tuning.stack.network import CannotStackError, Stack, trace
 
 THESIS = [TwoLayerMLP, ThreeLayerMLP, SixLayerMLP, TwelveLayerMLP]
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mlprank.tuning.tracing import CannotStackError
+from mlprank.tuning.stack.network import CannotStackError
 
 
 class _Samplers:

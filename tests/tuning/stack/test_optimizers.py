@@ -10,9 +10,8 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
-from mlprank.tuning.optimizers import clip_gradients, merge_optimizers, separate_groups
-from mlprank.tuning.stack import Stack
-from mlprank.tuning.tracing import CannotStackError
+from mlprank.tuning.stack.classifier import clip_gradients, merge_optimizers, separate_groups
+from mlprank.tuning.stack.network import CannotStackError, Stack
 
 OPTIMIZERS = [
     lambda p, k: Adam(p, lr=1e-3 / (k + 1), weight_decay=1e-4 * k),

@@ -16,20 +16,26 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from mlprank.grids.durable import write_whole
+from mlprank.grids.engine import FAILURES, Watcher
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.build import Built, TrialBuilder, interruptible
 from mlprank.training.runs import WholeCheckpointIO
-from mlprank.tuning.batched import StackedClassifier
-from mlprank.tuning.engine import FAILURES, Watcher, device_name, finish_loggers, name_loggers, until_divergence
-from mlprank.tuning.local import LocalEngine
-from mlprank.tuning.memory import available_bytes, keep_large_blocks, trial_bytes, trials_that_fit
-from mlprank.tuning.stacked_data import StackedDataModule
-from mlprank.tuning.stacking import check_stackable, data_seed, group_trials
+from mlprank.tuning.local import LocalEngine, device_name, finish_loggers, load_trial, name_loggers, until_divergence
+from mlprank.tuning.stack.classifier import StackedClassifier
+from mlprank.tuning.stack.data import StackedDataModule
+from mlprank.tuning.stack.grouping import (
+    available_bytes,
+    check_stackable,
+    data_seed,
+    group_trials,
+    keep_large_blocks,
+    trial_bytes,
+    trials_that_fit,
+)
+from mlprank.tuning.stack.network import CannotStackError, trace
 from mlprank.tuning.store import BEST, Store
-from mlprank.tuning.tracing import CannotStackError, trace
 from mlprank.tuning.trial import Outcome, Trial
-from mlprank.tuning.worker import load_trial
+from mlprank.utils.files import write_whole
 
 
 class BatchedEngine:

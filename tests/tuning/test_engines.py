@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from mlprank.tuning import choosing
-from mlprank.tuning.batched_engine import BatchedEngine
-from mlprank.tuning.choosing import choose_engine
-from mlprank.tuning.grid import expand, read_request
+from mlprank.grids.ray import prepare_environment
+from mlprank.tuning import engines
+from mlprank.tuning.engines import RayEngine, choose_engine, split
+from mlprank.tuning.grid import TuneOptions, expand, read_request
 from mlprank.tuning.local import LocalEngine, takes_several_devices
-from mlprank.tuning.options import TuneOptions
-from mlprank.tuning.ray_engine import RayEngine, prepare_environment, split
-from mlprank.tuning.stacking import check_stackable, group_trials
-from mlprank.tuning.tracing import CannotStackError
+from mlprank.tuning.stack.engine import BatchedEngine
+from mlprank.tuning.stack.grouping import check_stackable, group_trials
+from mlprank.tuning.stack.network import CannotStackError
 
 LR = "--grid.model.optimizer.init_args.lr=[0.1, 0.2, 0.3]"
 
@@ -44,7 +43,7 @@ def test_auto_chooses_by_devices_and_by_what_can_be_stacked(
     cli, config, monkeypatch, gpus, address, several, faster, expected, why
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(choosing, "stack_is_faster", lambda trials, cli: faster)
+    monkeypatch.setattr(engines, "stack_is_faster", lambda trials, cli: faster)
     grid = LR if several else "--grid.data.init_args.batch_size=[16, 32]"
     notes = Notes()
     engine = choose_engine(TuneOptions("out", address=address), trials_of(cli, config, grid), cli, notes)
@@ -53,7 +52,7 @@ def test_auto_chooses_by_devices_and_by_what_can_be_stacked(
 
 
 def test_the_measurement_runs_both_ways(cli, config):
-    assert choosing.stack_is_faster(trials_of(cli, config, LR), cli) in (True, False)
+    assert engines.stack_is_faster(trials_of(cli, config, LR), cli) in (True, False)
 
 
 def test_trials_are_grouped_by_all_that_a_stack_shares(cli, config):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from mlprank.tuning.losses import rank_of_target, stacked_cross_entropy
+from mlprank.tuning.stack.classifier import rank_of_target, stacked_cross_entropy
 
 SMOOTHING = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
 

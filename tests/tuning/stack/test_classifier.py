@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from mlprank.datamodules import DigitsDataModule
 from mlprank.models import MLP
 from mlprank.models.classifier import ImageClassifier
-from mlprank.tuning.batched import StackedClassifier
-from mlprank.tuning.stacked_data import StackedDataModule
+from mlprank.tuning.stack.classifier import StackedClassifier
+from mlprank.tuning.stack.data import StackedDataModule
 
 SEEDS = (0, 0, 3)
 OPTIMIZERS = (

@@ -5,8 +5,8 @@ import torch
 from torch.optim import SGD, Adam, AdamW
 
 from mlprank.models import TwoLayerMLP
-from mlprank.tuning.memory import available_bytes, optimizer_copies, trial_bytes, trials_that_fit
-from mlprank.tuning.tracing import trace
+from mlprank.tuning.stack.grouping import available_bytes, optimizer_copies, trial_bytes, trials_that_fit
+from mlprank.tuning.stack.network import trace
 
 
 @pytest.mark.parametrize(

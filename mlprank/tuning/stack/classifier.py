@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlprank.models.classifier import ImageClassifier
-from mlprank.tuning.losses import rank_of_target, stacked_cross_entropy
-from mlprank.tuning.optimizers import clip_gradients, merge_optimizers, separate_groups
-from mlprank.tuning.stack import Stack
-from mlprank.tuning.tracing import CannotStackError
+from mlprank.tuning.stack.network import CannotStackError, Stack
 from mlprank.tuning.trial import MONITOR
+
+
+def stacked_cross_entropy(
+    scores: Float[Tensor, "K classes B"], targets: Tensor, *, label_smoothing: Float[Tensor, " K"] | None = None
+) -> Float[Tensor, " K"]:
+    """Return the mean cross-entropy of every trial.
+
+    Args:
+        scores: Logits, shape (K, classes, B).
+        targets: Class indices, shape (B,) for all or (K, B), or probabilities, shape (B, classes) or (K, B, classes).
+        label_smoothing: Share of the target that is spread over all classes, of every trial, in [0, 1); None is 0.
+
+    Returns:
+        Losses, shape (K,).
+    """
+    log_p = scores.log_softmax(dim=1)
+    if targets.is_floating_point():
+        picked = (log_p * targets.movedim(-1, -2)).sum(dim=1)
+    else:
+        picked = log_p.gather(1, targets.expand(len(scores), -1).unsqueeze(1)).squeeze(1)
+    if label_smoothing is not None:
+        share = label_smoothing.to(log_p).unsqueeze(1)
+        picked = (1 - share) * picked + share * log_p.mean(dim=1)
+    return -picked.mean(dim=1)
+
+
+def rank_of_target(scores: Float[Tensor, "K classes B"], targets: Int[Tensor, "..."]) -> Int[Tensor, "K B"]:
+    """Return how many classes are scored above the right one; 0 is a top-1 hit, below 5 a top-5 hit.
+
+    Of equal scores the lower class comes first, as in `argmax`. A sample whose scores are not finite ranks last.
+
+    Args:
+        scores: Logits, shape (K, classes, B).
+        targets: Class indices, shape (B,) or (K, B).
+
+    Returns:
+        Ranks, shape (K, B), int64.
+    """
+    classes = scores.shape[1]
+    index = targets.expand(len(scores), -1).unsqueeze(1)
+    own = scores.gather(1, index)
+    lower = torch.arange(classes, device=scores.device).view(1, -1, 1) < index
+    rank = ((scores > own) | ((scores == own) & lower)).sum(dim=1)
+    return torch.where(scores.isfinite().all(dim=1), rank, classes)
+
 
 _CHECKPOINT_KEY = "mlprank_stack"
 
@@ -261,3 +306,81 @@ class StackedClassifier(LightningModule):
             self.stack.keep(places)
         self.streams = None if self.streams is None else [self.streams[place] for place in places]
         self.alive = [self.alive[place] for place in places]
+
+
+_FUSED_DEVICES = ("cpu", "cuda")
+_NORM_EPS = 1e-6
+
+
+def merge_optimizers(optimizers: Sequence[Optimizer]) -> Optimizer:
+    """Join the trials' optimizers into one that steps them all.
+
+    It is of the trials' own class and holds the groups of all. Every group keeps its options, and the group dicts stay
+    those of the trials' optimizers, so that a scheduler on a trial's optimizer sets that trial's rate.
+    Groups that leave the implementation open use torch's fused one, which reads and writes every parameter once.
+
+    Args:
+        optimizers: One a trial, not stepped yet, of one class.
+
+    Returns:
+        The joined one; its groups are those of trial 0, then of trial 1, and so on.
+
+    Raises:
+        CannotStackError: If the classes differ or the class needs a closure.
+    """
+    first = optimizers[0]
+    for optimizer in optimizers:
+        if type(optimizer) is not type(first):
+            raise CannotStackError(
+                f"the trials use {type(first).__name__} and {type(optimizer).__name__}; a stack needs one kind"
+            )
+    if isinstance(first, LBFGS):
+        raise CannotStackError("LBFGS evaluates the loss again within a step; it cannot step a stack of trials")
+    merged = copy.copy(first)
+    merged.state = defaultdict(dict)
+    merged.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in merged.param_groups:
+        _choose_fused(group)
+    for optimizer in optimizers:
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn: only the joined one is stepped
+    return merged
+
+
+def _choose_fused(group: dict[str, Any]) -> None:
+    wanted = (
+        "fused" in group and group["fused"] is None and not group.get("foreach") and not group.get("differentiable")
+    )
+    parameters: Sequence[Tensor] = group["params"]
+    if wanted and all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in parameters):
+        group["fused"] = True
+        group["foreach"] = False
+
+
+def separate_groups(merged: Optimizer, optimizers: Sequence[Optimizer]) -> None:
+    """Give the trials' optimizers the groups of the joined one again, after `load_state_dict` replaced them.
+
+    Args:
+        merged: What `merge_optimizers` returned for `optimizers`.
+        optimizers: The trials' optimizers.
+    """
+    groups = iter(merged.param_groups)
+    for optimizer in optimizers:
+        optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
+
+
+def clip_gradients(gradients: Sequence[Tensor], *, value: float, algorithm: str = "norm") -> None:
+    """Clip the gradients of every trial by themselves, in place.
+
+    Args:
+        gradients: Stacked gradients, each of shape (K, ...).
+        value: Largest norm of one trial's gradients, or largest absolute value of an entry.
+        algorithm: `norm` (as `torch.nn.utils.clip_grad_norm_`) or `value` (as `clip_grad_value_`).
+    """
+    if algorithm == "value":
+        for gradient in gradients:
+            gradient.clamp_(-value, value)
+        return
+    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
+    factor = (value / (torch.linalg.vector_norm(norms, dim=0) + _NORM_EPS)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *(1,) * (gradient.dim() - 1)))

@@ -1,0 +1,191 @@
+"""Units of work on all devices of this machine or of a cluster, placed and restarted by Ray Tune; our records are the truth."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else Ray builds a new environment for every worker under `uv run`
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "auto",
+}
+_RESTARTS = 3
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where units run.
+
+    Attributes:
+        slots: How many run at the same time.
+        cpus: CPU cores of one.
+        gpus: GPUs of one, or a fraction; 0 where there are none.
+    """
+
+    slots: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: str) -> Iterator[Places]:
+    """Connect to a cluster or start Ray here for the time of a block.
+
+    Args:
+        address: Of the cluster; None starts one here, whatever else runs on this machine.
+        cpus: CPU cores for a unit.
+        gpus: GPUs for a unit; None takes one where there are any.
+        option: What the command line calls the two, such as "--tune.{}_per_trial".
+
+    Raises:
+        ValueError: If not even one unit fits.
+    """
+    prepare_environment(address)
+    import ray
+
+    started = start_ray(address)
+    try:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        has_cpus, has_gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+        share = (1.0 if has_gpus >= 1 else 0.0) if gpus is None else gpus
+        slots = min(has_cpus // cpus, has_gpus // share if share else float("inf"))
+        if slots < 1:
+            raise ValueError(
+                f"{option.format('cpus')}={cpus:g} and {share:g} GPUs do not fit into the cluster's {has_cpus:g} CPUs and "
+                f"{has_gpus:g} GPUs"
+            )
+        yield Places(int(slots), cpus, share)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def run_units(units: Sequence[Any], *, worker: str, places: Places, look: Callable[[], None]) -> None:
+    """Run units of work on Ray's actors; a worker or a node that dies loses the unit that it was at, which starts again.
+
+    Args:
+        units: What can be pickled, one for an actor at a time.
+        worker: "module:Class"; an actor makes one and calls its `run(unit)` for every unit.
+        places: Where.
+        look: Called every second and at the end, to see what the workers have recorded.
+    """
+    from ray import tune
+
+    watching = _Watching(look)
+    watching.start()
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlprank-ray-") as scratch:
+            resources = {"cpu": places.cpus, **({"gpu": places.gpus} if places.gpus else {})}
+            tuner = tune.Tuner(
+                tune.with_resources(_trainable(worker), resources),
+                param_space={"unit": tune.grid_search(list(units))},
+                tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=places.slots),
+                run_config=tune.RunConfig(
+                    name="units",
+                    storage_path=scratch,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+                ),
+            )
+            tuner.fit()
+    finally:
+        watching.stop()
+
+
+def prepare_environment(address: str | None) -> None:
+    """Set what Ray reads when it is imported; a Ray that we start takes no command without its token.
+
+    Args:
+        address: Of a cluster, which has its own rules; None if one is to be started here.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def start_ray(address: str | None) -> bool:
+    """Connect to a cluster, or start Ray here: without its dashboard, for this machine alone, with a token.
+
+    Args:
+        address: Of the cluster; None starts one here, whatever else runs on this machine.
+
+    Returns:
+        Whether this call connected or started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if address is not None:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return True
+    ray.init(
+        address="local",  # without it Ray joins any cluster that was last started here, even a dead one
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+    return True
+
+
+def _trainable(worker: str) -> Any:
+    """Return the class that Ray's actors run; Ray is imported only here."""
+    from ray import tune
+
+    class RunUnits(tune.Trainable):
+        """Runs one unit a trial of Ray's; an actor goes on with the next unit without importing anything again."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            module, _, name = worker.partition(":")
+            self.unit: Any = config["unit"]
+            self.worker = getattr(importlib.import_module(module), name)()
+
+        def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+            self.unit = new_config["unit"]
+            return True
+
+        def step(self) -> dict[str, Any]:
+            self.worker.run(self.unit)
+            return {"done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Ray saves nothing: our records are the truth."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Ray restores nothing: an interrupted unit starts again with what has no record."""
+
+    return RunUnits
+
+
+class _Watching(threading.Thread):
+    """Looks at what the workers record while Ray works; what that raises is raised at the end."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._look = look
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            self._look()
+
+    def stop(self) -> None:
+        """Look a last time and end."""
+        self._ended.set()
+        self.join()
+        self._look()
