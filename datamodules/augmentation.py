@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mlprank.datamodules.seeds import derive_seed, global_seed
+from mlprank.datamodules.batches import derive_seed, global_seed
 
 AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
 ERASED_SHARE = (0.02, 0.33)

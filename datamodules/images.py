@@ -10,10 +10,17 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
-from mlprank.datamodules.batches import Batch, EpochSampler, IndexBatches, TensorBatches
+from mlprank.datamodules.batches import (
+    Batch,
+    EpochSampler,
+    IndexBatches,
+    TensorBatches,
+    derive_seed,
+    generator,
+    global_seed,
+)
 from mlprank.datamodules.files import resolve_data_dir
-from mlprank.datamodules.labels import check_several_classes
-from mlprank.datamodules.seeds import derive_seed, generator, global_seed
+from mlprank.datamodules.formats import check_several_classes
 
 _CAST_TOGETHER = 1024
 """Images that are cast together: 3 MB of 28×28 images."""

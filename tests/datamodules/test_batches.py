@@ -3,8 +3,7 @@ import itertools
 import pytest
 import torch
 
-from mlprank.datamodules.batches import EpochSampler, IndexBatches, TensorBatches
-from mlprank.datamodules.seeds import derive_seed, global_seed
+from mlprank.datamodules.batches import EpochSampler, IndexBatches, TensorBatches, derive_seed, global_seed
 
 
 def loader(count=23, *, batch_size=4, drop_last=False, **sampling) -> TensorBatches:
