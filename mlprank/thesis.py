@@ -1,20 +1,27 @@
-"""The thesis's entry point, under its names and with its defaults: one trained network, one pruning, its numbers."""
+"""The thesis: its entry point under its names and defaults, its conditions as published, its recipes, its trained networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.compensation import Compensation
-from mlprank.costs.metrics import top_k_accuracy
-from mlprank.measures import get_measure
-from mlprank.methods import get_method
-from mlprank.models import get_model, load_published
+from mlprank.costs.metrics import count_nonzero, count_parameters, top_k_accuracy
+from mlprank.measures import LayerRecord, Measure, get_measure
+from mlprank.measures.normalise import normalise_scores
+from mlprank.methods import Global, Local, Method, get_method
+from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.recipe import Recipe
+from mlprank.utils.files import whole_file
 
 RECIPES = {
     ("TwoLayerMLP", "MNIST"): "two_layer_mnist",
@@ -24,51 +31,73 @@ RECIPES = {
 }
 """The thesis's pairs of network and data, and the config under `configs/thesis/` that trains each."""
 
+PUBLISHED = Recipe(
+    amount=0.3,
+    measure="WeightedPageRank",
+    method="Local",
+    compensation="constant",
+    graph="chain",
+    protect_output=False,
+    num_samples=64,
+)
+"""What a recipe can say of the published conditions: a chain of linear layers, whose pruned rows are zeroed, the output layer's too.
+
+The rest is in `PublishedConditions`, which `prune_mlp(..., published=True)` and `mlprank experiment --published` go by.
+"""
+
 
 def prune_mlp(
     model_name: str,
     dataset_name: str,
-    method_name: str,
-    measure_name: str,
-    amount: float,
-    out_path: str | Path,
+    measure_name: str = "WeightedPageRank",
+    method_name: str = "Local",
     measure_args: Mapping[str, Any] | None = None,
+    amount: float = 0.3,
     top_k: Sequence[int] = (1, 5),
     device: str = "cpu",
     batch_size: int = 64,
+    out_path: str | Path | None = None,
     *,
+    published: bool = False,
     checkpoint: str | Path | None = None,
     data_dir: str | None = None,
     protect_output: bool = True,
     compensation: str | Compensation = "constant",
     seed: int = 0,
 ) -> tuple[dict[str, float], list[Tensor]]:
-    """Prune a trained network of the thesis as it was published: chain scores, independent layers, one calibration batch.
+    """Prune a trained network of the thesis: chain scores, independent layers, one calibration batch.
+
+    Positions and defaults are those of the thesis's function.
 
     Args:
-        model_name: "TwoLayerMLP", "ThreeLayerMLP", "SixLayerMLP" or "TwelveLayerMLP".
-        dataset_name: "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100" or "Digits".
+        model_name: "TwoLayerMLP", "ThreeLayerMLP", "SixLayerMLP", "TwelveLayerMLP", a registered name or a class path.
+        dataset_name: "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "Digits", a registered name or a class path.
+        measure_name: "WeightedPageRank", "ModifiedPageRank", "ChannelRandom", "ChannelNorm", "ChannelActivation",
+            "ChannelWandA", or a short name.
         method_name: "Local" or "Global" (without width normalisation, as published).
-        measure_name: "WeightedPageRank", "ModifiedPageRank", "ChannelRandom", "ChannelNorm", "ChannelActivation", "ChannelWandA", or a
-            short name.
-        amount: The share of neurons to remove, in [0, 1).
-        out_path: Where the narrow network is written, and below which a checkpoint is looked for.
         measure_args: Parameters of the measure.
+        amount: The share of neurons to remove, in [0, 1).
         top_k: Which accuracies to measure.
         device: Where to run.
-        batch_size: Number of calibration images, drawn from the training split, and of images in a test batch.
-        checkpoint: The trained network: a `.pth` as published, or a checkpoint of `mlprank fit`. Otherwise the newest run of the thesis's
-            recipe below `out_path` is taken.
+        batch_size: Number of calibration images, and of images in a test batch.
+        out_path: A directory for `pruned_model.pth`, the state dict of the network with zeroed rows, and beside it, unless
+            `published`, the narrow network. A checkpoint is looked for below it, or below the current directory. None
+            writes nothing.
+        published: Do all that the published code did; see `PublishedConditions`.
+        checkpoint: The trained network: any file that `mlprank.models.load_weights` reads. Otherwise a `.pth` as
+            published, or the newest run of the thesis's recipe, is looked for.
         data_dir: Where the image files are.
-        protect_output: Keep every output neuron. The published code did not.
-        compensation: What a pruned neuron leaves behind.
-        seed: Seed of the calibration draw.
+        protect_output: Keep every output neuron. The published code did not; where `published`, none are protected.
+        compensation: What a pruned neuron leaves behind; "constant" where `published`.
+        seed: Seed of the calibration draw; the first images where `published`.
 
     Returns:
-        The metrics, and the scores of every layer, each of shape (n_out,). Metrics: `size` and `size_nz` (parameters, and those that are
-        not zero), `compression_ratio` (their quotient), `actual_amount` (share of neurons pruned in the prunable layers), `flops` and
-        `flops_nz` (of one image, and without products with zeros), `theoretical_speedup` (their quotient), and `top1_acc` and the others
-        of `top_k`, of the pruned network, in [0, 1].
+        The metrics, and the scores of every layer, each of shape (n_out,); no scores where `published` and `amount` is 0.
+        Metrics, as the thesis defines them: `size` and `size_nz` (parameters, and those that are not zero),
+        `compression_ratio` (their quotient), `actual_amount` (1 - size_nz / size), `flops` and `flops_nz`
+        (multiply-accumulates of the linear layers for one image, and those with non-zero weights),
+        `theoretical_speedup` (their quotient), and `top1_acc` and the others of `top_k`, of the pruned network, in [0, 1].
+        Beside them `achieved_amount`, the share of neurons pruned in the prunable layers.
 
     Raises:
         FileNotFoundError: If there is no checkpoint or no data; the message names the command that makes it.
@@ -76,39 +105,193 @@ def prune_mlp(
 
     Examples:
         >>> import mlprank
-        >>> mlprank.prune_mlp("TwoLayerMLP", "MNIST", "Local", "ChannelNorm", 0.3, ".")
+        >>> mlprank.prune_mlp("TwoLayerMLP", "MNIST")
         Traceback (most recent call last):
             ...
         FileNotFoundError: checkpoint: no trained TwoLayerMLP on MNIST below runs/two_layer_mnist; train one by
           mlprank fit --config configs/thesis/two_layer_mnist.yaml
         or give checkpoint=...
     """
-    network = _trained(model_name, dataset_name, Path(out_path), checkpoint).to(device)
+    measure, method = get_measure(measure_name, **dict(measure_args or {})), get_method(method_name)
+    root = Path(out_path or ".")
+    network = get_model(model_name)()
+    network = load_weights(checkpoint or find_trained(model_name, dataset_name, root), network).to(device)
     data = _datamodule(dataset_name, batch_size=batch_size, data_dir=data_dir)
-    loader = data.calibration_dataloader(num_samples=batch_size, seed=seed)
-    pruning = Pruning(network, loader, graph="chain")
-    result = pruning.run(
-        amount=amount,
-        measure=get_measure(measure_name, **dict(measure_args or {})),
-        method=get_method(method_name),
-        compensation=compensation,
-        protect_output=protect_output,
-    )
-    data.setup("test")
-    accuracies = top_k_accuracy(result.model, data.test_dataloader(), top_k)
-    result.save(Path(out_path) / f"{model_name}-{dataset_name}-{method_name}-{measure_name}-{amount:g}.ckpt", seed=seed)
-    before, after = result.metrics.before, result.metrics.after
+    if published:
+        conditions = PublishedConditions(network, data, batch_size=batch_size)
+        pruned = conditions.prune(amount=amount, measure=measure, method=method)
+        accuracies = conditions.accuracies(pruned.network, top_k)
+        narrow, masked, masks, scores = pruned.network, pruned.network, pruned.masks, pruned.scores
+    else:
+        loader = data.calibration_dataloader(num_samples=batch_size, seed=seed)
+        result = Pruning(network, loader, graph="chain").run(
+            amount=amount, measure=measure, method=method, compensation=compensation, protect_output=protect_output
+        )
+        data.setup("test")
+        accuracies = top_k_accuracy(result.model, data.test_dataloader(), top_k)
+        narrow, masked, masks, scores = result.model, result.masked, result.masks, result.scores
+        if out_path is not None:
+            name = f"{model_name}-{dataset_name}-{method_name}-{measure_name}-{amount:g}.ckpt"
+            result.save(root / name, seed=seed)
+    if out_path is not None:
+        with whole_file(root / "pruned_model.pth") as temporary:
+            torch.save(masked.state_dict(), temporary)
+    removed = sum(int((~mask).sum()) for mask in masks.values()) / sum(map(len, masks.values())) if masks else 0.0
     metrics = {
-        "size": before.num_parameters,
-        "size_nz": after.num_nonzero,
-        "compression_ratio": before.num_parameters / after.num_nonzero,
-        "actual_amount": result.achieved,
-        "flops": before.flops,
-        "flops_nz": after.flops_nonzero,
-        "theoretical_speedup": before.flops / after.flops_nonzero,
+        **_published_metrics(network, narrow),
+        "achieved_amount": removed,
         **{f"top{k}_acc": accuracy for k, accuracy in accuracies.items()},
     }
-    return metrics, list(result.scores.values())
+    return metrics, list(scores.values())
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedPruning:
+    """A network pruned as published.
+
+    Attributes:
+        network: A copy whose pruned rows are zeroed; biases stay.
+        scores: Of every linear layer in forward order, shape (n_out,), sum 1.
+        masks: Of every linear layer, shape (n_out,), True for kept neurons.
+    """
+
+    network: nn.Module
+    scores: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+
+class PublishedConditions:
+    """The conditions that the published numbers were measured under, where ours differ.
+
+    - The calibration data are the first images of the official training set.
+    - Batch norms are in training mode, while calibrating and while testing: they normalise by the batch.
+    - Images are not normalised, although SixLayerMLP and TwelveLayerMLP were trained on normalised ones.
+    - Every linear layer is pruned, the output too: classes disappear. No neuron of a layer need stay.
+
+    Args:
+        network: A trained network whose linear layers run in the order of its modules; left untouched.
+        data: An `ImageDataModule`; its official training and test images are read.
+        batch_size: Number of calibration images, and of images in a test batch.
+    """
+
+    def __init__(self, network: nn.Module, data: Any, *, batch_size: int = 64) -> None:
+        self.network = copy.deepcopy(network).train()
+        self.batch_size = batch_size
+        self._test = data.read("test")[:2]
+        images = _pixels(data.read("train")[0][:batch_size], self.network)
+        self._norms: dict[str, tuple[Tensor, Tensor]] = {}
+        hooks = [layer.register_forward_hook(partial(self._measure, name)) for name, layer in _linears(self.network)]
+        with torch.no_grad():
+            self.network(images)  # moves the running statistics, as published; training mode does not read them
+        for hook in hooks:
+            hook.remove()
+
+    def scores(self, measure: Measure, *, amount: float = 0.0) -> dict[str, Tensor]:
+        """Score the neurons of every linear layer, each from the one before it.
+
+        Args:
+            measure: What scores a layer.
+            amount: The share of neurons to remove, for measures that look at it.
+
+        Returns:
+            Scores by layer, shape (n_out,), sum 1.
+        """
+        found: dict[str, Tensor] = {}
+        previous: Tensor | None = None
+        for name, layer in _linears(self.network):
+            read, made = self._norms[name]
+            record = LayerRecord(
+                name=name,
+                weight=layer.weight.detach(),
+                previous=normalise_scores(read) if previous is None else previous,
+                input_norms=read,
+                output_norms=made,
+                amount=amount,
+            )
+            previous = found[name] = normalise_scores(measure(record))
+        return found
+
+    def prune(
+        self, *, amount: float, measure: Measure, method: Method, scores: Mapping[str, Tensor] | None = None
+    ) -> PublishedPruning:
+        """Zero the rows of the least important neurons.
+
+        Args:
+            amount: Their share, in [0, 1); 0 returns the network as it is, with no scores.
+            measure: What scores a layer.
+            method: What turns scores into masks.
+            scores: What `scores` gave, where they are at hand.
+
+        Raises:
+            ValueError: If the amount is out of range, or a measure needs what was not published.
+        """
+        if not 0 <= amount < 1:
+            raise ValueError(f"amount={amount} is not in [0, 1); give the share of neurons to remove, such as 0.3")
+        pruned = copy.deepcopy(self.network)
+        if amount == 0:
+            return PublishedPruning(pruned, {}, {})
+        scores = self.scores(measure, amount=amount) if scores is None else scores
+        masks = _published_masks(scores, amount, method)
+        with torch.no_grad():
+            for name, layer in _linears(pruned):
+                layer.weight[~masks[name]] = 0
+        return PublishedPruning(pruned, scores, masks)
+
+    def accuracies(self, network: nn.Module, top_k: Sequence[int] = (1, 5)) -> dict[int, float]:
+        """Return the top-k accuracies on the official test images, in [0, 1], by k; batch norms normalise by the batch."""
+        right, total = torch.zeros(max(top_k)), 0
+        with torch.no_grad():
+            for images, labels in zip(*(part.split(self.batch_size) for part in self._test), strict=True):
+                logits = network(_pixels(images, network))
+                ranked = logits.topk(min(max(top_k), logits.shape[1]), dim=1).indices.cpu()
+                right[: ranked.shape[1]] += (ranked == labels.unsqueeze(1)).sum(0)
+                total += len(labels)
+        return {k: float(right[:k].sum()) / total for k in top_k}
+
+    def _measure(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._norms[name] = (torch.linalg.vector_norm(inputs[0], dim=0), output.clamp(min=0).norm(dim=0))
+
+
+def _linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear))
+
+
+def _pixels(images: Tensor, network: nn.Module) -> Tensor:
+    parameter = next(network.parameters())
+    return images.to(parameter.device).to(parameter.dtype).div_(255)
+
+
+def _published_masks(scores: Mapping[str, Tensor], amount: float, method: Method) -> dict[str, Tensor]:
+    """Take the lowest scores without our guards: a layer may lose all its neurons, as published."""
+    if isinstance(method, Local):
+        return {name: _without_lowest(values, round(amount * len(values))) for name, values in scores.items()}
+    if isinstance(method, Global):
+        flat = torch.cat(list(scores.values()))
+        mask = _without_lowest(flat, math.ceil(amount * len(flat)))
+        return dict(zip(scores, torch.split(mask, [len(values) for values in scores.values()]), strict=True))
+    return method(scores, dict.fromkeys(scores, amount))
+
+
+def _without_lowest(scores: Tensor, count: int) -> Tensor:
+    mask = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    mask[scores.argsort(stable=True)[:count]] = False
+    return mask
+
+
+def _published_metrics(dense: nn.Module, pruned: nn.Module) -> dict[str, float]:
+    """The thesis's sizes: parameters, and multiply-accumulates of linear layers."""
+    size, size_nz = count_parameters(dense), count_nonzero(pruned)
+    flops = sum(layer.weight.numel() for _, layer in _linears(dense))
+    flops_nz = sum(int(torch.count_nonzero(layer.weight)) for _, layer in _linears(pruned))
+    return {
+        "size": size,
+        "size_nz": size_nz,
+        "compression_ratio": size / max(size_nz, 1),
+        "actual_amount": 1 - size_nz / size,
+        "flops": flops,
+        "flops_nz": flops_nz,
+        "theoretical_speedup": flops / max(flops_nz, 1),
+    }
 
 
 def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
@@ -117,7 +300,8 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
     Args:
         model_name: A network of the thesis.
         dataset_name: A data set.
-        root: Directory that holds `runs/`, or a published `<model>_<dataset>.pth`.
+        root: Directory that holds `runs/`, a published `<model>_<dataset>.pth`, or `artifacts/models/<model>/` with the
+            `model_<epoch>.pth` of the thesis's training script, of which the last epoch is taken.
 
     Returns:
         The file.
@@ -129,6 +313,10 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
     if published.is_file():
         return published
     recipe = RECIPES.get((model_name, dataset_name))
+    artifacts = list((root / "artifacts" / "models" / model_name).glob("model_*.pth")) if recipe else []
+    numbered = [path for path in artifacts if path.stem.removeprefix("model_").isdecimal()]
+    if numbered:
+        return max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
     if recipe is None:
         raise FileNotFoundError(
             f"checkpoint: there is no recipe for {model_name} on {dataset_name} and no {published}; give checkpoint=..., a file that"
@@ -143,41 +331,11 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
     return found[-1]
 
 
-def load_trained(path: str | Path, network: nn.Module) -> nn.Module:
-    """Load a trained network from a published `.pth` or from a dense checkpoint of `mlprank fit`.
-
-    Args:
-        path: The file.
-        network: A network of the class and sizes that were trained; changed in place.
-
-    Returns:
-        The network, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or of another network.
-    """
-    content = read_checkpoint(path)
-    if "state_dict" not in content:
-        return load_published(path, network)
-    state = {name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{path} is no checkpoint of {type(network).__name__}: {first}") from error
-    return network.eval()
-
-
-def _trained(model_name: str, dataset_name: str, root: Path, checkpoint: str | Path | None) -> nn.Module:
-    network = get_model(model_name)()
-    return load_trained(checkpoint or find_trained(model_name, dataset_name, root), network)
+load_trained = load_weights
+"""Load a trained network from any file that holds its weights; see `mlprank.models.load_weights`."""
 
 
 def _datamodule(dataset_name: str, *, batch_size: int, data_dir: str | None) -> Any:
-    from mlprank import datamodules
+    from mlprank.datamodules import get_dataset  # Lightning takes seconds to import
 
-    names = sorted(name.removesuffix("DataModule") for name in datamodules.__all__ if name.endswith("DataModule"))
-    if dataset_name not in names:
-        raise ValueError(f"dataset_name={dataset_name!r} is not one of {', '.join(names)}")
-    return cast(Any, getattr(datamodules, f"{dataset_name}DataModule"))(batch_size=batch_size, data_dir=data_dir)
+    return cast(Any, get_dataset(dataset_name))(batch_size=batch_size, data_dir=data_dir)
