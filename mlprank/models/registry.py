@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import read_checkpoint
-from mlprank.artifact.spec import class_path_of
 from mlprank.models.cnn import FourLayerCNN, ResNet18
 from mlprank.models.mlp import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
 from mlprank.utils.registry import Registry
@@ -137,37 +135,6 @@ def recognise(state: Mapping[str, Tensor]) -> type[nn.Module] | None:
         if {name: tensor.shape for name, tensor in expected.items()} == sizes:
             return cls
     return None
-
-
-def as_lightning(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Return a file's content as a checkpoint of `ImageClassifier`, as commands read it.
-
-    Args:
-        content: What `read_checkpoint` gave. A checkpoint of Lightning or of a pruned network is returned as it is.
-        source: Where it was found, for the message.
-
-    Returns:
-        A Lightning checkpoint, with the network's description where its weights are those of one of our networks.
-
-    Raises:
-        ValueError: If there is no state dict.
-    """
-    if "state_dict" in content:
-        return dict(content)
-    state = state_of(content, source=source)
-    cls = recognise(state)
-    model = None if cls is None else {"class_path": class_path_of(cls), "init_args": cls().init_args}
-    return {
-        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
-        "hyper_parameters": {} if model is None else {"model": model},
-        "pytorch-lightning_version": version("lightning"),
-        "epoch": int(content["epoch"]) if isinstance(content.get("epoch"), int) else 0,
-        "global_step": 0,
-        "loops": None,
-        "callbacks": {},
-        "optimizer_states": [],
-        "lr_schedulers": [],
-    }
 
 
 def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str) -> None:

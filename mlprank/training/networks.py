@@ -12,6 +12,7 @@ from torch import nn
 from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.pruned import load_pruned, read_artifact
 from mlprank.artifact.spec import describe_model
+from mlprank.models.registry import load_weights, recognise, state_of
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,19 @@ def _pruned(path: str | Path, input_shape: Sequence[int] | None) -> Network:
 
 def _dense(path: str | Path, checkpoint: Mapping[str, Any], input_shape: Sequence[int] | None) -> Network:
     arguments = checkpoint.get("hyper_parameters")
-    if not isinstance(arguments, Mapping) or not isinstance(arguments.get("model"), Mapping):
-        raise ValueError(
-            f"{path} is neither a pruned file nor a checkpoint of mlprank's ImageClassifier; "
-            "prune it first, or load your model in Python and call mlprank.artifact.export.export_model or mlprank.costs.bench.bench"
-        )
-    from mlprank.models.classifier import ImageClassifier  # Lightning takes seconds to import
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("model"), Mapping):
+        from mlprank.models.classifier import ImageClassifier  # Lightning takes seconds to import
 
-    model = _inner(ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)).eval()
+        model = _inner(ImageClassifier.load_from_checkpoint(path, map_location="cpu", weights_only=True)).eval()
+    else:
+        known = recognise(state_of(checkpoint, source=str(path)))
+        if known is None:
+            raise ValueError(
+                f"{path} is neither a pruned file nor a checkpoint of mlprank's ImageClassifier, nor are its weights those of one"
+                " of mlprank's networks; prune it first, or load your model in Python and call"
+                " mlprank.artifact.export.export_model or mlprank.costs.bench.bench"
+            )
+        model = load_weights(path, known())
     shape = input_shape or _flat_shape(model)
     if not shape:
         raise ValueError(f"{path} does not say the shape of its inputs; give it, such as --input_shape=[3,32,32]")

@@ -15,7 +15,7 @@ import mlprank
 from mlprank.cli import bench as bench_command
 from mlprank.cli import export as export_command
 from mlprank.cli import main
-from mlprank.models import MLP
+from mlprank.models import MLP, TwoLayerMLP
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.networks import load_network
 
@@ -117,3 +117,14 @@ def test_options_that_cannot_be_exit_with_2(checkpoints: tuple[Path, Path], caps
     with pytest.raises(SystemExit, match="2"):
         bench_command.main([dense])
     assert "pruned" in capsys.readouterr().err
+
+
+def test_bench_and_export_take_the_weights_of_our_networks_from_any_file(tmp_path: Path) -> None:
+    network = TwoLayerMLP().eval()
+    torch.save({"model": network.state_dict(), "epoch": 19}, tmp_path / "model_19.pth")
+    torch.save(network.state_dict(), tmp_path / "bare.pth")
+    for name in ("model_19.pth", "bare.pth"):
+        loaded = load_network(tmp_path / name)
+        assert loaded.input_shape == (784,)
+        assert loaded.metadata["model"]["class_path"] == "mlprank.models.TwoLayerMLP"
+        torch.testing.assert_close(loaded.model.state_dict(), network.state_dict())
