@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from mlprank.experiments.statistics import finished_cells
+from mlprank.experiments.store import read_records, read_scores
 from mlprank.report import PICTURE_KINDS, write_report
 from mlprank.utils.charts import FORMATS
 
@@ -29,6 +32,9 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     output = arguments.output or _default_output(arguments.results[0])
+    if arguments.write_network is not None:
+        print(_write_network(arguments.write_network, arguments.results, output))
+        return 0
     started = time.monotonic()
     live = sys.stderr.isatty()
 
@@ -59,6 +65,39 @@ def main(argv: list[str]) -> int:
     if written.tables:
         print(f"{written.tables[0].parent}: {len(written.tables)} tables as LaTeX and CSV")
     return UNREADABLE if written.problems else 0
+
+
+def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:
+    """Prune once more as a cell was pruned, and write the network.
+
+    Args:
+        cell: The cell's key, or its beginning.
+        results: Where to look for the cell.
+        output: The network becomes `<key>.ckpt` there.
+
+    Raises:
+        ValueError: If no finished cell or several have a key that begins so, or the network cannot be made again.
+    """
+    from mlprank.experiments.config import ExperimentConfig, read_config
+    from mlprank.experiments.workbench import rebuild
+
+    directories = [source.parent if source.is_file() else source for source in results]
+    found = {
+        record.key: (record, directory)
+        for directory in directories
+        for record in finished_cells(read_records(directory))
+        if record.key.startswith(cell)
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f"--write-network {cell}: {len(found)} finished cells have a key that begins so; give more of it"
+        )
+    [(record, directory)] = found.values()
+    config_file = directory / "config.yaml"
+    config = ExperimentConfig(**read_config(config_file)) if config_file.is_file() else ExperimentConfig()
+    _, kept = read_scores(directory, record.key) or ({}, {})
+    result = rebuild(record, config, kept=kept)
+    return result.save(output / f"{record.key}.ckpt", cell=record.key, results=str(directory))
 
 
 def _default_output(results: Path) -> Path:
@@ -93,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", action="store_true", help="write results.csv too, one row a cell")
     parser.add_argument(
         "--baselines", nargs="+", metavar="MEASURE", help="compare weighted PageRank with these alone: random norm"
+    )
+    parser.add_argument(
+        "--write-network",
+        metavar="CELL",
+        help="write the network of a cell, named by its key or the beginning of it, and no report",
     )
     parser.add_argument(
         "--smallest-effect",

@@ -6,22 +6,25 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mlprank.artifact.checkpoint import sha256
 from mlprank.costs.latency import measure_latency
 from mlprank.costs.metrics import count_flops, count_parameters, size_bytes
+from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.networks import Trained, load_network
-from mlprank.experiments.records import CellMetrics, CellParameters, LayerWidth
+from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord, LayerWidth
 from mlprank.experiments.sharing import Variant
 from mlprank.experiments.testing import BATCH_SIZE, Accuracy, MemoryTest
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.measures import get_measure
 from mlprank.methods import get_method
-from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.pipeline import Pruning, prune
 from mlprank.pruning.recipe import Recipe, make_recipe
 from mlprank.pruning.result import PruningResult
 
@@ -273,3 +276,46 @@ def _layers(result: PruningResult) -> tuple[LayerWidth, ...]:
         )
         for name, scores in result.scores.items()
     )
+
+
+def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, Any]) -> PruningResult:
+    """Prune once more as a finished cell was pruned, so that its network can be written.
+
+    Args:
+        record: The cell.
+        config: The experiment that it belongs to, for the data and the network's arguments.
+        kept: The masks that were recorded with its scores, True for kept neurons.
+
+    Raises:
+        FileNotFoundError: If the checkpoint or the data are not there.
+        ValueError: If the checkpoint has changed since, or other neurons are kept than were recorded.
+    """
+    p = record.parameters
+    if not Path(p.checkpoint).is_file():
+        raise FileNotFoundError(
+            f"cell {record.key}: its checkpoint {p.checkpoint} is not there; run from where it was run"
+        )
+    if (found := sha256(p.checkpoint)) != p.checkpoint_sha256:
+        raise ValueError(f"cell {record.key}: {p.checkpoint} has changed since (sha256 {found[:16]}…); restore it")
+    trained = Trained(
+        p.model, p.dataset, config.model_args.get(f"{p.model}@{p.dataset}"), p.checkpoint, p.checkpoint_sha256
+    )
+    data = load_data(p.dataset, data_dir=config.data_dir, device="cpu")
+    result = prune(
+        load_network(trained),
+        data.calibration(p.calibration_samples, seed=p.calibration_seed),
+        amount=p.amount,
+        measure={"name": p.measure, **p.measure_args},
+        method={"name": p.method, **p.method_args},
+        compensation=p.compensation,
+        graph=p.graph,
+        protect_output=p.protect_output,
+        num_samples=None,
+    )
+    differ = [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]
+    if differ:
+        raise ValueError(
+            f"cell {record.key}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that recorded it "
+            f"(torch {record.versions.torch}, mlprank {record.versions.mlprank})"
+        )
+    return result

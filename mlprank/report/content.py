@@ -43,7 +43,7 @@ WITHIN = 0.01
 
 @dataclass(frozen=True)
 class Point:
-    """One measure at one amount, means over trainings. Fractions, bytes and seconds."""
+    """One measure at one amount, means over trainings. Fractions, bytes and seconds; `keys` are its cells."""
 
     amount: float
     top1: Estimate
@@ -52,6 +52,7 @@ class Point:
     num_parameters: float
     flops: float
     latency_s: float | None
+    keys: tuple[str, ...]
 
     def cost(self, kind: str) -> float | None:
         """Seconds or bytes; None where it was not measured."""
@@ -449,6 +450,7 @@ def _point(amount: float, cells: Sequence[CellRecord]) -> Point:
         num_parameters=_mean(m.num_parameters_after for m in metrics),
         flops=_mean(m.flops_after for m in metrics),
         latency_s=_mean_or_none(m.latency_s_after for m in metrics),
+        keys=tuple(cell.key for cell in cells),
     )
 
 

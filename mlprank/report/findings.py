@@ -222,7 +222,7 @@ def _smallest(panels: Sequence[Panel]) -> list[str]:
     return [
         f"The smallest network within {100 * WITHIN:g} point of its dense accuracy has {percent(share, digits=0)} of "
         f"the parameters: {panel.setting.network} by {display_name(label)} ({panel.setting.method}, "
-        f"{panel.setting.compensation} compensation) at {100 * point.amount:g} %."
+        f"{panel.setting.compensation} compensation) at {100 * point.amount:g} %; --write-network {point.keys[0]} writes it."
     ]
 
 
