@@ -257,7 +257,7 @@ def conditions_text(setting: Setting) -> str:
         else said.get(name, f"{name} {{}}").format(value)
         for name, value in setting.conditions
     ]
-    return ", ".join([f"{setting.compensation} compensation", *parts])
+    return ", ".join([f"{setting.compensation} compensation".replace("_", " "), *parts])
 
 
 def subtitles(settings: Iterable[Setting]) -> dict[Setting, str]:

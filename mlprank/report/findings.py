@@ -113,7 +113,8 @@ def title_of(content: Content) -> str:
 def sentences_of(content: Content) -> tuple[str, ...]:
     """What the records show: claims over settings first, then single networks, then grid searches and failures."""
     failed = sum(record.status == "failed" for record in content.records)
-    finding = [text for claim in content.claims for text in _claim(claim, several=len(content.claims) > 1)]
+    about = subtitles(claim[0].settings[0] for claim in content.claims)
+    finding = [text for claim in content.claims for text in _claim(claim, about[claim[0].settings[0]])]
     finding += [*_best(content.panels), *_smallest(content.panels)]
     for search in content.searches:
         label, score, _ = search.trials[0]
@@ -140,7 +141,8 @@ def tiles_of(content: Content) -> tuple[Tile, ...]:
         over = "the average of the others" if not claim.baseline else display_name(claim.baseline)
         amount = claim.retention
         shown = "" if amount.low is None or amount.high is None else f", {points(amount.low)} to {points(amount.high)}"
-        note = f"points of retention{shown}; {conditions_text(claim.settings[0])}"
+        about = subtitles(other[0].settings[0] for other in content.claims)[claim.settings[0]]
+        note = f"points of retention{shown}" + (f"; {about}" if about else "")
         tiles.append(Tile(points(amount.mean), f"against {over}", note))
         pairs = claim.wins + claim.ties + claim.losses
         tiles.append(Tile(percent(claim.wins / pairs, digits=0), "paired wins", f"{claim.wins} of {pairs} comparisons"))
@@ -153,7 +155,7 @@ def tiles_of(content: Content) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
-def _claim(claim: Sequence[Comparison], *, several: bool) -> list[str]:
+def _claim(claim: Sequence[Comparison], about: str) -> list[str]:
     """One group of settings: the lead on average and over what it is averaged, then who is beaten and who is not."""
     first, each = claim[0], [c for c in claim if c.baseline]
     amount = first.retention
@@ -175,10 +177,13 @@ def _claim(claim: Sequence[Comparison], *, several: bool) -> list[str]:
         if found and len(each) > 1:
             parts.append(f"{words} {_joined(found)}")
     pairs = first.wins + first.ties + first.losses
-    beaten = f"In points of top-1 accuracy it is {', '.join(parts)}; it" if parts else "It"
+    beaten = f"in points of top-1 accuracy it is {', '.join(parts)}; it" if parts else "it"
     beaten += f" wins {first.wins} of {_count(pairs, 'paired comparison')} and loses {first.losses}."
-    start = f"With {conditions_text(first.settings[0])}: " if several else ""
-    return [f"{start}{text}; {averaged_over(first)}.", f"{start}{beaten}"]
+    start = f"With {about}: " if about else ""
+    return [
+        f"{start}{text}; {averaged_over(first)}.",
+        f"{start}{beaten}" if about else f"{beaten[:1].upper()}{beaten[1:]}",
+    ]
 
 
 def averaged_over(claim: Comparison) -> str:
@@ -207,7 +212,7 @@ def _best(panels: Sequence[Panel]) -> list[str]:
     panel, label, point = max(found, key=lambda e: (-abs(e[2].amount - 0.5), e[0].dense_top1, e[2].top1.mean))
     s = panel.setting
     return [
-        f"With {100 * point.amount:g} % of the neurons pruned, {display_name(label)} ({s.method}, {s.compensation} "
+        f"With {100 * point.amount:g} % of the neurons pruned, {display_name(label)} ({s.method}, {_spoken(s.compensation)} "
         f"compensation) has the highest mean accuracy on {s.network}: {percent(point.top1.mean)}, against "
         f"{percent(panel.dense_top1)} dense."
     ]
@@ -222,7 +227,7 @@ def _smallest(panels: Sequence[Panel]) -> list[str]:
     return [
         f"The smallest network within {100 * WITHIN:g} point of its dense accuracy has {percent(share, digits=0)} of "
         f"the parameters: {panel.setting.network} by {display_name(label)} ({panel.setting.method}, "
-        f"{panel.setting.compensation} compensation) at {100 * point.amount:g} %; --write-network {point.keys[0]} writes it."
+        f"{_spoken(panel.setting.compensation)} compensation) at {100 * point.amount:g} %; --write-network {point.keys[0]} writes it."
     ]
 
 
@@ -244,8 +249,8 @@ def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Ta
 
 
 def setting_title(setting: Setting, about: Mapping[Setting, str]) -> str:
-    """Network, method and what else tells a setting from the others."""
-    return ", ".join(filter(None, [setting.network, setting.method, about.get(setting, "")]))
+    """Network, method and what else tells a setting from the others: `Net on Data, local method, constant compensation`."""
+    return ", ".join(filter(None, [setting.network, f"{setting.method} method", about.get(setting, "")]))
 
 
 def accuracy_tables(content: Content) -> tuple[Table, ...]:
@@ -468,6 +473,10 @@ def _written(value: object) -> str:
 def _number(value: object) -> tuple[bool, float]:
     number = isinstance(value, int | float)
     return not number, float(value) if isinstance(value, int | float) else 0.0
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _count(number: int, name: str) -> str:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mlprank.experiments.statistics import Comparison, Setting
+from mlprank.experiments.statistics import Comparison, Setting, setting_of
 from mlprank.report.content import (
     COSTS,
     Content,
@@ -205,7 +205,7 @@ class _Page:
                 chart = charts.accuracy_chart([_accuracy_panel(panel, "")], self.content.looks, width=None)
                 table = _table(accuracy_table(panel, self.content.looks, title=network), kind="numbers")
                 numbers = f"<details><summary>Numbers</summary>{table}</details>"
-                figures.append(self.figure(f"{title} method", _best_at_middle(panel), chart, panel.setting, numbers))
+                figures.append(self.figure(title, _best_at_middle(panel), chart, panel.setting, numbers))
             groups.append(_group(network, figures, panels[0].setting))
         return "".join(groups)
 
@@ -261,7 +261,7 @@ class _Page:
             for scores in sorted(found, key=lambda scores: list(self.content.looks).index(scores.label)):
                 panel, p = _scores_panel(scores), scores.record.parameters
                 chart = charts.scores_chart([charts.ScoresPanel("", panel.layers)], width=None)
-                under = f"{p.method}, {100 * p.amount:g} %, {p.compensation} compensation"
+                under = f"{p.method}, {100 * p.amount:g} %, {conditions_text(setting_of(p))}"
                 figures.append(self.figure(display_name(scores.label), under, chart))
             if figures:
                 groups.append(_group(network, figures, panels[0].setting, kind="facets"))
@@ -413,7 +413,7 @@ def _lost_map(panel: Panel, labels: Sequence[str], curve: Any, about: Mapping[Se
     measures = "every measure" if every else ", ".join(map(display_name, labels))
     where = setting_title(panel.setting, about).removeprefix(f"{panel.setting.network}, ")
     return HeatMap(
-        title=f"{measures}: {where} method",
+        title=f"{measures}: {where}",
         rows=tuple(charts.short_names(list(curve.lost))),
         columns=tuple(f"{100 * amount:g}" for amount in amounts),
         values=tuple(tuple(lost.get(amount) for amount in amounts) for lost in curve.lost.values()),

@@ -17,7 +17,7 @@ from mlprank.utils.files import whole_file
 if TYPE_CHECKING:
     import altair as alt
 
-Chart: TypeAlias = "alt.LayerChart | alt.ConcatChart"
+Chart: TypeAlias = "alt.LayerChart | alt.FacetChart | alt.ConcatChart"
 
 FORMATS = ("png", "svg", "pdf")
 VERDICTS = ("better", "undecided", "worse")
@@ -271,10 +271,10 @@ def accuracy_chart(panels: Sequence[AccuracyPanel], looks: Mapping[str, Look], *
         layers = [
             base.transform_filter("isValid(datum.low)")
             .mark_area()
-            .encode(y=alt.Y("low:Q"), y2="high:Q", opacity=_dimmed(chosen, 0.14, 0.0)),
-            dense.mark_rule(strokeDash=[2, 4], color=QUIET).encode(y="top1:Q"),
+            .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), opacity=_dimmed(chosen, 0.14, 0.0)),
+            dense.mark_rule(strokeDash=[2, 4], color=QUIET).encode(y=alt.Y("top1:Q")),
             *_written(
-                dense.encode(y="top1:Q", x=alt.datum(right)), f"dense {100 * panel.dense:.1f} %",
+                dense.encode(y=alt.Y("top1:Q"), x=alt.XDatum(right)), f"dense {100 * panel.dense:.1f} %",
                 align="right", dx=-2, dy=11 if below else -8, color=QUIET,
             ),
             base.mark_line(strokeWidth=2.2).encode(y=y, strokeDash=dash, opacity=_dimmed(chosen)),
@@ -283,18 +283,18 @@ def accuracy_chart(panels: Sequence[AccuracyPanel], looks: Mapping[str, Look], *
             ),
             _chart(table)
             .mark_rule(strokeWidth=1.5, color=QUIET)
-            .encode(x=x, opacity=alt.when(pointer).then(alt.value(1)).otherwise(alt.value(0))),
+            .encode(x=x, opacity=_dimmed(pointer, 1.0, 0.0, empty=False)),
             _chart(table)
             .mark_rect(opacity=0, clip=True)
             .encode(
                 x=alt.X("left:Q"),
-                x2="right:Q",
+                x2=alt.X2("right:Q"),
                 tooltip=_tips("pruned, %:amount", *(name for name in names if any(name in row for row in table))),
             )
             .add_params(pointer),
         ]  # fmt: skip
-        size = {"width": width or "container", "height": 270}
-        drawn.append(alt.layer(*layers, title=panel.title, **size))
+        size = {"title": panel.title, "width": width or "container", "height": 270}
+        drawn.append((size, layers))
     return _together(drawn, columns=2 if len(drawn) in (2, 4) else 3, chosen=chosen)
 
 
@@ -401,8 +401,8 @@ def front_chart(
         if point.chosen:
             text = [f"chosen: {looks[point.series].name}", f"{point.note}: {100 * point.top1:.1f} %"]
             layers += _label(point, text, span, heights, x, y, log=wide)
-    whole = alt.layer(*layers, title=title, width=width or "container", height=300)
-    return _together([whole], chosen=chosen)
+    size = {"title": title, "width": width or "container", "height": 300}
+    return _together([(size, layers)], chosen=chosen)
 
 
 def _label(
@@ -460,7 +460,7 @@ def heat_map_chart(maps: Sequence[HeatMap], *, whole_range: bool = True, width: 
         ))  # fmt: skip
         scale = alt.Scale(domain=[low, high if high > low else low + 1], range=[PALE, STRONG], interpolate="rgb")
         bright = f"isValid(datum.value) && datum.value > {low + 0.6 * (high - low)}"
-        ink = alt.when(bright).then(alt.value(GROUND)).otherwise(alt.value(INK))
+        ink = alt.ColorValue(INK, condition={"test": bright, "value": GROUND})
         digits = ".0f" if whole_range else ".1f"
         layers = [
             base.transform_filter("isValid(datum.value)")
@@ -468,13 +468,13 @@ def heat_map_chart(maps: Sequence[HeatMap], *, whole_range: bool = True, width: 
             .encode(color=alt.Color("value:Q", legend=None, scale=scale)),
             base.transform_calculate(text=f"isValid(datum.value) ? format(datum.value, '{digits}') : '–'")
             .mark_text(fontSize=11)
-            .encode(text="text:N", color=ink),
+            .encode(text=alt.Text("text:N"), color=ink),
         ]
         if table.best is not None:
             outline = f"datum.row == {table.best[0]} && datum.column == {table.best[1]}"
             layers.append(base.transform_filter(outline).mark_rect(filled=False, stroke=BAD, strokeWidth=2.5))
-        size = {"width": width or "container", "height": 24 * len(table.rows)}
-        drawn.append(alt.layer(*layers, title=table.title, **size))
+        size = {"title": table.title, "width": width or "container", "height": 24 * len(table.rows)}
+        drawn.append((size, layers))
     return _together(drawn, columns=3)
 
 
@@ -567,15 +567,15 @@ def scores_chart(panels: Sequence[ScoresPanel], *, width: int | None = 300) -> C
             .encode(
                 x=across,
                 y=y,
-                y2="base:Q",
+                y2=alt.Y2("base:Q"),
                 detail="run:N",
                 color=alt.Color("state:N", title=None, scale=alt.Scale(domain=states, range=[KEPT, PRUNED])),
                 tooltip=_tips("layer", "neurons", "largest score × width:top", "state"),
             )
         )
         mean = _chart(means).mark_rule(strokeDash=[3, 3], color=QUIET).encode(y=y)
-        size = {"width": width or "container", "height": _ROW * num}
-        drawn.append(alt.layer(areas, mean, title=panel.title, **size))
+        size = {"title": panel.title, "width": width or "container", "height": _ROW * num}
+        drawn.append((size, [areas, mean]))
     return _together(drawn, columns=3)
 
 
@@ -639,19 +639,21 @@ def difference_chart(panels: Sequence[DifferencePanel], *, smallest_effect: floa
         scale = alt.Scale(domain=list(tones), range=list(tones.values()))
         color = alt.Color("verdict:N", title=None, scale=scale)
         y = alt.Y("baseline:N", title=None, sort=None)
-        x = alt.X("mean:Q", title="lead in top-1 accuracy, points", scale=alt.Scale(zero=True))
+        x = alt.X("mean:Q", title="lead in top-1 accuracy, points", scale=alt.Scale(padding=10))
         base = _chart(rows).encode(y=y, color=color)
         zone = _chart([{"low": -100 * smallest_effect, "high": 100 * smallest_effect}])
         layers = [
-            zone.mark_rect(color=FAINT).encode(x=alt.X("low:Q"), x2="high:Q"),
-            _chart([{"zero": 0}]).mark_rule(color=LINE).encode(x="zero:Q"),
-            base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q"),
+            zone.mark_rect(color=FAINT).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
+            _chart([{"zero": 0}]).mark_rule(color=LINE).encode(x=alt.X("zero:Q")),
+            base.transform_filter("isValid(datum.low)")
+            .mark_rule(strokeWidth=2)
+            .encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
             base.mark_point(filled=True, size=80, opacity=1).encode(
                 x=x, tooltip=_tips("against:baseline", "points:mean", "from:low", "to:high", "verdict")
             ),
         ]
-        size = {"width": width or "container", "height": 26 * max(len(rows), 1)}
-        drawn.append(alt.layer(*layers, title=panel.title, **size))
+        size = {"title": panel.title, "width": width or "container", "height": 26 * max(len(rows), 1)}
+        drawn.append((size, layers))
     return _together(drawn, columns=2)
 
 
@@ -693,19 +695,15 @@ def spec_of(chart: Chart, *, dark: bool = False) -> dict[str, Any]:
     return spec
 
 
-def _together(charts: Sequence[Any], *, columns: int = 1, chosen: Any = None) -> Chart:
-    """One chart of several, with the parameter `dark` and this project's look."""
+def _together(charts: Sequence[tuple[Mapping[str, Any], list[Any]]], *, columns: int = 1, chosen: Any = None) -> Chart:
+    """One chart of several, given as properties and layers, with the parameter `dark` and this project's look."""
     import altair as alt
 
-    whole: Any = charts[0]
-    if len(charts) > 1:
-        whole = alt.concat(*charts, columns=columns, spacing=24).resolve_scale(color="shared", shape="shared")
     params = [alt.param(name="dark", value=False), *([chosen] if chosen is not None else [])]
-    font = "Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif"
-    return whole.add_params(*params).configure(  # type: ignore[no-any-return]
+    (size, (first, *others)), *more = charts
+    config = alt.Config(
         background=GROUND,
-        font=font,
-        autosize=alt.AutoSizeParams(type="fit-x", contains="padding") if len(charts) == 1 else alt.Undefined,
+        font="Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif",
         view=alt.ViewConfig(stroke=None),
         axis=alt.AxisConfig(
             labelColor=QUIET, titleColor=QUIET, gridColor=FAINT, domainColor=LINE, tickColor=LINE,
@@ -717,6 +715,14 @@ def _together(charts: Sequence[Any], *, columns: int = 1, chosen: Any = None) ->
         ),
         title=alt.TitleConfig(color=INK, anchor="start", fontSize=13, fontWeight=600, offset=10),
     )  # fmt: skip
+    # Altair copies a whole chart with every call that changes it, so everything is given at once.
+    layers = [first.add_params(*params), *others]
+    if not more:
+        fitted = alt.AutoSizeParams(type="fit-x", contains="padding")
+        return alt.layer(*layers, config=config, autosize=fitted, **size)
+    shared = alt.Resolve(scale=alt.ScaleResolveMap(color="shared", shape="shared"))
+    side_by_side = [alt.layer(*layers, **size), *(alt.layer(*found, **other) for other, found in more)]
+    return alt.concat(*side_by_side, columns=columns, spacing=24, resolve=shared, config=config)
 
 
 def _chart(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -739,12 +745,13 @@ def _switched() -> Any:
     return alt.selection_point(name="series", fields=["series"], bind="legend", toggle="true")
 
 
-def _dimmed(chosen: Any, full: float = 1.0, faint: float = 0.08) -> Any:
+def _dimmed(chosen: Any, full: float = 1.0, faint: float = 0.08, *, empty: bool = True) -> Any:
+    """Opacity of what is chosen and of the rest; `empty` says whether nothing chosen means all."""
     import altair as alt
 
     if chosen is None:
-        return alt.value(full)
-    return alt.when(chosen).then(alt.value(full)).otherwise(alt.value(faint))
+        return alt.OpacityValue(full)
+    return alt.OpacityValue(faint, condition={"param": chosen.name, "value": full, "empty": empty})
 
 
 def _named(names: Sequence[str], *, angle: int | None = None) -> alt.Axis:

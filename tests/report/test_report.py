@@ -209,16 +209,19 @@ def test_claims_name_what_is_beaten_and_over_what_they_average():
     text = said(*cells)
     assert "than the average of Norm and Wanda" in text
     assert "averaged with equal weight over 1 network, 2 methods and all amounts (3 trainings)" in text
-    assert "it is ahead of Norm (+19.7), not clearly different from Wanda (+0.17); it wins" in text
+    assert (
+        "in points of top-1 accuracy it is ahead of Norm (+19.7), not clearly different from Wanda (+0.17); it wins"
+        in text
+    )
 
 
 def test_repaired_and_unrepaired_networks_are_claimed_apart():
     cells = pair((0.8, 0.8, 0.79), (0.62, 0.58, 0.6))
     cells += pair((0.7, 0.7, 0.71), (0.79, 0.8, 0.79), compensation="least_squares")
     lead, _, *rest = sentences_of(content(*cells))
-    assert lead.startswith("With constant compensation, ")
+    assert lead.startswith("With constant compensation: ")
     assert "points more" in lead
-    assert rest[0].startswith("With least_squares compensation, ")
+    assert rest[0].startswith("With least squares compensation: ")
     assert "points less" in rest[0]
 
 
