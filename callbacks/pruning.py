@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.hooks import RemovableHandle
 
-from mlprank.callbacks.averaging import averaged_modules, sharpen_masks
-from mlprank.callbacks.directory import check_writable, run_directory
-from mlprank.callbacks.finishing import Finish
-from mlprank.callbacks.guards import check_alone, check_strategy
-from mlprank.callbacks.loading import accept_masks
-from mlprank.callbacks.schedule import Cubic, Linear, get_schedule, resolve_schedule
-from mlprank.callbacks.settings import Settings, check_resumed
-from mlprank.callbacks.training import TrainingMasks
-from mlprank.callbacks.weights import best_path
+from mlprank.callbacks.data import find_inputs
+from mlprank.callbacks.finish import Dense, Finish, best_path, keep_dense
+from mlprank.callbacks.run import check_writable, run_directory
+from mlprank.callbacks.schedule import Linear, Schedule, get_schedule, resolve_schedule
+from mlprank.callbacks.settings import Settings, check_alone, check_resumed, refused_strategy
+from mlprank.callbacks.training import TrainingMasks, averaged_modules, plain_state_dicts, sharpen_masks
 from mlprank.pruning.evaluation import Evaluation
 from mlprank.pruning.recipe import document_fields, make_recipe, takes_recipe
 from mlprank.surgery.masks import compute_own
@@ -33,6 +30,10 @@ class PruningCallback(Callback):
 
     With a `schedule` or `finetune_epochs` neurons go under torch's pruning masks at the start of epochs, by the network's weights and
     the calibration data at that time; what is left is trained on. Amounts are absolute, and a pruned neuron stays pruned.
+    Checkpoints have the module's own keys all the time, with pruned rows at zero.
+
+    Neurons are ranked on the data module's `calibration_dataloader(num_samples, seed)` where it has one, otherwise on the
+    training data, with the inputs that the network gets from `training_step`.
 
     Args:
         amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied; a mapping
@@ -40,9 +41,12 @@ class PruningCallback(Callback):
         network: Name of the submodule to prune; by default what `forward` runs, or the only submodule where there is no `forward`.
         apply: What becomes of the trainer's module: "mask" gives it the masked weights and torch's own pruning masks, "remove" the
             narrow network, "none" leaves it alone.
-        schedule: Prune in steps while training: "linear", "cubic", or a `Linear` or `Cubic` with epochs; None prunes in one step.
+        schedule: Prune in steps while training: "linear", "cubic", a registered name, a dotted path, or an instance with
+            epochs, such as `Cubic(start_epoch=2)`; None prunes in one step.
         finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none without.
         dirpath: Where to write; the run directory by default.
+        network_inputs: Makes the network's inputs of a batch, where neither the batch's first entry nor what the network
+            gets while training is right: a function, or its dotted path.
         **fields: The fields of `Recipe`, by name.
 
     Raises:
@@ -57,14 +61,15 @@ class PruningCallback(Callback):
         *,
         network: str | None = None,
         apply: Literal["mask", "remove", "none"] = "mask",
-        schedule: dict[str, Any] | str | Linear | Cubic | None = None,
+        schedule: dict[str, Any] | str | Schedule | None = None,
         finetune_epochs: int | None = None,
         dirpath: str | None = None,
+        network_inputs: str | Callable[[Any], Any] | None = None,
         **fields: Any,
     ) -> None:
         super().__init__()
         amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        self.settings = Settings(amounts, make_recipe(None, fields), network, apply)
+        self.settings = Settings(amounts, make_recipe(None, fields), network, apply, find_inputs(network_inputs))
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
         if self.in_training and len(amounts) > 1:
             raise ValueError(
@@ -73,12 +78,11 @@ class PruningCallback(Callback):
         if self.schedule is not None:
             self.schedule.check_target(amounts[0])
         self.dirpath = dirpath
-        self.dense_path: Path | None = None
+        self.dense: Dense | None = None
         self.evaluations: list[Evaluation] = []
         self.files: list[dict[str, Path]] = []
         self.masks = TrainingMasks(self.settings)
         self._directory = Path()
-        self._handles: list[RemovableHandle] = []
         self._fitting = self._finishing = False
 
     @property
@@ -86,24 +90,24 @@ class PruningCallback(Callback):
         """Whether anything is pruned before training ends."""
         return self.schedule is not None or bool(self.finetune_epochs)
 
+    @property
+    def dense_path(self) -> Path | None:
+        """The checkpoint of the dense network."""
+        return None if self.dense is None else self.dense.path
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot go together, and let the module load masked and dense checkpoints alike."""
-        self.teardown(trainer, pl_module, stage)
-        self._handles, self._fitting = accept_masks(pl_module), stage == "fit"
+        self._fitting = stage == "fit"
         if self._fitting:
             check_alone(self, trainer.callbacks)
-            check_strategy(trainer.strategy)
-            self._handles += [handle for each in averaged_modules(trainer) for handle in accept_masks(each)]
-            self.masks, self.dense_path, self._finishing = TrainingMasks(self.settings), None, False
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take hooks back."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+            if refused := refused_strategy(trainer.strategy):
+                raise ValueError(refused)
+            self.masks, self.dense, self._finishing = TrainingMasks(self.settings), None, False
+        for module in [pl_module, *averaged_modules(trainer)]:
+            plain_state_dicts(module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that the run directory can be written to and that the schedule fits into training, before hours are spent."""
+        """See that the run directory can be written to and that the schedule fits into training; go on with the masks of a resumed run."""
         self._directory = run_directory(trainer, self.dirpath)
         if not trainer.fast_dev_run:
             check_writable(trainer, self._directory)
@@ -115,11 +119,14 @@ class PruningCallback(Callback):
                     self.schedule, finetune_epochs=self.finetune_epochs, max_epochs=trainer.max_epochs
                 )
             )
+        for module in averaged_modules(trainer):
+            plain_state_dicts(module)
+        self.masks.hold(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that there is something to prune, and keep a resumed network's masks working."""
         self.masks.check(trainer, pl_module)
-        self.masks.hold(trainer, pl_module)
+        self.masks.keep_working(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune as much as the schedule says."""
@@ -127,13 +134,18 @@ class PruningCallback(Callback):
         amount = self.masks.due(epoch)
         if amount is None:
             return
-        if self.dense_path is None and not trainer.fast_dev_run:
-            self.dense_path = self._directory / "dense.ckpt"
-            trainer.save_checkpoint(self.dense_path, weights_only=True)
+        if self.dense is None and not trainer.fast_dev_run:
+            self.dense = keep_dense(trainer, self._directory / "dense.ckpt")
         self.masks.prune(trainer, pl_module, amount)
         for logger in trainer.loggers:
             logger.log_metrics({"pruning/achieved_amount": self.masks.achieved}, step=trainer.global_step)
-        rank_zero_info(f"Epoch {epoch}: {self.masks.achieved:.1%} of the neurons of the prunable layers are pruned.")
+        layers = ", ".join(
+            f"{name} {wide} to {left}" for name, (wide, left) in self.masks.widths.items() if left < wide
+        )
+        rank_zero_info(
+            f"Epoch {epoch}: {self.masks.achieved:.1%} of the neurons of the prunable layers are pruned"
+            + (f": {layers}." if layers else ".")
+        )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune a copy of the best weights, write and log what came out, and apply it to the trainer's module."""
@@ -149,13 +161,20 @@ class PruningCallback(Callback):
             self.settings,
             directory=self._directory,
             rows=self.masks.rows,
-            dense_path=self.dense_path,
+            dense=self.dense,
             schedule=None if schedule is None else schedule.plain(),
         )
-        self.evaluations, self.files, self.dense_path = finish.prune()
+        self.evaluations, self.files, self.dense = finish.prune()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what an interrupted fit leaves behind."""
+        """Say what an interrupted fit leaves behind.
+
+        Raises:
+            ValueError: Where a process that the strategy has started refused to train; said here, in the first process.
+        """
+        refused = refused_strategy(trainer.strategy)
+        if refused and not isinstance(exception, ValueError | KeyboardInterrupt):
+            raise ValueError(refused) from exception
         if isinstance(exception, KeyboardInterrupt):
             rank_zero_info(self._left_behind(best_path(trainer) or self.dense_path))
 
@@ -190,14 +209,16 @@ class PruningCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain types and tensors."""
         dense_path = None if self.dense_path is None else str(self.dense_path)
-        return {"settings": self._plain(), "dense_path": dense_path, **self.masks.state_dict()}
+        dense = None if self.dense is None else self.dense.what
+        return {"settings": self._plain(), "dense_path": dense_path, "dense": dense, **self.masks.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written; a checkpoint that is only tested changes nothing here."""
         if not self._fitting:
             return
-        self.masks.load_state_dict(state_dict)
-        self.dense_path = None if state_dict["dense_path"] is None else Path(state_dict["dense_path"])
+        self.masks.load_state_dict(state_dict, self.schedule)
+        path, what = state_dict["dense_path"], state_dict.get("dense") or "the dense network when pruning began"
+        self.dense = None if path is None else Dense(Path(path), what)
 
     def _plain(self) -> dict[str, Any]:
         schedule = None if self.schedule is None else self.schedule.plain()

@@ -1,11 +1,16 @@
-"""How much is pruned after how many epochs, when pruning is spread over training."""
+"""How much is pruned after how many epochs, when pruning is spread over training.
+
+Somebody else's schedule is any object with a method `share(progress)`; it is given as it is, by a dotted path, or by a name
+that `register_schedule` knows. Epochs that it does not have as attributes are worked out as for `Linear`.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 from mlprank.pruning.selection import check_amount
 from mlprank.utils.registry import Registry
@@ -13,14 +18,22 @@ from mlprank.utils.registry import Registry
 Amount = float | Mapping[str, float]
 
 
+@runtime_checkable
+class Schedule(Protocol):
+    """What is needed of a schedule: how far it is on its way."""
+
+    def share(self, progress: float) -> float:
+        """Return the share of the way to the target, in [0, 1], after a share of its epochs, in [0, 1]."""
+
+
 @dataclass(frozen=True)
-class Schedule(ABC):
+class Steps(ABC):
     """From one amount to another over some epochs.
 
     Attributes:
         start_epoch: The first epoch (from 0) that starts with a pruning; None for a third of the way to `end_epoch`.
-        end_epoch: The epoch that starts with the last pruning, which reaches the target; None for the last one that leaves
-            `finetune_epochs` for fine-tuning (a quarter of training where that is not given).
+        end_epoch: The epoch that starts with the last pruning, which reaches the target; None for the last one that
+            leaves `finetune_epochs` for fine-tuning (a quarter of training where that is not given).
         initial: The amount at `start_epoch`, in [0, 1).
         every: Prune once in so many epochs.
 
@@ -44,7 +57,8 @@ class Schedule(ABC):
             raise ValueError(f"schedule: initial: {error}") from None
         if self.start_epoch is not None and self.end_epoch is not None and self.end_epoch < self.start_epoch:
             raise ValueError(
-                f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch}; swap them"
+                f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch};"
+                " swap them"
             )
 
     @abstractmethod
@@ -56,8 +70,8 @@ class Schedule(ABC):
         for value in target.values() if isinstance(target, Mapping) else [target]:
             if value < self.initial:
                 raise ValueError(
-                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not come back, so lower"
-                    " initial or raise amount"
+                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not come back,"
+                    " so lower initial or raise amount"
                 )
 
     def at(self, epoch: int, target: Amount) -> Amount | None:
@@ -69,13 +83,23 @@ class Schedule(ABC):
 
         Returns:
             The amount, of all neurons and not of those that are left; shaped as the target.
+
+        Raises:
+            ValueError: If the schedule gives a share that is not in [0, 1].
+
+        Example:
+            >>> [Linear(0, 2).at(epoch, 0.5) for epoch in range(4)]
+            [0.0, 0.25, 0.5, None]
         """
         start, end = self.start_epoch, self.end_epoch
         assert start is not None
         assert end is not None
         if not start <= epoch <= end or (epoch != end and (epoch - start) % self.every):
             return None
-        share = 1.0 if epoch == end else self.share((epoch - start) / (end - start))
+        progress = (epoch - start) / max(1, end - start)
+        share = 1.0 if epoch == end else float(self.share(progress))
+        if not 0.0 <= share <= 1.0 or math.isnan(share):
+            raise ValueError(f"schedule: {self.plain()['name']}.share({progress:g}) is {share}; it must be in [0, 1]")
 
         def reached(amount: float) -> float:
             return amount if share == 1.0 else self.initial + (amount - self.initial) * share
@@ -87,14 +111,13 @@ class Schedule(ABC):
         )
 
     def plain(self) -> dict[str, Any]:
-        """Return name and epochs as plain types."""
-        return {"name": type(self).__name__.lower(), **asdict(self)}
+        """Return name, parameters and epochs as plain types."""
+        return {**SCHEDULES.describe(self), **self.epochs}
 
-    @staticmethod
-    def from_plain(plain: Mapping[str, Any]) -> Schedule:
-        """Build a schedule from `plain()`."""
-        built: Schedule = SCHEDULES.find(plain)
-        return built
+    @property
+    def epochs(self) -> dict[str, Any]:
+        """When it prunes, apart from how much."""
+        return {name: getattr(self, name) for name in ("start_epoch", "end_epoch", "initial", "every")}
 
 
 def is_zero(amount: Amount) -> bool:
@@ -103,7 +126,7 @@ def is_zero(amount: Amount) -> bool:
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
+class Linear(Steps):
     """The amount grows by the same number of neurons every time."""
 
     def share(self, progress: float) -> float:
@@ -112,7 +135,7 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True)
-class Cubic(Schedule):
+class Cubic(Steps):
     """The amount grows fast at first and slowly at the end, `1 - (1 - progress)^3`.
 
     Source:
@@ -124,34 +147,63 @@ class Cubic(Schedule):
         return 1.0 - (1.0 - progress) ** 3
 
 
+@dataclass(frozen=True)
+class Foreign(Steps):
+    """Somebody else's schedule, with epochs."""
+
+    curve: Schedule = field(default_factory=Linear, kw_only=True)
+
+    def share(self, progress: float) -> float:
+        """Return what it says."""
+        return self.curve.share(progress)
+
+    def plain(self) -> dict[str, Any]:
+        """Return its name and parameters, and epochs."""
+        return {**SCHEDULES.describe(self.curve), **self.epochs}
+
+
 SCHEDULES = Registry("schedule", Schedule, {"linear": Linear, "cubic": Cubic})
 
 
-def get_schedule(
-    schedule: Mapping[str, Any] | str | Schedule | None, *, finetune_epochs: int | None
-) -> Schedule | None:
+def register_schedule(name: str, cls: type[Any]) -> None:
+    """Make a schedule known by a name, for Python, YAML and the command line; see `Registry.register`.
+
+    Example:
+        >>> from mlprank.callbacks import Cubic, register_schedule
+        >>> register_schedule("cubic", Cubic)  # a name keeps its class
+    """
+    SCHEDULES.register(name, cls)
+
+
+def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetune_epochs: int | None) -> Steps | None:
     """Return the schedule that the callback's arguments ask for, with epochs still open; None to prune once.
+
+    Args:
+        schedule: A name, a dotted path, a description or an instance.
+        finetune_epochs: Epochs after the last pruning, to be checked.
 
     Raises:
         ValueError: If the name is unknown or `finetune_epochs` is out of range.
-        TypeError: If it is no schedule.
+        TypeError: If it is not a schedule.
+
+    Example:
+        >>> get_schedule({"name": "cubic", "every": 2}, finetune_epochs=None)
+        Cubic(start_epoch=None, end_epoch=None, initial=0.0, every=2)
     """
     if finetune_epochs is not None and (
         isinstance(finetune_epochs, bool) or not isinstance(finetune_epochs, int) or finetune_epochs < 0
     ):
         raise ValueError(f"finetune_epochs={finetune_epochs!r} must be a whole number of epochs, such as 3")
-    if isinstance(schedule, (str, Mapping)):
-        return Schedule.from_plain({"name": schedule} if isinstance(schedule, str) else schedule)
-    if schedule is not None and type(schedule) not in SCHEDULES.values():
-        raise TypeError(
-            f"schedule is a {type(schedule).__name__}; give a name, or a Linear or Cubic of mlprank.callbacks"
-        )
-    return schedule
+    if schedule is None:
+        return None
+    found: Schedule = SCHEDULES.find(schedule)
+    if isinstance(found, Steps):
+        return found
+    usual = Linear()
+    return Foreign(**{name: getattr(found, name, value) for name, value in usual.epochs.items()}, curve=found)
 
 
-def resolve_schedule(
-    schedule: Schedule | None, *, finetune_epochs: int | None, max_epochs: int | None
-) -> Schedule | None:
+def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max_epochs: int | None) -> Steps | None:
     """Fill in the epochs that a schedule leaves open.
 
     Args:
@@ -171,8 +223,8 @@ def resolve_schedule(
     given = Linear() if schedule is None else schedule
     if last is None and (finetune_epochs is not None or given.end_epoch is None):
         raise ValueError(
-            "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or start_epoch and end_epoch and no"
-            " finetune_epochs"
+            "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or start_epoch and"
+            " end_epoch and no finetune_epochs"
         )
     tuned = finetune_epochs
     if last is not None and tuned is not None and tuned > last:
@@ -183,11 +235,12 @@ def resolve_schedule(
         end = max(0, last - (max(1, last // 4) if tuned is None else max(1, tuned)))
     elif tuned is not None and end + tuned != last:
         raise ValueError(
-            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to Trainer(max_epochs={last}); give one of the two"
+            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to Trainer(max_epochs={last}); give one"
+            " of the two"
         )
     if last is not None and end >= last > 0:
         raise ValueError(
             f"schedule: end_epoch={end} is never reached by Trainer(max_epochs={last}); at most {last - 1} is"
         )
     start = end if schedule is None else end // 3 if given.start_epoch is None else given.start_epoch
-    return type(given)(start_epoch=start, end_epoch=end, initial=given.initial, every=given.every)
+    return replace(given, start_epoch=start, end_epoch=end)

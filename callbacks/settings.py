@@ -1,12 +1,17 @@
-"""What a PruningCallback was asked to do."""
+"""What a PruningCallback was asked to do, and what it cannot be used beside."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import Strategy
+
+from mlprank.callbacks.data import ToInputs
+from mlprank.callbacks.run import is_lightning
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.selection import check_amount
 
@@ -22,6 +27,7 @@ class Settings:
         recipe: All other choices of a pruning.
         network: Name of the submodule to prune; None finds it out.
         apply: "mask", "remove" or "none".
+        inputs: Makes the network's inputs of a batch; None for what it gets in training.
 
     Raises:
         ValueError: If one is out of range.
@@ -31,6 +37,7 @@ class Settings:
     recipe: Recipe
     network: str | None
     apply: str
+    inputs: ToInputs | None = None
 
     def __post_init__(self) -> None:
         if not self.amounts:
@@ -71,3 +78,35 @@ def _short(value: Any) -> str:
         parameters = ", ".join(f"{key}={own}" for key, own in value.items() if key != "name")
         return f"{value['name']}({parameters})" if parameters else str(value["name"])
     return str(value)
+
+
+def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
+    """Raise a ValueError if another callback prunes the same network."""
+    if any(isinstance(other, type(callback)) and other is not callback for other in callbacks):
+        raise ValueError(
+            "the trainer has two PruningCallbacks, and each would prune what the other has left, so that neither amount"
+            " came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a mapping for several layers"
+            " (amount={'fc1': 0.3, 'fc2': 0.5})"
+        )
+    if any(is_lightning(other, "ModelPruning") for other in callbacks):
+        raise ValueError(
+            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use one of them"
+        )
+
+
+def refused_strategy(strategy: Strategy) -> str | None:
+    """Say why pruning cannot go along with a strategy, and what to do; None where it can."""
+    name = type(strategy).__name__
+    if is_lightning(strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
+        return (
+            f"strategy: {name} splits the weights over processes, and ranking neurons needs whole layers; train without"
+            " the PruningCallback and prune the checkpoint (mlprank prune --ckpt_path ..., or mlprank.prune), or use"
+            ' strategy="ddp"'
+        )
+    if is_lightning(strategy.launcher, "_MultiProcessingLauncher"):
+        return (
+            f"strategy: {name} trains in processes of its own, which end with fit and take with them what the"
+            ' PruningCallback has measured and written down; in a script use strategy="ddp", in a notebook one device'
+            " (devices=1), or train without the callback and call mlprank.prune(module, data) afterwards"
+        )
+    return None

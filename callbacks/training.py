@@ -1,27 +1,45 @@
-"""Pruning in the middle of training: masks on the live module, the compensated weights in its parameters."""
+"""Pruning in the middle of training: masks on the live module and on its averages, and state dicts that know nothing of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
-from mlprank.callbacks.averaging import prune_averages
-from mlprank.callbacks.batches import calibration_batches, has_calibration_data, samples_of_rank
-from mlprank.callbacks.networks import copied, find_network, uncompiled
-from mlprank.callbacks.ranks import check_same_masks, share_weights, summed
-from mlprank.callbacks.schedule import Schedule, is_zero
+from mlprank.callbacks.data import calibration_batches, has_calibration_data, labelled_batches, samples_of_rank
+from mlprank.callbacks.run import (
+    check_same_masks,
+    copied,
+    find_network,
+    is_lightning,
+    share_weights,
+    summed,
+    uncompiled,
+)
+from mlprank.callbacks.schedule import Linear, Steps, is_zero
 from mlprank.callbacks.settings import Settings
 from mlprank.compensation import Regression
 from mlprank.graph.records import Graph
 from mlprank.pruning.pipeline import Pruning
-from mlprank.pruning.selection import select
-from mlprank.surgery.masks import mask_rows, recompute_uncalled, write_weights
+from mlprank.pruning.refine import Refinement
+from mlprank.surgery.copies import without_compiled
+from mlprank.surgery.masks import (
+    mask_rows,
+    masked_parameters,
+    match_masks,
+    recompute_uncalled,
+    refresh_masked,
+    restore_masks,
+    write_weights,
+)
+
+_CHECKED_BATCHES = 2
 
 
 class TrainingMasks:
@@ -36,6 +54,7 @@ class TrainingMasks:
         rows: For every masked parameter of the network, shape (n_out,), True for the rows that stay.
         epoch: The epoch of the last pruning; -1 before the first.
         achieved: Pruned neurons as a share of the neurons of the prunable layers.
+        widths: Neurons before and after the last pruning, by layer.
         schedule: When to prune how much, once the length of training is known.
     """
 
@@ -43,7 +62,8 @@ class TrainingMasks:
         self.settings = settings
         self.rows: dict[str, Tensor] = {}
         self.epoch, self.achieved = -1, 0.0
-        self.schedule: Schedule | None = None
+        self.widths: dict[str, tuple[int, int]] = {}
+        self.schedule: Steps | None = None
         self._graph: Graph | None = None
 
     @property
@@ -86,9 +106,12 @@ class TrainingMasks:
             recompute_uncalled(live, result.example)
         prune_averages(trainer, settings.network, rows=self.rows, weights=changed)
         self._graph, self.achieved, self.epoch = pruning.graph, result.achieved, trainer.current_epoch
+        self.widths = dict(result.widths)
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        """See that there is data to calibrate on and a network to prune, before hours are spent; call it on all processes.
+        """Prune a copy on two real batches, and read the data that accuracy is measured on, before hours are spent.
+
+        What would be refused at the end of training is so refused at its beginning. Call it on all processes.
 
         Raises:
             TypeError: As `mlprank.prune`.
@@ -96,36 +119,53 @@ class TrainingMasks:
         """
         if not has_calibration_data(trainer):
             return
-        settings, pruning = self.settings, self._read(trainer, module)
-        for amount in settings.amounts:
-            select(
-                pruning.graph,
-                amount=amount,
-                protect=settings.recipe.protect,
-                protect_output=settings.recipe.protect_output,
-                chain=settings.recipe.chain,
+        pruning = self._read(trainer, module, limit=_CHECKED_BATCHES)
+        refine = self.settings.recipe.refine
+        for amount in self.settings.amounts:
+            pruning.run(
+                amount=amount, refine=dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
             )
+        labelled_batches(trainer, copied(module), self.settings.network, inputs=self.settings.inputs)
         self._graph = pruning.graph if self.schedule is not None else None
 
-    def _read(self, trainer: Trainer, module: LightningModule) -> Pruning:
-        settings = self.settings
-        network = find_network(copied(module), settings.network)
+    def _read(self, trainer: Trainer, module: LightningModule, *, limit: int | None = None) -> Pruning:
+        settings, source = self.settings, copied(module)
         return Pruning(
-            network,
-            calibration_batches(trainer, network, num_samples=settings.num_samples, seed=settings.recipe.seed),
+            find_network(source, settings.network),
+            calibration_batches(
+                trainer,
+                source,
+                settings.network,
+                num_samples=settings.num_samples,
+                seed=settings.recipe.seed,
+                inputs=settings.inputs,
+                limit=limit,
+            ),
             dataclasses.replace(settings.recipe, num_samples=samples_of_rank(trainer, settings.num_samples)),
             reduce=partial(summed, trainer),
             traced=self._graph,
         )
 
     def hold(self, trainer: Trainer, module: LightningModule) -> None:
-        """Keep the masks of a resumed network working; call it on all processes."""
+        """Put the masks of a resumed run on its module and on averages of it, whose weights have been read already."""
+        for each in [module, *averaged_modules(trainer)] if self.rows else []:
+            with without_compiled(each):
+                mask_rows(find_network(each, self.settings.network), self.rows)
+
+    def keep_working(self, trainer: Trainer, module: LightningModule) -> None:
+        """Let masks of a resumed run work where weights are read without calling their layer; call it on all processes."""
         if not self.rows:
             return
         with uncompiled(module):
             live = find_network(module, self.settings.network)
             batches = calibration_batches(
-                trainer, live, num_samples=self.settings.num_samples, seed=self.settings.recipe.seed
+                trainer,
+                copied(module),
+                self.settings.network,
+                num_samples=self.settings.num_samples,
+                seed=self.settings.recipe.seed,
+                inputs=self.settings.inputs,
+                limit=1,
             )
             recompute_uncalled(live, next(iter(batches))[0][:1])
 
@@ -138,10 +178,18 @@ class TrainingMasks:
             "schedule": None if self.schedule is None else self.schedule.plain(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was called."""
+    def load_state_dict(self, state: Mapping[str, Any], schedule: Steps | None) -> None:
+        """Go on where `state_dict` was called.
+
+        Args:
+            state: What it returned.
+            schedule: The callback's schedule, whose epochs are those of the state from now on.
+        """
         self.rows, self.epoch, self.achieved = dict(state["masks"]), state["epoch"], state["achieved"]
-        self.schedule = None if state["schedule"] is None else Schedule.from_plain(state["schedule"])
+        shape, reached = schedule or Linear(), state["schedule"]
+        self.schedule = (
+            None if reached is None else dataclasses.replace(shape, **{name: reached[name] for name in shape.epochs})
+        )
 
 
 def without_new_biases(graph: Graph) -> Graph:
@@ -151,3 +199,110 @@ def without_new_biases(graph: Graph) -> Graph:
         for layer in graph.layers
     )
     return dataclasses.replace(graph, layers=tuple(layers))
+
+
+def plain_state_dicts(module: nn.Module) -> None:
+    """Let the state dict of a module have the module's own keys, with pruned rows at zero, whether it has masks or not.
+
+    Checkpoints can then be loaded by whoever knows nothing of masks. A module under masks takes such a state dict and
+    keeps the masks whose rows are zero in it; the others go. It takes state dicts with torch's masks as well.
+
+    Args:
+        module: The module; changed in place, once.
+    """
+    if any(hook is _without_masks for hook in module._state_dict_hooks.values()):
+        return
+    module.register_state_dict_post_hook(_without_masks)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_match)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]
+
+
+def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    masked = {name for name in state if name.startswith(prefix) and name.endswith("_mask")}
+    masked = {name.removesuffix("_mask") for name in masked if f"{name.removesuffix('_mask')}_orig" in state}
+    if not masked:
+        return
+    entries = list(state.items())
+    values = dict(entries)
+    state.clear()  # in place, as the module around this one holds the same dict, and in the order of the entries
+    for key, value in entries:
+        name = key.removesuffix("_orig")
+        if key.endswith("_orig") and name in masked:
+            state[name] = value.detach() * (values[f"{name}_mask"] >= 0.5)  # an average of masks may be blurred
+        elif key.removesuffix("_mask") not in masked:
+            state[key] = value
+
+
+def _match(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give a state dict the masks that the module has and that fit, and the module the masks that the state dict has."""
+    for name, (owner, own) in masked_parameters(module).items():
+        key, mask = prefix + name, owner.get_buffer(f"{own}_mask")
+        value = state.get(key)
+        if not isinstance(value, Tensor) or value.shape != mask.shape:
+            continue
+        if not bool((value.to(mask.device) != 0)[mask == 0].any()):
+            state[f"{key}_orig"], state[f"{key}_mask"] = state.pop(key), mask.clone()
+    match_masks(
+        module, {name.removeprefix(prefix): value for name, value in state.items() if isinstance(value, Tensor)}
+    )
+
+
+def _refresh(module: nn.Module, incompatible: object) -> None:
+    refresh_masked(module)
+
+
+def averaged_modules(trainer: Trainer) -> list[LightningModule]:
+    """Return the averaged copies of the module that the trainer's callbacks keep."""
+    kept = [callback._average_model for callback in _averaging(trainer)]
+    modules = [average.module for average in kept if average is not None]
+    return [module for module in modules if is_lightning(module, "LightningModule")]
+
+
+def _averaging(trainer: Trainer) -> list[Any]:
+    return [callback for callback in trainer.callbacks if is_lightning(callback, "WeightAveraging")]
+
+
+def prune_averages(
+    trainer: Trainer, name: str | None, *, rows: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> None:
+    """Give averaged copies the masks of a pruning, and the weights that it changed: their average starts anew.
+
+    Args:
+        trainer: The run.
+        name: The network's name in the module.
+        rows: For every masked parameter, shape (n_out,), True for the rows that stay.
+        weights: The weights that compensation changed, by plain name.
+    """
+    for module in averaged_modules(trainer):
+        with without_compiled(module):
+            network = find_network(module, name)
+            mask_rows(network, rows)
+            write_weights(network, weights)
+
+
+def sharpen_masks(trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]) -> None:
+    """Undo what averaging did to the masks of the module and of its averaged copies, which trade places during validation.
+
+    Masked weights leave their autograd graph on the way, so that the module can be copied between epochs.
+    """
+    if not rows:
+        return
+    refresh_masked(module)
+    averaged = averaged_modules(trainer)
+    for each in [module, *averaged] if averaged else []:
+        with without_compiled(each):
+            restore_masks(find_network(each, name), rows)
+
+
+@contextmanager
+def averaging_done(trainer: Trainer) -> Iterator[None]:
+    """Let a checkpoint hold the module itself although the trainer averages weights; the average is in the module by then."""
+    callbacks = _averaging(trainer)
+    averages = [callback._average_model for callback in callbacks]
+    for callback in callbacks:
+        callback._average_model = None
+    try:
+        yield
+    finally:
+        for callback, average in zip(callbacks, averages, strict=True):
+            callback._average_model = average

@@ -100,20 +100,25 @@ def print_pruning(
         console.print(pruning_table(evaluation.result, evaluation.before, evaluation.after, split=evaluation.split))
     if not files:
         return
-    if dense is not None and dense.is_relative_to(Path.cwd()):  # Lightning makes its paths absolute
-        dense = dense.relative_to(Path.cwd())
     rows = [("dense network", dense)] if dense is not None else []
     rows += [(what, path) for written in files for what, path in written.items()]
     rows += [("config", config)] if config.is_file() else []
     console.print("\nWritten:")
     for what, path in rows:
-        console.print(f"  {what:<15} {path}", soft_wrap=True)
-    pruned = files[-1]["pruned network"]
+        console.print(f"  {what:<15} {_from_here(path)}", soft_wrap=True)
     if config.is_file() and dense is not None:
-        hint = f"mlprank prune --config {config} --ckpt_path {dense} --amount 0.7"
+        amount = max((evaluation.result.achieved for evaluation in evaluations), default=0.0)
+        further = round(1 - (1 - amount) / 2, 2)  # half of what is left
+        hint = f"mlprank prune --config {_from_here(config)} --ckpt_path {_from_here(dense)} --amount {further:g}"
     else:
+        pruned = _from_here(files[-1]["pruned network"])
         hint = f"python -c \"import mlprank; print(mlprank.load_pruned('{pruned}', YourNetwork()))\""
     console.print(f"Next: {hint}", soft_wrap=True)
+
+
+def _from_here(path: Path) -> Path:
+    """A path below the current directory as a relative one; Lightning makes its paths absolute."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _title(result: PruningResult) -> str:

@@ -6,10 +6,12 @@ everything here puts them back where they were.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
@@ -146,8 +148,7 @@ def bake_masks(module: nn.Module) -> None:
         for key in [key for key, hook in each._forward_pre_hooks.items() if isinstance(hook, Recompute)]:
             del each._forward_pre_hooks[key]
     for owner, name in masked_parameters(module).values():
-        with _ordered(owner):
-            prune.remove(owner, name)  # type: ignore[no-untyped-call]
+        _unmask(owner, name)
 
 
 def write_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -168,8 +169,7 @@ def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     for name, (owner, own) in masked_parameters(module).items():
         if name in state and f"{name}_orig" not in state:
-            with _ordered(owner):
-                prune.remove(owner, own)  # type: ignore[no-untyped-call]
+            _unmask(owner, own)
     present = dict(module.named_parameters(remove_duplicate=False))
     for key in state:
         name = key.removesuffix("_mask")
@@ -211,6 +211,36 @@ def _mask(owner: nn.Module, name: str) -> None:
     """Put a mask of ones on a parameter."""
     with _ordered(owner):
         prune.custom_from_mask(owner, name, torch.ones_like(owner.get_parameter(name)))  # type: ignore[no-untyped-call]
+    _make_copyable(owner)
+
+
+def _unmask(owner: nn.Module, name: str) -> None:
+    """Make a masked parameter plain again, zeros where the mask was."""
+    with _ordered(owner):
+        prune.remove(owner, name)  # type: ignore[no-untyped-call]
+    if not list(_masked_names(owner)):
+        owner.__dict__.pop("__deepcopy__", None)
+
+
+def _make_copyable(owner: nn.Module) -> None:
+    """Let `copy.deepcopy` take a module whose masked weights hang in the graph of its last forward pass, which it refuses."""
+    if not hasattr(type(owner), "__deepcopy__"):
+        owner.__dict__["__deepcopy__"] = partial(_deepcopy, owner)
+
+
+def _deepcopy(owner: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    graphs = {name: getattr(owner, name) for name in _masked_names(owner)}
+    for name, weight in graphs.items():
+        setattr(owner, name, weight.detach())
+    del owner.__dict__["__deepcopy__"]
+    try:
+        copied = copy.deepcopy(owner, memo)
+    finally:
+        _make_copyable(owner)
+        for name, weight in graphs.items():
+            setattr(owner, name, weight)
+    _make_copyable(copied)
+    return copied
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 
 import mlprank.pruning.outputs
 from mlprank.callbacks import Linear, PruningCallback
-from mlprank.callbacks import finishing as finishing_module
+from mlprank.callbacks import finish as finishing_module
 from tests.callbacks.projects import Blobs, Project, pruned_rows, trainer_for
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -18,9 +18,10 @@ class Interrupted(Project):
         self.epoch = epoch
 
     def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
         if self.current_epoch == self.epoch and batch_idx == 3:
             raise KeyboardInterrupt
-        return super().training_step(batch, batch_idx)
+        return loss
 
 
 def interrupt(*_, **__):

@@ -1,9 +1,13 @@
 """Schedules: how much is pruned when, and which ones are refused."""
 
-import pytest
+from dataclasses import dataclass
 
-from mlprank.callbacks import Cubic, Linear
-from mlprank.callbacks.schedule import get_schedule, resolve_schedule
+import pytest
+from jsonargparse import ArgumentParser
+
+from mlprank.callbacks import Cubic, Linear, PruningCallback, register_schedule
+from mlprank.callbacks.schedule import SCHEDULES, get_schedule, resolve_schedule
+from tests.callbacks.projects import Fixed, Project, pruned_rows, trainer_for
 
 
 def amounts(schedule, target=0.6, epochs=12):
@@ -58,7 +62,7 @@ def test_schedules_are_found_by_name_and_description():
     assert get_schedule({"name": "cubic", "end_epoch": 4}, finetune_epochs=None) == Cubic(end_epoch=4)
     described = {"class_path": "mlprank.callbacks.Cubic", "init_args": {"every": 2}}
     assert get_schedule(described, finetune_epochs=None) == Cubic(every=2)
-    assert Cubic.from_plain(Cubic(1, 4, 0.2, 2).plain()) == Cubic(1, 4, 0.2, 2)
+    assert get_schedule(Cubic(1, 4, 0.2, 2).plain(), finetune_epochs=None) == Cubic(1, 4, 0.2, 2)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +106,70 @@ def test_schedules_that_cannot_be_are_refused(make, message):
         return
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@dataclass(frozen=True)
+class Square:
+    """Somebody else's schedule: it shares no class with ours."""
+
+    power: int = 2
+    every: int = 1
+
+    def share(self, progress: float) -> float:
+        return progress**self.power
+
+
+@pytest.fixture
+def registered():
+    register_schedule("square", Square)
+    yield
+    del SCHEDULES["square"]
+
+
+def test_any_object_with_a_share_is_a_schedule(registered):
+    for given in (
+        Square(3),
+        {"class_path": f"{__name__}.Square", "init_args": {"power": 3}},
+        {"name": f"{__name__}.Square", "power": 3},
+        {"name": "square", "power": 3},
+    ):
+        schedule = resolve_schedule(get_schedule(given, finetune_epochs=None), finetune_epochs=2, max_epochs=6)
+        assert (schedule.start_epoch, schedule.end_epoch) == (1, 4)
+        assert amounts(schedule) == pytest.approx({1: 0.0, 2: 0.6 / 27, 3: 0.6 * 8 / 27, 4: 0.6})
+        assert schedule.plain()["power"] == 3
+    assert get_schedule("square", finetune_epochs=None).share(0.5) == 0.25
+
+
+def test_a_foreign_schedule_may_bring_epochs_of_its_own():
+    assert get_schedule(Square(every=3), finetune_epochs=None).every == 3
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_of_0_to_1_is_named(share):
+    class Wrong:
+        def share(self, progress):
+            return share
+
+    schedule = resolve_schedule(get_schedule(Wrong(), finetune_epochs=None), finetune_epochs=1, max_epochs=6)
+    with pytest.raises(ValueError, match=r"Wrong.share\(0\.\d+\) is .*; it must be in \[0, 1\]"):
+        schedule.at(2, 0.5)
+
+
+def test_a_foreign_schedule_is_named_in_yaml_and_prunes_and_resumes(tmp_path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PruningCallback, "pruning")
+    text = (
+        f"pruning:\n  schedule:\n    class_path: {__name__}.Square\n    init_args: {{power: 3}}\n  finetune_epochs: 1\n"
+    )
+
+    def fit(epochs, path=None):
+        callback = parser.instantiate_classes(parser.parse_string(text)).pruning
+        module = Project()
+        trainer = trainer_for(tmp_path, callback, max_epochs=4, limit_train_batches=3, max_steps=epochs * 3)
+        trainer.fit(module, datamodule=Fixed(), ckpt_path=path)
+        return module
+
+    fit(2)
+    (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    module = fit(4, path)
+    assert pruned_rows(module) == {"net.0": 8, "net.2": 8, "net.4": 0}

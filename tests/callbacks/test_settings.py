@@ -40,7 +40,9 @@ def test_arguments_out_of_range_are_named(arguments, message):
 
 
 def test_a_schedule_must_be_one():
-    with pytest.raises(TypeError, match="schedule is a int; give a name, or a Linear or Cubic"):
+    with pytest.raises(
+        TypeError, match="schedule=3 is not a name, a class or an instance of a schedule; the names are linear, cubic"
+    ):
         PruningCallback(schedule=3)
 
 
@@ -61,7 +63,7 @@ def test_a_run_directory_that_cannot_be_written_to_is_named_before_training(tmp_
         ({"amount": [0.5, {"fc9": 0.5}]}, 'amount: "fc9" matches no layer'),
         ({"protect": ["head"]}, 'protect: "head" matches no layer'),
         ({"protect": ["*"]}, 'there is nothing to prune: .*"net.2".*: it is protected'),
-        ({"network": "head"}, 'network="head" is no submodule of Project; it has net'),
+        ({"network": "head"}, 'network="head" is not a submodule of Project; it has net'),
     ],
 )
 def test_what_cannot_be_pruned_is_said_before_training(tmp_path, arguments, message):

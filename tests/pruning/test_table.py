@@ -16,7 +16,7 @@ def test_a_dense_checkpoint_below_the_current_directory_is_named_from_there(tmp_
     config.touch()
     text = printed(capsys, tmp_path / "runs" / "best.ckpt", config)
     assert "  dense network   runs/best.ckpt\n" in text
-    assert "Next: mlprank prune --config config.yaml --ckpt_path runs/best.ckpt --amount 0.7" in text
+    assert "Next: mlprank prune --config config.yaml --ckpt_path runs/best.ckpt --amount 0.5" in text
 
 
 def test_a_dense_checkpoint_elsewhere_keeps_its_path(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,319 @@
+"""The end of `fit`: prune the best weights in a copy, write and log it, and let the trainer's module be the pruned network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from mlprank.artifact.checkpoint import read_weights, sha256
+from mlprank.artifact.pruned import artifact_record
+from mlprank.callbacks.data import calibration_batches, has_calibration_data, labelled_batches, samples_of_rank
+from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
+from mlprank.callbacks.settings import Settings
+from mlprank.callbacks.training import averaging_done, plain_state_dicts
+from mlprank.models.classifier import ImageClassifier
+from mlprank.pruning.evaluation import Evaluation, prune_amounts
+from mlprank.pruning.outputs import scalars, write_outputs
+from mlprank.pruning.table import print_pruning
+from mlprank.surgery.copies import COMPILED
+from mlprank.surgery.masks import apply_masks, bake_masks, mask_rows, recompute_uncalled
+from mlprank.surgery.narrow import adopt_state, narrow, network_state
+from mlprank.utils.files import whole_file
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The network before its first pruning.
+
+    Attributes:
+        path: Its checkpoint; None where nothing is written.
+        what: Which one it is, in words.
+    """
+
+    path: Path | None
+    what: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """One end of training; call everything on all processes.
+
+    Attributes:
+        trainer: The run.
+        module: Its module.
+        settings: What to do.
+        directory: Where to write.
+        rows: Masks that training has ended with, by parameter; empty where nothing has been pruned yet.
+        dense: The network from before the first pruning, where that was in training.
+        schedule: The schedule as plain types, for the record.
+    """
+
+    trainer: Trainer
+    module: LightningModule
+    settings: Settings
+    directory: Path
+    rows: Mapping[str, Tensor]
+    dense: Dense | None
+    schedule: Mapping[str, Any] | None
+
+    def prune(self) -> tuple[list[Evaluation], list[dict[str, Path]], Dense | None]:
+        """Prune, write, log, print and apply.
+
+        Returns:
+            What was measured, the files, and the dense network; nothing where there is no data to calibrate on.
+        """
+        if not has_calibration_data(self.trainer):
+            rank_zero_warn(
+                "Nothing was pruned: the run has no training data to calibrate on (is limit_train_batches=0?)."
+            )
+            return [], [], self.dense
+        source, dense = self._weights()
+        settings, name = self.settings, self.settings.network
+        labelled, split = labelled_batches(self.trainer, source, name, inputs=settings.inputs)
+        evaluations = prune_amounts(
+            find_network(source, name),
+            calibration_batches(
+                self.trainer,
+                source,
+                name,
+                num_samples=settings.num_samples,
+                seed=settings.recipe.seed,
+                inputs=settings.inputs,
+            ),
+            amounts=settings.amounts,
+            recipe=replace(settings.recipe, num_samples=samples_of_rank(self.trainer, settings.num_samples)),
+            labelled=labelled,
+            split=split,
+            dense=self._before(),
+            reduce=partial(summed, self.trainer),
+        )
+        for evaluation in evaluations:
+            check_same_masks(self.trainer, evaluation.result.masks)
+        files = self._written(evaluations, dense)
+        self._apply(evaluations[-1])
+        return evaluations, files, dense
+
+    def _weights(self) -> tuple[nn.Module, Dense]:
+        """Copy the module with the weights to prune, and say which network is the dense one."""
+        best = best_copy(self.trainer, self.module, self.settings.network, rows=self.rows)
+        if best is not None:
+            return best[0], self.dense or best[1]
+        if self.dense is not None:
+            return copied(self.module), self.dense
+        last = f"the dense network after {self.trainer.current_epoch} epochs, the last"
+        if self.trainer.fast_dev_run:
+            return copied(self.module), Dense(None, last)
+        path = self.directory / "dense.ckpt"
+        self.trainer.save_checkpoint(path, weights_only=True)
+        return copied(self.module), Dense(path, last)
+
+    def _before(self) -> nn.Module | None:
+        """The network before its first pruning, where that was in training."""
+        path = None if self.dense is None else self.dense.path
+        if path is None or not path.is_file():
+            return None
+        return find_network(load_copy(self.module, path), self.settings.network)
+
+    def _written(self, evaluations: list[Evaluation], dense: Dense) -> list[dict[str, Path]]:
+        if not self.trainer.is_global_zero:
+            return []
+        files: list[dict[str, Path]] = []
+        if not self.trainer.fast_dev_run:
+            several, provenance = len(evaluations) > 1, self._provenance(dense)
+            files = [
+                write_outputs(each, self.directory, several=several, provenance=provenance) for each in evaluations
+            ]
+            for evaluation, written in zip(evaluations, files, strict=True):
+                log_pruning(self.trainer, evaluation, written, dense_path=dense.path)
+        after = ", trained on under masks since then" if self.schedule is not None else ""
+        rank_zero_info(f"Before: {dense.what}. After: the pruned network{after}.")
+        print_pruning(evaluations, files, dense=dense.path, config=self.directory / "config.yaml")
+        return files
+
+    def _provenance(self, dense: Dense) -> dict[str, Any]:
+        data = type(self.trainer.datamodule).__name__ if self.trainer.datamodule is not None else None
+        source = dense.path
+        return {
+            "source": None if source is None else str(source),
+            "source_sha256": None if source is None or not source.is_file() else sha256(source),
+            "dense": dense.what,
+            "calibration": {"data": data, "num_samples": self.settings.num_samples, "seed": self.settings.recipe.seed},
+            "schedule": None if self.schedule is None else dict(self.schedule),
+        }
+
+    def _apply(self, evaluation: Evaluation) -> None:
+        """Let the trainer's module be the pruned network, and `best` the checkpoint of that."""
+        apply, result = self.settings.apply, evaluation.result
+        if apply == "none":
+            return
+        with uncompiled(self.module):
+            network = find_network(self.module, self.settings.network)
+            if apply == "mask":
+                apply_masks(network, result)
+                recompute_uncalled(network, result.example)
+            else:
+                bake_masks(network)
+                narrow(network, result.slices, biases=result.biases)
+                adopt_state(network, result.model)
+                if isinstance(self.module, ImageClassifier):
+                    self.module.pruning = artifact_record(result)
+        checkpoints: Any = self.trainer.checkpoint_callback
+        if is_lightning(checkpoints, "ModelCheckpoint") and checkpoints.best_model_path:
+            path = self.directory / ("masked.ckpt" if apply == "mask" else "removed.ckpt")
+            with averaging_done(self.trainer):
+                self.trainer.save_checkpoint(path, weights_only=True)
+            checkpoints.best_model_path = str(path)
+
+
+def keep_dense(trainer: Trainer, path: Path) -> Dense:
+    """Keep the dense network before the first pruning; call it on all processes.
+
+    Args:
+        trainer: The run, at the start of the epoch that prunes first.
+        path: Where to write it.
+
+    Returns:
+        The best checkpoint so far, where the run has one of a monitored value; otherwise the network as it is now.
+    """
+    best, monitor = best_path(trainer), getattr(trainer.checkpoint_callback, "monitor", None)
+    if best is None or monitor is None:
+        trainer.save_checkpoint(path, weights_only=True)
+        return Dense(path, f"the dense network after {trainer.current_epoch} epochs, when pruning began")
+    if trainer.is_global_zero:
+        with whole_file(path) as temporary:
+            shutil.copyfile(best, temporary)
+    trainer.strategy.barrier()
+    return Dense(path, f"{_described(trainer, best)} before pruning began")
+
+
+def _described(trainer: Trainer, path: Path) -> str:
+    """Say which network a checkpoint holds."""
+    checkpoints: Any = trainer.checkpoint_callback
+    monitor, scores = getattr(checkpoints, "monitor", None), getattr(checkpoints, "best_k_models", {})
+    score = scores.get(str(path), getattr(checkpoints, "best_model_score", None))
+    epoch = read_weights(path).get("epoch")
+    value = "" if score is None or monitor is None else f" by {monitor} ({float(score):.4g})"
+    return f"the dense network of epoch {epoch}, " + (f"the best{value}" if monitor else "the last checkpoint")
+
+
+def best_path(trainer: Trainer) -> Path | None:
+    """Return the best checkpoint of a run, if there is one."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return Path(path) if path and Path(path).is_file() else None
+
+
+def best_copy(
+    trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]
+) -> tuple[nn.Module, Dense] | None:
+    """Copy the module with the best checkpoint's weights.
+
+    Args:
+        trainer: The run.
+        module: Its module; left untouched.
+        name: The network's name in the module.
+        rows: The masks at the end of a training under masks; only checkpoints that have all of them count.
+
+    Returns:
+        The copy and the checkpoint, or None where there is none that counts.
+    """
+    paths = _best_first(trainer) if rows else iter(path for path in [best_path(trainer)] if path)
+    for path in paths:
+        try:
+            loaded = load_copy(module, path)
+        except ValueError as error:
+            rank_zero_warn(f"{error}; it is passed over")
+            continue
+        network = find_network(loaded, name)
+        if not rows or _is_pruned(network, rows):
+            mask_rows(network, rows)
+            return loaded, Dense(path, _described(trainer, path))
+    return None
+
+
+def load_copy(module: LightningModule, path: Path) -> nn.Module:
+    """Copy a module with a checkpoint's weights, and its masks.
+
+    Raises:
+        ValueError: If the checkpoint cannot be read.
+        FileNotFoundError: If there is none.
+    """
+    state = read_weights(path)["state_dict"]
+    plain = {key.replace(f"{COMPILED}.", ""): value for key, value in state.items()}
+    loaded = copied(module)
+    plain_state_dicts(loaded)
+    loaded.load_state_dict(plain, strict=module.strict_loading)
+    return loaded
+
+
+def _best_first(trainer: Trainer) -> Iterator[Path]:
+    """The checkpoints that are kept, from the best to the worst."""
+    checkpoints: Any = trainer.checkpoint_callback
+    if not is_lightning(checkpoints, "ModelCheckpoint"):
+        return
+    kept = sorted(checkpoints.best_k_models.items(), key=lambda item: float(item[1]), reverse=checkpoints.mode == "max")
+    paths = dict.fromkeys([path for path, _ in kept] + [checkpoints.best_model_path])
+    yield from (Path(path) for path in paths if path and Path(path).is_file())
+
+
+def _is_pruned(network: nn.Module, rows: Mapping[str, Tensor]) -> bool:
+    """Whether all rows are zero that masks keep at zero."""
+    bake_masks(network)
+    state = network_state(network)
+    return all(bool((state[name][~kept.to(state[name].device)] == 0).all()) for name, kept in rows.items())
+
+
+def log_pruning(
+    trainer: Trainer, evaluation: Evaluation, files: Mapping[str, Path], *, dense_path: Path | None
+) -> None:
+    """Log the numbers of a pruning to every logger, and tables, histograms, picture and file to those that can hold them.
+
+    Args:
+        trainer: The run; call it on rank 0.
+        evaluation: The pruning.
+        files: Its files, by what they hold.
+        dense_path: The dense checkpoint, for the artifact's lineage.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars(evaluation), step=trainer.global_step)
+        if is_lightning(logger, "WandbLogger"):
+            _log_wandb(logger, evaluation, files, dense_path)
+        elif is_lightning(logger, "TensorBoardLogger"):
+            _log_tensorboard(logger, evaluation, trainer.global_step)
+        logger.save()
+
+
+def _log_wandb(logger: Any, evaluation: Evaluation, files: Mapping[str, Path], dense_path: Path | None) -> None:
+    import wandb
+
+    result = evaluation.result
+    rows = [[name, wide, narrow] for name, (wide, narrow) in result.widths.items()]
+    content: dict[str, Any] = {
+        "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
+        "pruning/picture": wandb.Image(str(files["picture"])),
+    }
+    content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
+    run = logger.experiment
+    run.log(content)
+    metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
+    if dense_path is not None and dense_path.is_file():
+        dense = wandb.Artifact(f"dense-{run.id}", type="model")
+        dense.add_file(str(dense_path))
+        run.log_artifact(dense)
+        if not run.offline:
+            run.use_artifact(dense)
+    pruned = wandb.Artifact(f"{files['pruned network'].stem}-{run.id}", type="pruned-model", metadata=metadata)
+    pruned.add_file(str(files["pruned network"]))
+    run.log_artifact(pruned)
+
+
+def _log_tensorboard(logger: Any, evaluation: Evaluation, step: int) -> None:
+    for name, score in evaluation.result.scores.items():
+        logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), step)
