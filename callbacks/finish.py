@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import read_weights, sha256
-from mlprank.artifact.pruned import artifact_record
+from mlprank.artifact.record import remember
 from mlprank.callbacks.data import calibration_batches, has_calibration_data, labelled_batches, samples_of_rank
 from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
 from mlprank.callbacks.settings import Settings
@@ -163,8 +163,9 @@ class Finish:
                 bake_masks(network)
                 narrow(network, result.slices, biases=result.biases)
                 adopt_state(network, result.model)
+                remember(network, result.record())
                 if isinstance(self.module, ImageClassifier):
-                    self.module.pruning = artifact_record(result)
+                    self.module.pruning = result.record().plain()
         checkpoints: Any = self.trainer.checkpoint_callback
         if is_lightning(checkpoints, "ModelCheckpoint") and checkpoints.best_model_path:
             path = self.directory / ("masked.ckpt" if apply == "mask" else "removed.ckpt")

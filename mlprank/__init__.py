@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlprank.artifact.pruned import load_pruned as load_pruned
+    from mlprank.artifact.pruned import save_pruned as save_pruned
     from mlprank.pruning.pipeline import Pruning as Pruning
     from mlprank.pruning.pipeline import prune as prune
     from mlprank.pruning.pipeline import score as score
@@ -27,6 +28,7 @@ _HOMES = {
     "load_pruned": "mlprank.artifact.pruned",
     "prune": "mlprank.pruning.pipeline",
     "prune_mlp": "mlprank.thesis",
+    "save_pruned": "mlprank.artifact.pruned",
     "score": "mlprank.pruning.pipeline",
 }
 _SUBPACKAGES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))

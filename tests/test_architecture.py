@@ -16,7 +16,6 @@ ORDER = _PACKAGES.split(" ")
 """The packages from the bottom up; each imports from those before it and from itself."""
 
 KNOWN_UPWARD = {
-    ("artifact.pruned", "pruning"),
     ("costs.bench", "artifact"),
     ("graph.trace", "pruning"),
     ("surgery.masks", "pruning"),
@@ -24,7 +23,6 @@ KNOWN_UPWARD = {
 """Imports that run up and are on their way out; none may be added."""
 
 KNOWN_CIRCLES = {
-    ("artifact.matching", "artifact.pruned"),
     ("pruning.result", "pruning.table"),
 }
 """Imports that close a circle and are on their way out; none may be added."""

@@ -1,4 +1,4 @@
-"""Read checkpoint files of tensors and plain types, and nothing that could run code."""
+"""Read checkpoint files of tensors and plain types, and nothing that could run code or was changed since it was written."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ import hashlib
 import os
 import pickle
 from collections import OrderedDict
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mlprank.utils.errors import first_line
+
+DIGEST = "mlprank_digest"
+"""The entry of a checkpoint that holds the digest of all others that mlprank reads."""
+_DIGESTED = ("state_dict", "mlprank", "hyper_parameters")
+_CHUNK = 1 << 20
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -27,13 +37,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, no checkpoint, or would run code.
+        ValueError: If it is damaged, not a checkpoint, would run code, or differs from what its checksums say.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
         )
+    if zipfile.is_zipfile(path):
+        _check_zip(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their flags in one
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -45,11 +57,117 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if error.errno != errno.EINVAL:  # what torch raises for a zip file that was cut off
             raise
         raise ValueError(f"{path} is damaged: it ends too early; write it again") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except _DAMAGES as error:
         raise ValueError(f"{path} is damaged or no checkpoint ({first_line(error)}); write it again") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    _check_digest(checkpoint, path)
     return checkpoint
+
+
+_DAMAGES = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    AssertionError,
+)
+"""What torch raises for files whose bytes are wrong."""
+
+
+def _check_zip(path: Path) -> None:
+    """Compare every part of a zip file with its CRC, which `torch.load` does not look at.
+
+    Raises:
+        ValueError: If one differs, or is compressed, which `torch.save` never does.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            for part in file.infolist():
+                if part.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{path} is damaged: its part {part.filename!r:.80} is compressed; write it again")
+                with file.open(part) as data:
+                    while data.read(_CHUNK):
+                        pass
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error, OSError, *_DAMAGES) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a wrong place in the file gives
+            raise
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is damaged: {first_line(error)}; write it again") from error
+
+
+def _check_digest(checkpoint: Mapping[str, Any], path: Path) -> None:
+    written = checkpoint.get(DIGEST)
+    if written is None:
+        return
+    try:
+        found = digest_of(checkpoint)
+    except (ValueError, TypeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}; write it again") from error
+    if written != found:
+        raise ValueError(f"{path} is damaged: its content differs from its digest; write it again")
+
+
+def digest_of(checkpoint: Mapping[str, Any]) -> str:
+    """Return the digest of a checkpoint's weights, its record and its hyper-parameters."""
+    return digest({name: checkpoint.get(name) for name in _DIGESTED})
+
+
+def digest(content: object) -> str:
+    """Return the SHA-256 of tensors and plain values, whatever order the entries of dicts are in.
+
+    Args:
+        content: Tensors, numbers, texts, None, and lists, tuples and dicts of them.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        TypeError: If it holds anything else.
+        ValueError: If a tensor is larger than what it stores, as after `expand`.
+
+    Examples:
+        >>> digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})
+        True
+        >>> digest(1) == digest(1.0)
+        False
+    """
+    hasher = hashlib.sha256()
+    _feed(hasher, content)
+    return hasher.hexdigest()
+
+
+def _feed(hasher: Any, value: object) -> None:
+    """Feed a value with its type and length before it, so that no two values feed the same bytes."""
+    if isinstance(value, Tensor):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} repeats its numbers; give it as contiguous()")
+        hasher.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        hasher.update(f"dict {len(value)};".encode())
+        for key in sorted(value, key=lambda key: (type(key).__name__, str(key))):
+            _feed(hasher, key)
+            _feed(hasher, value[key])
+    elif isinstance(value, (list, tuple)):
+        hasher.update(f"list {len(value)};".encode())
+        for item in value:
+            _feed(hasher, item)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        text = value.hex() if isinstance(value, float) else str(value)
+        encoded = text.encode("utf-8", "surrogatepass")
+        hasher.update(f"{type(value).__name__} {len(encoded)};".encode())
+        hasher.update(encoded)
+    else:
+        raise TypeError(f"digest: a {type(value).__name__} is neither a tensor nor a plain value; give those only")
 
 
 def sha256(path: str | Path) -> str:
@@ -124,6 +242,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
         )
+    if zipfile.is_zipfile(path):
+        _check_zip(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Pickle)
     except (

@@ -1,148 +1,152 @@
 """`pruned.ckpt`: a narrow network in a file of tensors and plain types, with all that is needed to build it again.
 
-The file is also a Lightning checkpoint. Under the key `mlprank` it holds, besides what `Artifact` lists, nothing; it is read with
-`torch.load(weights_only=True)`, so a file that would run code is refused.
+The file is also a Lightning checkpoint. Under the key `mlprank` it holds an `Artifact`, and under `mlprank_digest` a digest over weights
+and record. It is read with `torch.load(weights_only=True)`, so a file that would run code is refused, and everything in it is checked before
+anything is built.
 """
 
 from __future__ import annotations
 
-import copy
-import importlib.metadata
 import inspect
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mlprank.artifact.checkpoint import read_checkpoint
-from mlprank.artifact.matching import check_shapes, matched
+from mlprank.artifact.checkpoint import DIGEST, digest_of, read_checkpoint
+from mlprank.artifact.record import FORMAT, Artifact, checked, is_plain, record_of, remember, versions
 from mlprank.artifact.spec import build_model, describe_model, resolve_class
-from mlprank.surgery.narrow import narrow
+from mlprank.surgery.narrow import narrow, with_state
+from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file
 
-if TYPE_CHECKING:
-    from mlprank.pruning.result import PruningResult
+__all__ = ["Artifact", "describe_network", "load_pruned", "read_artifact", "save_pruned", "write_pruned"]
 
-FORMAT = 1
-_PACKAGES = ("mlprank", "torch", "lightning")
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a pruned file says of itself.
-
-    Attributes:
-        format: Version of this layout.
-        class_path: The class of the network.
-        model: `{"class_path", "init_args"}` from which the dense network can be built, or None if it recorded nothing.
-        hyper_parameters: Arguments of a LightningModule's constructor, or None.
-        slices: For every tensor that became narrower, the kept indices by dimension.
-        biases: Names of biases that the dense network did not have.
-        shapes: The dense network's shapes, by name.
-        kept: For every pruned layer the indices of the neurons that its mask keeps.
-        whole: Why each other layer stays whole.
-        recipe: How it was pruned: amount, measure, method, compensation and the rest.
-        achieved: Share of neurons that were pruned.
-        max_difference: Largest difference between masked and narrow network on a calibration batch.
-        example_shape: Shape of one input, with a batch dimension of 1.
-        example_dtype: Its dtype, such as "float32".
-        provenance: Where the network came from: calibration, source checkpoint and whatever the caller added.
-        versions: Versions of the packages that wrote the file.
-    """
-
-    format: int
-    class_path: str
-    model: Mapping[str, Any] | None
-    hyper_parameters: Mapping[str, Any] | None
-    slices: Mapping[str, Mapping[int, Tensor]]
-    biases: list[str]
-    shapes: Mapping[str, list[int]]
-    kept: Mapping[str, Tensor]
-    whole: Mapping[str, str]
-    recipe: Mapping[str, Any]
-    achieved: float
-    max_difference: float
-    example_shape: list[int]
-    example_dtype: str
-    provenance: Mapping[str, Any]
-    versions: Mapping[str, str]
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    AssertionError,
+)
+"""What constructors raise for arguments that they cannot take."""
 
 
-def save_pruned(result: PruningResult, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Write a pruned network to a file, whole or not at all.
+def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
+    """Write a narrow network with its weights of today to a file, whole or not at all.
+
+    It may have been pruned by `mlprank.prune` or loaded by `mlprank.load_pruned`, and trained and pruned again since.
 
     Args:
-        result: What `mlprank.prune` returned.
-        path: The file.
-        provenance: Plain values that say where the network came from.
+        model: A narrow network, or a module around one.
+        path: The file, `pruned.ckpt` by custom.
+        **provenance: Further plain values that say where the network came from.
 
     Returns:
         The path.
 
     Raises:
+        ValueError: If the network was never pruned, or its layers have been changed since.
+        TypeError: If the provenance holds anything but plain values.
+        OSError: If the file cannot be written; it is named.
+
+    Examples:
+        >>> import mlprank, torch
+        >>> from mlprank.models import MLP
+        >>> path = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.25).save("pruned.ckpt")
+        >>> network = mlprank.load_pruned(path)
+        >>> torch.nn.init.zeros_(network.fc1.bias) is network.fc1.bias  # train it
+        True
+        >>> float(mlprank.load_pruned(mlprank.save_pruned(network, path)).fc1.bias.sum())
+        0.0
+    """
+    network = getattr(model, "_orig_mod", model)
+    record = record_of(network)
+    if record is None:
+        raise ValueError(
+            f"model: {type(network).__name__} was never pruned, so there is no record to save; call mlprank.prune, or"
+            " torch.save(model.state_dict(), path) for a dense network"
+        )
+    return write_pruned(network, replace(record, provenance={**record.provenance, **provenance}), path)
+
+
+def write_pruned(model: nn.Module, record: Artifact, path: str | Path) -> Path:
+    """Write a narrow network and the record of its pruning to a file, whole or not at all.
+
+    Args:
+        model: The narrow network.
+        record: What the file is to say of it.
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If record and network do not belong together.
+        TypeError: If the record holds anything but tensors and plain values.
         OSError: If the file cannot be written; it is named.
     """
-    model, path = result.model, Path(path)
-    record = artifact_record(result, provenance=provenance)
+    path = Path(path)
+    if not is_plain(record.provenance, tensors=True):
+        raise TypeError(f"provenance of {path} must hold plain values only: numbers, texts, lists and dicts")
+    record = replace(record, format=FORMAT, versions=dict(versions()))
     content: dict[str, Any] = {
-        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
-        "mlprank": record,
-        "pytorch-lightning_version": _version("lightning"),
+        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()},
+        "mlprank": record.plain(),
+        "pytorch-lightning_version": versions()["lightning"],
         "epoch": 0,
         "global_step": 0,
     }
-    if record["hyper_parameters"] is not None:
-        content["hyper_parameters"] = dict(record["hyper_parameters"])
+    if record.hyper_parameters is not None:
+        content["hyper_parameters"] = dict(record.hyper_parameters)
+    try:
+        checked(content["mlprank"], content["state_dict"], path="model")
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers changed"
+            " after it was pruned? prune it again, or save its state_dict"
+        ) from error
+    content[DIGEST] = digest_of(content)
     with whole_file(path) as temporary:
         torch.save(content, temporary)
     return path
 
 
-def artifact_record(result: PruningResult, *, provenance: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what a checkpoint of a pruned network says of it under the key `mlprank`: an `Artifact` as plain types and tensors."""
-    model, dense = result.model, result.dense.state_dict()
-    artifact = Artifact(
-        format=FORMAT,
-        class_path=f"{type(model).__module__}.{type(model).__qualname__}",
-        model=describe_model(model),
-        hyper_parameters=_plain_hyper_parameters(model),
-        slices={name: {dim: index.cpu() for dim, index in dims.items()} for name, dims in result.slices.items()},
-        biases=list(result.biases),
-        shapes={name: list(tensor.shape) for name, tensor in dense.items()},
-        kept={name: mask.nonzero().flatten().cpu() for name, mask in result.masks.items()},
-        whole=dict(result.whole),
-        recipe=result.recipe.plain(),
-        achieved=result.achieved,
-        max_difference=result.max_difference,
-        example_shape=list(result.example.shape),
-        example_dtype=str(result.example.dtype).removeprefix("torch."),
-        provenance=dict(provenance or {}),
-        versions={package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
-    )
-    earlier = getattr(model, "pruning", None)
-    if isinstance(earlier, Mapping):
-        artifact = _after(earlier, artifact)
-    return {field.name: getattr(artifact, field.name) for field in fields(artifact)}
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
-def _after(earlier: Mapping[str, Any], artifact: Artifact) -> Artifact:
-    """Describe the pruning of a network that was narrow already from the dense network on."""
-    slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
-    for name, dims in artifact.slices.items():
-        for dim, index in dims.items():
-            before = slices.setdefault(name, {}).get(dim)
-            slices[name][dim] = index if before is None else before[index]
-    created = set(earlier["biases"])
-    return replace(
-        artifact,
-        slices={name: dims for name, dims in slices.items() if name not in created},
-        biases=[*earlier["biases"], *artifact.biases],
-        shapes=earlier["shapes"],
-    )
+def describe_network(model: nn.Module, dense: nn.Module) -> dict[str, Any]:
+    """Return the fields of a record that network and dense network fill: classes, constructor arguments, shapes.
+
+    Args:
+        model: The narrow network.
+        dense: The network that it was made of.
+    """
+    return {
+        "format": FORMAT,
+        "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
+        "model": describe_model(model),
+        "hyper_parameters": _plain_hyper_parameters(model),
+        "shapes": {name: list(tensor.shape) for name, tensor in _tensors(dense).items()},
+        "versions": dict(versions()),
+    }
+
+
+def _plain_hyper_parameters(model: nn.Module) -> dict[str, Any] | None:
+    """A LightningModule's saved constructor arguments, if a file may hold them."""
+    saved = getattr(model, "hparams", None)
+    if not isinstance(saved, Mapping):
+        return None
+    arguments = {key: value for key, value in saved.items() if not key.startswith("_")}
+    return arguments if is_plain(arguments) else None
 
 
 def read_artifact(path: str | Path) -> Artifact:
@@ -159,12 +163,12 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     """Build a pruned network again.
 
     Args:
-        path: A file that `PruningResult.save` or `PruningCallback` wrote.
+        path: A file that `PruningResult.save`, `mlprank.save_pruned` or `PruningCallback` wrote.
         model: A dense instance of the pruned class, which is copied, or a class whose constructor arguments the file holds. Networks of
             mlprank need neither.
 
     Returns:
-        The narrow network, on the CPU, in evaluation mode.
+        The narrow network, on the CPU, in evaluation mode. It can be trained, pruned again and saved (`mlprank.save_pruned`).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -179,78 +183,194 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     """
     checkpoint = read_checkpoint(path)
     artifact = _artifact(checkpoint, path)
-    dense = _dense(artifact, path, model)
-    state, artifact = matched(checkpoint["state_dict"], artifact, dense)
-    check_shapes(artifact, dense, path)
-    narrowed = narrow(dense, artifact.slices, biases=tuple(artifact.biases))
+    state: Mapping[str, Tensor] = checkpoint["state_dict"]
+    if isinstance(model, nn.Module):
+        narrowed = with_state(model, {})
+        state, artifact = _matched(state, artifact, narrowed)
+        narrowed = _narrowed(narrowed, state, artifact, path)
+    else:
+        narrowed, state, artifact = _built(artifact, state, path, model)
     try:
         missing, unexpected = narrowed.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{path} is damaged, its weights do not fit what it says of them: {error}") from error
+        raise ValueError(
+            f"{path} is damaged, its weights do not fit what it says of them: {first_line(error)}"
+        ) from error
+    missing = [name for name in missing if not name.endswith("_extra_state")]
     if missing or unexpected:
         raise ValueError(
-            f"{path}: {type(dense).__name__} is not the pruned class: the file lacks {missing}, and has {unexpected} besides"
+            f"{path}: {type(narrowed).__name__} is not the pruned class: the file lacks {missing}, and has {unexpected} besides"
         )
+    remember(narrowed, artifact)
     return narrowed.eval()
 
 
-def _artifact(checkpoint: dict[str, Any], path: str | Path) -> Artifact:
+def _artifact(checkpoint: Mapping[str, Any], path: str | Path) -> Artifact:
     own = checkpoint.get("mlprank")
     if not isinstance(own, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no pruned network: it has no mlprank entry; make one by mlprank prune")
-    if own.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {own.get('format')}, this version of mlprank reads {FORMAT}; install a matching mlprank"
-        )
-    names = {field.name for field in fields(Artifact)}
-    if set(own) != names:
-        raise ValueError(
-            f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has {sorted(set(own) - names)} besides"
-        )
-    return Artifact(**own)
+    return checked(own, checkpoint["state_dict"], path=path)
 
 
-def _dense(artifact: Artifact, path: str | Path, model: nn.Module | type[nn.Module] | None) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return copy.deepcopy(model)
-    if model is None and artifact.model is not None:
-        return build_model(artifact.model)
-    if model is None and artifact.hyper_parameters is not None:
-        model = resolve_class(artifact.class_path, nn.Module)
-    if model is None:
-        raise ValueError(
-            f"{path} does not say how {artifact.class_path} is built; give a dense instance:"
-            f" load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
-        )
-    arguments = dict(artifact.hyper_parameters or {})
+def _narrowed(network: nn.Module, state: Mapping[str, Tensor], artifact: Artifact, path: str | Path) -> nn.Module:
+    """Cut an instance to the sizes of the file; it may be dense, or narrow from an earlier pruning of the same network."""
+    earlier = record_of(network)
+    if earlier is None or earlier.shapes != artifact.shapes:
+        _check_shapes(artifact, state, network, path)
+        return narrow(network, artifact.slices, biases=tuple(artifact.biases))
     try:
-        inspect.signature(model).bind(**arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"{path}: {model.__name__} cannot be built from {arguments} ({error}); give a dense instance"
-        ) from error
-    return model(**arguments)
+        rest = artifact.since(earlier, _tensors(network))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; give a dense instance") from error
+    network = narrow(network, rest.slices, biases=tuple(rest.biases))
+    for name in earlier.biases:  # they were created by the earlier pruning, and go with their rows
+        owner = network.get_submodule(name.rpartition(".")[0])
+        if name in state and owner.bias is not None and owner.bias.shape != state[name].shape:
+            owner.bias = nn.Parameter(state[name].clone())
+    return network
 
 
-def _plain_hyper_parameters(model: nn.Module) -> dict[str, Any] | None:
-    """A LightningModule's saved constructor arguments, if a file may hold them."""
-    saved = getattr(model, "hparams", None)
-    if not isinstance(saved, Mapping):
-        return None
-    arguments = {key: value for key, value in saved.items() if not key.startswith("_")}
-    return arguments if _is_plain(arguments) else None
+# -- building from what the file says --------------------------------------------------------------------------------
 
 
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+def _built(
+    artifact: Artifact, state: Mapping[str, Tensor], path: str | Path, cls: type[nn.Module] | None
+) -> tuple[nn.Module, Mapping[str, Tensor], Artifact]:
+    """Build the narrow network, on the meta device until every shape agrees, so that no file makes us allocate what it does not hold."""
+    with _quiet_random_state():
+        with torch.device("meta"):
+            network = _constructed(artifact, path, cls)
+        if network is not None:
+            state, artifact = _matched(state, artifact, network)
+            _check_shapes(artifact, state, network, path)
+            if _is_all_state(network):
+                network = narrow(network, artifact.slices, biases=tuple(artifact.biases))
+                return _filled(network, state), state, artifact
+        # What is not in the state dict (buffers that are not saved, tensors that hang on modules) only a constructor can make.
+        real = _constructed(artifact, path, cls)
+        assert real is not None
+    if network is None:
+        state, artifact = _matched(state, artifact, real)
+        _check_shapes(artifact, state, real, path)
+    return narrow(real, artifact.slices, biases=tuple(artifact.biases)), state, artifact
 
 
-def _version(package: str) -> str:
+@contextmanager
+def _quiet_random_state() -> Iterator[None]:
+    """Construct without moving the caller's random state."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | None) -> nn.Module | None:
+    """Call the constructor that the file names; None where a constructor of somebody else cannot run on the meta device."""
+    on_meta = torch.get_default_device().type == "meta"
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        if cls is None and artifact.model is not None:
+            return build_model(artifact.model)
+        if cls is None and artifact.hyper_parameters is not None:
+            cls = resolve_class(artifact.class_path, nn.Module)
+        if cls is None:
+            raise ValueError(
+                f"{path} does not say how {artifact.class_path} is built; give a dense instance:"
+                f" load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
+            )
+        arguments = dict(artifact.hyper_parameters or {})
+        try:
+            inspect.signature(cls).bind(**arguments)
+        except TypeError as error:
+            raise ValueError(
+                f"{path}: {cls.__name__} cannot be built from {arguments} ({error}); give a dense instance"
+            ) from error
+        return cls(**arguments)
+    except _BUILD_ERRORS as error:
+        named = (artifact.model or {}).get("class_path", artifact.class_path) if cls is None else cls.__module__
+        if on_meta and isinstance(error, RuntimeError) and not str(named).startswith("mlprank."):
+            return None  # its constructor reads numbers out of tensors, say
+        if isinstance(error, ValueError) and (str(path) in str(error) or "class_path" in str(error)):
+            raise
+        raise ValueError(f"{path}: {named} cannot be built from what the file says: {first_line(error)}") from error
+
+
+def _is_all_state(network: nn.Module) -> bool:
+    """Whether the state dict holds every tensor of a network of ours, so that no constructor has to fill one."""
+    saved = set(network.state_dict())
+    every = {
+        name
+        for name, _ in (
+            *network.named_parameters(remove_duplicate=False),
+            *network.named_buffers(remove_duplicate=False),
+        )
+    }
+    ours = type(network).__module__.startswith("mlprank.")
+    return (
+        ours and every <= saved and not any(isinstance(v, Tensor) for m in network.modules() for v in vars(m).values())
+    )
+
+
+def _filled(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Give a network on the meta device tensors on the CPU, of the file's dtypes; tied ones stay tied."""
+    made: dict[int, Tensor] = {}
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for holder in holders:
+            for key, tensor in holder.items():
+                if tensor is None or tensor.device.type != "meta":
+                    continue
+                if id(tensor) not in made:
+                    name = f"{prefix}.{key}" if prefix else key
+                    dtype = state[name].dtype if name in state else tensor.dtype
+                    new = torch.empty(tensor.shape, dtype=dtype)
+                    parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad) if parameter else new
+                holder[key] = made[id(tensor)]
+    return network
+
+
+# -- whether file and dense network belong together ------------------------------------------------------------------
+
+
+def _matched(
+    state: Mapping[str, Tensor], artifact: Artifact, dense: nn.Module
+) -> tuple[Mapping[str, Tensor], Artifact]:
+    """Let a file of a wrapped network fit the bare one, and the other way round."""
+    stored, own = set(artifact.shapes), set(_tensors(dense))
+    if stored == own:
+        return state, artifact
+    for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)}):
+        if {prefix + name for name in own} <= stored:
+            created = {name.removeprefix(prefix) for name in artifact.biases}
+            return _renamed(state, artifact, {prefix + name: name for name in own | created})
+    for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)}):
+        if {prefix + name for name in stored} == own:
+            return _renamed(state, artifact, {name: prefix + name for name in stored | set(artifact.biases)})
+    return state, artifact
+
+
+def _renamed(
+    state: Mapping[str, Tensor], artifact: Artifact, names: Mapping[str, str]
+) -> tuple[Mapping[str, Tensor], Artifact]:
+    return {names[name]: tensor for name, tensor in state.items() if name in names}, artifact.renamed(names)
+
+
+def _check_shapes(artifact: Artifact, state: Mapping[str, Tensor], dense: nn.Module, path: str | Path) -> None:
+    """Raise a ValueError that names the layer and the sizes if a dense network is not the one that was pruned."""
+    tensors = _tensors(dense)
+    own = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for name, shape in artifact.shapes.items():
+        layer = name.rpartition(".")[0] or name
+        if name not in own:
+            raise ValueError(
+                f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that was pruned,'
+                f" {artifact.class_path}"
+            )
+        if own[name] != shape:
+            raise ValueError(
+                f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned, {tuple(own[name])} in this'
+                f" {type(dense).__name__}; give one of the same sizes"
+            )
+        if name in state and state[name].is_floating_point() != tensors[name].is_floating_point():
+            raise ValueError(
+                f'{path}: layer "{layer}": {name} is {state[name].dtype} in the file, {tensors[name].dtype} in this'
+                f" {type(dense).__name__}; the file is damaged or of another network"
+            )

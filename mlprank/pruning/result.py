@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mlprank.artifact.pruned import Artifact, describe_network, write_pruned
+from mlprank.artifact.record import describe_inputs, record_of, remember
 from mlprank.costs.metrics import ModelMetrics, measure_model
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.narrow import Slices
@@ -81,6 +83,9 @@ class PruningResult:
     example: Tensor = field(repr=False)
     losses: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        remember(self.model, self.record())  # so that it can be trained, pruned again and saved
+
     @property
     def achieved(self) -> float:
         """Pruned neurons as a share of the neurons of the prunable layers, unitless."""
@@ -123,8 +128,14 @@ class PruningResult:
         Returns:
             The path.
         """
-        from mlprank.artifact.pruned import save_pruned
+        return write_pruned(self.model, self.record(**provenance), path)
 
+    def record(self, **provenance: Any) -> Artifact:
+        """Say how the narrow network came about, from its dense network on, as `pruned.ckpt` holds it.
+
+        Args:
+            **provenance: Plain values that say where the network came from.
+        """
         if self.losses is not None:
             before, after = self.losses
             provenance["refined"] = {
@@ -132,7 +143,24 @@ class PruningResult:
                 "loss_after": after,
                 "max_difference": "of the networks before refinement",
             }
-        return save_pruned(self, path, provenance=provenance)
+        args, kwargs = getattr(self.example, "args", (self.example,)), getattr(self.example, "kwargs", {})
+        inputs = describe_inputs(args, kwargs)
+        own = Artifact(
+            **describe_network(self.model, self.dense),
+            slices={name: {dim: index.cpu() for dim, index in dims.items()} for name, dims in self.slices.items()},
+            biases=list(self.biases),
+            kept={name: mask.nonzero().flatten().cpu() for name, mask in self.masks.items()},
+            whole=dict(self.whole),
+            recipe=self.recipe.plain(),
+            achieved=self.achieved,
+            max_difference=self.max_difference,
+            example_shape=list(inputs[0]["shape"]),
+            example_dtype=inputs[0]["dtype"],
+            provenance=provenance,
+            inputs=inputs,
+        )
+        earlier = record_of(self.dense)
+        return own if earlier is None else own.after(earlier)
 
     def plot(self) -> Chart:
         """Draw every pruned layer's scores from the most central neuron to the least, and which of them were pruned.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlprank.artifact.checkpoint import sha256
+from mlprank.artifact.checkpoint import DIGEST, digest_of, sha256
 from mlprank.artifact.pruned import Artifact, load_pruned, read_artifact
 from mlprank.models import MLP
 from mlprank.pruning.pipeline import prune
@@ -140,6 +140,7 @@ def rewritten(path: Path, **changes: Any) -> Path:
     """Change entries of a file's own record."""
     content = torch.load(path, weights_only=True)
     content["mlprank"].update(changes)
+    content[DIGEST] = digest_of(content)
     torch.save(content, path)
     return path
 
@@ -192,7 +193,7 @@ def test_foreign_and_newer_files_are_told_apart(ours: PruningResult, tmp_path: P
     torch.save([1, 2, 3], path)
     with pytest.raises(ValueError, match="holds a list, not a checkpoint"):
         load_pruned(path)
-    with pytest.raises(ValueError, match=r"has format 99, this version of mlprank reads 1; install a matching mlprank"):
+    with pytest.raises(ValueError, match=r"has format 99, this version of mlprank reads 2; install a matching mlprank"):
         load_pruned(rewritten(ours.save(path), format=99))
     with pytest.raises(ValueError, match=r"is damaged: its mlprank entry lacks \[\] or has \['more'\] besides"):
         load_pruned(rewritten(ours.save(path), more=1))

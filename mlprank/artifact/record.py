@@ -1,0 +1,417 @@
+"""What a pruned file says of itself, as a frozen record, and the checks that such a record passes before anything is built from it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORMAT = 2
+FORMATS = (1, 2)
+"""The layouts that are read: 1 was written by version 0.1.0, and has no `inputs`."""
+
+_MOST_VALUES = 100_000
+"""More plain values than this in one field are refused."""
+_PACKAGES = ("mlprank", "torch", "lightning")
+_RECORD = "_pruned_record"
+_DOTTED = re.compile(r"[^\W\d]\w*(\.([^\W\d]\w*|<locals>))+")
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What a pruned file says of itself.
+
+    Attributes:
+        format: Version of this layout.
+        class_path: The class of the network.
+        model: `{"class_path", "init_args"}` from which the dense network can be built, or None if it recorded nothing.
+        hyper_parameters: Arguments of a LightningModule's constructor, or None.
+        slices: For every tensor that became narrower, the kept indices by dimension, int64, ascending.
+        biases: Names of biases that the dense network did not have.
+        shapes: The dense network's shapes, by name.
+        kept: For every pruned layer the indices of the neurons that its last mask keeps.
+        whole: Why each other layer stays whole.
+        recipe: How it was pruned: the fields of `mlprank.Recipe` as plain types.
+        achieved: Share of neurons that were pruned, in [0, 1].
+        max_difference: Largest difference between masked and narrow network on a calibration batch.
+        example_shape: Shape of the first input, with a batch dimension of 1.
+        example_dtype: Its dtype, such as "float32".
+        provenance: Where the network came from: calibration, source checkpoint and whatever the caller added.
+        versions: Versions of the packages that wrote the file.
+        inputs: What a call of the network looks like: for every tensor its place ("0", "1", … for positional arguments, else the keyword),
+            shape, dtype, and the least and the greatest value seen.
+    """
+
+    format: int
+    class_path: str
+    model: Mapping[str, Any] | None
+    hyper_parameters: Mapping[str, Any] | None
+    slices: Mapping[str, Mapping[int, Tensor]]
+    biases: list[str]
+    shapes: Mapping[str, list[int]]
+    kept: Mapping[str, Tensor]
+    whole: Mapping[str, str]
+    recipe: Mapping[str, Any]
+    achieved: float
+    max_difference: float
+    example_shape: list[int]
+    example_dtype: str
+    provenance: Mapping[str, Any]
+    versions: Mapping[str, str]
+    inputs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields by name, as a file holds them."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def after(self, earlier: Artifact) -> Artifact:
+        """Describe the pruning of a network that was narrow already from its dense network on.
+
+        Args:
+            earlier: What the network was made by before.
+        """
+        slices = {name: dict(dims) for name, dims in earlier.slices.items()}
+        for name, dims in self.slices.items():
+            for dim, index in dims.items():
+                before = slices.setdefault(name, {}).get(dim)
+                slices[name][dim] = index if before is None else before[index]
+        created = set(earlier.biases)
+        return replace(
+            self,
+            slices={name: dims for name, dims in slices.items() if name not in created},
+            biases=[*earlier.biases, *self.biases],
+            shapes=dict(earlier.shapes),
+        )
+
+    def since(self, earlier: Artifact, state: Mapping[str, Tensor]) -> Artifact:
+        """Describe the pruning from a network on that was narrow already; the inverse of `after`.
+
+        Args:
+            earlier: What that network was made by.
+            state: Its weights.
+
+        Raises:
+            ValueError: If it lacks neurons that are kept here.
+        """
+        slices: dict[str, dict[int, Tensor]] = {}
+        for name, dims in self.slices.items():
+            for dim, index in dims.items():
+                before = earlier.slices.get(name, {}).get(dim)
+                if before is None:
+                    slices.setdefault(name, {})[dim] = index
+                elif not bool(torch.isin(index, before).all()):
+                    raise ValueError(f"{name} of the given network lacks some of the neurons that the file keeps")
+                elif len(index) < len(before):
+                    slices.setdefault(name, {})[dim] = torch.searchsorted(before, index)
+        created = set(self.biases)
+        shapes = {name: list(tensor.shape) for name, tensor in state.items() if name not in created}
+        biases = [name for name in self.biases if name not in earlier.biases]
+        return replace(self, slices=slices, biases=biases, shapes=shapes)
+
+    def renamed(self, names: Mapping[str, str]) -> Artifact:
+        """Return the record with other names for tensors; those without one are left out."""
+        return replace(
+            self,
+            slices={names[name]: dims for name, dims in self.slices.items() if name in names},
+            shapes={names[name]: shape for name, shape in self.shapes.items() if name in names},
+            biases=[names[name] for name in self.biases if name in names],
+        )
+
+
+def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Say what a call looks like: place, shape, dtype and range of each of its tensors."""
+    places = {**{str(number): value for number, value in enumerate(args)}, **kwargs}
+    return [_described(place, value) for place, value in places.items() if isinstance(value, Tensor)]
+
+
+def _described(place: str, tensor: Tensor) -> dict[str, Any]:
+    numbers = tensor.detach()
+    low, high = (float(end) for end in numbers.double().aminmax()) if numbers.numel() else (0.0, 0.0)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"place": place, "shape": list(tensor.shape), "dtype": dtype, "min": low, "max": high}
+
+
+def record_of(model: nn.Module) -> Artifact | None:
+    """Return what a narrow network knows of its pruning, or None for a network that was not pruned.
+
+    A narrow network inside another one counts: the record is then of the whole, by the names that tensors have there.
+
+    Args:
+        model: Any network.
+
+    Examples:
+        >>> import mlprank, torch
+        >>> from mlprank.models import MLP
+        >>> result = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.25)
+        >>> record_of(result.model).shapes["fc1.weight"]
+        [16, 8]
+    """
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        own = module.__dict__.get(_RECORD)
+        if own is None and isinstance(plain := module.__dict__.get("pruning"), Mapping) and "slices" in plain:
+            own = Artifact(**plain)
+        if isinstance(own, Artifact):
+            return own if not prefix else _outside(model, prefix, own)
+    return None
+
+
+def _outside(model: nn.Module, prefix: str, own: Artifact) -> Artifact:
+    names = {name: f"{prefix}.{name}" for name in (*own.shapes, *own.biases)}
+    inner = own.renamed(names)
+    others = {name: list(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    created = set(inner.biases)
+    shapes = {name: inner.shapes.get(name, shape) for name, shape in others.items() if name not in created}
+    return replace(inner, shapes=shapes, class_path=f"{type(model).__module__}.{type(model).__qualname__}", model=None)
+
+
+def remember(model: nn.Module, record: Artifact) -> None:
+    """Let a narrow network know what it was made by, so that it can be saved and pruned again."""
+    model.__dict__[_RECORD] = record
+    if "pruning" in model.__dict__ and type(model).__module__.startswith("mlprank."):
+        model.__dict__["pruning"] = record.plain()  # what our LightningModule writes into its checkpoints
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of the packages that matter to a file."""
+    return {package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
+    """Check every field of a record by itself and against the weights, and return it.
+
+    Args:
+        own: The fields, as a file held them.
+        state: The weights beside it.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If it is of a newer version, or any type, rank, dtype or size is wrong; the field is named.
+    """
+    written = own.get("format")
+    if isinstance(written, bool) or not isinstance(written, int) or written not in FORMATS:
+        shown = f"{written!r}"[:40]
+        raise ValueError(
+            f"{path} has format {shown}, this version of mlprank reads {FORMAT}; install a matching mlprank"
+        )
+    names = {each.name for each in fields(Artifact)} - ({"inputs"} if written == 1 else set())
+    if set(own) != names:
+        raise ValueError(
+            f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has"
+            f" {sorted(map(str, set(own) - names))} besides"
+        )
+    for name, value in own.items():
+        problem = _CHECKS[name](value)
+        if problem:
+            raise ValueError(f"{path} is damaged: {name} of its mlprank entry {problem}; write it again")
+    artifact = Artifact(**own)
+    weights = _weights(state, path)
+    problem = _disagreement(artifact, weights)
+    if problem:
+        raise ValueError(f"{path} is damaged, its weights do not fit what it says of them: {problem}; write it again")
+    return artifact
+
+
+def _weights(state: object, path: object) -> Mapping[str, Tensor]:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} is damaged: its state_dict is a {type(state).__name__}; write it again")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not _is_whole(tensor):
+            raise ValueError(
+                f"{path} is damaged: {str(name)[:80]} of its state_dict is not a whole tensor; write it again"
+            )
+    return state
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor has its own numbers, each one once: a shape of a million that repeats one number is refused."""
+    return (
+        tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None:
+    """What contradicts itself between the sizes of the dense network, the kept indices and the weights."""
+    if created := sorted(set(artifact.biases) & set(artifact.shapes)):
+        return f"{created[0]} is both a bias that was created and one of the dense network"
+    if foreign := sorted(set(artifact.slices) - set(artifact.shapes)):
+        return f"{foreign[0]} was cut and is not in the dense network"
+    expected = set(artifact.shapes) | set(artifact.biases)
+    if expected != set(state):
+        return (
+            f"the weights lack {sorted(expected - set(state))[:3]} and have {sorted(set(state) - expected)[:3]} besides"
+        )
+    for name, shape in artifact.shapes.items():
+        narrow = list(shape)
+        for dim, index in artifact.slices.get(name, {}).items():
+            if dim >= len(shape) or int(index[-1]) >= shape[dim]:
+                layer = name.rpartition(".")[0] or name
+                return (
+                    f'layer "{layer}": {name} has shape {tuple(shape)} in the dense network, and the file keeps index'
+                    f" {int(index[-1])} of dimension {dim}"
+                )
+            narrow[dim] = len(index)
+        if narrow != list(state[name].shape):
+            return f"{name} has shape {tuple(state[name].shape)}, and should have {tuple(narrow)}"
+    return next(
+        (f"{name} has {state[name].dim()} dimensions" for name in artifact.biases if state[name].dim() != 1), None
+    )
+
+
+def is_plain(value: object, *, tensors: bool = False) -> bool:
+    """Say whether a value holds numbers, texts, None, lists and dicts only, and not too many of them."""
+    return _count(value, tensors=tensors, depth=0) <= _MOST_VALUES
+
+
+def _count(value: object, *, tensors: bool, depth: int) -> int:
+    too_many = _MOST_VALUES + 1
+    if depth > 30:
+        return too_many
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, (str, int, float)) or key is None for key in value):
+            return too_many
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        total = len(value)
+        for item in value:
+            if total > _MOST_VALUES:
+                break
+            total += _count(item, tensors=tensors, depth=depth + 1)
+        return total
+    if isinstance(value, Tensor):
+        return 1 if tensors else too_many
+    return 1 if value is None or isinstance(value, (bool, int, float, str)) else too_many
+
+
+_Check = Callable[[Any], str | None]
+
+
+def _said(holds: Callable[[Any], bool], rule: str) -> _Check:
+    return lambda value: None if holds(value) else f"must be {rule}, and is {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)[:6]}"
+    return f"{value!r:.60}" if isinstance(value, (int, float, str)) or value is None else f"a {type(value).__name__}"
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item)
+
+
+def _sizes(value: object) -> bool:
+    whole = isinstance(value, list) and len(value) <= 16
+    return whole and all(type(size) is int and 0 <= size < 2**40 for size in value)  # type: ignore[attr-defined]
+
+
+def _is_index(value: object, *, empty: bool) -> bool:
+    if not isinstance(value, Tensor) or not _is_whole(value) or value.dtype != torch.int64 or value.dim() != 1:
+        return False
+    if not len(value):
+        return empty
+    return int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all())
+
+
+def _is_slices(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(dims, Mapping)
+        and all(type(dim) is int and 0 <= dim < 16 and _is_index(index, empty=False) for dim, index in dims.items())
+        for name, dims in value.items()
+    )
+
+
+def _is_spec(value: object) -> bool:
+    if value is None:
+        return True
+    known = isinstance(value, Mapping) and set(value) == {"class_path", "init_args"} and is_plain(value)
+    return known and isinstance(value["class_path"], str) and isinstance(value["init_args"], Mapping)  # type: ignore[index]
+
+
+def _is_arguments(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and is_plain(value)
+
+
+def _is_dtype(value: object) -> bool:
+    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+
+
+def _is_number(value: object, *, most: float = math.inf) -> bool:
+    return type(value) in (int, float) and 0 <= value <= most  # type: ignore[operator]
+
+
+def _is_input(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) == {"place", "shape", "dtype", "min", "max"}
+        and isinstance(value["place"], str)
+        and _sizes(value["shape"])
+        and _is_dtype(value["dtype"])
+        and all(isinstance(value[end], float) for end in ("min", "max"))
+    )
+
+
+_INDICES = "one-dimensional int64 tensors of ascending indices"
+_CHECKS: Mapping[str, _Check] = {
+    "format": lambda value: None,
+    "class_path": _said(lambda value: isinstance(value, str) and bool(_DOTTED.fullmatch(value)), "an import path"),
+    "model": _said(_is_spec, "None, or class_path and init_args of plain values"),
+    "hyper_parameters": _said(lambda value: value is None or _is_arguments(value), "None, or plain values by name"),
+    "slices": _said(_is_slices, f"{_INDICES} by dimension by name"),
+    "biases": _said(
+        lambda value: (
+            isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+        ),
+        "a list of names",
+    ),
+    "shapes": _said(
+        lambda value: (
+            isinstance(value, Mapping) and all(isinstance(name, str) and _sizes(shape) for name, shape in value.items())
+        ),
+        "lists of sizes by name",
+    ),
+    "kept": _said(
+        lambda value: (
+            isinstance(value, Mapping)
+            and all(isinstance(name, str) and _is_index(index, empty=True) for name, index in value.items())
+        ),
+        f"{_INDICES} by layer",
+    ),
+    "whole": _said(_texts, "reasons by layer"),
+    "recipe": _said(_is_arguments, "plain values by name"),
+    "achieved": _said(lambda value: _is_number(value, most=1.0), "a number in [0, 1]"),
+    "max_difference": _said(_is_number, "a number of at least 0"),
+    "example_shape": _said(lambda value: _sizes(value) and bool(value), "a list of sizes"),
+    "example_dtype": _said(_is_dtype, "the name of a dtype"),
+    "provenance": _said(
+        lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True), "plain values by name"
+    ),
+    "versions": _said(_texts, "versions by package"),
+    "inputs": _said(
+        lambda value: isinstance(value, list) and len(value) < 1000 and all(map(_is_input, value)),
+        "a list of descriptions of tensors",
+    ),
+}
