@@ -7,10 +7,10 @@ import errno
 import hashlib
 import os
 import pickle
-from collections import OrderedDict
 import struct
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
