@@ -15,7 +15,7 @@ from mlprank.training.run import build
 
 ROOT = Path(__file__).parent.parent / "configs"
 ALL = sorted(ROOT.rglob("*.yaml"))
-TRAINING = [ROOT / "quickstart.yaml", *sorted((ROOT / "thesis").glob("*.yaml"))]
+TRAINING = [ROOT / "quickstart.yaml", *sorted((ROOT / "thesis").glob("*.yaml")), *sorted((ROOT / "cnn").glob("*.yaml"))]
 
 # The thesis's recipes: network, data, epochs, learning rate, weight decay, augmentation.
 THESIS: dict[str, tuple[str, str, int, float, float, str | None]] = {
@@ -64,7 +64,7 @@ def test_a_thesis_config_is_the_published_recipe(name: str, tmp_path: Path, monk
     built = _build(ROOT / "thesis" / f"{name}.yaml")
     assert type(built.model.model).__name__ == network
     assert type(built.datamodule).__name__ == f"{data}DataModule"
-    assert (built.trainer.max_epochs, built.datamodule.batch_size) == (epochs, 64)
+    assert (built.trainer.max_epochs, built.datamodule.batch_size) == (epochs, 512)
     assert built.datamodule.augmentation.auto_augment == augment
     assert built.datamodule.validation_fraction == 0.2
     optimizer, schedule = built.model._build_optimizer()
