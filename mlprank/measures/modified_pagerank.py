@@ -33,7 +33,7 @@ def modified_pagerank(
         ValueError: If `activation` has a negative, NaN or infinite entry, or `weight` a NaN or infinite one.
 
     Source:
-        Hoffmann et al. 2024, arXiv:2410.13299.
+        Hoffmann 2024, "MLP-Rank: A Graph Theoretical Approach to Pruning Deep Neural Networks", bachelor's thesis.
     """
     dtype = score_dtype(weight)
     received = previous.detach().to(dtype)

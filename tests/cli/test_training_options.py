@@ -1,4 +1,4 @@
-"""Every option that the README's table names can be typed, and does what it says."""
+"""Every option that the table of old flags names can be typed, and does what it says."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from mlprank.training.build import build_parts
 from mlprank.training.parser import parse
 from tests.conftest import CONFIG
 
-TABLE = (Path(__file__).parents[2] / "README.md").read_text()
+TABLE = (Path(__file__).parents[2] / "docs" / "tasks" / "thesis.md").read_text()
 ROWS = re.findall(r"^\| (`--.+?) \| (.+) \|$", TABLE, re.MULTILINE)
 OLD_FLAGS = """
 --lr --opt --momentum --weight-decay --norm-weight-decay --bias-weight-decay --label-smoothing --mixup-alpha
@@ -25,12 +25,17 @@ OLD_FLAGS = """
 --print-freq --output-dir --resume --start-epoch --sync-bn --test-only --auto-augment --ra-magnitude --augmix-severity
 --random-erase --amp --world-size --dist-url --model-ema --model-ema-steps --model-ema-decay
 --use-deterministic-algorithms --interpolation --ra-sampler --ra-reps --clip-grad-norm --epochs --batch-size --workers
---device --data-path
+--device --data-path --model-name --data-name --lr-grid --wd-grid --wandb --weights --transformer-embedding-decay
+--cache-dataset --train-crop-size --val-resize-size --val-crop-size --backend --use-v2
 """
 WARM_UP = TABLE.split("```yaml\n")[1].split("```")[0]
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "--opt sgd_nesterov": lambda built: built.optimizer.defaults["nesterov"] and built.optimizer.defaults["momentum"] == 0.9,
-    "--opt rmsprop": lambda built: isinstance(built.optimizer, torch.optim.RMSprop),
+    "--opt sgd": lambda built: built.optimizer.defaults["momentum"] == 0.9,
+    "--opt rmsprop": lambda built: (
+        isinstance(built.optimizer, torch.optim.RMSprop)
+        and [built.optimizer.defaults[name] for name in ("alpha", "eps", "momentum")] == [0.9, 0.0316, 0.9]
+    ),
     "--lr": lambda built: built.optimizer.defaults["lr"] == 0.1,
     "--weight-decay": lambda built: built.optimizer.defaults["weight_decay"] == 1e-4,
     "--norm-weight-decay": lambda built: built.model.norm_weight_decay == 0,
