@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlprank.pruning.pipeline import score as score
     from mlprank.pruning.recipe import Recipe as Recipe
     from mlprank.pruning.result import PruningResult as PruningResult
+    from mlprank.pruning.shrink import shrink as shrink
     from mlprank.thesis import prune_mlp as prune_mlp
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _HOMES = {
     "prune_mlp": "mlprank.thesis",
     "save_pruned": "mlprank.artifact.pruned",
     "score": "mlprank.pruning.pipeline",
+    "shrink": "mlprank.pruning.shrink",
 }
 _SUBPACKAGES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 __all__ = [*sorted(_HOMES), "__version__"]

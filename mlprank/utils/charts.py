@@ -332,6 +332,8 @@ def front_chart(
     dense: tuple[float, float] | None = None,
     within: float = 0.1,
     width: int | None = 460,
+    score: str = "top-1 accuracy",
+    percent: bool = True,
 ) -> Chart:
     """Draw accuracy against cost with the Pareto front; the picture shows the part that is within reach of the best.
 
@@ -343,6 +345,8 @@ def front_chart(
         dense: Cost and accuracy of the dense network.
         within: How much of the best accuracy (absolute) a network may lose and still be drawn.
         width: Pixels; None fills what holds the chart.
+        score: What `top1` is, where it is another score.
+        percent: Whether it is a fraction that is read in percent; otherwise it is drawn as it is.
 
     Returns:
         A chart that names the chosen network.
@@ -350,7 +354,7 @@ def front_chart(
     import altair as alt
 
     best = max([point.top1 for point in points] + ([dense[1]] if dense else []))
-    useful = [p for p in points if p.top1 >= best - within or p.chosen] or list(points)
+    useful = [p for p in points if p.top1 >= best - within or p.chosen or not percent] or list(points)
     costs = [point.cost for point in useful] + ([dense[0]] if dense else [])
     low = min(point.top1 for point in useful)
     wide = max(costs) / max(min(costs), 1e-12) > 8  # a logarithmic axis from there on
@@ -361,15 +365,21 @@ def front_chart(
         scale=alt.Scale(type="log" if wide else "linear", domain=span, nice=False, zero=False),
         axis=alt.Axis(format=".4~f", labelOverlap=True, grid=False),
     )
-    heights = [math.floor(100 * low - 0.5), min(math.ceil(100 * best + 0.5), 100)]
-    y = alt.Y("top1:Q", title="top-1 accuracy, %", scale=alt.Scale(domain=heights, nice=False, zero=False))
+    margin = 0.05 * (best - low) or 1.0
+    heights: list[float] = [low - margin, best + margin]
+    if percent:
+        heights = [math.floor(100 * low - 0.5), min(math.ceil(100 * best + 0.5), 100)]
+    shown = _percent if percent else float
+    y = alt.Y(
+        "top1:Q", title=f"{score}, %" if percent else score, scale=alt.Scale(domain=heights, nice=False, zero=False)
+    )
     chosen = _switched()
     names = [look.name for look in looks.values()]
     rows = [
         {
             "series": looks[p.series].name,
             "cost": float(f"{p.cost:.4g}"),
-            "top1": _percent(p.top1),
+            "top1": shown(p.top1),
             "note": p.note,
             "front": p.on_front,
             "chosen": p.chosen,
@@ -391,7 +401,7 @@ def front_chart(
         .encode(opacity=_dimmed(chosen)),
     ]  # fmt: skip
     if dense:
-        ring = _chart([{"cost": dense[0], "top1": _percent(dense[1]), "series": "dense network"}])
+        ring = _chart([{"cost": dense[0], "top1": shown(dense[1]), "series": "dense network"}])
         ring = ring.encode(x=x, y=y, tooltip=_tips("series", "top-1, %:top1", f"{cost}:cost"))
         layers += [
             ring.mark_point(size=110, color=INK, strokeWidth=2, fill=GROUND),
@@ -399,14 +409,17 @@ def front_chart(
         ]
     for point in points:
         if point.chosen:
-            text = [f"chosen: {looks[point.series].name}", f"{point.note}: {100 * point.top1:.1f} %"]
+            text = [
+                f"chosen: {looks[point.series].name}",
+                f"{point.note}: " + (f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"),
+            ]
             layers += _label(point, text, span, heights, x, y, log=wide)
     size = {"title": title, "width": width or "container", "height": 300}
     return _together([(size, layers)], chosen=chosen)
 
 
 def _label(
-    point: CostPoint, text: list[str], span: list[float], heights: list[int], x: alt.X, y: alt.Y, *, log: bool
+    point: CostPoint, text: list[str], span: list[float], heights: list[float], x: alt.X, y: alt.Y, *, log: bool
 ) -> list[Any]:
     """A ring around the chosen network, and its name where there is room: on the side that is farther from the frame."""
     place = (
