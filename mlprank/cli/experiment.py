@@ -132,6 +132,10 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
             )
         given["checkpoints"] = {networks[0]: arguments.checkpoint}
     values |= given
+    if arguments.published:
+        from mlprank.experiments.published import AXES
+
+        values |= AXES
     check_keys(values, place="command line")
     return ExperimentConfig(**values)
 
@@ -186,6 +190,7 @@ _NOT_CONFIG = (
     "model_name",
     "dataset_name",
     "checkpoint",
+    "published",
     "wandb",
     "wandb_project",
     "wandb_entity",
@@ -225,6 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda; default cpu")
     parser.add_argument(
         "--latency", action=argparse.BooleanOptionalAction, default=None, help="measure latencies; on by default"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="under all published conditions; see docs/tasks/thesis.md"
     )
     parser.add_argument("--dry-run", action="store_true", help="list the cells and end")
     parser.add_argument("--report", action="store_true", help="write the report at the end")

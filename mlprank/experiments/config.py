@@ -39,6 +39,7 @@ _LISTS = (
     "protect_output",
     "calibration_seeds",
 )
+_GRAPHS = ("chain", "dag", "published")
 _DEVICES = ("cpu", "cuda", "mps")
 
 
@@ -58,7 +59,7 @@ class ExperimentConfig:
         methods: Names, or `{name: global, normalise: none}`.
         amounts: Shares of neurons to take out, in [0, 1).
         compensations: What a pruned neuron leaves behind.
-        graphs: "chain", "dag".
+        graphs: "chain", "dag"; "published" stands for all published conditions (see `mlprank.thesis.PublishedConditions`).
         protect_output: Whether the output layer stays whole.
         calibration_samples: Number of calibration images, at least 1.
         calibration_seeds: Seeds of the calibration draw.
@@ -107,10 +108,18 @@ class ExperimentConfig:
             if not isinstance(protected, bool):
                 raise TypeError(f"protect_output: {protected!r} is neither true nor false")
         for graph in self.graphs:
-            if graph not in ("chain", "dag"):
+            if graph not in _GRAPHS:
                 raise ValueError(
-                    f'graphs: {graph!r} is unknown{nearest(str(graph), ("chain", "dag"))}; use "chain" or "dag"'
+                    f'graphs: {graph!r} is unknown{nearest(str(graph), _GRAPHS)}; use "chain", "dag" or "published"'
                 )
+        if "published" in self.graphs and (tuple(self.compensations), tuple(self.protect_output)) != (
+            ("constant",),
+            (False,),
+        ):
+            raise ValueError(
+                'graphs: "published" stands for all published conditions, which have compensations: [constant] and protect_output:'
+                " [false]; --published sets all of them"
+            )
         if self.device.partition(":")[0] not in _DEVICES:
             raise ValueError(f"device={self.device!r} is none of {', '.join(_DEVICES)}")
         if not isinstance(self.measure_args, Mapping) or not all(

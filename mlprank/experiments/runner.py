@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
+from mlprank.experiments import published
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.grid import NOT_PRUNED
 from mlprank.experiments.networks import Trained
@@ -74,6 +75,9 @@ class Runner:
             if drawn[0].graph == NOT_PRUNED:
                 self._run_dense(bench, drawn)
                 continue
+            if drawn[0].graph == published.GRAPH:
+                self._run_published(bench, drawn)
+                continue
             try:
                 bench.calibrate(drawn[0])
             except CELL_ERRORS as error:
@@ -93,6 +97,26 @@ class Runner:
         for cell in cells:
             assert cell.measure == DENSE
             self._recorder.record(cell, metrics=bench.dense_metrics())
+
+    def _run_published(self, bench: Workbench, cells: Sequence[CellParameters]) -> None:
+        """Prune and test under the published conditions, one cell after the other."""
+        try:
+            conditions = published.PublishedBench(
+                bench.network, bench.data.module, num_samples=cells[0].calibration_samples, flops=bench.before.flops
+            )
+        except CELL_ERRORS as error:
+            self._fail(cells, error)
+            return
+        for cell in cells:
+            self.listener.started([cell])
+            try:
+                found = conditions.run(cell)
+            except CELL_ERRORS as error:
+                self._fail([cell], error)
+            else:
+                self._recorder.record(
+                    cell, metrics=found.metrics, timings=found.timings, scores=found.scores, kept=found.kept
+                )
 
     def _run_together(self, bench: Workbench, cells: Sequence[CellParameters]) -> None:
         """Prune in every way, then test all that came out together."""
