@@ -66,8 +66,15 @@ def main(argv: list[str]) -> int:
             from mlprank.training.loggers import prepare_wandb
 
             prepare_wandb()
-            count = log_experiment(config, records, project=arguments.wandb_project, entity=arguments.wandb_entity)
-            print(f"W&B: {count} cells logged to project {arguments.wandb_project}, group {config.name}")
+            count = log_experiment(
+                config,
+                records,
+                project=arguments.wandb_project,
+                entity=arguments.wandb_entity,
+                cells=arguments.wandb_cells,
+            )
+            own = f", {count} cells with runs of their own" if arguments.wandb_cells else ""
+            print(f"W&B: {len(records)} cells logged to project {arguments.wandb_project}, group {config.name}{own}")
     if arguments.report:
         from mlprank.cli.report import main as report
 
@@ -194,6 +201,7 @@ _NOT_CONFIG = (
     "wandb",
     "wandb_project",
     "wandb_entity",
+    "wandb_cells",
     "report",
     "dry_run",
 )
@@ -237,7 +245,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="list the cells and end")
     parser.add_argument("--report", action="store_true", help="write the report at the end")
     wandb = parser.add_argument_group("Weights & Biases")
-    wandb.add_argument("--wandb", action="store_true", help="log cells, tables and plots")
+    wandb.add_argument("--wandb", action="store_true", help="log one run with a table of cells, tables and plots")
+    wandb.add_argument("--wandb-cells", action="store_true", help="log a run for every cell too")
     wandb.add_argument("--wandb-project", default="mlprank", metavar="NAME", help="default mlprank")
     wandb.add_argument("--wandb-entity", metavar="NAME")
     return parser

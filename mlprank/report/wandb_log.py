@@ -1,8 +1,8 @@
-"""An experiment in Weights & Biases: a run a cell in one group, and a run with the tables and the pictures."""
+"""An experiment in Weights & Biases: one run with a table of all cells, tables and pictures; on request a run for every cell too."""
 
 from __future__ import annotations
 
-import re
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,36 @@ from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.progress import title_of
 from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
 from mlprank.experiments.statistics import series_label
-from mlprank.report.content import Content, content_of
+from mlprank.report.content import Content, content_of, smallest_good
 from mlprank.report.findings import Table, accuracy_tables, difference_tables, sentences_of
 from mlprank.report.page import PICTURE_KINDS, write_pictures
+from mlprank.utils.files import write_whole
 
 LOGGED_NAME = "wandb-logged.txt"
-"""In the results directory: the cells that have been logged, so that an experiment that goes on logs the others."""
+"""In the results directory: the cells that have runs of their own, so that an experiment that goes on logs the others."""
+ID_NAME = "wandb-id.txt"
+"""In the results directory: the id of the experiment's run, drawn at random once, so that experiments of one name never share it."""
 
 
 def log_experiment(
-    config: ExperimentConfig, records: Sequence[CellRecord], *, project: str, entity: str | None = None
+    config: ExperimentConfig,
+    records: Sequence[CellRecord],
+    *,
+    project: str,
+    entity: str | None = None,
+    cells: bool = False,
 ) -> int:
-    """Log the cells that have not been logged, then the tables and pictures of all.
+    """Log an experiment as one run; logging again, with more cells, updates it.
 
     Args:
         config: The experiment; its name is the group.
         records: Its cells, finished and failed.
         project: The W&B project.
         entity: The W&B entity; None takes the account's default.
+        cells: Whether every cell that has none yet gets a run of its own, which `mlprank dashboard` compares.
 
     Returns:
-        How many cells were logged.
+        How many cells got a run of their own.
 
     Raises:
         OSError: If the results directory cannot be written.
@@ -39,9 +48,10 @@ def log_experiment(
     import wandb
 
     directory = config.directory
-    logged = directory / LOGGED_NAME
-    known = set(logged.read_text().splitlines()) if logged.is_file() else set()
-    pending = [record for record in records if _mark(record) not in known]
+    identity = directory / ID_NAME
+    if not identity.is_file():
+        write_whole(identity, uuid.uuid4().hex[:12] + "\n")
+    run_id = identity.read_text("utf-8").strip()
 
     def start(name: str, kind: str, run_id: str, values: dict[str, Any]) -> Any:
         return wandb.init(
@@ -58,9 +68,12 @@ def log_experiment(
             settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
         )
 
+    logged = directory / LOGGED_NAME
+    known = set(logged.read_text("utf-8").splitlines()) if logged.is_file() else set()
+    pending = [record for record in records if cells and _mark(record) not in known]
     for record in pending:
         kind = "dense" if record.parameters.measure == DENSE else "cell"
-        run = start(title_of(record.parameters), kind, _run_id(config.name, record.key), _parameters(record))
+        run = start(title_of(record.parameters), kind, f"{run_id}-{record.key}", _parameters(record))
         if record.metrics is not None:
             run.log(_numbers(record, record.metrics))
         else:
@@ -68,14 +81,10 @@ def log_experiment(
         run.finish(exit_code=0 if record.status == "ok" else 1)
         with logged.open("a", encoding="utf-8") as file:
             file.write(_mark(record) + "\n")
-    run = start(config.name, "summary", _run_id(config.name, "summary"), config.plain())
     content = content_of([directory])
-    run.log({**_tables(content), **_pictures(content, directory)})
-    run.summary["finding"] = " ".join(sentences_of(content))
-    for claim in content.claims[:1]:
-        lead = claim[0].retention
-        run.summary["retention_lead"] = lead.mean
-        run.summary["retention_lead_low"], run.summary["retention_lead_high"] = lead.low, lead.high
+    run = start(config.name, "experiment", run_id, config.plain())
+    run.log({"cells": _cells(records), **_tables(content), **_pictures(content, directory)})
+    run.summary.update(_summary(content))
     run.finish()
     return len(pending)
 
@@ -84,9 +93,45 @@ def _mark(record: CellRecord) -> str:
     return f"{record.key} {record.status}"
 
 
-def _run_id(name: str, key: str) -> str:
-    """The same cell has the same run, so that logging twice overwrites."""
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}-{key}"
+def _cells(records: Sequence[CellRecord]) -> Any:
+    """A table with a row for every cell: parameters, numbers, error."""
+    import wandb
+
+    rows: list[dict[str, Any]] = [
+        {"key": record.key, "status": record.status}
+        | {name: str(value) if isinstance(value, dict) else value for name, value in _parameters(record).items()}
+        | (_numbers(record, record.metrics) if record.metrics is not None else {"error": record.error})
+        for record in records
+    ]
+    columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
+    return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+
+
+def _summary(content: Content) -> dict[str, Any]:
+    """What W&B shows beside the run's name: the lead of weighted PageRank, and the smallest network that is nearly as good as dense."""
+    summary: dict[str, Any] = {
+        "finding": " ".join(sentences_of(content)),
+        "cells_finished": sum(record.status == "ok" for record in content.records),
+        "cells_failed": sum(record.status == "failed" for record in content.records),
+    }
+    for claim in content.claims[:1]:
+        lead = claim[0].retention
+        summary |= {"retention_lead": lead.mean, "retention_lead_low": lead.low, "retention_lead_high": lead.high}
+    best = smallest_good(content.panels)
+    if best is not None:
+        panel, label, point = best
+        summary |= {
+            "best/network": panel.setting.network,
+            "best/measure": label,
+            "best/method": panel.setting.method,
+            "best/compensation": panel.setting.compensation,
+            "best/amount": point.amount,
+            "best/top1": point.top1.mean,
+            "best/dense_top1": panel.dense_top1,
+            "best/num_parameters": point.num_parameters,
+            "best/cell": point.keys[0],
+        }
+    return summary
 
 
 def _parameters(record: CellRecord) -> dict[str, Any]:
