@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlprank.experiments.config import THESIS_PAIRS, ExperimentConfig, check_keys, read_config, write_config
 
 if TYPE_CHECKING:
-    from mlprank.experiments.networks import Missing
+    from mlprank.experiments.cells import Missing
     from mlprank.experiments.records import CellParameters
     from mlprank.experiments.store import RecordStore
 
@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parser().parse_args([_dashed(argument) for argument in argv])
     config = _config(arguments)
-    from mlprank.experiments.grid import cells_of
-    from mlprank.experiments.networks import find_networks
-    from mlprank.experiments.store import RecordStore, write_whole
+    from mlprank.experiments.cells import cells_of, find_networks
+    from mlprank.experiments.store import RecordStore
+    from mlprank.utils.files import write_whole
 
     networks, missing = find_networks(config)
     cells = cells_of(config, networks)
@@ -85,17 +85,26 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: ExperimentConfig, networks: Any, cells: Sequence[CellParameters], store: RecordStore) -> None:
-    from mlprank.experiments.progress import Progress
-    from mlprank.experiments.runner import Runner
+    from rich.console import Console
 
-    done = sum(cell.key in store.finished for cell in cells)
-    if done:
-        print(f"{done} of them were finished before and are not repeated", flush=True)
-    if done == len(cells):
+    from mlprank.experiments.runner import Runner, run_on_ray
+    from mlprank.grids.progress import Progress
+
+    keys = {cell.key for cell in cells}
+    finished = {record.key: record for record in store.records if record.key in keys and record.status == "ok"}
+    if finished:
+        print(f"{len(finished)} of them were finished before and are not repeated", flush=True)
+    if len(finished) == len(cells):
         return
+    shown = Progress(
+        cells, unit="cell", metric="top1", finished=finished, every_s=10.0, each=False, console=Console(stderr=True)
+    )
     try:
-        with Progress(len(cells), done=done) as progress:
-            Runner(config, networks, store, progress).run(cells)
+        with shown:
+            if config.engine == "ray":
+                run_on_ray(config, networks, store, shown, cells)
+            else:
+                Runner(config, networks, store, shown).run(cells)
     except KeyboardInterrupt:
         kept = sum(cell.key in store.finished for cell in cells)
         raise KeyboardInterrupt(
@@ -109,10 +118,9 @@ def _say_missing(missing: Sequence[Missing]) -> None:
 
 
 def _say_cells(cells: Sequence[CellParameters]) -> int:
-    from mlprank.experiments.progress import title_of
 
     for cell in cells:
-        print(f"  {title_of(cell)}")
+        print(f"  {cell.label}")
     return 0
 
 
@@ -130,7 +138,9 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
         )
     if arguments.model_name is not None or arguments.dataset_name is not None:
         given["networks"] = _networks(arguments.model_name, arguments.dataset_name)
-        values = {name: value for name, value in values.items() if name not in ("checkpoints", "model_args")}
+        values = {
+            name: value for name, value in values.items() if name not in ("checkpoints", "model_args", "data_args")
+        }
     if arguments.checkpoint is not None:
         networks = list(given.get("networks") or values.get("networks") or ())
         if len(networks) != 1:
@@ -179,10 +189,10 @@ def _json(text: str) -> Mapping[str, Any]:
         value = json.loads(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no JSON ({error}); write \'{{"ChannelNorm": {{"p": 2}}}}\''
+            f'{text!r} is not JSON ({error}); write \'{{"ChannelNorm": {{"p": 2}}}}\''
         ) from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is no mapping; write \'{{"ChannelNorm": {{"p": 2}}}}\'')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a mapping; write \'{{"ChannelNorm": {{"p": 2}}}}\'')
     return value
 
 
@@ -232,6 +242,9 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--seed", dest="calibration_seeds", nargs="+", type=int, metavar="SEED", help="calibration draws")
     grid.add_argument("--checkpoint", nargs="+", metavar="FILE", help="trained networks of one model and data set")
     parser.add_argument("--measure-args", type=_json, metavar="JSON", help='such as \'{"ChannelNorm": {"p": 2}}\'')
+    parser.add_argument(
+        "--recipe", type=_json, metavar="JSON", help="further fields of the recipe, such as '{\"round_to\": [1, 8]}'"
+    )
     parser.add_argument("--calibration-samples", type=int, metavar="N", help="calibration images; default 64")
     parser.add_argument("--checkpoint-root", metavar="DIR", help="holds runs/ or <model>_<data>.pth; default: here")
     parser.add_argument("--data-dir", metavar="DIR", help="where image files are")
@@ -242,6 +255,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--published", action="store_true", help="under all published conditions; see docs/tasks/thesis.md"
     )
+    ray = parser.add_argument_group("where cells run")
+    ray.add_argument("--engine", choices=("local", "ray"), help="here, or by Ray on all devices; default local")
+    ray.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: Ray is started here")
+    ray.add_argument("--cpus-per-cell", type=float, metavar="N", help="CPU cores for a unit of cells; default 1")
+    ray.add_argument("--gpus-per-cell", type=float, metavar="N", help="GPUs, or a fraction of one, for a unit of cells")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and end")
     parser.add_argument("--report", action="store_true", help="write the report at the end")
     wandb = parser.add_argument_group("Weights & Biases")

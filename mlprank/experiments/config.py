@@ -6,12 +6,13 @@ Nothing here needs torch, so that a wrong key is reported at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mlprank.utils.errors import did_you_mean
 
 PUBLISHED_MEASURES = (
     "WeightedPageRank",
@@ -40,6 +41,17 @@ _LISTS = (
     "calibration_seeds",
 )
 _GRAPHS = ("chain", "dag", "published")
+_OWN = {
+    "amount": "amounts",
+    "measure": "measures",
+    "method": "methods",
+    "compensation": "compensations",
+    "graph": "graphs",
+    "protect_output": "protect_output",
+    "num_samples": "calibration_samples",
+    "seed": "calibration_seeds",
+}
+"""Fields of the recipe that an experiment has keys of its own for."""
 _DEVICES = ("cpu", "cuda", "mps")
 
 
@@ -49,24 +61,31 @@ class ExperimentConfig:
 
     Attributes:
         name: What it is called; names the results directory and the W&B group.
-        networks: "MODEL@DATASET" each, such as "ThreeLayerMLP@FashionMNIST"; a name without a data set takes the thesis's.
+        networks: "MODEL@DATASET" each, such as "ThreeLayerMLP@FashionMNIST", names or dotted paths to classes; a name without a data
+            set takes the thesis's.
         checkpoints: By network, the files of trained networks; `*` matches as in a shell. Networks that are not in it are looked for
             below `checkpoint_root`.
         model_args: By network, arguments of its class, such as `{MLP@Digits: {in_features: 64, widths: [64], num_classes: 10}}`.
+        data_args: By network, arguments of its data's class.
         checkpoint_root: Directory that holds `runs/` or published `<model>_<dataset>.pth` files.
-        measures: Names, or `{name: norm, p: 2}`.
+        measures: Names, dotted paths, or descriptions such as `{name: norm, p: 2}`.
         measure_args: By measure, arguments of its class.
         methods: Names, or `{name: global, normalise: none}`.
         amounts: Shares of neurons to take out, in [0, 1).
-        compensations: What a pruned neuron leaves behind.
         graphs: "chain", "dag"; "published" stands for all published conditions (see `mlprank.thesis.PublishedConditions`).
+        compensations: What a pruned neuron leaves behind; named like measures.
         protect_output: Whether the output layer stays whole.
         calibration_samples: Number of calibration images, at least 1.
         calibration_seeds: Seeds of the calibration draw.
+        recipe: Values of any further fields of `mlprank.Recipe`, by name, such as `{round_to: [1, 8]}`; axes of the grid, too.
         data_dir: Where the image files are.
         device: Where to prune and test.
         latency: Whether to measure latencies.
         out: The results directory; by default `runs/experiments/<name>`.
+        engine: "local" runs the cells here, "ray" on all devices of this machine or of a cluster.
+        address: Address of a Ray cluster, or "auto" for the one that this machine belongs to; ray only.
+        cpus_per_cell: CPU cores for a unit of cells; ray only.
+        gpus_per_cell: GPUs, or a fraction of one, for a unit of cells; ray only.
 
     Raises:
         ValueError: If a value is out of range or a list is empty.
@@ -77,26 +96,32 @@ class ExperimentConfig:
     networks: Sequence[str] = ("TwoLayerMLP", "ThreeLayerMLP", "SixLayerMLP", "TwelveLayerMLP")
     checkpoints: Mapping[str, Sequence[str]] = field(default_factory=dict)
     model_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    data_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoint_root: str = "."
     measures: Sequence[str | Mapping[str, Any]] = PUBLISHED_MEASURES
     measure_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods: Sequence[str | Mapping[str, Any]] = ("Local", "Global")
     amounts: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    compensations: Sequence[str] = ("constant",)
+    compensations: Sequence[str | Mapping[str, Any]] = ("constant",)
     graphs: Sequence[str] = ("chain",)
     protect_output: Sequence[bool] = (True,)
     calibration_samples: int = 64
     calibration_seeds: Sequence[int] = (0,)
+    recipe: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     data_dir: str | None = None
     device: str = "cpu"
     latency: bool = True
     out: str | None = None
+    engine: str = "local"
+    address: str | None = None
+    cpus_per_cell: float = 1.0
+    gpus_per_cell: float | None = None
 
     def __post_init__(self) -> None:
         for name in _LISTS:
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
         object.__setattr__(self, "networks", tuple(_paired(network) for network in self.networks))
-        for name in ("checkpoints", "model_args"):
+        for name in ("checkpoints", "model_args", "data_args"):
             object.__setattr__(self, name, self._by_network(name))
         for amount in self.amounts:
             if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
@@ -110,7 +135,7 @@ class ExperimentConfig:
         for graph in self.graphs:
             if graph not in _GRAPHS:
                 raise ValueError(
-                    f'graphs: {graph!r} is unknown{nearest(str(graph), _GRAPHS)}; use "chain", "dag" or "published"'
+                    f'graphs: {graph!r} is unknown{did_you_mean(str(graph), _GRAPHS)}; use "chain", "dag" or "published"'
                 )
         if "published" in self.graphs and (tuple(self.compensations), tuple(self.protect_output)) != (
             ("constant",),
@@ -120,6 +145,20 @@ class ExperimentConfig:
                 'graphs: "published" stands for all published conditions, which have compensations: [constant] and protect_output:'
                 " [false]; --published sets all of them"
             )
+        if not isinstance(self.recipe, Mapping):
+            raise TypeError(
+                f"recipe={self.recipe!r} must hold values by field of the recipe, such as {{round_to: [1, 8]}}"
+            )
+        further = {name: _listed(f"recipe: {name}", values) for name, values in self.recipe.items()}
+        if taken := [name for name in further if name in _OWN]:
+            raise ValueError(f"recipe: {taken[0]} has a key of its own in an experiment: {_OWN[taken[0]]}")
+        object.__setattr__(self, "recipe", further)
+        if self.engine not in ("local", "ray"):
+            raise ValueError(f'engine={self.engine!r} is neither "local" nor "ray"')
+        for name in ("cpus_per_cell", "gpus_per_cell"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
+                raise ValueError(f"{name}={value} must be a fraction in (0, 1) or a whole number of at least 1")
         if self.device.partition(":")[0] not in _DEVICES:
             raise ValueError(f"device={self.device!r} is none of {', '.join(_DEVICES)}")
         if not isinstance(self.measure_args, Mapping) or not all(
@@ -137,6 +176,7 @@ class ExperimentConfig:
     def plain(self) -> dict[str, Any]:
         """The configuration as plain types, for YAML and W&B."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values["recipe"] = {name: list(found) for name, found in self.recipe.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def _by_network(self, name: str) -> dict[str, Any]:
@@ -148,12 +188,13 @@ class ExperimentConfig:
             paired = _paired(network)
             if paired not in self.networks:
                 raise ValueError(
-                    f"{name}: {network!r} is not in the grid{nearest(paired, self.networks)}; its networks are "
+                    f"{name}: {network!r} is not in the grid{did_you_mean(paired, self.networks)}; its networks are "
                     f"{', '.join(self.networks)}"
                 )
-            if name == "model_args" and not isinstance(value, Mapping):
-                raise TypeError(f"model_args of {network}: {value!r} must be a mapping, such as {{in_features: 64}}")
-            found[paired] = dict(value) if name == "model_args" else _listed(f"checkpoints of {network}", value)
+            arguments = name != "checkpoints"
+            if arguments and not isinstance(value, Mapping):
+                raise TypeError(f"{name} of {network}: {value!r} must be a mapping, such as {{in_features: 64}}")
+            found[paired] = dict(value) if arguments else _listed(f"checkpoints of {network}", value)
         return found
 
 
@@ -168,7 +209,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no YAML mapping or has an unknown key; the nearest known one is named.
+        ValueError: If it is not a YAML mapping or has an unknown key; the nearest known one is named.
     """
     import yaml
 
@@ -178,7 +219,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), Loader=_yaml_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} holds {type(content).__name__}, not the keys of an experiment")
@@ -192,7 +233,7 @@ def check_keys(content: Mapping[str, Any], *, place: str) -> None:
     for key in content:
         if key not in known:
             raise ValueError(
-                f"{place}: there is no key {key!r}{nearest(str(key), known)}; the keys are {', '.join(known)}"
+                f"{place}: there is no key {key!r}{did_you_mean(str(key), known)}; the keys are {', '.join(known)}"
             )
 
 
@@ -202,13 +243,6 @@ def write_config(config: ExperimentConfig) -> str:
 
     text: str = yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     return text
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" with the nearest known word, or nothing where none is near."""
-    lowered = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    return f'; did you mean "{lowered[close[0]]}"?' if close else ""
 
 
 def _yaml_loader() -> Any:
@@ -241,7 +275,7 @@ def _paired(network: object) -> str:
         return network
     if at or model not in THESIS_PAIRS:
         raise ValueError(
-            f"networks: {network!r} names no data set{nearest(model, THESIS_PAIRS)}; write MODEL@DATASET, such as "
+            f"networks: {network!r} names no data set{did_you_mean(model, THESIS_PAIRS)}; write MODEL@DATASET, such as "
             f"{model or 'MLP'}@FashionMNIST (the thesis's networks have one: {', '.join(THESIS_PAIRS)})"
         )
     return f"{model}@{THESIS_PAIRS[model]}"

@@ -1,38 +1,57 @@
-"""The record of one finished cell: what was run, what came out, and on what; one line of JSON.
+"""The record of one finished cell: network, data and recipe, what came out, and on what; one line of JSON.
 
 The schema is written down in `docs/records.md`. Nothing here needs torch.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-SCHEMA_VERSION = 1
+from mlprank.grids.records import (
+    CorruptRecordError,
+    SchemaVersionError,
+    canonical,
+    decode,
+    sealed,
+    short_hash,
+    unsealed,
+)
+
+SCHEMA_VERSION = 2
+"""Of a record; 1 is that of version 0.1.0, which had no digest."""
 DENSE = "dense"
 """The `measure` of a record that holds the dense baseline: amount 0, nothing removed."""
 
 
-class CorruptRecordError(ValueError):
-    """A line that is no whole record; the text names the file and the line."""
-
-
-class SchemaVersionError(ValueError):
-    """A record that another version of the schema wrote."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CellParameters:
-    """What was run. Two cells with the same parameters are the same cell.
+    """What was run: a trained network, its data, and the fields of the `Recipe`. Two cells with the same parameters are the same cell.
 
-    `amount` is a fraction in [0, 1); `checkpoint` is a path and no part of the key, `checkpoint_sha256` is.
+    Attributes:
+        model: The network's class, by name or dotted path.
+        dataset: Its data, by name or dotted path.
+        measure: The measure's name.
+        measure_args: Its arguments that were given.
+        method: The method's name.
+        method_args: Its arguments that were given.
+        amount: The share of neurons to take out, in [0, 1).
+        compensation: The compensation's name.
+        graph: "chain" or "dag".
+        protect_output: Whether the output layer stays whole.
+        calibration_samples: Number of calibration samples.
+        calibration_seed: Seed of their draw.
+        checkpoint: Path of the trained network; not a part of the key.
+        checkpoint_sha256: Digest of that file.
+        compensation_args: Arguments of the compensation that were given.
+        recipe_args: All other fields of the recipe that were given, by name.
     """
 
     model: str
@@ -49,6 +68,8 @@ class CellParameters:
     calibration_seed: int
     checkpoint: str
     checkpoint_sha256: str
+    compensation_args: Mapping[str, object] = field(default_factory=dict)
+    recipe_args: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.amount < 1.0:
@@ -64,13 +85,24 @@ class CellParameters:
         """Hash of all but measure, amount and path: cells with the same one can be compared, amount by amount."""
         return self._hash("checkpoint", "measure", "measure_args", "amount")
 
+    @property
+    def label(self) -> str:
+        """The cell in one line."""
+        network = f"{self.model} on {self.dataset}"
+        if self.measure == DENSE:
+            return f"{network}, dense"
+        output = "" if self.protect_output else ", output pruned too"
+        return (
+            f"{network}, {self.measure}, {self.method}, {100 * self.amount:g} %{output}, seed {self.calibration_seed}"
+        )
+
     def _hash(self, *left_out: str) -> str:
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain |= {"amount": float(self.amount), "measure_args": dict(self.measure_args)}
-        plain |= {"method_args": dict(self.method_args)}
-        chosen = {name: value for name, value in plain.items() if name not in left_out}
-        text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        plain: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
+        plain["amount"] = float(self.amount)
+        # fields that version 0.1.0 did not know count where they were given, so that its keys stay what they were
+        empty = {name for name in ("compensation_args", "recipe_args") if not plain[name]}
+        return short_hash(canonical({name: plain[name] for name in plain if name not in empty | set(left_out)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +201,14 @@ def current_versions() -> Versions:
 
 
 def to_line(record: CellRecord) -> str:
-    """One line of JSON, with the newline.
+    """One line of JSON with its digest, and the newline.
 
     Raises:
         ValueError: If a number is not finite; JSON has no NaN.
     """
     plain = {"schema_version": SCHEMA_VERSION, "key": record.key, **dataclasses.asdict(record)}
     try:
-        return json.dumps(plain, allow_nan=False, separators=(",", ":")) + "\n"
+        return json.dumps(sealed(plain), allow_nan=False, separators=(",", ":")) + "\n"
     except ValueError as error:
         raise ValueError(
             f"cell {record.key}: a record holds finite numbers only ({error}); give None for a latency that was not "
@@ -184,8 +216,8 @@ def to_line(record: CellRecord) -> str:
         ) from error
 
 
-def from_line(line: str, *, where: str) -> CellRecord:
-    """Read one line, checking every field, its type, and that the key is that of the parameters.
+def from_line(line: str, where: str) -> CellRecord:
+    """Read one line, checking its digest, every field, its type, and that the key is that of the parameters.
 
     Args:
         line: One line of JSON.
@@ -193,7 +225,7 @@ def from_line(line: str, *, where: str) -> CellRecord:
 
     Raises:
         SchemaVersionError: If another schema version wrote it.
-        CorruptRecordError: If it is no whole record.
+        CorruptRecordError: If it is not a whole record.
     """
     try:
         plain = json.loads(line)
@@ -204,15 +236,17 @@ def from_line(line: str, *, where: str) -> CellRecord:
         ) from error
     if not isinstance(plain, dict) or "schema_version" not in plain:
         raise CorruptRecordError(f"{where}: not a record of an experiment: it has no schema_version")
-    version = plain.pop("schema_version")
-    if version != SCHEMA_VERSION:
+    version = plain["schema_version"]
+    if version not in (1, SCHEMA_VERSION):
         raise SchemaVersionError(
             f"{where}: schema version {version!r}, but this mlprank reads version {SCHEMA_VERSION}; "
             "use the mlprank that wrote it, or another results directory"
         )
+    plain = unsealed(plain, where=where, needed=version > 1)
+    del plain["schema_version"]
     key = plain.pop("key", None)
     try:
-        record: CellRecord = _decode(CellRecord, plain, "record")
+        record: CellRecord = decode(CellRecord, plain, "record")
     except (TypeError, ValueError) as error:
         raise CorruptRecordError(f"{where}: {error}") from error
     if key != record.key:
@@ -222,38 +256,16 @@ def from_line(line: str, *, where: str) -> CellRecord:
     return record
 
 
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _decode(kind: Any, value: Any, at: str) -> Any:
-    """Turn plain JSON into `kind` (a dataclass, tuple, mapping, optional or scalar), or say what is wrong where."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise TypeError(f"{at}: expected an object, got {value!r}")
-        hints = _hints(kind)
-        names = {item.name for item in dataclasses.fields(kind)}
-        if names != value.keys():
-            missing, extra = sorted(names - value.keys()), sorted(value.keys() - names)
-            raise ValueError(f"{at}: missing fields {missing}, unknown fields {extra}")
-        fields = {name: _decode(hints[name], value[name], f"{at}.{name}") for name in value}
-        return kind(**fields)
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return None if value is None else _decode(args[0], value, at)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise TypeError(f"{at}: expected a list, got {value!r}")
-        return tuple(_decode(args[0], entry, f"{at}[{index}]") for index, entry in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise TypeError(f"{at}: expected an object, got {value!r}")
-        return {name: _decode(args[1], entry, f"{at}.{name}") for name, entry in value.items()}
-    if kind is object:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{at}: expected {kind.__name__}, got {value!r}")
-    return value
+__all__ = [
+    "DENSE",
+    "CellMetrics",
+    "CellParameters",
+    "CellRecord",
+    "CorruptRecordError",
+    "LayerWidth",
+    "SchemaVersionError",
+    "Versions",
+    "current_versions",
+    "from_line",
+    "to_line",
+]

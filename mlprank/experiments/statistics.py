@@ -23,7 +23,7 @@ MIN_TRAININGS = 3
 SMALLEST_EFFECT = 0.002
 SIGNIFICANCE = 0.05
 _VARIES_WITHIN = {"measure", "measure_args", "amount", "checkpoint", "checkpoint_sha256", "calibration_seed"}
-_NAMED = {"model", "dataset", "method", "method_args", "compensation", "compensation_args"}
+_NAMED = {"model", "dataset", "method", "method_args", "compensation", "compensation_args", "recipe_args"}
 
 
 @dataclass(frozen=True, order=True)
@@ -222,7 +222,8 @@ def setting_of(parameters: CellParameters) -> Setting:
         if field.name not in _VARIES_WITHIN | _NAMED
     )
     p = parameters
-    compensation = _with_arguments(p.compensation, getattr(p, "compensation_args", {}))
+    conditions += tuple((name, _plain(value)) for name, value in sorted(p.recipe_args.items()))
+    compensation = _with_arguments(p.compensation, p.compensation_args)
     return Setting(p.model, p.dataset, _with_arguments(p.method, p.method_args), compensation, conditions)
 
 

@@ -3,18 +3,19 @@
 ```
 DIRECTORY/records.jsonl              one line a finished cell
 DIRECTORY/scores/<key>.safetensors   the scores of that cell
-DIRECTORY/lock                       held (flock) by the process that writes
+DIRECTORY/incoming/<key>.json        a cell of another process, until the writer has appended it
+DIRECTORY/lock                       held by the process that writes
 ```
 """
 
+from __future__ import annotations
+
 import csv
 import dataclasses
-import fcntl
 import io
 import json
-import os
-import threading
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mlprank.experiments.records import CellRecord, CorruptRecordError, from_line, to_line
+from mlprank.grids.store import Journal, only_writer, read_lines, remove_drafts
+from mlprank.utils.files import BusyError, write_whole
 
 RECORDS_NAME = "records.jsonl"
 SCORES_PREFIX, KEPT_PREFIX = "scores/", "kept/"
@@ -37,8 +40,8 @@ class ResultsLockedError(OSError):
 class RecordStore:
     """The one writer of a results directory.
 
-    Opening takes the lock and repairs a last line that kill -9 tore: its bytes are moved to `records.torn-N.jsonl`
-    and `notice` says so. Closing, or the death of the process, gives the lock back.
+    Opening takes the lock, takes away what a killed process left, and repairs a last line that kill -9 tore: its bytes are moved
+    to `records.torn-N.jsonl` and `notice` says so. Closing, or the death of the process, gives the lock back.
 
     Args:
         directory: Made where it is missing.
@@ -52,42 +55,32 @@ class RecordStore:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.path = self.directory / RECORDS_NAME
-        self.notice: str | None = None
-        self._mutex = threading.Lock()
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(self.directory)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise type(error)(
-                f"results directory {self.directory} cannot be written ({error}); give a directory of your own"
-            ) from error
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        with ExitStack() as stack:
             try:
-                self.notice = self._repair()
-                self._records = {record.key: record for record in read_records(self.directory)}
-                _sync_directory(self.directory)
-            except BaseException:
-                os.close(self._file)
-                raise
-        except BaseException:
-            os.close(self._lock)
-            raise
+                stack.enter_context(only_writer(self.directory, called="results directory"))
+            except BusyError as error:
+                raise ResultsLockedError(str(error)) from error
+            for folder in ("scores", "incoming"):
+                remove_drafts(self.directory / folder)
+            self._journal = stack.enter_context(Journal(self.path, read=from_line, write=to_line))
+            self.notice = self._journal.notice
+            self.absorb()
+            self._open = stack.pop_all()
 
     @property
     def records(self) -> tuple[CellRecord, ...]:
         """The latest record of every cell, in order of first appearance."""
-        return tuple(self._records.values())
+        return tuple(self._journal.latest.values())
 
     @property
     def finished(self) -> frozenset[str]:
         """Keys of the cells that ended well."""
-        return frozenset(key for key, record in self._records.items() if record.status == "ok")
+        return frozenset(key for key, record in list(self._journal.latest.items()) if record.status == "ok")
 
     @property
     def failed(self) -> frozenset[str]:
         """Keys of the cells whose latest record is a failure; they may be run and appended again."""
-        return frozenset(self._records) - self.finished
+        return frozenset(self._journal.latest) - self.finished
 
     def append(
         self,
@@ -107,29 +100,35 @@ class RecordStore:
             ValueError: If the cell is already recorded as finished, or a number is not finite.
             OSError: If the disk is full; the file is then as it was before.
         """
-        line = to_line(record).encode()
-        with self._mutex:
-            if record.key in self.finished:
-                raise ValueError(f"cell {record.key} is already finished in {self.path}; a cell is recorded once")
-            if scores is not None:
-                write_scores(self.directory, record.key, scores, kept=kept)
-            size = os.fstat(self._file).st_size
-            try:
-                written = os.write(self._file, line)
-                if written != len(line):
-                    raise OSError(f"{self.path}: wrote {written} of {len(line)} bytes; is the disk full?")
-                os.fsync(self._file)
-            except OSError:
-                os.ftruncate(self._file, size)
-                raise
-            self._records[record.key] = record
+        if self.is_finished(record.key):
+            raise ValueError(f"cell {record.key} is already finished in {self.path}; a cell is recorded once")
+        if scores is not None:
+            write_scores(self.directory, record.key, scores, kept=kept)
+        self._journal.append(record)
+
+    def is_finished(self, key: str) -> bool:
+        """Whether a cell ended well."""
+        record = self._journal.latest.get(key)
+        return record is not None and record.status == "ok"
+
+    def absorb(self) -> list[CellRecord]:
+        """Append what other processes of this experiment have recorded, and return it.
+
+        Raises:
+            CorruptRecordError: If a file is damaged; it is named.
+        """
+        found = []
+        for path in sorted((self.directory / "incoming").glob("[!.]*.json")):
+            record = from_line(path.read_text("utf-8"), str(path))
+            if not self.is_finished(record.key):
+                self._journal.append(record)
+                found.append(record)
+            path.unlink()
+        return found
 
     def close(self) -> None:
         """Give the directory back to others. Closing twice is harmless."""
-        if self._lock >= 0:
-            os.close(self._file)
-            os.close(self._lock)
-            self._lock = self._file = -1
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self
@@ -139,27 +138,38 @@ class RecordStore:
     ) -> None:
         self.close()
 
-    def _repair(self) -> str | None:
-        data = self.path.read_bytes()
-        tail = data[data.rfind(b"\n") + 1 :]
-        if not tail:
-            return None
-        try:
-            from_line(tail.decode(), where=str(self.path))
-        except (CorruptRecordError, UnicodeDecodeError):
-            number = 1
-            while (aside := self.directory / f"records.torn-{number}.jsonl").exists():
-                number += 1
-            write_whole(aside, tail)
-            os.ftruncate(self._file, len(data) - len(tail))
-            notice = (
-                f"{self.path}: the last line was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
-            )
-        else:
-            os.write(self._file, b"\n")
-            notice = f"{self.path}: the last line lacked its end; the record was whole and is kept"
-        os.fsync(self._file)
-        return notice
+
+class Outbox:
+    """Records of a process that is not the writer of its results directory: they lie in `incoming/` until that has appended them.
+
+    Args:
+        directory: The results directory.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def is_finished(self, key: str) -> bool:
+        """Whether this cell was recorded here and waits for the writer."""
+        return (self.directory / "incoming" / f"{key}.json").is_file()
+
+    def append(
+        self,
+        record: CellRecord,
+        *,
+        scores: Mapping[str, Array] | None = None,
+        kept: Mapping[str, Array] | None = None,
+    ) -> None:
+        """Write the scores, then the record, whole and on the disk when this returns.
+
+        Args:
+            record: The cell.
+            scores: As for `RecordStore.append`.
+            kept: As for `RecordStore.append`.
+        """
+        if scores is not None:
+            write_scores(self.directory, record.key, scores, kept=kept)
+        write_whole(self.directory / "incoming" / f"{record.key}.json", to_line(record))
 
 
 def read_records(source: str | Path) -> tuple[CellRecord, ...]:
@@ -180,17 +190,7 @@ def read_records(source: str | Path) -> tuple[CellRecord, ...]:
     path = path / RECORDS_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no results at {source}: {path} is missing; `mlprank experiment --out DIR` makes it")
-    data = path.read_bytes()
-    records: dict[str, CellRecord] = {}
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        where = f"{path} line {number}"
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise CorruptRecordError(f"{where}: not UTF-8 text ({error})") from error
-        record = from_line(text, where=where)
-        records[record.key] = record
-    return tuple(records.values())
+    return tuple({record.key: record for record in read_lines(path, from_line)}.values())
 
 
 def write_scores(
@@ -198,7 +198,6 @@ def write_scores(
 ) -> Path:
     """Write one cell's scores (and masks) to `scores/<key>.safetensors`, whole or not at all; returns the path."""
     path = Path(directory) / "scores" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {SCORES_PREFIX + name: np.ascontiguousarray(value) for name, value in scores.items()}
     for name, value in (kept or {}).items():
         tensors[KEPT_PREFIX + name] = np.ascontiguousarray(value, dtype=np.bool_)
@@ -243,41 +242,3 @@ def to_csv(records: Iterable[CellRecord], path: str | Path) -> Path:
     writer.writerows(rows)
     write_whole(Path(path), buffer.getvalue().encode())
     return Path(path)
-
-
-def _take_lock(directory: Path) -> int:
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(lock, 32).decode().strip() or "unknown"
-        os.close(lock)
-        raise ResultsLockedError(
-            f"results directory {directory} is in use by process {holder}; wait until it ends, stop it, or give "
-            "another directory"
-        ) from error
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
-    return lock
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is either whole or absent: beside its place, synced, then moved there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,19 +16,19 @@ from torch import Tensor, nn
 from mlprank.artifact.checkpoint import sha256
 from mlprank.costs.latency import measure_latency
 from mlprank.costs.metrics import count_flops, count_parameters, size_bytes
+from mlprank.datamodules import get_dataset
+from mlprank.experiments.cells import Trained, load_network, recipe_of
 from mlprank.experiments.config import ExperimentConfig
-from mlprank.experiments.networks import Trained, load_network
 from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord, LayerWidth
-from mlprank.experiments.sharing import Variant
-from mlprank.experiments.testing import BATCH_SIZE, Accuracy, MemoryTest
+from mlprank.experiments.variants import Accuracy, MemoryTest, Variant
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
-from mlprank.measures import get_measure
-from mlprank.methods import get_method
 from mlprank.pruning.pipeline import Pruning, prune
-from mlprank.pruning.recipe import Recipe, make_recipe
+from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.result import PruningResult
 
+BATCH_SIZE = 64
+"""As in `mlprank.prune_mlp`."""
 _LATENCY_BUDGET_S = 0.006
 _LATENCY_REPEATS = (5, 30)
 
@@ -44,9 +45,10 @@ class TestData:
     training: Future[None]
 
     def calibration(self, num_samples: int, *, seed: int) -> Any:
-        """Return calibration batches."""
+        """Return calibration batches, or the data module itself where it draws none."""
         self.training.result()
-        return self.module.calibration_dataloader(num_samples, seed=seed)
+        draw = getattr(self.module, "calibration_dataloader", None)
+        return self.module if draw is None else draw(num_samples, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,29 @@ class Traces:
         return self.graphs[kind]
 
 
-def load_data(name: str, *, data_dir: str | None, device: str) -> TestData:
+def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, device: str) -> TestData:
     """Read a data set and put its test images on a device as the network takes them.
+
+    Args:
+        name: Its name, or the dotted path of a LightningDataModule.
+        arguments: Of its class.
+        data_dir: Where its files are, for classes that ask.
+        device: Where the test images go.
 
     Raises:
         FileNotFoundError: If its files are not there.
-        ValueError: If one is damaged.
+        ValueError: If one is damaged, or an argument does not fit.
     """
-    from mlprank import datamodules
-
-    module: Any = getattr(datamodules, f"{name}DataModule")(batch_size=BATCH_SIZE, data_dir=data_dir)
+    cls: Any = get_dataset(name)
+    known = inspect.signature(cls).parameters
+    usual = {key: value for key, value in {"batch_size": BATCH_SIZE, "data_dir": data_dir}.items() if key in known}
+    try:
+        inspect.signature(cls).bind(**{**usual, **arguments})
+    except TypeError as error:
+        raise ValueError(
+            f"{name} cannot be built: {error}; give its arguments under data_args in the config"
+        ) from error
+    module = cls(**{**usual, **arguments})
     module.prepare_data()
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training images")
     training = pool.submit(module.setup, "fit")
@@ -125,7 +140,7 @@ class Workbench:
         self.network = load_network(trained).to(device)
         example = data.images[:BATCH_SIZE]
         self.graph = traces.of(self.network, example)
-        self.test = MemoryTest(self.network, self.graph, data.images, data.labels)
+        self.test = MemoryTest(self.network, data.images, data.labels)
         self.before = Costs(
             num_parameters=count_parameters(self.network),
             flops=count_flops(self.network, example[:1]),
@@ -154,7 +169,7 @@ class Workbench:
         if self._pruning is None or self._pruning[0] != kind:
             loader = self.data.calibration(cell.calibration_samples, seed=cell.calibration_seed)
             self._scores.clear()
-            self._pruning = kind, Pruning(self.network, loader, graph=cell.graph, num_samples=None, traced=self.graph)
+            self._pruning = kind, Pruning(self.network, loader, recipe_of(cell), traced=self.graph)
 
     def prune(self, cell: CellParameters) -> Pruned:
         """Prune in the way of a cell; `calibrate` comes first.
@@ -164,16 +179,7 @@ class Workbench:
         """
         assert self._pruning is not None
         pruning = self._pruning[1]
-        recipe = make_recipe(
-            pruning.recipe,
-            {
-                "amount": cell.amount,
-                "measure": get_measure(cell.measure, **cell.measure_args),
-                "method": get_method(cell.method, **cell.method_args),
-                "compensation": cell.compensation,
-                "protect_output": cell.protect_output,
-            },
-        )
+        recipe = recipe_of(cell)
         started = time.perf_counter()
         scores = self._scored(pruning, cell, recipe)
         scored = time.perf_counter()
@@ -297,21 +303,12 @@ def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, 
         )
     if (found := sha256(p.checkpoint)) != p.checkpoint_sha256:
         raise ValueError(f"cell {record.key}: {p.checkpoint} has changed since (sha256 {found[:16]}…); restore it")
-    trained = Trained(
-        p.model, p.dataset, config.model_args.get(f"{p.model}@{p.dataset}"), p.checkpoint, p.checkpoint_sha256
-    )
-    data = load_data(p.dataset, data_dir=config.data_dir, device="cpu")
-    result = prune(
-        load_network(trained),
-        data.calibration(p.calibration_samples, seed=p.calibration_seed),
-        amount=p.amount,
-        measure={"name": p.measure, **p.measure_args},
-        method={"name": p.method, **p.method_args},
-        compensation=p.compensation,
-        graph=p.graph,
-        protect_output=p.protect_output,
-        num_samples=None,
-    )
+    network = f"{p.model}@{p.dataset}"
+    data_args = config.data_args.get(network, {})
+    trained = Trained(p.model, p.dataset, config.model_args.get(network), p.checkpoint, p.checkpoint_sha256, data_args)
+    data = load_data(p.dataset, data_args, data_dir=config.data_dir, device="cpu")
+    calibration = data.calibration(p.calibration_samples, seed=p.calibration_seed)
+    result = prune(load_network(trained), calibration, recipe_of(p))
     differ = [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]
     if differ:
         raise ValueError(

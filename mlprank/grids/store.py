@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -46,19 +46,17 @@ def only_writer(directory: Path, *, called: str) -> Iterator[None]:
         BusyError: If another process holds it; its process id is named.
         OSError: If the directory cannot be made.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"{called} {directory} cannot be made: {error.strerror}; give another") from error
     busy = f"{called} {directory} is in use by process {{holder}}; wait until it ends, stop it, or give another"
-    try:
-        with locked(directory / LOCK, busy=busy):
-            remove_drafts(directory)
-            yield
-    except PermissionError as error:
-        raise PermissionError(
-            f"{called} {directory} cannot be written ({error}); give a directory of your own"
-        ) from error
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(directory / LOCK, busy=busy))
+        except OSError as error:
+            raise type(error)(
+                f"{called} {directory} cannot be written: {error.strerror or error}; give another"
+            ) from error
+        remove_drafts(directory)
+        yield
 
 
 def remove_drafts(directory: Path) -> None:

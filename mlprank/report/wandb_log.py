@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlprank.experiments.config import ExperimentConfig
-from mlprank.experiments.progress import title_of
 from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
 from mlprank.experiments.statistics import series_label
 from mlprank.report.content import Content, content_of, smallest_good
@@ -73,7 +72,7 @@ def log_experiment(
     pending = [record for record in records if cells and _mark(record) not in known]
     for record in pending:
         kind = "dense" if record.parameters.measure == DENSE else "cell"
-        run = start(title_of(record.parameters), kind, f"{run_id}-{record.key}", _parameters(record))
+        run = start(record.parameters.label, kind, f"{run_id}-{record.key}", _parameters(record))
         if record.metrics is not None:
             run.log(_numbers(record, record.metrics))
         else:
@@ -147,6 +146,8 @@ def _parameters(record: CellRecord) -> dict[str, Any]:
         "method_args": dict(cell.method_args),
         "amount": cell.amount,
         "compensation": cell.compensation,
+        "compensation_args": dict(cell.compensation_args),
+        "recipe_args": dict(cell.recipe_args),
         "graph": cell.graph,
         "protect_output": cell.protect_output,
         "calibration_samples": cell.calibration_samples,

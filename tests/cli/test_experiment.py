@@ -109,8 +109,8 @@ def test_a_checkpoint_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--amount", "1.0"], r"amounts: 1.0 is not in [0, 1)"),
         (["--measure-name", "ChanelNorm"], "unknown measure \"ChanelNorm\"; did you mean 'ChannelNorm'"),
         (["--method-name", "Lokal"], "unknown method \"Lokal\"; did you mean 'local'"),
-        (["--model-name", "TwoLayerMLPs@MNIST"], "model 'TwoLayerMLPs' is not one of"),
-        (["--model-name", "TwoLayerMLP", "--dataset-name", "MNISTT"], "data set 'MNISTT' is not one of"),
+        (["--model-name", "TwoLayerMLPs@MNIST"], 'unknown model "TwoLayerMLPs"; did you mean'),
+        (["--model-name", "TwoLayerMLP", "--dataset-name", "MNISTT"], 'unknown data set "MNISTT"; did you mean'),
         (["--measure-args", '{"ChannelWandA": {"p": 2}}'], "measure_args: 'ChannelWandA' is not in the grid"),
         (["--checkpoint", "x.pth", "--model-name", "TwoLayerMLP", "ThreeLayerMLP"], "--checkpoint is for one network"),
         (
@@ -148,9 +148,9 @@ def test_results_of_another_schema_and_a_cut_file_are_refused(
     assert main(["experiment", "--config", str(config)]) == 0
     records = tmp_path / "results" / "records.jsonl"
     whole = records.read_text()
-    records.write_text(whole.replace('"schema_version":1', '"schema_version":9', 1))
+    records.write_text(whole.replace('"schema_version":2', '"schema_version":9', 1))
     assert main(["experiment", "--config", str(config)]) == 2
-    assert "schema version 9, but this mlprank reads version 1" in capfd.readouterr().err
+    assert "schema version 9, but this mlprank reads version 2" in capfd.readouterr().err
     records.write_text(whole[:100] + "\n" + whole[300:])
     assert main(["experiment", "--config", str(config)]) == 2
     assert "records.jsonl line 1: not a whole record" in capfd.readouterr().err

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mlprank.experiments.cells import Trained, cells_of
 from mlprank.experiments.config import ExperimentConfig, read_config, write_config
-from mlprank.experiments.grid import cells_of
-from mlprank.experiments.networks import Trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +27,7 @@ def test_an_empty_axis_is_an_empty_grid(axis: str) -> None:
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("measure: [norm]\n")
-    with pytest.raises(ValueError, match=r"wrong\.yaml: there is no key 'measure'; did you mean \"measures\"\?"):
+    with pytest.raises(ValueError, match=r"wrong\.yaml: there is no key 'measure'; did you mean .measures.\?"):
         read_config(path)
 
 
@@ -36,7 +35,7 @@ def test_a_missing_file_a_broken_one_and_a_list_are_refused(tmp_path: Path) -> N
     with pytest.raises(FileNotFoundError, match=r"--config .*absent\.yaml: there is no such file"):
         read_config(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"broken\.yaml is not YAML"):
         read_config(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match=r"list\.yaml holds list, not the keys of an experiment"):
@@ -48,7 +47,7 @@ def test_a_network_takes_the_data_set_of_the_thesis() -> None:
         "ThreeLayerMLP@FashionMNIST",
         "MLP@Digits",
     )
-    with pytest.raises(ValueError, match=r"'ThreLayerMLP' names no data set; did you mean \"ThreeLayerMLP\"\?"):
+    with pytest.raises(ValueError, match=r"'ThreLayerMLP' names no data set; did you mean .ThreeLayerMLP.\?"):
         ExperimentConfig(networks=["ThreLayerMLP"])
     with pytest.raises(ValueError, match=r"'A@B@C' is not MODEL@DATASET"):
         ExperimentConfig(networks=["A@B@C"])
@@ -62,7 +61,7 @@ def test_checkpoints_of_a_network_outside_the_grid_are_refused() -> None:
 
 
 def test_other_wrong_values_are_named() -> None:
-    with pytest.raises(ValueError, match=r"graphs: 'dagg' is unknown; did you mean \"dag\"\?"):
+    with pytest.raises(ValueError, match=r"graphs: 'dagg' is unknown; did you mean .dag.\?"):
         ExperimentConfig(graphs=["dagg"])
     with pytest.raises(TypeError, match=r"calibration_samples: 1\.5 must be a whole number"):
         ExperimentConfig(calibration_samples=1.5)
@@ -109,4 +108,5 @@ def test_every_experiment_in_the_repository_makes_its_grid(path: Path) -> None:
         for index, network in enumerate(config.networks)
     ]
     axes = (config.measures, config.methods, config.amounts, config.protect_output, config.calibration_seeds)
+    axes += (config.compensations, config.graphs)
     assert len(cells_of(config, networks)) == len(networks) * (1 + math.prod(map(len, axes)))

@@ -14,13 +14,15 @@ from mlprank.experiments.records import (
     from_line,
     to_line,
 )
+from mlprank.grids.records import sealed
 from tests.experiments.synthetic import metrics, parameters, record
 
 
 def edited(change):
     plain = json.loads(to_line(record()))
     change(plain)
-    return json.dumps(plain)
+    del plain["digest"]
+    return json.dumps(sealed(plain))
 
 
 @pytest.mark.parametrize("written", [record(0.8, measure_args={"p": 2}), record(None, error="boom\nat line 3")])
@@ -55,6 +57,8 @@ def test_the_key_ignores_where_the_checkpoint_lies_and_nothing_else():
         "calibration_samples": 65,
         "calibration_seed": 1,
         "checkpoint_sha256": "1" * 64,
+        "compensation_args": {"ridge": 0.1},
+        "recipe_args": {"round_to": 8},
     }
     fields = {field.name for field in dataclasses.fields(parameters())}
     assert fields - changed.keys() == {"checkpoint"}
@@ -105,7 +109,7 @@ def test_a_number_that_is_not_finite_is_refused():
 def test_another_schema_version_is_named():
     line = edited(lambda plain: plain.update(schema_version=99))
     with pytest.raises(
-        SchemaVersionError, match=r"r\.jsonl line 7: schema version 99, but this mlprank reads version 1"
+        SchemaVersionError, match=r"r\.jsonl line 7: schema version 99, but this mlprank reads version 2"
     ):
         from_line(line, where="r.jsonl line 7")
 
@@ -153,3 +157,17 @@ def test_records_statistics_and_report_import_neither_torch_nor_lightning_nor_al
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_line_whose_numbers_were_changed_is_told_by_its_digest():
+    line = to_line(record(0.8)).replace('"top1":0.8', '"top1":0.9')
+    with pytest.raises(CorruptRecordError, match=r"line 2: its digest is not that of its content"):
+        from_line(line, where="r.jsonl line 2")
+
+
+def test_a_record_of_version_0_1_0_is_read_under_the_key_that_it_had():
+    plain = json.loads(to_line(record(0.8)))
+    for name in ("compensation_args", "recipe_args"):
+        del plain["parameters"][name]
+    del plain["digest"]
+    assert from_line(json.dumps(plain | {"schema_version": 1}), where="here") == record(0.8)

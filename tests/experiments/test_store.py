@@ -130,9 +130,9 @@ def test_another_schema_version_is_refused_and_gives_the_lock_back(tmp_path):
     write(tmp_path, record())
     path = tmp_path / "records.jsonl"
     plain = json.loads(path.read_text())
-    path.write_text(json.dumps(plain | {"schema_version": 2}) + "\n")
+    path.write_text(json.dumps(plain | {"schema_version": 3}) + "\n")
     for _ in range(2):
-        with pytest.raises(SchemaVersionError, match=r"line 1: schema version 2, but this mlprank reads version 1"):
+        with pytest.raises(SchemaVersionError, match=r"line 1: schema version 3, but this mlprank reads version 2"):
             RecordStore(tmp_path)
 
 

@@ -166,7 +166,7 @@ with Store({str(tmp_path)!r}).driving():
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(OSError, match=r"--tune.out .*file/out cannot be made"),
+        pytest.raises(OSError, match=r"--tune.out .*file/out cannot be written"),
         Store(tmp_path / "file" / "out").driving(),
     ):
         raise AssertionError
