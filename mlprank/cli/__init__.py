@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "test": Command("mlprank.cli.fit:main", "accuracy of a checkpoint, dense or pruned, on the test split"),
     "predict": Command("mlprank.cli.fit:main", "class and probability of every test image, as a CSV file"),
     "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training"),
+    "shrink": Command("mlprank.cli.shrink:main", "find the smallest network that keeps a budget, such as half a point"),
     "tune": Command("mlprank.cli.tune:main", "search hyper-parameters over a grid of training runs"),
     "experiment": Command(
         "mlprank.cli.experiment:main", "compare measures, methods and amounts over a grid of prunings"

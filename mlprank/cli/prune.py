@@ -70,10 +70,10 @@ def _prune(opened: Opened, recipe: Recipe, amounts: list[Any], directory: Path) 
     split, data = opened.options.split, opened.data
     evaluations = prune_amounts(
         opened.module,
-        _calibration(data, recipe),
+        calibration_of(data, recipe),
         amounts=amounts,
         recipe=recipe,
-        labelled=_labelled(data, split),
+        labelled=labelled_split(data, split),
         split=split,
     )
     provenance = {
@@ -88,7 +88,7 @@ def _prune(opened: Opened, recipe: Recipe, amounts: list[Any], directory: Path) 
     print_pruning(evaluations, files, dense=opened.checkpoint, config=config)
 
 
-def _calibration(data: Any, recipe: Recipe) -> Iterable[Any]:
+def calibration_of(data: Any, recipe: Recipe) -> Iterable[Any]:
     """The samples to calibrate on: those that the data module draws, else its training data."""
     if hasattr(data, "calibration_dataloader"):
         loader: Iterable[Any] = data.calibration_dataloader(num_samples=recipe.num_samples, seed=recipe.seed)
@@ -97,7 +97,7 @@ def _calibration(data: Any, recipe: Recipe) -> Iterable[Any]:
     return training
 
 
-def _labelled(data: Any, split: str) -> Iterable[Any] | None:
+def labelled_split(data: Any, split: str) -> Iterable[Any] | None:
     """The split to measure accuracy on; None where its batches are not inputs and class indices."""
     if split not in _SPLITS:
         raise OptionError(f"split={split!r} is not one of {', '.join(_SPLITS)}")

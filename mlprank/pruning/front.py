@@ -9,15 +9,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlprank.pruning.budgets import COUNTS, Budgets, format_count
 from mlprank.pruning.result import PruningResult
-from mlprank.utils.charts import CostPoint, front_chart, looks_of
+from mlprank.utils.charts import Chart, CostPoint, front_chart, looks_of
 from mlprank.utils.files import write_whole
-
-if TYPE_CHECKING:
-    from altair import TopLevelMixin as Chart
 
 
 @dataclass(frozen=True)
