@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlprank.compensation import Compensation
 from mlprank.costs.metrics import count_nonzero, count_parameters, top_k_accuracy
@@ -30,6 +31,9 @@ RECIPES = {
     ("TwelveLayerMLP", "CIFAR100"): "twelve_layer_cifar100",
 }
 """The thesis's pairs of network and data, and the config under `configs/thesis/` that trains each."""
+
+_IMAGES_AT_ONCE = 1024
+"""Where no batch norm looks at the batch, its size changes nothing but the time."""
 
 PUBLISHED = Recipe(
     amount=0.3,
@@ -240,8 +244,10 @@ class PublishedConditions:
     def accuracies(self, network: nn.Module, top_k: Sequence[int] = (1, 5)) -> dict[int, float]:
         """Return the top-k accuracies on the official test images, in [0, 1], by k; batch norms normalise by the batch."""
         right, total = torch.zeros(max(top_k)), 0
+        by_batch = any(isinstance(module, _BatchNorm) for module in network.modules())
+        size = self.batch_size if by_batch else max(self.batch_size, _IMAGES_AT_ONCE)
         with torch.no_grad():
-            for images, labels in zip(*(part.split(self.batch_size) for part in self._test), strict=True):
+            for images, labels in zip(*(part.split(size) for part in self._test), strict=True):
                 logits = network(_pixels(images, network))
                 ranked = logits.topk(min(max(top_k), logits.shape[1]), dim=1).indices.cpu()
                 right[: ranked.shape[1]] += (ranked == labels.unsqueeze(1)).sum(0)
