@@ -107,8 +107,8 @@ def _default_output(results: Path) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mlprank report",
-        description="Write one self-contained HTML page, Markdown, tables and pictures from the results of `mlprank experiment` and "
-        "`mlprank tune`. Needs neither a GPU nor the network.",
+        description="Write one self-contained HTML page, Markdown, tables and pictures from the results of `mlprank experiment`, "
+        "`tune` and `shrink`. Needs neither a GPU nor the network.",
         epilog="example: mlprank report runs/thesis --output runs/thesis/report",
     )
     parser.add_argument(

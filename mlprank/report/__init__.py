@@ -24,6 +24,7 @@ _HEADINGS = {
     "centralities": "Where the centralities lie",
     "tuning": "Training runs",
     "trials": "The best trials",
+    "shrunk": "Smallest networks under a budget",
     "failed": "Failed cells",
     "configuration": "Configuration",
     "environment": "Environment",

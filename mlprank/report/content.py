@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -29,8 +30,9 @@ from mlprank.experiments.statistics import (
     setting_of,
 )
 from mlprank.experiments.store import RECORDS_NAME, read_records, read_scores
-from mlprank.utils.charts import HeatMap, Look, ScoredLayer, looks_of, search_map, short_names
+from mlprank.utils.charts import CostPoint, HeatMap, Look, ScoredLayer, looks_of, search_map, short_names
 
+FRONT_NAME = "frontier.csv"
 CONFIG_NAMES = ("config.yaml", "experiment.yaml")
 COSTS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
     "latency": ("measured latency", ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))),
@@ -125,6 +127,19 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Shrunk:
+    """A search of `mlprank shrink`: every network that was tried, with its size in MB and its score, and the dense one.
+
+    `percent` says whether scores are fractions that are read in percent.
+    """
+
+    directory: Path
+    points: tuple[CostPoint, ...]
+    dense: tuple[float, float]
+    percent: bool
+
+
+@dataclass(frozen=True)
 class Content:
     """What the page, the tables and the pictures are made of.
 
@@ -150,6 +165,7 @@ class Content:
     configs: tuple[tuple[str, str], ...]
     scores: tuple[Scores, ...]
     searches: tuple[Search, ...]
+    shrunk: tuple[Shrunk, ...]
 
 
 def content_of(
@@ -158,7 +174,7 @@ def content_of(
     baselines: Sequence[str] | None = None,
     smallest_effect: float = SMALLEST_EFFECT,
 ) -> Content:
-    """Read results directories of experiments and grid searches. One that cannot be read is a problem of the report, not its end.
+    """Read results directories of experiments, grid searches and shrinks. One that cannot be read is a problem of the report, not its end.
 
     Args:
         results: Directories (or their `records.jsonl`); a cell that is in several counts once, the last one.
@@ -172,13 +188,15 @@ def content_of(
     if not results:
         raise ValueError("report: give at least one results directory")
     cells: dict[str, tuple[CellRecord, Path]] = {}
-    directories, searches, problems, scores = [], [], [], []
+    directories, searches, shrunk, problems, scores = [], [], [], [], []
     for source in map(Path, results):
         directory = source.parent if source.name == RECORDS_NAME else source
         directories.append(directory)
         try:
             if (directory / "grid.json").is_file():
                 searches.append(read_search(directory))
+            elif (directory / FRONT_NAME).is_file():
+                shrunk.append(read_front(directory))
             else:
                 cells |= {record.key: (record, directory) for record in read_records(source)}
         except (OSError, ValueError) as error:
@@ -201,6 +219,7 @@ def content_of(
         configs=tuple((str(path), path.read_text("utf-8")) for path in configs if path.is_file()),
         scores=tuple(scores),
         searches=tuple(searches),
+        shrunk=tuple(shrunk),
     )
 
 
@@ -225,6 +244,7 @@ def content_of_records(
         configs=(),
         scores=(),
         searches=(),
+        shrunk=(),
     )
 
 
@@ -358,6 +378,32 @@ def read_search(directory: Path) -> Search:
         for point, score, note in ranked
     )
     return Search(directory, search_map(directory.name, varied, trials, score="validation accuracy"), rows)
+
+
+def read_front(directory: Path) -> Shrunk:
+    """Read the table that `mlprank shrink` leaves; the dense network is its first row.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = directory / FRONT_NAME
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        found = [
+            (int(row["bytes"]) / 1e6, float(row["score"]), float(row["amount"]), row["chosen"] == "True")
+            for row in rows
+        ]
+        if not all(size > 0.0 and math.isfinite(score) for size, score, _, _ in found):
+            raise ValueError("sizes must be positive and scores finite")
+        dense, *tried = found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); run the same shrink command again") from error
+    best, points = -math.inf, []
+    for size, score, amount, chosen in sorted(tried, key=lambda row: (row[0], -row[1])):
+        points.append(CostPoint("shrink", size, score, f"{100 * amount:.3g} % removed", score > best, chosen))
+        best = max(best, score)
+    return Shrunk(directory, tuple(points), dense[:2], all(0.0 <= score <= 1.0 for _, score, _, _ in found))
 
 
 def _key(value: Any) -> tuple[tuple[bool, float, str], Any]:

@@ -100,7 +100,8 @@ def title_of(content: Content) -> str:
     """What the report is about."""
     networks = list(by_network(content.panels))
     if not networks:
-        return "Pruning experiment" if content.records or not content.searches else content.searches[0].map.title
+        others = [*(s.map.title for s in content.searches), *(s.directory.name for s in content.shrunk)]
+        return "Pruning experiment" if content.records or not others else others[0]
     if len(networks) == 1:
         return f"Pruning {networks[0]}"
     datasets = sorted({panel.setting.dataset for panel in content.panels})
@@ -120,7 +121,17 @@ def sentences_of(content: Content) -> tuple[str, ...]:
         label, score, _ = search.trials[0]
         reached = f"the best run reaches {percent(score)} with {label}" if score is not None else "every run failed"
         finding.append(f"{search.map.title}: {reached}.")
-    if not finished_cells(content.records) and not content.searches:
+    for shrunk in content.shrunk:
+        unit, digits = (100, 1) if shrunk.percent else (1, 3)
+        finding += [
+            f"{shrunk.directory.name}: the chosen network has {point.cost / shrunk.dense[0]:.0%} of the dense network's bytes and "
+            f"scores {unit * point.top1:.{digits}f}, against {unit * shrunk.dense[1]:.{digits}f} dense.".replace(
+                "%", " %"
+            )
+            for point in shrunk.points
+            if point.chosen
+        ]
+    if not finished_cells(content.records) and not content.searches and not content.shrunk:
         finding.append("No cell finished, so there is nothing to compare.")
     if failed:
         finding.append(f"{_count(failed, 'cell')} failed and {'is' if failed == 1 else 'are'} not in any number here.")

@@ -20,6 +20,7 @@ from mlprank.report.content import (
     Content,
     Panel,
     Scores,
+    Shrunk,
     by_network,
     conditions_text,
     cost_unit,
@@ -46,7 +47,7 @@ from mlprank.report.findings import (
 from mlprank.utils import charts
 from mlprank.utils.charts import AccuracyPanel, AccuracyPoint, Chart, CostPoint, HeatMap, display_name
 
-PICTURE_KINDS = ("accuracy", "differences", "latency", "size", "lost", "centralities", "tuning")
+PICTURE_KINDS = ("accuracy", "differences", "latency", "size", "lost", "centralities", "tuning", "shrunk")
 """The pictures of a report, by the first word of their names."""
 _EXPLAIN = {
     "accuracy": "Mean top-1 accuracy over trained networks with its 95 % interval, where there are three or more; with fewer the tables show "
@@ -59,6 +60,7 @@ _EXPLAIN = {
     "size": "The same networks by the bytes of their file.",
     "lost": "Percent of a layer's neurons that were pruned.",
     "centralities": "Each layer's neurons from the most central to the least; the height is the score, the dashed line the layer's mean.",
+    "shrunk": "Every network that a search of mlprank shrink tried, by the bytes of its file; the ring marks the chosen one.",
     "tuning": "Validation accuracy, %, of a grid search; the best run is outlined.",
 }
 _FILTERS = {"model": "models", "dataset": "data sets", "method": "methods", "conditions": "conditions"}
@@ -98,6 +100,7 @@ def _filled(content: Content, vega: subprocess.Popen[str]) -> str:
         page.section("lost", "What every layer lost", page.lost()),
         page.section("centralities", "Where the centralities lie", page.centralities()),
         page.section("tuning", "Training runs", page.searches()),
+        page.section("shrunk", "Smallest networks under a budget", page.shrunk()),
         page.section("failed", "Failed", _card(failed_table(content), kind="plain failed")),
         page.section("configuration", "Configuration", page.configuration()),
         page.section("environment", "Environment", _card(environment_table(content.records), kind="plain")),
@@ -180,6 +183,8 @@ def _pictures(content: Content) -> Iterator[tuple[str, str, Callable[[], Chart]]
     for search in content.searches:
         name = str(search.directory)
         yield "tuning", name, partial(charts.heat_map_chart, [search.map], whole_range=False, width=460)
+    for shrunk in content.shrunk:
+        yield "shrunk", str(shrunk.directory), partial(_shrunk_chart, shrunk)
 
 
 class _Page:
@@ -273,6 +278,13 @@ class _Page:
             chart = charts.heat_map_chart([_untitled(search.map)], whole_range=False)
             body = f"<details><summary>The best trials</summary>{_table(table, kind='numbers')}</details>"
             figures.append(self.figure(search.map.title, str(search.directory), chart, body=body))
+        return f'<div class="panels">{"".join(figures)}</div>' if figures else ""
+
+    def shrunk(self) -> str:
+        figures = [
+            self.figure(found.directory.name, str(found.directory), _shrunk_chart(found, width=None, title=""))
+            for found in self.content.shrunk
+        ]
         return f'<div class="panels">{"".join(figures)}</div>' if figures else ""
 
     def configuration(self) -> str:
@@ -404,6 +416,19 @@ def _front_chart(
         cost=f"{COSTS[cost][0]}, {unit}",
         dense=(whole[0] / divisor, whole[1]) if dense else None,
         width=width,
+    )
+
+
+def _shrunk_chart(found: Shrunk, *, width: int | None = 460, title: str | None = None) -> Chart:
+    return charts.front_chart(
+        found.points,
+        charts.looks_of(["shrink"]),
+        title=found.directory.name if title is None else title,
+        cost="file size, MB",
+        dense=found.dense,
+        width=width,
+        score="score",
+        percent=found.percent,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mlprank.report import PICTURE_KINDS, write_report
 from tests.experiments.synthetic import write_experiment
-from tests.report.test_content import point, write_trials
+from tests.report.test_content import FRONT, point, write_trials
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -70,7 +70,9 @@ def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("report")
     write_experiment(directory / "experiment", amounts=(0.3, 0.5, 0.8), seeds=(0, 1, 2))
     write_trials(directory / "tune", [(point(lr, d), lr / 2) for lr in (0.1, 1.0) for d in (0.0, 0.25)])
-    results = [directory / "experiment", directory / "tune"]
+    (directory / "shrunk").mkdir()
+    (directory / "shrunk" / "frontier.csv").write_text(FRONT)
+    results = [directory / "experiment", directory / "tune", directory / "shrunk"]
     return write_report(results, directory / "out", pictures=PICTURE_KINDS)
 
 
@@ -93,7 +95,7 @@ def test_a_browser_without_a_network_draws_every_chart_and_finds_no_script_error
     assert 'data-ready="yes"' in found, "the script ran to its end"
     assert "data-script-error" not in found.partition("<header>")[0].partition("<body")[2]
     charts = re.findall(r'<div class="chart[^"]*" id="chart-\d+"', found)
-    assert len(charts) == 4 + 1 + 2 + 2 + 14 + 14 + 1
+    assert len(charts) == 4 + 1 + 2 + 2 + 14 + 14 + 1 + 1
     assert found.count('class="marks"') == len(charts)
     assert re.search(r'<html lang="en" data-theme="(light|dark)">', found)
 

@@ -178,3 +178,39 @@ def test_damaged_scores_cost_only_their_picture(tmp_path):
     content = content_of([tmp_path])
     assert len(content.scores) == len(MEASURES) - 1
     assert broken.name in content.problems[0][1]
+
+
+FRONT = """amount,parameters,flops,bytes,latency_s,score,drop,keeps,chosen,seconds,widths
+0.0,1000,2000,4000000,,0.9,0.0,True,False,0.1,64-32
+0.5,500,1000,2000000,,0.89,0.01,True,False,0.1,32-16
+0.75,250,500,1000000,,0.88,0.02,True,True,0.1,16-8
+0.7,300,600,1200000,,0.87,0.03,True,False,0.1,19-10
+"""
+
+
+def test_experiments_grid_searches_and_shrinks_are_shown_together(tmp_path):
+    (tmp_path / "shrunk").mkdir()
+    (tmp_path / "shrunk" / "frontier.csv").write_text(FRONT)
+    write_trials(tmp_path / "search", [(point(0.1, 0.0), 0.5)])
+    write_experiment(tmp_path / "cells", models=["SyntheticTwo"], amounts=(0.5,), seeds=(0,), failures=0)
+    content = content_of([tmp_path / name for name in ("shrunk", "search", "cells")])
+    (found,) = content.shrunk
+    assert found.dense == (4.0, 0.9)
+    assert [(p.cost, p.on_front, p.chosen) for p in found.points] == [
+        (1.0, True, True),
+        (1.2, False, False),
+        (2.0, True, False),
+    ]
+    page = page_html(content)
+    assert all(f'<section id="{name}">' in page for name in ("accuracy", "tuning", "shrunk"))
+    assert (
+        "shrunk: the chosen network has 25 % of the dense network&#x27;s bytes and scores 88.0, against 90.0 dense."
+        in page
+    )
+
+
+@pytest.mark.parametrize("text", ["", "amount,bytes\n", FRONT.replace("0.88", "nan"), FRONT.replace("4000000", "many")])
+def test_a_damaged_front_is_named(tmp_path, text):
+    (tmp_path / "frontier.csv").write_text(text)
+    with pytest.raises(FileNotFoundError, match=r"frontier\.csv is damaged .*run the same shrink command again"):
+        content_of([tmp_path])
