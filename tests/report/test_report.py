@@ -210,7 +210,7 @@ def test_claims_name_what_is_beaten_and_over_what_they_average():
     assert "than the average of Norm and Wanda" in text
     assert "averaged with equal weight over 1 network, 2 methods and all amounts (3 trainings)" in text
     assert (
-        "in points of top-1 accuracy it is ahead of Norm (+19.7), not clearly different from Wanda (+0.17); it wins"
+        "In points of top-1 accuracy it is ahead of Norm (+19.7), not clearly different from Wanda (+0.17); it wins"
         in text
     )
 
