@@ -44,8 +44,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
         )
-    if zipfile.is_zipfile(path):
-        _check_zip(path)
+    _check_zip(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their flags in one
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,12 +80,14 @@ _DAMAGES = (
 
 
 def _check_zip(path: Path) -> None:
-    """Compare every part of a zip file with its CRC, which `torch.load` does not look at.
+    """Compare every part of a file that is a zip with its CRC, which `torch.load` does not look at.
 
     Raises:
         ValueError: If one differs, or is compressed, which `torch.save` never does.
     """
     try:
+        if not zipfile.is_zipfile(path):  # older files are bare pickles
+            return
         with zipfile.ZipFile(path) as file:
             for part in file.infolist():
                 if part.compress_type != zipfile.ZIP_STORED:
@@ -242,8 +243,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
         )
-    if zipfile.is_zipfile(path):
-        _check_zip(path)
+    _check_zip(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Pickle)
     except (

@@ -7,9 +7,12 @@ the model.
 from __future__ import annotations
 
 import copy
+import errno
+import importlib.util
 import inspect
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn.utils import prune
+from torch.utils import _pytree as pytree
 
-from mlprank.artifact.onnx_files import onnx_function, require_onnx, write_onnx
+from mlprank.artifact.record import describe_inputs
 from mlprank.utils.files import whole_file
-from mlprank.utils.modules import check_fit, evaluating, first_words, sole_tensor
+from mlprank.utils.modules import evaluating, first_words
 
 FORMATS = ("onnx", "safetensors", "pt2")
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
@@ -46,9 +50,107 @@ class Exported:
     max_difference: float
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a model, whose tensors have the batch as their first axis.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it, as a program numbers its inputs."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return next((len(tensor) for tensor in self.tensors if tensor.dim()), 0)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with other tensors where they hold the batch."""
+        size = len(self)
+
+        def changed(leaf: object) -> object:
+            batched = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size
+            return function(leaf) if batched and isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = pytree.tree_map(changed, (self.args, dict(self.kwargs)))
+        return Call(args, kwargs)
+
+    def feed(self, model: Callable[..., object]) -> list[Tensor]:
+        """Call a model, and return every tensor that it gives."""
+        return [leaf for leaf in pytree.tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
+
+
+def call_of(example: object) -> Call:
+    """Return an example as a call: a tensor, a tuple of arguments, a dict of keyword arguments, or what has args and kwargs.
+
+    Raises:
+        TypeError: If it is none of them.
+        ValueError: If it holds no sample.
+    """
+    if isinstance(example, Tensor):
+        call = Call((example,), {})
+    elif hasattr(example, "args") and hasattr(example, "kwargs"):
+        call = Call(tuple(example.args), dict(example.kwargs))
+    elif isinstance(example, Mapping):
+        call = Call((), dict(example))
+    elif isinstance(example, (tuple, list)):
+        call = Call(tuple(example), {})
+    else:
+        raise TypeError(f"example is a {type(example).__name__}; give a tensor, a tuple of arguments or a dict of them")
+    if len(call) == 0:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in call.tensors)
+        raise ValueError(f"export: example of shape {shapes or 'none'} must hold a sample, shape (N, ...)")
+    return call
+
+
+class Preprocessed(nn.Module):
+    """A model that takes pixels as they are in image files.
+
+    Args:
+        model: Takes images whose pixels are in [0, 1], or normalised by mean and standard deviation.
+        mean: Of every channel, of pixels in [0, 1]; None where the model takes them as they are.
+        std: Standard deviations likewise.
+
+    Raises:
+        ValueError: If there is only one of mean and std, their lengths differ, or a standard deviation is not positive.
+
+    Examples:
+        >>> import torch
+        >>> model = Preprocessed(torch.nn.Identity(), mean=[0.5], std=[0.25])
+        >>> model(torch.tensor([[[[255, 0]]]], dtype=torch.uint8))
+        tensor([[[[ 2., -2.]]]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        mean, std = ((0.0,), (1.0,)) if mean is None and std is None else (mean, std)
+        if mean is None or std is None or len(mean) != len(std) or not all(value > 0 for value in std):
+            raise ValueError(f"mean={mean} and std={std} must be of one length, with standard deviations above 0")
+        self.model = model
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=dtype).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std), dtype=dtype).view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Any:
+        """Scale pixels (N, C, H, W), uint8 in 0 to 255, normalise them, and call the model."""
+        return self.model((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
+
+
 def export_model(
     model: nn.Module,
-    example: Tensor,
+    example: Any,
     path: str | Path,
     format: str,  # noqa: A002
     *,
@@ -60,12 +162,14 @@ def export_model(
     than the example's. Masks of `torch.nn.utils.prune` are made permanent in the file.
 
     Args:
-        model: Maps one tensor to one tensor of logits (N, num_classes); left as it was.
-        example: One input batch, shape (N, ...), N at least 1, float32 or float64 as the model's weights.
+        model: Any network; left as it was.
+        example: One call of it with at least one sample: a tensor (N, ...), a tuple of arguments, a dict of keyword
+            arguments, or what has `args` and `kwargs`. Tensors that share the first one's number of samples get a free
+            batch axis.
         path: The file; missing directories are made. An existing file is replaced, and only by a whole one.
         format: "onnx" (needs the extra `export`), "safetensors" or "pt2" (read by `torch.export.load`).
-        metadata: How the model is built, plain types; safetensors files hold it as strings of JSON beside the class and
-            the modules of the model. Other formats do not hold it.
+        metadata: How the model is built and what its inputs mean, plain types. safetensors and ONNX files hold it as
+            strings of JSON; pt2 files do not. Shape, dtype and range of the inputs are added from the example.
 
     Returns:
         What was written.
@@ -73,18 +177,39 @@ def export_model(
     Raises:
         ValueError: If the format is unknown, `example` holds no sample or does not fit the model, the model fixes its
             batch size or cannot be traced, or the file computes something else than the model.
-        TypeError: If the model's forward needs more than one input or returns more than one tensor.
+        TypeError: If the example is not a call, or the model returns no tensor.
         ImportError: If a package that ONNX needs is missing.
-        OSError: If the file cannot be written.
+        OSError: If the file cannot be written, as on a full disk; it is named.
     """
     check_format(format)
-    network, batch = _standalone(model), _traceable(example)
-    check_single_input(network)
+    given = call_of(example)
+    network = _standalone(model)
+    call = given.mapped(lambda tensor: tensor.detach().cpu())
+    if len(call) == 1:  # torch.export would take a batch of one for a constant
+        call = call.mapped(lambda tensor: torch.cat([tensor, tensor]))
+    notes = {"inputs": describe_inputs(given.args, given.kwargs), **(metadata or {})}
     with evaluating(network), torch.no_grad(), whole_file(path) as temporary:
-        check_fit(network, batch, who="export")
-        difference = _WRITERS[format](network, batch, temporary, metadata or {})
+        _check_fit(network, call)
+        try:
+            difference = _WRITERS[format](network, call, temporary, notes)
+        except OSError as error:
+            raise OSError(error.errno, f"{path} cannot be written: {error.strerror}; is there room for it?") from error
         num_bytes = temporary.stat().st_size
     return Exported(Path(path), format, num_bytes, difference)
+
+
+def _check_fit(network: nn.Module, call: Call) -> None:
+    """Run a network once, to see that it takes the example and gives tensors."""
+    try:
+        outputs = call.feed(network)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in call.tensors)
+        raise ValueError(
+            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_words(error)}); give an example as"
+            " the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
+        ) from error
+    if not outputs:
+        raise TypeError(f"export: {type(network).__name__} returned no tensor; wrap it in a module that returns some")
 
 
 def check_format(format: str) -> None:  # noqa: A002
@@ -95,20 +220,13 @@ def check_format(format: str) -> None:  # noqa: A002
         require_onnx()
 
 
-def check_single_input(model: nn.Module) -> None:
-    """Raise a TypeError that names the inputs where the model's forward needs more than one, or takes none."""
-    kinds = inspect.Parameter
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    open_ended = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
-    needed = [p.name for p in parameters if p.default is kinds.empty and p.kind not in open_ended]
-    if len(needed) <= 1 and positional and (not needed or needed[0] == positional[0].name):
-        return
-    raise TypeError(
-        f"export: forward of {type(model).__name__} needs {len(needed)} inputs "
-        f"({', '.join(needed) or 'none by position'}), but exactly one tensor can be exported; "
-        "wrap the model in a module whose forward takes one"
-    )
+def require_onnx(*packages: str) -> None:
+    """Raise an ImportError that names the extra where a package that ONNX needs is missing (all three by default)."""
+    names = packages or ("onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ImportError(f'{" and ".join(missing)} {verb} not installed; install with: pip install "mlprank[export]"')
 
 
 def _standalone(model: nn.Module) -> nn.Module:
@@ -125,18 +243,17 @@ def _standalone(model: nn.Module) -> nn.Module:
     return network
 
 
-def _traceable(example: Tensor) -> Tensor:
-    """Return a CPU batch of at least two samples: torch.export would take a batch of one for a constant."""
-    if example.dim() == 0 or len(example) == 0:
-        raise ValueError(f"export: example of shape {tuple(example.shape)} must hold a sample, shape (N, ...)")
-    batch = example.detach().cpu()
-    return batch if len(batch) > 1 else torch.cat([batch, batch])
+def _trace(network: nn.Module, call: Call) -> ExportedProgram:
+    size = len(call)
+    batch = Dim("batch", min=1)
 
+    def free(leaf: object) -> object:
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else None
 
-def _trace(network: nn.Module, batch: Tensor) -> ExportedProgram:
-    shapes = ({0: Dim("batch", min=1)},)
+    shapes = pytree.tree_map(free, (call.args, dict(call.kwargs)))
+    dynamic = shapes[0] if not call.kwargs else {**dict(zip(_names(network), shapes[0], strict=False)), **shapes[1]}
     try:
-        return torch.export.export(network, (batch,), dynamic_shapes=shapes)
+        return torch.export.export(network, call.args, dict(call.kwargs), dynamic_shapes=dynamic)
     except torch._dynamo.exc.UserError as error:
         raise ValueError(
             f"export: {type(network).__name__} does not take batches of any size ({first_words(error)}); "
@@ -149,30 +266,93 @@ def _trace(network: nn.Module, batch: Tensor) -> ExportedProgram:
         ) from error
 
 
-def _write_onnx(network: nn.Module, batch: Tensor, path: Path, metadata: Mapping[str, object]) -> float:
-    if batch.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"export: an ONNX file of {batch.dtype} inputs cannot be checked; export model.float()")
-    write_onnx(_trace(network, batch), path)
-    return _compare(network, onnx_function(path), batch, "onnx")
+def _names(network: nn.Module) -> list[str]:
+    return list(inspect.signature(network.forward).parameters)
 
 
-def _write_pt2(network: nn.Module, batch: Tensor, path: Path, metadata: Mapping[str, object]) -> float:
-    torch.export.save(_trace(network, batch), path)
-    return _compare(network, torch.export.load(path).module(), batch, "pt2")
+def _write_onnx(network: nn.Module, call: Call, path: Path, metadata: Mapping[str, object]) -> float:
+    half = [tensor.dtype for tensor in call.tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        raise ValueError(f"export: an ONNX file of {half[0]} inputs cannot be checked; export model.float()")
+    import onnx
+
+    program = _trace(network, call)
+    sole_in, sole_out = len(call.tensors) == 1, len(call.feed(network)) == 1
+    written = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"] if sole_in and not call.kwargs else None,
+        output_names=["logits"] if sole_out else None,
+    )
+    assert written is not None
+    proto = written.model_proto
+    _name_batch_axis(proto)
+    onnx.helper.set_model_props(proto, {f"mlprank.{name}": json.dumps(note) for name, note in metadata.items()})
+    onnx.save(proto, str(path))
+    return _compare(network, onnx_function(path), call, "onnx")
 
 
-def _write_safetensors(network: nn.Module, batch: Tensor, path: Path, metadata: Mapping[str, object]) -> float:
+def _name_batch_axis(proto: Any) -> None:
+    """Call the free axis "batch" instead of the tracer's symbol."""
+    dims = [dim for value in proto.graph.input for dim in value.type.tensor_type.shape.dim]
+    symbol = next((dim.dim_param for dim in dims if dim.dim_param), None)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if symbol is not None and dim.dim_param == symbol:
+                dim.dim_param = "batch"
+
+
+def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[..., Any]:
+    """Load an ONNX file as a function of CPU tensors.
+
+    Args:
+        path: The file.
+        threads: Threads of one operation; torch's number when None.
+
+    Returns:
+        A function of the file's inputs, by position or by name; it gives one tensor, or a tuple where the file has several outputs.
+    """
+    require_onnx("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        found = session.run(None, {name: leaf.numpy() for name, leaf in zip(names, leaves, strict=True)})
+        outputs = tuple(torch.from_numpy(array) for array in found)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return run
+
+
+def _write_pt2(network: nn.Module, call: Call, path: Path, metadata: Mapping[str, object]) -> float:
+    buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(_trace(network, call), buffer)
+    path.write_bytes(buffer.getvalue())
+    return _compare(network, torch.export.load(io.BytesIO(path.read_bytes())).module(), call, "pt2")
+
+
+def _write_safetensors(network: nn.Module, call: Call, path: Path, metadata: Mapping[str, object]) -> float:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     tensors, shared = _distinct_tensors(network)
     notes = {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "modules": {name: repr(module) for name, module in network.named_modules() if not list(module.children())},
-        "input_shape": list(batch.shape[1:]),
+        "input_shape": list(call.tensors[0].shape[1:]),
         "shared": shared,
         **metadata,
     }
-    save_file(tensors, path, {"format": "pt", **{name: json.dumps(note) for name, note in notes.items()}})
+    try:
+        save_file(tensors, path, {"format": "pt", **{name: json.dumps(note) for name, note in notes.items()}})
+    except SafetensorError as error:
+        raise OSError(errno.EIO, first_words(error)) from error
     loaded = load_file(path)
     changed = [name for name, tensor in tensors.items() if not torch.equal(tensor, loaded[name])]
     if changed:
@@ -198,24 +378,28 @@ def _distinct_tensors(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, shared
 
 
-def _compare(network: nn.Module, exported: Callable[[Tensor], object], batch: Tensor, format: str) -> float:  # noqa: A002
+def _compare(network: nn.Module, exported: Callable[..., object], call: Call, format: str) -> float:  # noqa: A002
     """Return the largest difference on a batch of one and on one larger than the example's."""
     worst = 0.0
-    for inputs in (batch[:1], torch.cat([batch, batch.flip(0)[:1]])):
-        expected = sole_tensor(network(inputs), who="export")
-        found = sole_tensor(exported(inputs), who="export")
-        difference = float((found - expected).abs().max())
-        scale = max(1.0, float(expected.abs().max()))
-        if not difference <= TOLERANCE * scale:
-            raise ValueError(
-                f"export: the {format} file differs from the model by {difference:.3g} on a batch of {len(inputs)}, "
-                f"more than {TOLERANCE:g}; nothing was written. Try another format, and report the model's operations"
-            )
-        worst = max(worst, difference)
+    for inputs in (
+        call.mapped(lambda tensor: tensor[:1]),
+        call.mapped(lambda tensor: torch.cat([tensor, tensor.flip(0)[:1]])),
+    ):
+        outputs = zip(inputs.feed(network), inputs.feed(exported), strict=True)
+        for expected, found in outputs:
+            expected, found = expected.double(), found.double()
+            difference = float((found - expected).abs().max()) if expected.numel() else 0.0
+            scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+            if not difference <= TOLERANCE * scale:
+                raise ValueError(
+                    f"export: the {format} file differs from the model by {difference:.3g} on a batch of {len(inputs)}, "
+                    f"more than {TOLERANCE:g}; nothing was written. Try another format, and report the model's operations"
+                )
+            worst = max(worst, difference)
     return worst
 
 
-_WRITERS: Mapping[str, Callable[[nn.Module, Tensor, Path, Mapping[str, object]], float]] = {
+_WRITERS: Mapping[str, Callable[[nn.Module, Call, Path, Mapping[str, object]], float]] = {
     "onnx": _write_onnx,
     "safetensors": _write_safetensors,
     "pt2": _write_pt2,

@@ -82,7 +82,7 @@ def _measure(args: Namespace) -> Bench:
 
 
 def _report(result: Bench) -> None:
-    from mlprank.costs.bench_table import bench_table
+    from mlprank.costs.bench import bench_table
 
     console = Console()
     console.print(bench_table(result))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mlprank.artifact import export
-from mlprank.artifact.export import FORMATS, export_model
-from mlprank.artifact.onnx_files import onnx_function
+from mlprank.artifact.export import FORMATS, export_model, onnx_function
 from mlprank.utils.files import whole_file
 
 ONNX = pytest.mark.slow  # the exporter takes seconds to import
@@ -152,9 +152,105 @@ def test_an_unknown_format_is_an_error_that_lists_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_model_of_two_inputs_is_an_error_that_names_them(tmp_path: Path, form: str) -> None:
-    with pytest.raises(TypeError, match=r"forward of TwoInputs needs 2 inputs \(left, right\)"):
+def test_a_call_that_lacks_an_input_is_an_error_that_shows_it_and_leaves_no_file(tmp_path: Path, form: str) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    with pytest.raises(ValueError, match=r"TwoInputs cannot take inputs of shape .*right.*give an example as"):
         export_model(TwoInputs(), images(), tmp_path / "m", form)
+    assert not list(tmp_path.iterdir())
+
+
+class Words(nn.Module):
+    """Integer inputs, a mask by keyword, and two outputs in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(11, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor, *, mask: Tensor) -> dict[str, Tensor]:
+        hidden = (self.embedding(ids) * mask[..., None]).sum(1)
+        return {"hidden": hidden, "logits": self.head(hidden)}
+
+
+class Cnn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+def calls() -> dict[str, tuple[nn.Module, object]]:
+    ids = torch.arange(20).view(4, 5) % 11
+    return {
+        "two": (TwoInputs(), (torch.randn(4, 6), torch.randn(4, 6))),
+        "named": (TwoInputs(), {"left": torch.randn(4, 6), "right": torch.randn(4, 6)}),
+        "words": (Words(), export.Call((ids,), {"mask": (ids > 2).float()})),
+        "cnn": (Cnn(), torch.randn(2, 3, 9, 9)),
+    }
+
+
+@pytest.mark.parametrize("name", ["two", "named", "words", "cnn"])
+@pytest.mark.parametrize("form", ["pt2", "safetensors", pytest.param("onnx", marks=ONNX)])
+def test_models_of_several_named_and_integer_inputs_and_of_convolutions_are_exported_and_checked(
+    tmp_path: Path, form: str, name: str
+) -> None:
+    torch.manual_seed(0)
+    model, example = calls()[name]
+    if form == "safetensors" and not model.state_dict():
+        pytest.skip("has no weights")
+    result = export_model(model, example, tmp_path / f"m.{form}", form)
+    assert 0 <= result.max_difference <= 1e-4
+    if form != "safetensors":
+        call = export.call_of(example).mapped(lambda tensor: torch.cat([tensor, tensor, tensor[:1]]))
+        model.eval()
+        for expected, found in zip(call.feed(model), call.feed(reload(result.path, form)), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@ONNX
+def test_onnx_files_say_what_their_inputs_look_like_and_mean(tmp_path: Path) -> None:
+    import onnx
+
+    export_model(
+        small_mlp(), images(), tmp_path / "m.onnx", "onnx", metadata={"mean": [0.5], "classes": ["a", "b", "c"]}
+    )
+    found = {prop.key: json.loads(prop.value) for prop in onnx.load(tmp_path / "m.onnx").metadata_props}
+    (described,) = found["mlprank.inputs"]
+    assert (described["shape"], described["dtype"]) == ([4, 1, 3, 4], "float32")
+    assert described["min"] == pytest.approx(float(images().min()))
+    assert (found["mlprank.mean"], found["mlprank.classes"]) == ([0.5], ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("form", ["pt2", pytest.param("onnx", marks=ONNX)])
+def test_a_model_with_its_preprocessing_takes_pixels(tmp_path: Path, form: str) -> None:
+    model = small_mlp().eval()
+    pixels = torch.randint(0, 256, (4, 1, 3, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / f"m.{form}"
+    export_model(export.Preprocessed(model, mean=[0.3], std=[0.2]), pixels, path, form)
+    expected = model((pixels.float() / 255 - 0.3) / 0.2)
+    torch.testing.assert_close(reload(path, form)(pixels), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["pt2", "safetensors", pytest.param("onnx", marks=ONNX)])
+def test_a_disk_without_room_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path: Path, form: str) -> None:
+    code = """
+import resource, sys, torch
+from mlprank.artifact.export import export_model
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    export_model(torch.nn.Linear(300, 300), torch.randn(2, 300), *sys.argv[1:])
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.pt2"), form], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is there room for it?" in done.stdout
+    assert "m.pt2" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -174,13 +270,13 @@ def test_a_model_that_cannot_be_traced_is_an_error_and_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_returns_several_tensors_is_an_error(tmp_path: Path) -> None:
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+def test_a_model_that_returns_no_tensor_is_an_error(tmp_path: Path) -> None:
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "nothing"
 
-    with pytest.raises(TypeError, match="returned a tuple"):
-        export_model(Pair(), images(), tmp_path / "m.pt2", "pt2")
+    with pytest.raises(TypeError, match="Silent returned no tensor"):
+        export_model(Silent(), images(), tmp_path / "m.pt2", "pt2")
 
 
 def test_an_example_without_a_sample_is_an_error(tmp_path: Path) -> None:

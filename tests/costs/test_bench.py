@@ -10,8 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mlprank.costs.bench import Bench, as_json, bench, num_steps
-from mlprank.costs.bench_table import bench_table
+from mlprank.costs.bench import Bench, as_json, bench, bench_table, num_steps
 
 
 def pair() -> dict[str, nn.Module]:
@@ -104,7 +103,8 @@ def test_all_backends_run_and_leave_the_models_in_training_mode() -> None:
     [
         ({"backends": ["tensorrt"]}, r"backend 'tensorrt' is unknown; choose from eager, compiled, onnxruntime"),
         ({"batch_sizes": [0]}, r"batch_sizes=\[0\] must hold sizes of at least 1"),
-        ({"threads": 0}, r"threads=0 must be at least 1"),
+        ({"threads": 0}, r"threads=0 must be from 1 to \d+, 8 for each core"),
+        ({"threads": 100_000}, r"threads=100000 must be from 1 to \d+, 8 for each core"),
         ({"repeats": 0}, r"repeats=0 must be at least 1"),
     ],
 )
