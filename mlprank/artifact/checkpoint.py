@@ -260,3 +260,28 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """Return where a file is, after fetching it where its address is `hf://user/name` or `hf://user/name/file`.
+
+    Raises:
+        ImportError: If an address of the Hub is given and the extra `mlprank[hub]` is not installed.
+        ValueError: If the address does not name a user and a network.
+        FileNotFoundError: If the Hub has no such file.
+    """
+    address = str(path)
+    if not address.startswith("hf:"):
+        return Path(path)
+    parts = [part for part in address.removeprefix("hf:").split("/") if part]
+    if len(parts) < 2:
+        raise ValueError(f"{address} must name a user and a network, such as hf://me/net")
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt"))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error

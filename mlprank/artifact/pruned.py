@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlprank.artifact.checkpoint import DIGEST, digest_of, read_checkpoint
+from mlprank.artifact.checkpoint import DIGEST, digest_of, located, read_checkpoint
 from mlprank.artifact.record import FORMAT, Artifact, checked, is_plain, record_of, remember, versions
 from mlprank.artifact.spec import build_model, describe_model, resolve_class
 from mlprank.surgery.narrow import narrow, with_state
@@ -163,7 +163,8 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     """Build a pruned network again.
 
     Args:
-        path: A file that `PruningResult.save`, `mlprank.save_pruned` or `PruningCallback` wrote.
+        path: A file that `PruningResult.save`, `mlprank.save_pruned` or `PruningCallback` wrote, or "hf://user/name" on the Hugging Face
+            Hub, which needs the extra `mlprank[hub]`.
         model: A dense instance of the pruned class, which is copied, or a class whose constructor arguments the file holds. Networks of
             mlprank need neither.
 
@@ -181,6 +182,7 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
         >>> mlprank.load_pruned(path).fc1.out_features
         12
     """
+    path = located(path)
     checkpoint = read_checkpoint(path)
     artifact = _artifact(checkpoint, path)
     state: Mapping[str, Tensor] = checkpoint["state_dict"]

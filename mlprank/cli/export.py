@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from mlprank.training.networks import Network
 
 
 def build_parser() -> ArgumentParser:
@@ -24,6 +26,19 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--input_shape", type=list[int] | None, default=None, help="shape of one image, such as [1,28,28]"
     )
+    parser.add_argument(
+        "--with_preprocessing",
+        action="store_true",
+        help="let the file take pixels as they are in image files, uint8 in 0 to 255, and normalise them itself",
+    )
+    parser.add_argument(
+        "--mean",
+        type=list[float] | None,
+        default=None,
+        help="means of the channels; those of the data set if not given",
+    )
+    parser.add_argument("--std", type=list[float] | None, default=None, help="standard deviations likewise")
+    parser.add_argument("--classes", type=list[str] | None, default=None, help="names of the classes, for the metadata")
     return parser
 
 
@@ -46,11 +61,43 @@ def main(argv: list[str]) -> int:
     check_format(args.format)
     network = load_network(args.checkpoint, input_shape=args.input_shape)
     output = Path(args.output or Path(args.checkpoint).with_suffix(SUFFIXES[args.format]))
-    example = _images(network.input_shape, network.model)
-    written = export_model(network.model, example, output, args.format, metadata=network.metadata)
+    model, example, meaning = _prepared(network, args)
+    metadata = {**network.metadata, **meaning}
+    written = export_model(model, example, output, args.format, metadata=metadata)
     checked = "its tensors are the network's" if args.format == "safetensors" else _agreement(written.max_difference)
     print(f"{written.path}: {written.num_bytes:,} bytes, {checked}")
     return 0
+
+
+def _prepared(network: Network, args: Namespace) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """Return the network, with its preprocessing where that is asked for, an example, and what its inputs mean."""
+    mean, std = args.mean, args.std
+    if mean is None and std is None:
+        mean, std = _statistics(network.metadata.get("data"))
+    meaning: dict[str, Any] = {"mean": mean, "std": std, "classes": args.classes}
+    meaning = {name: list(value) for name, value in meaning.items() if value is not None}
+    if not args.with_preprocessing:
+        return network.model, _images(network.input_shape, network.model), meaning | {"range": [0, 1]}
+    import torch
+
+    from mlprank.artifact.export import Preprocessed
+
+    if len(network.input_shape) != 3:
+        raise ValueError(
+            f"--with_preprocessing needs images of shape (C, H, W), and the checkpoint says {network.input_shape}; give"
+            " it, such as --input_shape=[1,28,28]"
+        )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, *network.input_shape), dtype=torch.uint8, generator=generator)
+    return Preprocessed(network.model, mean=mean, std=std), pixels, meaning | {"range": [0, 255]}
+
+
+def _statistics(data: object) -> tuple[Any, Any]:
+    """Mean and standard deviation of the channels of one of our data sets; None twice where its pixels stay in [0, 1]."""
+    from mlprank import datamodules
+
+    known = getattr(datamodules, data, None) if isinstance(data, str) and data.isidentifier() else None
+    return getattr(known, "mean", None), getattr(known, "std", None)
 
 
 def _agreement(difference: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mlprank.artifact.hub import push_to_hub, save_pretrained
 from mlprank.artifact.pruned import Artifact, describe_network, write_pruned
 from mlprank.artifact.record import describe_inputs, record_of, remember
 from mlprank.costs.metrics import ModelMetrics, measure_model
@@ -129,6 +130,37 @@ class PruningResult:
             The path.
         """
         return write_pruned(self.model, self.record(**provenance), path)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Upload the narrow network and a model card with the metrics to the Hugging Face Hub; see `mlprank.artifact.hub`.
+
+        Args:
+            name: "user/name".
+            private: Whether only the user sees it.
+
+        Returns:
+            The address of the upload.
+        """
+        return push_to_hub(self.model, name, metrics=self._card(), private=private)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the narrow network and a model card with the metrics into a folder, which `from_pretrained` reads.
+
+        Args:
+            folder: The folder; it is made.
+
+        Returns:
+            The folder.
+        """
+        return save_pretrained(self.model, folder, metrics=self._card())
+
+    def _card(self) -> dict[str, tuple[int, int]]:
+        before, after = self.metrics.before, self.metrics.after
+        return {
+            "Parameters": (before.num_parameters, after.num_parameters),
+            "FLOPs of one sample": (before.flops, after.flops),
+            "Bytes": (before.size_bytes, after.size_bytes),
+        }
 
     def record(self, **provenance: Any) -> Artifact:
         """Say how the narrow network came about, from its dense network on, as `pruned.ckpt` holds it.

@@ -60,8 +60,16 @@ def _pruned(path: str | Path, input_shape: Sequence[int] | None) -> Network:
         "shapes_before": dict(artifact.shapes),
         "pruning": dict(artifact.recipe),
         "versions": dict(artifact.versions),
+        "data": _data_of(artifact.provenance),
     }
     return Network(_inner(load_pruned(path)), tuple(input_shape or artifact.example_shape[1:]), metadata)
+
+
+def _data_of(provenance: Mapping[str, Any]) -> str | None:
+    """The name of the data module that a network was calibrated on, where its file says so."""
+    calibration = provenance.get("calibration")
+    name = calibration.get("data") if isinstance(calibration, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def _dense(path: str | Path, checkpoint: Mapping[str, Any], input_shape: Sequence[int] | None) -> Network:
