@@ -401,7 +401,7 @@ def _front_chart(
                 [
                     f"{100 * entry.point.amount:g} %",
                     entry.panel.setting.method,
-                    *([entry.panel.setting.compensation] if several else []),
+                    *([entry.panel.setting.compensation.replace("_", " ")] if several else []),
                 ]
             ),
             on_front=entry.on_front,

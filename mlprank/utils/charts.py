@@ -48,6 +48,7 @@ GROUND, INK = _either("#ffffff", "#171e26"), _either("#16202b", "#e8edf2")
 QUIET, FAINT, LINE = _either("#5a6775", "#9aa7b4"), _either("#e4e7eb", "#27313c"), _either("#c9d0d7", "#3b4754")
 KEPT, PRUNED = _either("#0072B2", "#4AA3EA"), _either("#E7B08A", "#8A4B22")
 GOOD, BAD = _either("#0072B2", "#4AA3EA"), _either("#D55E00", "#F58A4B")
+DIM = _either("#aab4be", "#66727f")
 PALE, STRONG = _either("#eef4fa", "#1d2833"), _either("#08355f", "#b5dcff")
 
 
@@ -273,13 +274,13 @@ def accuracy_chart(panels: Sequence[AccuracyPanel], looks: Mapping[str, Look], *
             .mark_area()
             .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), opacity=_dimmed(chosen, 0.14, 0.0)),
             dense.mark_rule(strokeDash=[2, 4], color=QUIET).encode(y=alt.Y("top1:Q")),
-            *_written(
-                dense.encode(y=alt.Y("top1:Q"), x=alt.XDatum(right)), f"dense {100 * panel.dense:.1f} %",
-                align="right", dx=-2, dy=11 if below else -8, color=QUIET,
-            ),
             base.mark_line(strokeWidth=2.2).encode(y=y, strokeDash=dash, opacity=_dimmed(chosen)),
             shown.mark_point(filled=True, size=62, opacity=1).encode(
                 y=y, shape=shape, opacity=_dimmed(chosen)
+            ),
+            *_written(
+                dense.encode(y=alt.Y("top1:Q"), x=alt.XDatum(right)), f"dense {100 * panel.dense:.1f} %",
+                align="right", dx=-2, dy=11 if below else -8, color=QUIET,
             ),
             _chart(table)
             .mark_rule(strokeWidth=1.5, color=QUIET)
@@ -648,7 +649,7 @@ def difference_chart(panels: Sequence[DifferencePanel], *, smallest_effect: floa
             for d in panel.differences
         ]
         seen = {row["verdict"] for row in rows}
-        tones = {name: tone for name, tone in zip(said.values(), (GOOD, BAD, QUIET, LINE), strict=True) if name in seen}
+        tones = {name: tone for name, tone in zip(said.values(), (GOOD, BAD, QUIET, DIM), strict=True) if name in seen}
         scale = alt.Scale(domain=list(tones), range=list(tones.values()))
         color = alt.Color("verdict:N", title=None, scale=scale)
         y = alt.Y("baseline:N", title=None, sort=None)
