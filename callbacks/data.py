@@ -311,7 +311,13 @@ def samples_of_rank(trainer: Trainer, num_samples: int) -> int:
 
 
 def labelled_batches(
-    trainer: Trainer, module: nn.Module, network: str | None, *, inputs: ToInputs | None = None, test: bool = True
+    trainer: Trainer,
+    module: nn.Module,
+    network: str | None,
+    *,
+    inputs: ToInputs | None = None,
+    test: bool = True,
+    labels: bool = True,
 ) -> tuple[RunBatches | None, str | None]:
     """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
 
@@ -321,6 +327,7 @@ def labelled_batches(
         network: Name of the network in it; None finds it out.
         inputs: Makes the network's inputs of a batch.
         test: Whether test data may be used, as it may where nothing is chosen by the outcome.
+        labels: Whether batches without labels are passed over.
 
     Returns:
         The datamodule's test data where it has some, else the run's validation data; (None, None) where a process has
@@ -333,7 +340,8 @@ def labelled_batches(
         if _is_loader(loader):
             batches = RunBatches(loader, trainer=trainer, module=module, network=network, inputs=inputs, step=step)
         first = next(iter(batches or ()), ())
-        if all(gathered(trainer, batches is not None and len(first) >= 2 and _labelled(first, batches.network))):
+        known = batches is not None and len(first) >= 2 and _labelled(first, batches.network)
+        if all(gathered(trainer, known or (not labels and len(first) > 0))):
             return batches, split
     return None, None
 

@@ -15,13 +15,22 @@ from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
-from mlprank.callbacks.data import calibration_batches, has_calibration_data, labelled_batches, samples_of_rank
+from mlprank.callbacks.data import (
+    RunBatches,
+    calibration_batches,
+    has_calibration_data,
+    labelled_batches,
+    samples_of_rank,
+)
 from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
 from mlprank.callbacks.settings import Settings
 from mlprank.callbacks.training import averaging_done, plain_state_dicts
 from mlprank.models.classifier import ImageClassifier
-from mlprank.pruning.evaluation import Evaluation, prune_amounts
+from mlprank.pruning.evaluation import Evaluation, evaluate, prune_amounts
+from mlprank.pruning.front import BudgetError
 from mlprank.pruning.outputs import scalars, write_outputs
+from mlprank.pruning.result import PruningResult
+from mlprank.pruning.shrink import DEFAULTS, shrink
 from mlprank.pruning.table import print_pruning
 from mlprank.surgery.copies import COMPILED
 from mlprank.surgery.masks import apply_masks, bake_masks, mask_rows, recompute_uncalled
@@ -78,28 +87,59 @@ class Finish:
         source, dense = self._weights()
         settings, name = self.settings, self.settings.network
         labelled, split = labelled_batches(self.trainer, source, name, inputs=settings.inputs)
-        evaluations = prune_amounts(
-            find_network(source, name),
-            calibration_batches(
-                self.trainer,
-                source,
-                name,
-                num_samples=settings.num_samples,
-                seed=settings.recipe.seed,
-                inputs=settings.inputs,
-            ),
-            amounts=settings.amounts,
-            recipe=replace(settings.recipe, num_samples=samples_of_rank(self.trainer, settings.num_samples)),
-            labelled=labelled,
-            split=split,
-            dense=self._before(),
-            reduce=partial(summed, self.trainer),
+        calibration = calibration_batches(
+            self.trainer,
+            source,
+            name,
+            num_samples=settings.num_samples,
+            seed=settings.recipe.seed,
+            inputs=settings.inputs,
         )
+        if settings.max_drop is not None:
+            found = self._shrunk(source, calibration)
+            if found is None:
+                return [], [], dense
+            evaluations = [evaluate(found, labelled, split=split, reduce=partial(summed, self.trainer))]
+        else:
+            evaluations = prune_amounts(
+                find_network(source, name),
+                calibration,
+                amounts=settings.amounts,
+                recipe=replace(settings.recipe, num_samples=samples_of_rank(self.trainer, settings.num_samples)),
+                labelled=labelled,
+                split=split,
+                dense=self._before(),
+                reduce=partial(summed, self.trainer),
+            )
         for evaluation in evaluations:
             check_same_masks(self.trainer, evaluation.result.masks)
         files = self._written(evaluations, dense)
         self._apply(evaluations[-1])
         return evaluations, files, dense
+
+    def _shrunk(self, source: nn.Module, calibration: RunBatches) -> PruningResult | None:
+        """Find the smallest network that keeps the accuracy on the validation data; None, with a warning, where none does."""
+        settings, given = self.settings, dict(self.settings.changed)
+        samples = given.get("num_samples", DEFAULTS["num_samples"]) or settings.num_samples
+        given["num_samples"] = samples_of_rank(self.trainer, samples)
+        validation, _ = labelled_batches(
+            self.trainer, source, settings.network, inputs=settings.inputs, test=False, labels=False
+        )
+        network = find_network(source, settings.network)
+        try:
+            front = shrink(
+                network,
+                calibration,
+                validation,
+                max_drop=settings.max_drop,
+                reduce=partial(summed, self.trainer),
+                **given,
+            )
+        except BudgetError as error:
+            rank_zero_warn(f"Nothing was pruned: {error}")
+            return None
+        rank_zero_info(str(front))
+        return front.best
 
     def _weights(self) -> tuple[nn.Module, Dense]:
         """Copy the module with the weights to prune, and say which network is the dense one."""

@@ -45,6 +45,9 @@ class PruningCallback(Callback):
             epochs, such as `Cubic(start_epoch=2)`; None prunes in one step.
         finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none without.
         dirpath: Where to write; the run directory by default.
+        max_drop: Percentage points of validation top-1 accuracy that may be lost (of agreement with the dense network's
+            predictions, where there are no labels): finds the smallest network at the end of fit, by `mlprank.shrink`, in
+            place of an amount.
         network_inputs: Makes the network's inputs of a batch, where neither the batch's first entry nor what the network
             gets while training is right: a function, or its dotted path.
         **fields: The fields of `Recipe`, by name.
@@ -64,16 +67,24 @@ class PruningCallback(Callback):
         schedule: dict[str, Any] | str | Schedule | None = None,
         finetune_epochs: int | None = None,
         dirpath: str | None = None,
+        max_drop: float | None = None,
         network_inputs: str | Callable[[Any], Any] | None = None,
         **fields: Any,
     ) -> None:
         super().__init__()
         amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        self.settings = Settings(amounts, make_recipe(None, fields), network, apply, find_inputs(network_inputs))
+        self.settings = Settings(
+            amounts, make_recipe(None, fields), network, apply, find_inputs(network_inputs), max_drop
+        )
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
         if self.in_training and len(amounts) > 1:
             raise ValueError(
                 f"amount={amount}: pruning in training reaches one amount; give one, or leave out schedule and finetune_epochs"
+            )
+        if self.in_training and max_drop is not None:
+            raise ValueError(
+                f"max_drop={max_drop}: pruning in training has to know its amount; give an amount, or leave out schedule and"
+                " finetune_epochs"
             )
         if self.schedule is not None:
             self.schedule.check_target(amounts[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import Strategy
 
 from mlprank.callbacks.data import ToInputs
 from mlprank.callbacks.run import is_lightning
+from mlprank.pruning.budgets import Budgets
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.selection import check_amount
 
@@ -28,6 +29,7 @@ class Settings:
         network: Name of the submodule to prune; None finds it out.
         apply: "mask", "remove" or "none".
         inputs: Makes the network's inputs of a batch; None for what it gets in training.
+        max_drop: Percentage points of validation accuracy that may be lost; the amount is then found out.
 
     Raises:
         ValueError: If one is out of range.
@@ -38,6 +40,7 @@ class Settings:
     network: str | None
     apply: str
     inputs: ToInputs | None = None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         if not self.amounts:
@@ -46,16 +49,35 @@ class Settings:
             check_amount(amount)
         if self.apply not in ("mask", "remove", "none"):
             raise ValueError(f'apply="{self.apply}" is unknown; choose "mask", "remove" or "none"')
+        if self.max_drop is not None:
+            Budgets(max_drop=self.max_drop)
+            if self.amounts != (Recipe().amount,):
+                raise ValueError(
+                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and max_drop={self.max_drop}"
+                    " contradict each other: max_drop finds the amount; give one of them"
+                )
 
     @property
     def num_samples(self) -> int:
         """Number of calibration samples, over all processes."""
         return self.recipe.num_samples or sys.maxsize
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The recipe's fields that are not the defaults."""
+        usual = Recipe()
+        named = {each.name: getattr(self.recipe, each.name) for each in fields(Recipe)}
+        return {name: value for name, value in named.items() if value != getattr(usual, name)}
+
     def plain(self) -> dict[str, Any]:
         """Return what a resumed run must share, as plain types."""
         amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
-        return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts}
+        amount = amounts[0] if len(amounts) == 1 else amounts
+        return {
+            **self.recipe.plain(),
+            "amount": amount,
+            **({} if self.max_drop is None else {"max_drop": self.max_drop}),
+        }
 
 
 def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:

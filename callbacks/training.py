@@ -125,7 +125,17 @@ class TrainingMasks:
             pruning.run(
                 amount=amount, refine=dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
             )
-        labelled_batches(trainer, copied(module), self.settings.network, inputs=self.settings.inputs)
+        source, settings = copied(module), self.settings
+        labelled_batches(trainer, source, settings.network, inputs=settings.inputs)
+        if settings.max_drop is not None:
+            found, _ = labelled_batches(
+                trainer, source, settings.network, inputs=settings.inputs, test=False, labels=False
+            )
+            if found is None:
+                raise ValueError(
+                    f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; give it"
+                    " a val_dataloader, or prune by an amount"
+                )
         self._graph = pruning.graph if self.schedule is not None else None
 
     def _read(self, trainer: Trainer, module: LightningModule, *, limit: int | None = None) -> Pruning:
