@@ -83,6 +83,8 @@ class Expected:
 
     parent: dict[str, str] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
+    normed: set[str] = field(default_factory=set)
+    added: set[str] = field(default_factory=set)
 
     def root(self, layer: str) -> str:
         while self.parent[layer] != layer:
@@ -100,7 +102,10 @@ class Expected:
         members: dict[str, set[str]] = {}
         for layer in self.parent:
             members.setdefault(self.root(layer), set()).add(layer)
-        return {frozenset(layers): not layers & self.whole for layers in members.values()}
+        return {
+            frozenset(layers): not layers & self.whole and not (layers & self.normed and layers & self.added)
+            for layers in members.values()
+        }
 
 
 class Drawn(nn.Module):
@@ -146,9 +151,10 @@ class Drawn(nn.Module):
                 self.expected.whole.add(made)
             else:
                 self.expected.add(made, tied=carried)
+                self.expected.added.add(made)
         if block.kind == "layer_norm":
             self.add_module(f"{name}_ln", nn.LayerNorm(width))
-            self.expected.whole.add(made)
+            self.expected.normed.add(made)
         return width, made
 
     def linear(self, name: str, size_in: int, size_out: int, block: Block, *, tied: str | None = None) -> str:

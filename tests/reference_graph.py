@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -90,26 +91,41 @@ def ridge_prediction(seen: Array, mask: Array, *, ridge: float) -> tuple[Array, 
     return coefficients, mean[~mask] - coefficients.T @ mean[mask]
 
 
+def refit(seen: Array, targets: Array, weight: Array, mask: Array, *, ridge: float) -> tuple[Array, Array]:
+    """Fit weights on kept columns to targets (without a bias), drawn to the old ones: weights (m, kept) and shift (m,), by lstsq on
+    stacked rows."""
+    kept = seen[:, mask]
+    centred, wanted = kept - kept.mean(0), targets - targets.mean(0)
+    penalty = ridge * (centred**2).sum(0).mean()
+    rows = np.concatenate([centred, np.sqrt(penalty) * np.eye(kept.shape[1])])
+    left = np.concatenate([wanted - centred @ weight[:, mask].T, np.zeros((kept.shape[1], len(weight)))])
+    new = weight[:, mask] + np.linalg.lstsq(rows, left, rcond=None)[0].T
+    return new, targets.mean(0) - new @ kept.mean(0)
+
+
 def compensate_by_hand(
     network: nn.Module, x: Tensor, masks: dict[str, Tensor], reads: Sequence[tuple[str, str]], *, ridge: float | None
 ) -> nn.Module:
     """Compensate in place, reader by reader in forward order, each on what arrives in the network as it then is.
 
-    `reads` are (reader, layer whose neurons it reads); `ridge` None predicts every pruned neuron by its mean.
+    `reads` are (reader, layer whose neurons it reads); `ridge` None predicts every pruned neuron by its mean, otherwise a reader is fitted
+    to what it computed in the dense network.
     """
+    dense = copy.deepcopy(network)
     for reader, made in reads:
         mask = masks[made].numpy()
-        seen = next(inputs for name, inputs, _ in hooked(network, x) if name == reader)
+        seen, before = (
+            next(inputs for name, inputs, _ in hooked(each, x) if name == reader) for each in (network, dense)
+        )
         linear = network.get_submodule(reader)
         assert isinstance(linear, nn.Linear)
-        if ridge is None:
-            coefficients, intercept = np.zeros((int(mask.sum()), int((~mask).sum()))), seen.mean(0)[~mask]
-        else:
-            coefficients, intercept = ridge_prediction(seen, mask, ridge=ridge)
         weight = double(linear.weight)
         new = np.zeros_like(weight)
-        new[:, mask] = weight[:, mask] + weight[:, ~mask] @ coefficients.T
+        if ridge is None:
+            new[:, mask], shift = weight[:, mask], weight[:, ~mask] @ seen.mean(0)[~mask]
+        else:
+            new[:, mask], shift = refit(seen, before @ weight.T, weight, mask, ridge=ridge)
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(new))
-            linear.bias.add_(torch.from_numpy(weight[:, ~mask] @ intercept))
+            linear.bias.add_(torch.from_numpy(shift))
     return network

@@ -1,14 +1,23 @@
-"""Calibration data: whatever the caller has, as batches of inputs on the network's device that can be read several times."""
+"""Calibration data: whatever the caller has, as calls of the network, on its device, that can be read several times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mlprank.graph.program import Inputs
 
 DEFAULT_NUM_SAMPLES = 1024
+_BATCHES_COMPARED = 4
+"""So many batches are looked at to see which of their sizes differ."""
+
+ToInputs = Callable[[Any], Any]
+"""Makes a call of a batch: `(args, kwargs)`, or a tensor, a tuple of arguments or a dict of keyword arguments."""
 
 
 def own(total: Tensor) -> Tensor:
@@ -17,20 +26,22 @@ def own(total: Tensor) -> Tensor:
 
 
 class Calibration:
-    """Batches of calibration inputs.
+    """Calls of a network on calibration data.
 
     Args:
-        source: A batch of inputs, shape (N, ...); an iterable of batches (tensors, or tuples whose first entry is the inputs); a
-            DataLoader; or a LightningDataModule, whose `calibration_dataloader()` is read where it has one, otherwise the first 1,024
-            samples of `train_dataloader()`.
+        source: A batch, an iterable of batches, a DataLoader, or a LightningDataModule, whose `calibration_dataloader()` is read where it
+            has one, otherwise the first 1,024 samples of `train_dataloader()`. A batch is a tensor or a NumPy array of shape (N, ...), a
+            dict of keyword arguments, or a tuple of inputs and labels.
         device: Where the network is.
         num_samples: Read at most this many samples; None for all of them.
         seed: Seed of the draw, where a LightningDataModule's `calibration_dataloader` makes one.
         reduce: Sums a tensor over processes; the identity where there is one process.
+        inputs: Makes a call of a batch, `inputs=lambda batch: ((batch.ids,), {"mask": batch.mask})`, where the batch does not say it.
+        model: The network, whose `forward` says how many entries of a tuple are inputs.
 
     Raises:
-        ValueError: If there is no sample.
-        TypeError: If the batches are no tensors.
+        ValueError: If there is no sample, or it is not clear which entries of a tuple are inputs.
+        TypeError: If the batches hold no tensors.
     """
 
     def __init__(
@@ -41,35 +52,52 @@ class Calibration:
         num_samples: int | None = None,
         seed: int = 0,
         reduce: Callable[[Tensor], Tensor] = own,
+        inputs: ToInputs | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.device, self.num_samples, self.reduce = device, num_samples, reduce
+        self._to_inputs = inputs
+        self._signature = None if model is None else inspect.signature(model.forward)
         if hasattr(source, "train_dataloader"):
             self.num_samples = num_samples or DEFAULT_NUM_SAMPLES
             source = _dataloader(source, num_samples=self.num_samples, seed=seed)
-        if isinstance(source, Tensor):
+        if isinstance(source, (Tensor, Mapping, Inputs)) or type(source).__module__ == "numpy":
             source = [source]
         elif not isinstance(source, Iterable):
             raise TypeError(
-                f"calibration: {type(source).__name__} is no batch, iterable of batches, DataLoader or LightningDataModule; give one"
+                f"calibration: {type(source).__name__} is not a batch, an iterable of batches, a DataLoader or a"
+                " LightningDataModule; give one"
             )
         self.batches: Iterable[Any] = list(source) if isinstance(source, Iterator) else source
-        self.example: Tensor = torch.empty(0)
-        self.example = next(iter(self), self.example)
-        if len(self.example) == 0:
+        self._first: Inputs | None = None
+        self._first = next(iter(self), None)
+        if self._first is None:
             raise ValueError("calibration: the set is empty; give at least one sample")
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield batches of inputs, shape (n, ...), until `num_samples` have been read."""
+    @property
+    def example(self) -> Inputs:
+        """The first batch."""
+        assert self._first is not None
+        return self._first
+
+    @property
+    def varying(self) -> set[tuple[int, int]]:
+        """Dimensions besides the first whose size differs between batches: number of the tensor, and dimension."""
+        shapes = [[tuple(tensor.shape) for tensor in batch.tensors] for batch in islice(self, _BATCHES_COMPARED)]
+        return {
+            (number, dim)
+            for other in shapes[1:]
+            for number, (one, two) in enumerate(zip(shapes[0], other, strict=True))
+            for dim in range(1, len(one))
+            if one[dim] != two[dim]
+        }
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """Yield calls until `num_samples` have been read."""
         left = self.num_samples
         for batch in self.batches:
-            inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(inputs, Tensor):
-                raise TypeError(
-                    f"calibration: a batch is a {type(batch).__name__} of no tensor; give tensors, or tuples whose first entry is the inputs"
-                )
-            if inputs.dim() == 0:
-                raise ValueError("calibration: a batch has no dimensions; give inputs of shape (N, ...)")
-            inputs = inputs[:left].to(self.device)
+            inputs = self._call(batch).mapped(lambda tensor: tensor.to(self.device))
+            inputs = inputs if left is None else inputs.first(left)
             if len(inputs) > 0:
                 self._check(inputs)
                 yield inputs
@@ -78,13 +106,96 @@ class Calibration:
                 if left <= 0:
                     return
 
-    def _check(self, inputs: Tensor) -> None:
-        first = self.example
-        if len(first) > 0 and (inputs.shape[1:] != first.shape[1:] or inputs.dtype != first.dtype):
-            raise ValueError(
-                f"calibration: a batch has inputs of shape {tuple(inputs.shape[1:])} and dtype {inputs.dtype}, the first one of"
-                f" {tuple(first.shape[1:])} and {first.dtype}; give inputs of one shape and dtype"
+    def _call(self, batch: Any) -> Inputs:
+        """The call that a batch means."""
+        given = _tensors(batch if self._to_inputs is None else self._to_inputs(batch))
+        if isinstance(given, Inputs):
+            inputs = given
+        elif self._to_inputs is not None and _is_call(given):
+            inputs = Inputs(tuple(given[0]), dict(given[1]))
+        elif isinstance(given, Mapping):
+            inputs = self._of_mapping(given)
+        elif isinstance(given, (tuple, list)):
+            inputs = Inputs(tuple(given) if self._to_inputs is not None else self._of_tuple(given), {})
+        else:
+            inputs = Inputs((given,), {})
+        if not inputs.tensors:
+            raise TypeError(
+                f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no tensor; give tensors, or"
+                " say by inputs= how a batch becomes a call"
             )
+        if not any(tensor.dim() for tensor in inputs.tensors):
+            raise ValueError("calibration: a batch has no dimensions; give inputs of shape (N, ...)")
+        return inputs
+
+    def _of_mapping(self, batch: Mapping[str, Any]) -> Inputs:
+        """Keyword arguments, or the only argument of a network that takes a dict."""
+        if self._signature is None:
+            return Inputs((), dict(batch))
+        parameters = self._signature.parameters.values()
+        known = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        if set(batch) <= known or (takes_any and set(batch) & known):
+            return Inputs((), dict(batch))
+        if len(known) == 1 and not set(batch) & known:
+            return Inputs((dict(batch),), {})
+        raise ValueError(
+            f"calibration: a batch has the keys {', '.join(map(str, batch))}, the network takes {self._signature}; say by inputs= how a"
+            ' batch becomes a call, such as inputs=lambda batch: ((batch["image"],), {})'
+        )
+
+    def _of_tuple(self, batch: Sequence[Any]) -> tuple[Any, ...]:
+        """The inputs in a tuple of inputs and labels: as many as `forward` needs."""
+        if not batch:
+            return ()
+        parameters = [] if self._signature is None else list(self._signature.parameters.values())
+        positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+        needed = sum(each.default is each.empty for each in positional)
+        if needed > 1:
+            if len(batch) < needed:
+                raise ValueError(
+                    f"calibration: a batch has {len(batch)} entries, the network takes {self._signature}; say by inputs= how a batch"
+                    " becomes a call"
+                )
+            return tuple(batch[:needed])
+        optional = len(positional) > max(1, needed)
+        if optional and any(isinstance(entry, Tensor) and entry.dim() > 1 for entry in batch[1:]):
+            raise ValueError(
+                f"calibration: a batch has {len(batch)} entries and the network takes {self._signature}: whether the second one is an"
+                " input is not clear; say by inputs= how a batch becomes a call, such as inputs=lambda batch: (batch[:2], {})"
+            )
+        return (batch[0],)
+
+    def _check(self, inputs: Inputs) -> None:
+        if self._first is None:
+            return
+        for one, other in zip(inputs.tensors, self._first.tensors, strict=False):
+            if one.dim() != other.dim() or one.dtype != other.dtype:
+                raise ValueError(
+                    f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the first one of"
+                    f" {tuple(other.shape[1:])} and {other.dtype}; give inputs of one dtype and number of dimensions"
+                )
+
+
+def _is_call(given: Any) -> bool:
+    """Whether this is `(args, kwargs)`."""
+    return (
+        isinstance(given, (tuple, list))
+        and len(given) == 2
+        and isinstance(given[0], (tuple, list))
+        and isinstance(given[1], Mapping)
+    )
+
+
+def _tensors(value: Any) -> Any:
+    """NumPy arrays as tensors, however nested."""
+    if type(value).__module__ == "numpy":
+        return torch.as_tensor(value)
+    if isinstance(value, Mapping):
+        return {key: _tensors(item) for key, item in value.items()}
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_tensors(item) for item in value)
+    return [_tensors(item) for item in value] if isinstance(value, list) else value
 
 
 def _dataloader(datamodule: Any, *, num_samples: int, seed: int) -> Any:

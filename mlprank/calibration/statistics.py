@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlprank.calibration.data import Calibration
-from mlprank.graph.records import Graph, State
+from mlprank.graph.axes import pieces
+from mlprank.graph.layers import rows, squares
+from mlprank.graph.program import Fill
+from mlprank.graph.records import Graph, Group, Layer, Place, State
 
 # A neuron whose variance is below this share of its mean square does not vary.
 CONSTANT = 1e-12
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
 class Norms:
-    """L2 norms over all calibration samples (and positions), by the name of the value.
+    """L2 norms over all calibration samples and positions.
 
     Attributes:
-        read: Norm of every input of what a linear layer reads, shape (n_in,).
-        made: Norm of every neuron's output, shape (n_out,), by the name of the linear operation: of `relu(z)` in chain mode, of what
+        read: Norm of every input of what a layer reads, shape (n_in,), by value and dimension; and of other values that importance
+            starts from.
+        made: Norm of every neuron's output, shape (n_out,), by the name of the layer's operation: of `relu(z)` in chain mode, of what
             the neuron emits in dag mode.
+        num_samples: Number of samples.
     """
 
-    read: Mapping[str, Tensor]
+    read: Mapping[Place, Tensor]
     made: Mapping[str, Tensor]
+    num_samples: int = 0
 
 
 def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain: bool) -> Norms:
@@ -37,7 +45,7 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
         graph: The network's graph.
         state: The weights to run with.
         calibration: The data.
-        chain: Take `relu(z)` of the linear operation, whatever follows it, instead of what the neuron emits.
+        chain: Take `relu(z)` of the layer's operation, whatever follows it, instead of what the neuron emits.
 
     Returns:
         The norms, summed in float64 over batches and processes.
@@ -45,29 +53,70 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
     Raises:
         ValueError: If a value is not finite; the layer is named.
     """
-    emits = {call.node if chain else call.emitted: call.node for layer in graph.layers for call in layer.calls}
-    sources = {call.source for layer in graph.layers for call in layer.calls}
-    read: dict[str, Tensor] = {}
+    calls = {call.node: call for layer in graph.layers for call in layer.calls}
+    emitted: dict[str, list[tuple[str, int]]] = {}
+    for call in calls.values():
+        place = (call.node, call.out_dim) if chain else (call.emitted, call.emitted_dim)
+        emitted.setdefault(place[0], []).append((call.node, place[1]))
+    begins = set() if chain else set(_beginnings(graph)) - {call.place for call in calls.values()}
+    shown: dict[str, list[int]] = {}
+    for value, dim in sorted(begins):
+        shown.setdefault(value, []).append(dim)
+    read: dict[Place, Tensor] = {}
     made: dict[str, Tensor] = {}
+    first_reader: dict[Place, str] = {}
+    for node, call in calls.items():
+        first_reader.setdefault(call.place, node)
 
-    def on_read(name: str, value: Tensor) -> None:
-        _accumulate(read, name, _rows(value))
+    def on_read(node: str, value: Tensor) -> None:
+        call = calls[node]
+        if first_reader[call.place] == node:
+            _add(read, call.place, call.kind.input_norms(value, call.dim))
 
     def on_made(name: str, value: Tensor) -> None:
-        _accumulate(made, emits[name], _rows(value).clamp(min=0) if chain else _rows(value))
+        for node, dim in emitted.get(name, ()):
+            seen = rows(value, dim)
+            _add(made, node, squares(seen.clamp(min=0) if chain else seen))
+        for dim in shown.get(name, ()):
+            _add(read, (name, dim), squares(rows(value, dim).to(torch.get_default_dtype())))
 
+    num_samples = 0
     for batch in calibration:
-        graph.program.observe(state, batch, sources=sources, on_read=on_read, made=emits, on_made=on_made)
-    norms = [
-        {name: calibration.reduce(total).sqrt() for name, total in sorted(totals.items())} for totals in (read, made)
-    ]
+        num_samples += len(batch)
+        graph.program.observe(
+            state,
+            batch,
+            read={node: call.source for node, call in calls.items()},
+            on_read=on_read,
+            made={*emitted, *shown},
+            on_made=on_made,
+        )
+    norms_read = {place: calibration.reduce(total).sqrt() for place, total in sorted(read.items())}
+    norms_made = {node: calibration.reduce(total).sqrt() for node, total in sorted(made.items())}
     for layer in graph.layers:
         for call in layer.calls:
-            if not (torch.isfinite(norms[0][call.source]).all() and torch.isfinite(norms[1][call.node]).all()):
+            if not (torch.isfinite(norms_read[call.place]).all() and torch.isfinite(norms_made[call.node]).all()):
                 raise ValueError(
                     f'layer "{layer.name}": calibration gives activations that are not finite; check the data and the weights'
                 )
-    return Norms(*norms)
+    return Norms(norms_read, norms_made, num_samples)
+
+
+def _beginnings(graph: Graph) -> Iterable[Place]:
+    """The values that importance starts from on its way to what layers read."""
+    emitted = {(call.emitted, call.emitted_dim) for layer in graph.layers for call in layer.calls}
+    pending = [call.place for layer in graph.layers for call in layer.calls]
+    seen: set[Place] = set()
+    while pending:
+        place = pending.pop()
+        if place in seen:
+            continue
+        seen.add(place)
+        flow = graph.flow.get(place)
+        if flow is not None:
+            pending += [(part.value, part.dim) for part in flow.parts]
+        if place not in emitted and (flow is None or not flow.parts):
+            yield place
 
 
 @dataclass(frozen=True)
@@ -91,11 +140,75 @@ class Moments:
         )
 
 
-PooledMoments = Mapping[tuple[str, ...], Moments]
+@dataclass(frozen=True)
+class View:
+    """Neurons of one group in what a layer reads: a segment of its axis. Their blocks count as positions.
+
+    Attributes:
+        places: The values that the layer reads, pooled where it is used in several places.
+        start: The first entry.
+        width: Number of neurons.
+        block: Entries of each.
+    """
+
+    places: tuple[Place, ...]
+    start: int
+    width: int
+    block: int
+
+    def rows(self, value: Tensor, dim: int) -> Float[Tensor, "rows n"]:
+        """The neurons' values, float64."""
+        part = value.narrow(dim, self.start, self.width * self.block).movedim(dim, -1)
+        seen: Tensor = part.reshape(*part.shape[:-1], self.width, self.block).transpose(-1, -2)
+        return seen.reshape(-1, self.width).double()
+
+
+def views_of(layer: Layer, group: int) -> list[View]:
+    """What a layer sees of a group: a view for every segment of its axis."""
+    return [View(layer.sources, start, each.width, each.block) for start, each in pieces(layer.read, group)]
+
+
+PooledMoments = Mapping[View, Moments]
+
+
+class MomentSums:
+    """Sums from which moments are worked out, for several views at once."""
+
+    def __init__(self, views: Collection[View]) -> None:
+        self.views = tuple(dict.fromkeys(views))
+        self._sums: dict[View, Tensor] = {}
+
+    def add(self, place: Place, value: Tensor) -> None:
+        """Take in a value that was read."""
+        for view in self.views:
+            if place in view.places:
+                seen = view.rows(value, place[1])
+                seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
+                total = seen.T @ seen
+                self._sums[view] = self._sums[view] + total if view in self._sums else total
+
+    def moments(self, calibration: Calibration) -> dict[View, Moments]:
+        """Sum over processes and work out the moments."""
+        return {view: _moments(calibration.reduce(self._sums[view])) for view in self.views if view in self._sums}
+
+
+def reading_nodes(graph: Graph, places: Collection[Place]) -> dict[str, Place]:
+    """For values that layers read, the operations that read them first."""
+    found: dict[Place, str] = {}
+    order = graph.program.order
+    calls = [call for layer in graph.layers for call in layer.calls if call.place in places]
+    for call in sorted(calls, key=lambda call: order[call.node]):
+        found.setdefault(call.place, call.node)
+    return {node: place for place, node in found.items()}
 
 
 def measure_moments(
-    graph: Graph, state: State, calibration: Calibration, values: Collection[tuple[str, ...]]
+    graph: Graph,
+    state: State,
+    calibration: Calibration,
+    views: Collection[View],
+    *,
+    fills: Mapping[str, Fill] | None = None,
 ) -> PooledMoments:
     """Measure moments of what layers read, in one pass that ends behind the last of them.
 
@@ -103,64 +216,105 @@ def measure_moments(
         graph: The network's graph.
         state: The weights to run with.
         calibration: The data.
-        values: Tuples of names of values; the values of one tuple are pooled, for a layer that is used in several places.
+        views: What to measure.
+        fills: What normalisations read in place of pruned neurons.
 
     Returns:
-        The moments of every tuple, accumulated in float64.
+        The moments of every view, accumulated in float64.
     """
-    sources = {source for pooled in values for source in pooled}
-    sums: dict[str, Tensor] = {}
-
-    def on_read(name: str, value: Tensor) -> None:
-        rows = _rows(value).double()
-        ones = rows.new_ones(len(rows), 1)
-        rows = torch.cat([rows, ones], dim=1)
-        if name in sums:
-            sums[name].addmm_(rows.T, rows)
-        else:
-            sums[name] = rows.T @ rows
-
+    sums = MomentSums(views)
+    nodes = reading_nodes(graph, {place for view in sums.views for place in view.places})
     for batch in calibration:
-        graph.program.observe(state, batch, sources=sources, on_read=on_read)
-    sums = {name: calibration.reduce(total) for name, total in sorted(sums.items())}
-    return {pooled: _moments(torch.stack([sums[name] for name in pooled]).sum(0)) for pooled in values}
+        graph.program.observe(
+            state,
+            batch,
+            read={node: place[0] for node, place in nodes.items()},
+            on_read=lambda node, value: sums.add(nodes[node], value),
+            fills=fills,
+        )
+    return sums.moments(calibration)
 
 
-def measure_constants(graph: Graph, state: State, calibration: Calibration) -> dict[str, Tensor]:
-    """Run one sample through a network whose rows are zero, to see what such neurons send to every layer that reads them.
+@dataclass(frozen=True)
+class Arriving:
+    """What zeroed neurons send to a layer.
+
+    Attributes:
+        value: What arrives at the first position, shape (n_in,).
+        uniform: Whether the same arrives at every position of every sample, shape (n_in,); False where no sample arrives.
+        finite: Whether it is finite everywhere, shape (n_in,).
+    """
+
+    value: Float[Tensor, " n_in"]
+    uniform: Bool[Tensor, " n_in"]
+    finite: Bool[Tensor, " n_in"]
+
+
+def measure_constants(
+    graph: Graph, state: State, calibration: Calibration, *, fills: Mapping[str, Fill] | None = None
+) -> dict[Place, Arriving]:
+    """Run one batch through a network whose rows are zero, to see what such neurons send to every layer that reads them.
 
     Args:
         graph: The network's graph.
         state: Weights in which every row that may be pruned is zero.
         calibration: The data.
+        fills: What normalisations read in place of pruned neurons.
 
     Returns:
-        For every value that a linear layer reads, what arrives there, shape (n_in,).
+        For every value that a layer reads neurons from, what arrives there.
     """
-    constants: dict[str, Tensor] = {}
+    places = {call.place for layer in graph.layers for call in layer.calls if layer.read_groups}
+    nodes = reading_nodes(graph, places)
+    arriving: dict[Place, Arriving] = {}
 
-    def on_read(name: str, value: Tensor) -> None:
-        constants[name] = _rows(value)[0].clone()
+    def on_read(node: str, value: Tensor) -> None:
+        seen = rows(value, nodes[node][1])
+        if len(seen):
+            low, high = seen.amin(0), seen.amax(0)
+            arriving[nodes[node]] = Arriving(seen[0].clone(), low == high, torch.isfinite(low) & torch.isfinite(high))
+        else:
+            none = torch.zeros(seen.shape[1], dtype=torch.bool, device=seen.device)
+            arriving[nodes[node]] = Arriving(seen.new_zeros(seen.shape[1]), none, ~none)
 
-    sources = {call.source for layer in graph.layers for call in layer.calls if layer.source_group is not None}
-    graph.program.observe(state, calibration.example[:1], sources=sources, on_read=on_read)
-    return constants
+    graph.program.observe(
+        state,
+        calibration.example.first(16),
+        read={node: place[0] for node, place in nodes.items()},
+        on_read=on_read,
+        fills=fills,
+    )
+    return arriving
 
 
-def _rows(value: Tensor) -> Float[Tensor, "samples n"]:
-    return value.reshape(-1, value.shape[-1])
+def fills_of(graph: Graph, kept: Mapping[str, Tensor]) -> dict[str, Fill]:
+    """What normalisations read in place of pruned neurons, by operation.
+
+    Args:
+        graph: The network's graph.
+        kept: Masks of groups by name, shape (width,), True for kept neurons.
+    """
+    fills = {}
+    for norm in graph.norms:
+        mask = graph.kept_entries(kept, norm.axis)
+        if not bool(mask.all()):
+            fills[norm.node] = Fill(mask, norm.dim, norm.sets, norm.centred)
+    return fills
 
 
-def _accumulate(totals: dict[str, Tensor], name: str, rows: Tensor) -> None:
-    rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    squares = torch.linalg.vector_norm(rows, dim=0).double().square()
-    totals[name] = totals[name] + squares if name in totals else squares
+def nobody(graph: Graph, groups: Iterable[Group]) -> dict[str, Tensor]:
+    """Masks that keep no neuron of groups."""
+    return {group.name: torch.zeros(group.width, dtype=torch.bool) for group in groups}
+
+
+def _add(totals: dict[_Key, Tensor], key: _Key, values: Tensor) -> None:
+    totals[key] = totals[key] + values if key in totals else values
 
 
 def _moments(sums: Tensor) -> Moments:
     count = float(sums[-1, -1])
-    mean, squares = sums[-1, :-1] / count, sums[:-1, :-1]
-    gram = squares - count * torch.outer(mean, mean)
+    mean, products = sums[-1, :-1] / max(count, 1.0), sums[:-1, :-1]
+    gram = products - count * torch.outer(mean, mean)
     # What is left of a constant neuron is rounding, of either sign.
-    constant = gram.diagonal() <= CONSTANT * squares.diagonal()
+    constant = gram.diagonal() <= CONSTANT * products.diagonal()
     return Moments(count, mean, gram.masked_fill(constant[:, None] | constant[None, :], 0.0))

@@ -7,7 +7,7 @@ do with the kept neurons instead, so that on the calibration data they miss the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlprank.calibration.statistics import Moments, PooledMoments
-from mlprank.graph.records import Graph, Layer, State
+from mlprank.calibration.statistics import Moments
 from mlprank.utils.registry import Registry
 
 
@@ -44,6 +43,34 @@ class Compensation(Protocol):
     @property
     def keeps_bias(self) -> bool:
         """Whether the pruned neuron's bias stays."""
+        ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a reader sees of its kept inputs, and what it computed of all of them in the dense network: sums over rows, float64.
+
+    Attributes:
+        count: Number of rows.
+        mean: Mean of what it sees, shape (groups, seen).
+        gram: Centred Gram matrix of what it sees, shape (groups, seen, seen).
+        target_mean: Mean of the targets, shape (groups, outputs).
+        cross: Centred products of what it sees and the targets, shape (groups, seen, outputs).
+    """
+
+    count: float
+    mean: Float[Tensor, "groups seen"]
+    gram: Float[Tensor, "groups seen seen"]
+    target_mean: Float[Tensor, "groups outputs"]
+    cross: Float[Tensor, "groups seen outputs"]
+
+
+@runtime_checkable
+class Refit(Compensation, Protocol):
+    """A compensation that fits whole weights of readers anew."""
+
+    def refit(self, targets: Targets, weight: Tensor) -> Tensor:
+        """Return new weights on what is seen, (groups, outputs, seen), from the old ones; means are met by the bias."""
         ...
 
 
@@ -100,20 +127,33 @@ class LeastSquares:
     def predict(self, moments: Moments, mask: Tensor) -> Prediction:
         """Solve `(G_KK + lambda I) B = G_KP` with `lambda = ridge * mean(diag(G_KK))`, larger where that cannot be factorised."""
         kept, pruned = moments.gram[mask][:, mask], moments.gram[mask][:, ~mask]
-        scale = float(kept.diagonal().mean())
+        if not float(kept.diagonal().sum()):
+            return Mean().predict(moments, mask)
+        coefficients = self._solve(kept, pruned)
+        return Prediction(coefficients, moments.mean[~mask] - coefficients.T @ moments.mean[mask])
+
+    def refit(self, targets: Targets, weight: Tensor) -> Tensor:
+        """Solve `(C^T C + lambda I) D = C^T (z - W c)` for the change D of the weights: the penalty draws them to what they were."""
+        changed = weight.double().clone()
+        for group, gram in enumerate(targets.gram):
+            if float(gram.diagonal().sum()):
+                left = targets.cross[group] - gram @ changed[group].T
+                changed[group] += self._solve(gram, left).T
+        return changed
+
+    def _solve(self, gram: Tensor, right: Tensor) -> Tensor:
+        """Solve with a ridge, larger where the matrix cannot be factorised."""
+        scale = float(gram.diagonal().mean())
         if not math.isfinite(scale):
             raise ValueError(
                 "least_squares: the moments of the kept neurons are not finite; check the calibration data"
             )
-        if scale <= 0:
-            return Mean().predict(moments, mask)
-        eye, ridge = torch.eye(len(kept), dtype=kept.dtype, device=kept.device), self.ridge
-        factor, failed = torch.linalg.cholesky_ex(kept + ridge * scale * eye)
+        ridge, eye = self.ridge, torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
         while int(failed):
             ridge *= 10
-            factor, failed = torch.linalg.cholesky_ex(kept + ridge * scale * eye)
-        coefficients = torch.cholesky_solve(pruned, factor)
-        return Prediction(coefficients, moments.mean[~mask] - coefficients.T @ moments.mean[mask])
+            factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
+        return torch.cholesky_solve(right, factor)
 
 
 COMPENSATIONS = Registry(
@@ -143,70 +183,3 @@ def get_compensation(compensation: str | Mapping[str, Any] | type[Any] | Compens
     """
     found: Compensation = COMPENSATIONS.find(compensation)
     return found
-
-
-def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
-    """Return the weights with the rows of pruned neurons zeroed.
-
-    Args:
-        graph: The network's graph.
-        state: Its weights.
-        masks: For every layer to change, shape (n_out,), True for kept neurons.
-        keeps_bias: Leave the pruned neurons' biases as they are.
-
-    Returns:
-        A new state; tensors that do not change are the given ones.
-    """
-    changed = dict(state)
-    for name, rows in zeroed_parameters(graph, state, masks, keeps_bias=keeps_bias).items():
-        changed[name] = changed[name] * rows.view(-1, *[1] * (changed[name].dim() - 1))
-    return changed
-
-
-def zeroed_parameters(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
-    """Return which rows of which weights and biases stay: shape (n_out,) by parameter name, True for rows that stay."""
-    rows: dict[str, Tensor] = {}
-    for name, mask in masks.items():
-        layer = graph.by_name[name]
-        for parameter in (layer.weight,) if keeps_bias else (layer.weight, *layer.biases):
-            if parameter in state:
-                rows[parameter] = rows[parameter] & mask if parameter in rows else mask
-    return rows
-
-
-def regress(
-    state: State, readers: Iterable[Layer], mask: Tensor, moments: PooledMoments, *, by: Regression
-) -> dict[str, Tensor]:
-    """Return the weights with readers of a group making up for the group's pruned neurons.
-
-    For the weights W of a reader, `W_K += W_P B^T` and `b += W_P (mean_P - B^T mean_K)`; its weights on pruned neurons become zero. A
-    reader that has no place for a bias is regressed without an intercept.
-
-    Args:
-        state: The network's weights.
-        readers: Layers that read the group that is pruned.
-        mask: Shape (n,), True for kept neurons.
-        moments: Moments of what every reader reads, by `Layer.sources`.
-        by: The regression.
-
-    Returns:
-        A new state; biases that did not exist are in it under the name that they will have.
-    """
-    changed = dict(state)
-    for layer in readers:
-        places = dict.fromkeys(call.bias_place for call in layer.calls)
-        seen = moments[layer.sources]
-        prediction = by.predict(seen.uncentred() if None in places else seen, mask)
-        weight = state[layer.weight]
-        pruned = weight[:, ~mask].double()
-        new = torch.zeros_like(weight)
-        new[:, mask] = (weight[:, mask].double() + pruned @ prediction.coefficients.T).to(weight.dtype)
-        changed[layer.weight] = new
-        for place in places:
-            if place is not None:
-                changed[place] = _added(changed.get(place), pruned @ prediction.intercept, like=weight)
-    return changed
-
-
-def _added(bias: Tensor | None, shift: Tensor, *, like: Tensor) -> Tensor:
-    return shift.to(like.dtype) if bias is None else (bias.double() + shift).to(like.dtype)

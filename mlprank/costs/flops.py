@@ -17,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlprank.graph.program import Inputs, as_inputs
 from mlprank.utils.modules import device_of, evaluating
 
 
-def count_flops(model: nn.Module, example: Tensor) -> int:
+def count_flops(model: nn.Module, example: Tensor | Inputs) -> int:
     """Count the FLOPs of one sample with torch's own counter.
 
     Args:
@@ -56,12 +57,12 @@ def count_flops_nonzero(model: nn.Module, example: Tensor) -> int:
     return flops_of(model, example)[1]
 
 
-def flops_of(model: nn.Module, example: Tensor) -> tuple[int, int]:
+def flops_of(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
     """Return `count_flops` and `count_flops_nonzero` from one run of the model; arguments and errors are theirs."""
-    if example.dim() == 0 or len(example) == 0:
+    inputs = as_inputs(example)
+    if len(inputs) == 0:
         raise ValueError(
-            f"example of shape {tuple(example.shape)}: counting FLOPs needs a batch of at least one sample, "
-            "shape (N, ...)"
+            f"example of shape {tuple(inputs.tensors[0].shape)}: counting FLOPs needs a batch of at least one sample, shape (N, ...)"
         )
     fast_path = torch.backends.mha.get_fastpath_enabled()
     # Fused attention kernels hide their products from the counter: take the plain path while counting.
@@ -75,11 +76,11 @@ def flops_of(model: nn.Module, example: Tensor) -> tuple[int, int]:
             _ZeroProducts(model) as zeros,
             FlopCounterMode(display=False) as counter,
         ):
-            getattr(model, "_orig_mod", model)(example.to(device_of(model)))
+            inputs.to(device_of(model)).feed(getattr(model, "_orig_mod", model))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     total = counter.get_total_flops()
-    return total // len(example), (total - 2 * zeros.num_macs) // len(example)
+    return total // len(inputs), (total - 2 * zeros.num_macs) // len(inputs)
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

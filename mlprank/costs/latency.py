@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlprank.graph.program import Inputs, as_inputs
 from mlprank.utils.modules import evaluating, synchronise
 
 
@@ -29,7 +30,7 @@ class Latency:
 
 def measure_latency(
     models: Mapping[str, Callable[[Tensor], object]],
-    example: Tensor,
+    example: Tensor | Inputs,
     *,
     repeats: int = 30,
     warmup: int = 5,
@@ -60,18 +61,19 @@ def measure_latency(
     with evaluating(*models.values()), torch.inference_mode():
         for _ in range(warmup):
             for model in models.values():
-                model(example)
+                as_inputs(example).feed(model)
         for _ in range(repeats):
             for name, model in models.items():
                 times[name].append(_one_run(model, example))
     return {name: _summary(seconds) for name, seconds in times.items()}
 
 
-def _one_run(model: Callable[[Tensor], object], example: Tensor) -> float:
-    synchronise(example.device)
+def _one_run(model: Callable[..., object], example: Tensor | Inputs) -> float:
+    device = as_inputs(example).tensors[0].device
+    synchronise(device)
     start = time.perf_counter()
-    model(example)
-    synchronise(example.device)
+    as_inputs(example).feed(model)
+    synchronise(device)
     return time.perf_counter() - start
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mlprank.costs.flops import count_flops, count_flops_nonzero, flops_of
 from mlprank.costs.latency import Latency, measure_latency
+from mlprank.graph.program import Inputs
 from mlprank.utils.modules import device_of, evaluating, sole_tensor
 
 __all__ = [
@@ -53,7 +54,11 @@ class ModelMetrics:
 
 
 def measure_model(
-    model: nn.Module, example: Tensor, *, latency_s: float | None = None, top_k: Mapping[int, float] | None = None
+    model: nn.Module,
+    example: Tensor | Inputs,
+    *,
+    latency_s: float | None = None,
+    top_k: Mapping[int, float] | None = None,
 ) -> ModelMetrics:
     """Count everything that needs no data, and keep beside it what was measured on data.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+import os
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+_TORCH = os.path.dirname(torch.__file__)
 _ACTIVATIONS = {
     "leaky_relu",
     "hardswish",
@@ -89,13 +91,19 @@ def ndim_of(node: fx.Node) -> int:
     return len(shape_of(node))
 
 
-def dim_after_reshape(before: tuple[int | str, ...], after: tuple[int | str, ...], dim: int) -> int | None:
-    """Find the dimension that still runs along the neurons after a reshape, or None if they were mixed with another."""
+def sizes_of(node: fx.Node) -> list[Any]:
+    """The sizes of a value; those that depend on the batch as expressions, which can be multiplied and compared."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return []
+    return [size if isinstance(size, int) else size.node.expr for size in value.shape]
 
-    def size(shape: tuple[int | str, ...]) -> tuple[int, tuple[str, ...]]:
-        return math.prod(s for s in shape if isinstance(s, int)), tuple(s for s in shape if isinstance(s, str))
 
-    for index, width in enumerate(after):
-        if width == before[dim] and size(after[index + 1 :]) == size(before[dim + 1 :]):
-            return index
-    return None
+def user_line(node: fx.Node) -> str:
+    """The innermost line of somebody's own code (not torch's) that an operation came from, with its place; empty if there is none."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    for place, line in reversed(list(itertools.pairwise(lines))):
+        if place.startswith("File ") and _TORCH not in place and not line.startswith("File "):
+            file, number = place.split(", line ")[:2]
+            return f"`{line}` ({file.removeprefix('File ').strip(chr(34))}:{number.split(',')[0]})"
+    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.utils import _pytree as pytree
 
 from mlprank.graph.operations import is_in_place
 from mlprank.utils.errors import first_line
@@ -17,47 +19,90 @@ from mlprank.utils.errors import first_line
 Observer = Callable[[str, Tensor], None]
 
 
-def _nothing(name: str, value: Tensor) -> None:
-    """Look away."""
+@dataclass(frozen=True)
+class Inputs:
+    """One call of a network: positional and keyword arguments, tensors and whatever else it takes."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        """Number of samples: the size of the first tensor's first dimension."""
+        return next((len(leaf) for leaf in self.tensors if leaf.dim()), 0)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
+    @property
+    def sole(self) -> Tensor | Inputs:
+        """The tensor, where the call is one tensor and nothing else; otherwise the call."""
+        sole = self.args[0] if len(self.args) == 1 and not self.kwargs else None
+        return sole if isinstance(sole, Tensor) else self
+
+    def feed(self, model: Callable[..., Any]) -> Any:
+        """Call a network with it."""
+        return model(*self.args, **self.kwargs)
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same call on a device."""
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same call with other tensors."""
+        args, kwargs = pytree.tree_map(
+            lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, dict(self.kwargs))
+        )
+        return Inputs(args, kwargs)
+
+    def first(self, count: int) -> Inputs:
+        """The first samples: tensors that share the first tensor's number of samples are cut."""
+        size = len(self)
+        return self.mapped(lambda leaf: leaf[:count] if leaf.dim() and len(leaf) == size else leaf)
+
+    def repeated(self, count: int) -> Inputs:
+        """The only sample so many times."""
+        return self.mapped(
+            lambda leaf: leaf.repeat(count, *[1] * (leaf.dim() - 1)) if leaf.dim() and len(leaf) == 1 else leaf
+        )
+
+    def taken(self, index: Tensor | slice) -> Inputs:
+        """Some of the samples."""
+        size = len(self)
+        return self.mapped(lambda leaf: leaf[index] if leaf.dim() and len(leaf) == size else leaf)
+
+    def cloned(self) -> Inputs:
+        """A copy that may be overwritten."""
+        return self.mapped(torch.clone)
+
+    def __str__(self) -> str:
+        shown = [_described(arg) for arg in self.args] + [
+            f"{key}={_described(arg)}" for key, arg in self.kwargs.items()
+        ]
+        return f"({', '.join(shown)})"
 
 
-class _FinishedError(Exception):
-    """Everything that was to be observed has been."""
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """The samples of several calls in one."""
+    first, leaves = parts[0], [part.tensors for part in parts]
+    whole = iter([torch.cat(each) if each[0].dim() else each[0] for each in zip(*leaves, strict=True)])
+    return first.mapped(lambda _: next(whole))
 
 
-class _Watcher(fx.Interpreter):
-    """Runs the program and shows the watched values: reads when an operation reads them, outputs when they are made.
+def as_inputs(example: Tensor | Inputs) -> Inputs:
+    """A call of a network; a tensor stands for a call with that tensor."""
+    return example if isinstance(example, Inputs) else Inputs((example,), {})
 
-    Reads are shown at the moment of reading, so that an operation that later overwrites its input in place changes nothing.
-    """
 
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        *,
-        read: Mapping[str, str],
-        made: Collection[str],
-        on_read: Observer,
-        on_made: Observer,
-    ) -> None:
-        super().__init__(module)
-        self.read, self.made, self.on_read, self.on_made = read, made, on_read, on_made
-        watched = [node for node in module.graph.nodes if node.name in made or node.name in read]
-        self.last = watched[-1] if watched else None
-        self.seen: set[str] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        source = self.read.get(n.name)
-        if source is not None and source not in self.seen:
-            self.seen.add(source)
-            (value,) = self.fetch_args_kwargs_from_env(n)[0][:1]
-            self.on_read(source, value)
-        result = super().run_node(n)
-        if n.name in self.made:
-            self.on_made(n.name, result)
-        if n is self.last:
-            raise _FinishedError
-        return result
+def _described(argument: Any) -> str:
+    if isinstance(argument, Tensor):
+        return f"{str(argument.dtype).removeprefix('torch.')} {tuple(argument.shape)}"
+    if isinstance(argument, Mapping):
+        return "{" + ", ".join(f"{key}: {_described(value)}" for key, value in argument.items()) + "}"
+    if isinstance(argument, (list, tuple)):
+        return "[" + ", ".join(_described(value) for value in argument) + "]"
+    return repr(argument)
 
 
 @dataclass(frozen=True)
@@ -67,7 +112,7 @@ class Program:
     Attributes:
         exported: What `torch.export` gave.
         tensors: The state dict's name for every placeholder that is a parameter or a buffer.
-        reads: For every linear operation the value that it reads, in forward order.
+        reads: For every operation of a layer the value that it reads, in forward order.
     """
 
     exported: ExportedProgram
@@ -75,59 +120,259 @@ class Program:
     reads: Mapping[str, str]
 
     @cached_property
-    def _overwrites(self) -> bool:
-        return any(is_in_place(node.target) for node in self.exported.graph.nodes)
+    def overwrites(self) -> bool:
+        """Whether an operation overwrites a value in place."""
+        return any(is_in_place(node.target) for node in self.nodes)
+
+    @cached_property
+    def nodes(self) -> list[fx.Node]:
+        """The operations in order, inputs first."""
+        return list(self.exported.graph_module.graph.nodes)
+
+    @cached_property
+    def order(self) -> Mapping[str, int]:
+        """The place of every operation."""
+        return {node.name: index for index, node in enumerate(self.nodes)}
+
+    @cached_property
+    def lifted(self) -> Mapping[str, str]:
+        """The constants' names by placeholder."""
+        signature = self.exported.graph_signature
+        return {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
+
+    @cached_property
+    def buffers(self) -> frozenset[str]:
+        """Placeholders that are buffers."""
+        return frozenset(self.exported.graph_signature.inputs_to_buffers)
+
+    @cached_property
+    def last_uses(self) -> Mapping[fx.Node, tuple[fx.Node, ...]]:
+        """For every operation the values that nothing behind it needs."""
+        last: dict[fx.Node, fx.Node] = {}
+        for node in self.nodes:
+            for argument in node.all_input_nodes:
+                last[argument] = node
+        dead: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        for argument, node in last.items():
+            dead[node] = (*dead.get(node, ()), argument)
+        return dead
+
+    def start(self, state: Mapping[str, Tensor], inputs: Inputs) -> Run:
+        """Begin a run of the program on a batch; nothing is computed yet.
+
+        Args:
+            state: The weights to run with, by the names of the state dict; left as they are.
+            inputs: A batch; left as it is.
+
+        Raises:
+            ValueError: If the program takes other arguments.
+        """
+        if self.overwrites:
+            inputs = inputs.cloned()
+        return Run(self, state, self._placeholders(inputs))
+
+    def _placeholders(self, inputs: Inputs) -> dict[str, Any]:
+        spec = self.exported.call_spec.in_spec
+        assert spec is not None
+        given: Any = (inputs.args, {key: inputs.kwargs[key] for key in _keyword_order(spec) if key in inputs.kwargs})
+        leaves, found = pytree.tree_flatten(given)
+        wanted = [each.arg for each in self.exported.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
+        if len(leaves) != len(wanted) or found != spec:
+            raise ValueError(
+                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one structure"
+            )
+        return {
+            argument.name: leaf
+            for argument, leaf in zip(wanted, leaves, strict=True)
+            if not isinstance(argument, ConstantArgument)
+        }
 
     def observe(
         self,
         state: Mapping[str, Tensor],
-        batch: Tensor,
+        inputs: Inputs,
         *,
-        sources: Collection[str] = (),
-        on_read: Observer = _nothing,
+        read: Mapping[str, str] | None = None,
+        on_read: Observer | None = None,
         made: Collection[str] = (),
-        on_made: Observer = _nothing,
+        on_made: Observer | None = None,
+        fills: Mapping[str, Fill] | None = None,
     ) -> None:
         """Run the program on a batch as far as needed and show values on the way.
 
         Args:
-            state: The weights to run with, by the names of the state dict; left as they are.
-            batch: Inputs, shape (N, ...); left as they are.
-            sources: Values to show when a linear layer first reads them.
-            on_read: Called with the name and the value of those; it must not keep or change the value.
+            state: The weights to run with; left as they are.
+            inputs: A batch; left as it is.
+            read: Operations, and the value that each is watched reading: shown at the moment of reading, so that an operation that later
+                overwrites it in place changes nothing.
+            on_read: Called with the operation's name and the value; it must not keep or change it.
             made: Values to show when they are made.
             on_made: Called with the name and the value of those, likewise.
+            fills: What normalisations read in place of pruned neurons; see `Fill`.
 
         Raises:
             ValueError: If the program cannot run this batch.
         """
-        read = {node: source for node, source in self.reads.items() if source in sources}
-        watcher = _Watcher(
-            self.exported.graph_module, read=read, made=frozenset(made), on_read=on_read, on_made=on_made
+        read = read or {}
+        watched = [self.order[name] for name in (*read, *made) if name in self.order]
+        if not watched:
+            return
+        run = self.start(state, inputs)
+        run.fills = fills or {}
+        for node in self.nodes[: max(watched) + 1]:
+            if on_read is not None and node.name in read:
+                on_read(node.name, run.argument(node, read[node.name]))
+            run.step(node)
+            if on_made is not None and node.name in made:
+                on_made(node.name, run.value_of(node))
+            run.forget(node)
+
+    def outputs(self, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
+        """Run the program to its end and return every tensor that it returns."""
+        run = self.start(state, inputs)
+        for node in self.nodes:
+            if node.op == "output":
+                return run.returned(node)
+            run.step(node)
+            run.forget(node)
+        return []
+
+
+def _keyword_order(spec: pytree.TreeSpec) -> list[str]:
+    keywords = spec.children()[1]
+    return list(keywords.context or [])
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What a normalisation reads in place of pruned neurons.
+
+    Attributes:
+        kept: Which entries are kept, shape (n,).
+        dim: The dimension along them.
+        sets: Equal parts of the axis that are filled one by one.
+        centred: Fill with the mean of what is kept of the set, otherwise with 0.
+    """
+
+    kept: Tensor
+    dim: int
+    sets: int
+    centred: bool
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Return the value with its pruned entries filled."""
+        kept = self.kept.to(value.device)
+        shape = [1] * value.dim()
+        shape[self.dim] = len(kept)
+        mask = kept.view(shape)
+        if not self.centred:
+            return value * mask.to(value.dtype)
+        split = value.unflatten(self.dim, (self.sets, -1))  # type: ignore[no-untyped-call]
+        weights = mask.unflatten(self.dim, (self.sets, -1)).to(value.dtype)  # type: ignore[no-untyped-call]
+        # A layer norm's mean runs along the neurons, a group norm's along their positions, too.
+        along = [self.dim % value.dim() + 1]
+        if self.dim % value.dim() != value.dim() - 1:
+            along += list(range(along[0] + 1, split.dim()))
+        count = weights.expand(split.shape).sum(along, keepdim=True)
+        mean = (split * weights).sum(along, keepdim=True) / count.clamp(min=1)
+        return torch.where(
+            mask, value, mean.expand(split.shape).flatten(self.dim % value.dim(), self.dim % value.dim() + 1)
         )
-        if watcher.last is None:
+
+
+class Run:
+    """A batch on its way through the program. Weights are looked up when they are used, so that they can change behind the run.
+
+    Args:
+        program: The program.
+        state: The weights.
+        values: The inputs by placeholder.
+    """
+
+    def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> None:
+        self.program, self.state, self.inputs = program, state, inputs
+        self.values: dict[fx.Node, Any] = {}
+        self.position = 0
+        self.gradients = False
+        self.fills: Mapping[str, Fill] = {}
+        self._buffers: dict[str, Tensor] = {}
+
+    def until(self, name: str) -> None:
+        """Run up to an operation, which is not run."""
+        stop = self.program.order[name]
+        while self.position < stop:
+            node = self.program.nodes[self.position]
+            self.step(node)
+            self.forget(node)
+            self.position += 1
+
+    def fork(self) -> Run:
+        """A run that goes on from here and leaves this one where it is."""
+        other = Run(self.program, self.state, self.inputs)
+        overwrites = self.program.overwrites
+        other.values = {
+            node: value.clone() if overwrites and isinstance(value, Tensor) else value
+            for node, value in self.values.items()
+        }
+        other.position, other.fills = self.position, self.fills
+        other._buffers = {name: value.clone() for name, value in self._buffers.items()}
+        return other
+
+    def step(self, node: fx.Node) -> None:
+        """Compute one operation."""
+        if node.op in ("placeholder", "output"):
             return
-        if self._overwrites:
-            batch = batch.clone()
-            buffers = set(self.exported.graph_signature.inputs_to_buffers.values())
-            state = {name: tensor.clone() if name in buffers else tensor for name, tensor in state.items()}
-        placeholders = [node.name for node in self.exported.graph.nodes if node.op == "placeholder"]
-        arguments = [self._argument(name, state, batch) for name in placeholders]
+        if node.op == "get_attr":
+            self.values[node] = getattr(self.program.exported.graph_module, str(node.target))
+            return
+        assert callable(node.target)
+        args: tuple[Any, ...] = fx.node.map_arg(node.args, self.value_of)
+        kwargs = fx.node.map_arg(node.kwargs, self.value_of)
+        if node.name in self.fills:
+            args = (self.fills[node.name](args[0]), *args[1:])
         try:
-            with torch.no_grad():
-                watcher.run(*arguments, enable_io_processing=False)
-        except _FinishedError:
-            return
+            with torch.set_grad_enabled(self.gradients):
+                self.values[node] = node.target(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
+            shapes = [tuple(value.shape) for value in self.inputs.values() if isinstance(value, Tensor)]
+            shown = ", ".join(map(str, shapes))
             raise ValueError(
-                f"calibration: the traced network cannot run a batch of shape {tuple(batch.shape)} ({first_line(error)});"
+                f"calibration: the traced network cannot run a batch of shape {shown} ({first_line(error)});"
                 " give batches of one shape, and write the forward for any batch size"
             ) from error
 
-    def _argument(self, placeholder: str, state: Mapping[str, Tensor], batch: Tensor) -> Any:
-        if placeholder in self.tensors:
-            return state[self.tensors[placeholder]]
-        constants = self.exported.graph_signature.inputs_to_lifted_tensor_constants
-        return self.exported.constants[constants[placeholder]] if placeholder in constants else batch
+    def returned(self, node: fx.Node) -> list[Tensor]:
+        """The tensors that the network returns, at the program's last node."""
+        number = len(self.program.exported.graph_signature.user_outputs)
+        leaves = pytree.tree_leaves(fx.node.map_arg(node.args[0], self.value_of))
+        return [leaf for leaf in leaves[len(leaves) - number :] if isinstance(leaf, Tensor)]
+
+    def forget(self, node: fx.Node) -> None:
+        """Let go of the values that nothing behind an operation needs."""
+        for dead in self.program.last_uses.get(node, ()):
+            self.values.pop(dead, None)
+
+    def argument(self, node: fx.Node, name: str) -> Any:
+        """The value of an operation's argument."""
+        return self.value_of(next(each for each in node.all_input_nodes if each.name == name))
+
+    def value_of(self, node: fx.Node) -> Any:
+        """A value that is there by now: a weight, an input, or what an operation gave."""
+        if node in self.values:
+            return self.values[node]
+        name = node.name
+        if name in self.program.tensors:
+            return self._tensor(self.program.tensors[name], name)
+        if name in self.inputs:
+            return self.inputs[name]
+        return self.program.exported.constants[self.program.lifted[name]]
+
+    def _tensor(self, name: str, placeholder: str) -> Tensor:
+        """A weight; of a buffer that a run may overwrite a copy of its own."""
+        if not self.program.overwrites or placeholder not in self.program.buffers:
+            return self.state[name]
+        if name not in self._buffers:
+            self._buffers[name] = self.state[name].clone()
+        return self._buffers[name]

@@ -55,4 +55,4 @@ class Norm:
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `weight_norm`."""
-        return weight_norm(layer.weight, p=self.p)
+        return weight_norm(layer.weight if layer.kernels is None else layer.kernels, p=self.p)

@@ -30,12 +30,14 @@ class LayerRecord:
 
     Attributes:
         name: The layer's or group's name, for messages.
-        weight: Raw signed weights, shape (n_out, n_in).
+        weight: Raw signed weights, shape (n_out, n_in); of a kernel, or of the block of inputs that a neuron below sends, the sum of the
+            absolute values.
         previous: Scores of what the layer reads, shape (n_in,), unitless, summing to 1.
         input_norms: L2 norms over the calibration samples of what the layer reads, shape (n_in,), activation units.
         output_norms: L2 norms over the calibration samples of what each neuron emits, shape (n_out,),
             activation units.
         amount: The requested fraction of neurons to remove, in [0, 1).
+        kernels: All raw weights of every neuron, shape (n_out, m), where `weight` holds sums over kernels or blocks; None where it does not.
         readers: Gives the layers that read these neurons, with their Gram matrices; called only by a measure
             that needs them, because the matrices cost a pass over the calibration data.
 
@@ -51,6 +53,7 @@ class LayerRecord:
     input_norms: Float[Tensor, " n_in"]
     output_norms: Float[Tensor, " n_out"]
     amount: float = 0.0
+    kernels: Float[Tensor, "n_out m"] | None = None
     readers: Callable[[], tuple[Reader, ...]] = tuple
 
     def __post_init__(self) -> None:

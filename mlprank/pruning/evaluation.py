@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mlprank.calibration.data import own
 from mlprank.costs.metrics import Latency, ModelMetrics, measure_latency, top_k_accuracy
+from mlprank.graph.program import Inputs, as_inputs
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.result import PruningResult
@@ -56,7 +57,7 @@ def evaluate(
     Returns:
         The numbers of both networks; latency is of a batch of 64, interleaved.
     """
-    example = result.example.expand(LATENCY_BATCH, *result.example.shape[1:]).contiguous()
+    example = as_inputs(result.example).repeated(LATENCY_BATCH)
     latency = _latency(result, example)
     before: Mapping[int, float] = {}
     after: Mapping[int, float] = {}
@@ -94,7 +95,7 @@ class _Counted:
             yield batch
 
 
-def _latency(result: PruningResult, example: Tensor) -> dict[str, Latency]:
+def _latency(result: PruningResult, example: Inputs) -> dict[str, Latency]:
     """Time both networks for about a second in all, and at least once."""
     networks = {"before": result.dense, "after": result.model}
     once = sum(latency.median_s for latency in measure_latency(networks, example, repeats=1, warmup=1).values())

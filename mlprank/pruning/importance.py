@@ -5,13 +5,15 @@ the next; whatever stands between two linear layers is not part of the graph.
 
 **dag**, the true graph of neurons. Every value v has an importance pi(v), non-negative with sum 1:
 
-- a value made by no followed neuron (the network's input, what attention or a softmax gives): `pi = a / sum(a)`, with `a` its norm
-  on the calibration data;
-- a linear layer, `z = W x + b`, then a normalisation with the per-channel factor g (1 where there is none), then an activation:
+- a value made by no followed neuron (the network's input, what attention, a softmax or a layer across another axis gives):
+  `pi = a / sum(a)`, with `a` its norm on the calibration data; a value that is 0 on all of it carries nothing into an addition;
+- a layer, `z = W x + b` with W the weights, or the sums of their kernels' absolute values, then a normalisation with the per-channel
+  factor g (1 where there is none), then an activation:
   `pi = measure(diag(|g|) W, previous=pi(x), a_out)`, with `a_out` the norm of what the neuron emits after both;
 - an activation, dropout, reshape, pooling over positions: `pi` of what it reads;
 - a normalisation or gain g behind an activation: `pi ~ |g| * pi(x)`;
 - an addition (or another elementwise meeting) of u and v: an edge of weight 1 from each: `pi ~ pi(u) + pi(v)`;
+- values side by side: each as much as it has entries; a slice: what it takes; a block of entries of one neuron: equal shares of its pi;
 - neurons tied by a meeting or by a shared normalisation are one group: its score is the sum of its layers' scores.
 
 On a chain of linear layers and ReLUs the two readings agree on every hidden layer.
@@ -25,8 +27,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mlprank.calibration.statistics import Norms, PooledMoments
-from mlprank.graph.records import Call, Graph, Group, Layer, State
+from mlprank.calibration.statistics import Norms, PooledMoments, views_of
+from mlprank.graph.axes import Axis, pieces, size_of
+from mlprank.graph.layers import Linear, matrix
+from mlprank.graph.records import Call, Graph, Group, Layer, Part, Place, State
 from mlprank.measures.record import LayerRecord, Measure, Reader
 
 Readers = Callable[[Group], tuple[Reader, ...]]
@@ -42,7 +46,7 @@ def score_layers(
     readers: Readers,
     chain: bool,
 ) -> dict[str, Tensor]:
-    """Score the neurons of every linear layer.
+    """Score the neurons of every layer.
 
     Args:
         graph: The network's graph.
@@ -54,47 +58,98 @@ def score_layers(
         chain: Whether to read the network as a chain of linear layers.
 
     Returns:
-        Scores of every layer, shape (n_out,), each non-negative with sum 1; in dag mode the layers of a group share them.
+        Scores of every layer (in chain mode of every linear one), shape (n_out,), each non-negative with sum 1; in dag mode the layers
+        of a group share them.
 
     Raises:
         ValueError: If a measure gives a wrong shape, a negative or a non-finite score; measure and layer are named.
     """
     scorer = _Scorer(graph, state, norms, measure, amounts, readers, chain=chain)
-    own = scorer.chain_scores() if chain else scorer.dag_scores()
-    if chain:
-        return own
-    shared = {group: sum((own[name] for name in group.layers[1:]), own[group.layers[0]]) for group in graph.groups}
-    return {layer.name: _normalised(shared[graph.groups[layer.group]]) for layer in graph.layers}
+    return scorer.chain_scores() if chain else shared_scores(graph, scorer.dag_scores())
+
+
+def shared_scores(graph: Graph, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give every neuron of a group the sum of what its layers' own scores give it."""
+    shared = [
+        sum(parts[1:], parts[0])
+        for index, group in enumerate(graph.groups)
+        for parts in [[_of_group(own[name], graph.by_name[name].made, index) for name in group.layers]]
+    ]
+    return {
+        layer.name: _normalised(
+            torch.cat(
+                [
+                    shared[segment.space].repeat_interleave(segment.block)
+                    for segment in layer.made
+                    if segment.space is not None
+                ]
+            )
+        )
+        for layer in graph.layers
+    }
+
+
+def group_scores(graph: Graph, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scores of every group, shape (width,), sum 1, from those of its first layer."""
+    found = {}
+    for index, group in enumerate(graph.groups):
+        made = graph.by_name[group.layers[0]].made
+        own = scores[group.layers[0]]
+        found[group.name] = own if len(made) == 1 and made[0].block == 1 else _normalised(_of_group(own, made, index))
+    return found
 
 
 def score_group(
-    graph: Graph, state: State, norms: Norms, group: Group, *, measure: Measure, readers: tuple[Reader, ...]
-) -> dict[str, Tensor]:
+    graph: Graph, state: State, norms: Norms, index: int, *, measure: Measure, readers: tuple[Reader, ...]
+) -> Tensor:
     """Score one group on a network that is already pruned below it, for measures that ask for that (`reads_pruned`).
 
     Args:
         graph: The network's graph.
         state: The weights, pruned below the group.
         norms: Norms of the dense network; what the group reads counts by them.
-        group: The group to score.
+        index: Which group to score.
         measure: What scores a layer.
         readers: The layers that read the group, with Gram matrices on the pruned network.
 
     Returns:
-        The group's scores, shape (n,), non-negative with sum 1, for each of its layers.
+        The group's scores, shape (width,), non-negative with sum 1.
     """
     scorer = _Scorer(graph, state, norms, measure, {}, lambda group: readers, chain=False)
     parts = [
-        scorer.score(layer, call, scorer.norm(norms.read[call.source]))
-        for layer in map(graph.by_name.__getitem__, group.layers)
+        _of_group(scores, layer.made, index)
+        for layer in map(graph.by_name.__getitem__, graph.groups[index].layers)
         for call in layer.calls
+        for scores in [scorer.score(layer, call, scorer.norm(norms.read[call.place]), group=index)]
     ]
-    return dict.fromkeys(group.layers, _normalised(torch.stack(parts).sum(0)))
+    return _normalised(torch.stack(parts).sum(0))
 
 
-def readers_of(graph: Graph, state: State, group: Group, moments: PooledMoments) -> tuple[Reader, ...]:
-    """Return the layers that read a group as measures see them."""
-    return tuple(Reader(state[layer.weight], moments[layer.sources].gram) for layer in graph.readers_of(group))
+def readers_of(graph: Graph, state: State, index: int, moments: PooledMoments) -> tuple[Reader, ...]:
+    """Return what reads a group as measures see it: a record for every segment of every reader's axis, kernels as further outputs."""
+    found = []
+    for layer in graph.readers_of(graph.groups[index]):
+        flat = layer.kind.flat(state[layer.weight])  # (groups, outputs, inputs, patch)
+        per_group = flat.shape[2]
+        for view in views_of(layer, index):
+            if view not in moments:
+                continue
+            part, inside = divmod(view.start, per_group)
+            weights = flat[part, :, inside : inside + view.width * view.block]
+            weights = weights.unflatten(1, (view.width, view.block)).permute(0, 2, 3, 1)  # type: ignore[no-untyped-call]
+            found.append(Reader(weights.reshape(-1, view.width), moments[view].gram))
+    return tuple(found)
+
+
+def _of_group(scores: Tensor, axis: Axis, index: int) -> Tensor:
+    """The sum of scores along an axis that every neuron of a group has."""
+    parts = [
+        scores[start : start + segment.size].unflatten(0, (segment.width, segment.block)).sum(1)  # type: ignore[no-untyped-call]
+        if segment.block > 1
+        else scores[start : start + segment.size]
+        for start, segment in pieces(axis, index)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 class _Scorer:
@@ -113,16 +168,16 @@ class _Scorer:
     ) -> None:
         self.graph, self.state, self.norms, self.measure = graph, state, norms, measure
         self.amounts, self.readers, self.chain = amounts, readers, chain
-        self.importance: dict[str, Tensor] = {}
+        self.importance: dict[Place, Tensor] = {}
 
     def chain_scores(self) -> dict[str, Tensor]:
-        calls = [(layer, call) for layer in self.graph.layers for call in layer.calls]
-        order = {node: index for index, node in enumerate(self.graph.program.reads)}
         totals: dict[str, Tensor] = {}
         previous: Tensor | None = None
-        for layer, call in sorted(calls, key=lambda pair: order[pair[1].node]):
+        for layer, call in self._calls():
+            if not isinstance(call.kind, Linear):
+                continue
             if previous is None:
-                previous = self.norm(self.norms.read[call.source])
+                previous = self.norm(self.norms.read[call.place])
             if len(previous) != layer.in_features:
                 raise ValueError(
                     f'graph="chain": layer "{layer.name}" reads {layer.in_features} values, the linear layer before it makes {len(previous)};'
@@ -133,35 +188,65 @@ class _Scorer:
         return {name: _normalised(total) for name, total in totals.items()}
 
     def dag_scores(self) -> dict[str, Tensor]:
-        order = {node: index for index, node in enumerate(self.graph.program.reads)}
-        calls = [(layer, call) for layer in self.graph.layers for call in layer.calls]
         totals: dict[str, Tensor] = {}
-        for layer, call in sorted(calls, key=lambda pair: order[pair[1].node]):
-            scores = self.score(layer, call, self.pi(call.source))
-            self.importance[call.emitted] = scores
+        for layer, call in self._calls():
+            scores = self.score(layer, call, self.pi(call.place))
+            self.importance[call.emitted, call.emitted_dim] = scores
             totals[layer.name] = totals[layer.name] + scores if layer.name in totals else scores
         return {name: _normalised(total) for name, total in totals.items()}
 
-    def pi(self, value: str) -> Tensor:
-        """The importance of a value, shape (n,), sum 1."""
-        if value not in self.importance:
-            flow = self.graph.flow.get(value)
-            if flow is None:
-                self.importance[value] = self.norm(self.norms.read[value])
-            else:
-                parts = [self.pi(source) for source in flow.inputs]
-                total = sum(parts[1:], parts[0])
-                self.importance[value] = _normalised(
-                    total if flow.scale is None else total * flow.scale.factor(self.state)
-                )
-        return self.importance[value]
+    def _calls(self) -> list[tuple[Layer, Call]]:
+        """Every use of a layer in forward order."""
+        order = self.graph.program.order
+        calls = [(layer, call) for layer in self.graph.layers for call in layer.calls]
+        return sorted(calls, key=lambda pair: order[pair[1].node])
 
-    def score(self, layer: Layer, call: Call, previous: Tensor) -> Tensor:
+    def pi(self, place: Place) -> Tensor:
+        """The importance of the entries of a value along a dimension, shape (n,), sum 1; all 0 where the value is."""
+        if place not in self.importance:
+            flow = self.graph.flow.get(place)
+            if flow is None or not flow.parts:
+                norms = self.norms.read[place]
+                self.importance[place] = self.norm(norms) if float(norms.sum()) else self._typed(norms)
+            else:
+                parts = [self._part(part) for part in flow.parts]
+                total = torch.cat([len(part) * part for part in parts]) if flow.joined else sum(parts[1:], parts[0])
+                factor = 1.0 if flow.scale is None else flow.scale.factor(self.state)
+                self.importance[place] = _normalised(total * factor) if float(total.sum()) else total
+        return self.importance[place]
+
+    def _part(self, part: Part) -> Tensor:
+        """What a value sends on, sum 1."""
+        taken = self.pi((part.value, part.dim))
+        if part.stop - part.start < len(taken):
+            taken = taken[part.start : part.stop]
+            taken = _normalised(taken) if float(taken.sum()) else taken
+        if part.block > 1:
+            taken = taken.repeat_interleave(part.block) / part.block
+        return taken.repeat(part.repeat) / part.repeat if part.repeat > 1 else taken
+
+    def score(self, layer: Layer, call: Call, previous: Tensor, *, group: int | None = None) -> Tensor:
         weight = self.state[layer.weight]
+        kernels = None
+        seen, cells = matrix(call.kind, weight), _cells(layer.read)
+        if cells is not None:
+            seen = seen.new_zeros(len(seen), int(cells[-1]) + 1).index_add_(1, cells.to(seen.device), seen.abs())
+        flat = call.kind.flat(weight)
+        if flat.shape[3] > 1 or cells is not None:
+            kernels = flat.flatten(2).flatten(0, 1)
         if not self.chain:
             for scale in call.scales:
                 factor = scale.factor(self.state)
-                weight = weight * (factor[:, None] if isinstance(factor, Tensor) else factor)
+                if isinstance(factor, Tensor):
+                    seen = seen * factor[:, None]
+                    kernels = None if kernels is None else kernels * factor[:, None]
+        input_norms = self.norms.read[call.place]
+        if cells is not None:
+            at = cells.to(previous.device)
+            previous = previous.new_zeros(seen.shape[1]).index_add_(0, at, previous)
+            input_norms = input_norms.new_zeros(seen.shape[1]).index_add_(0, at, input_norms.square()).sqrt()
+        if not float(previous.sum()):
+            previous = torch.full_like(previous, 1 / len(previous))
         made = self.norms.made[call.node]
         if float(made.sum()) == 0:
             warnings.warn(
@@ -169,21 +254,59 @@ class _Scorer:
                 stacklevel=6,
             )
             made = torch.ones_like(made)
+        groups = layer.made_groups if group is None else (group,)
         record = LayerRecord(
             name=layer.name,
-            weight=weight.detach(),
+            weight=seen.detach(),
             previous=previous,
-            input_norms=self.norms.read[call.source].to(previous.dtype),
+            input_norms=input_norms.to(previous.dtype),
             output_norms=made.to(previous.dtype),
             amount=self.amounts.get(layer.name, 0.0),
-            readers=lambda: self.readers(self.graph.groups[layer.group]),
+            kernels=None if kernels is None else kernels.detach(),
+            readers=lambda: self._readers(layer, groups),
         )
         return _checked(self.measure(record), layer, self.measure).to(previous)
 
-    def norm(self, norms: Tensor) -> Tensor:
-        """Norms as scores, in the precision that scores are computed in: float32, or float64 for a float64 network."""
+    def _readers(self, layer: Layer, groups: tuple[int, ...]) -> tuple[Reader, ...]:
+        """The readers of a layer's neurons, widened to all outputs of a layer that makes neurons of several groups or blocks."""
+        return tuple(
+            _widened(reader, layer.made, index) for index in groups for reader in self.readers(self.graph.groups[index])
+        )
+
+    def _typed(self, values: Tensor) -> Tensor:
+        """In the precision that scores are computed in: float32, or float64 for a float64 network."""
         double = any(tensor.dtype == torch.float64 for tensor in self.state.values())
-        return _normalised(norms).to(torch.float64 if double else torch.float32)
+        return values.to(torch.float64 if double else torch.float32)
+
+    def norm(self, norms: Tensor) -> Tensor:
+        """Norms as scores."""
+        return self._typed(_normalised(norms))
+
+
+def _cells(axis: Axis) -> Tensor | None:
+    """For every entry along an axis the neuron that it belongs to, counted along the axis; None where every neuron has one entry."""
+    if all(segment.block == 1 for segment in axis):
+        return None
+    cells, start = [], 0
+    for segment in axis:
+        cells.append(start + torch.arange(segment.width).repeat_interleave(segment.block))
+        start += segment.width
+    return torch.cat(cells)
+
+
+def _widened(reader: Reader, axis: Axis, index: int) -> Reader:
+    """What a reader sees of a group as if it saw all outputs of a layer: the others it does not hear."""
+    found = list(pieces(axis, index))
+    size = size_of(axis)
+    if len(axis) == 1 and axis[0].block == 1:
+        return reader
+    (start, segment), *_ = found
+    at = start + torch.arange(segment.width, device=reader.gram.device) * segment.block
+    weight = reader.weight.new_zeros(len(reader.weight), size)
+    weight[:, at] = reader.weight
+    gram = reader.gram.new_zeros(size, size)
+    gram[at[:, None], at] = reader.gram
+    return Reader(weight, gram)
 
 
 def _normalised(scores: Tensor) -> Tensor:

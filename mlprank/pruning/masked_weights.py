@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from mlprank.calibration.statistics import Norms, PooledMoments
-from mlprank.compensation import Regression, get_compensation, regress, zero_rows
-from mlprank.graph.records import Graph, Group, Layer, State
+from mlprank.calibration.data import Calibration
+from mlprank.calibration.statistics import (
+    MomentSums,
+    Norms,
+    PooledMoments,
+    View,
+    fills_of,
+    measure_moments,
+    reading_nodes,
+    views_of,
+)
+from mlprank.compensation import Refit, Regression, get_compensation
+from mlprank.compensation.readers import SideBySide, can_refit, predict, refit, same_geometry, zero_rows
+from mlprank.graph.axes import entries
+from mlprank.graph.program import Fill
+from mlprank.graph.records import Graph, Layer, State
 from mlprank.measures import get_measure
-from mlprank.pruning.importance import readers_of, score_group
+from mlprank.methods import get_method
+from mlprank.pruning.importance import group_scores, readers_of, score_group
 from mlprank.pruning.recipe import Recipe
-from mlprank.pruning.selection import Selection
-
-
-class MeasuresMoments(Protocol):
-    """Measures moments of what layers read, with the given weights."""
-
-    def __call__(self, state: State, readers: tuple[Layer, ...]) -> PooledMoments:
-        """Return the moments by `Layer.sources`."""
-        ...
+from mlprank.pruning.selection import Selection, choose
 
 
 @dataclass(frozen=True)
@@ -30,22 +36,26 @@ class Masked:
     """A masked network.
 
     Attributes:
-        scores: For every linear layer, shape (n_out,).
+        scores: For every layer, shape (n_out,).
         masks: For every layer that may be pruned, shape (n_out,), True for kept neurons.
+        groups: For every group that may be pruned and removed, by name, shape (width,), True for neurons that some layer keeps.
         held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave behind: how many.
+        by_channel: Layers that were mended by one coefficient a neuron, as they see too much for whole weights to be fitted anew.
         state: The weights: rows of pruned neurons are zero, their readers are compensated.
     """
 
     scores: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
+    groups: Mapping[str, Tensor]
     held_back: Mapping[str, int]
+    by_channel: tuple[str, ...]
     state: State
 
 
 class MaskedWeights:
     """Masks a network group by group and compensates it reader by reader; lives for one pruning.
 
-    A reader is regressed on what arrives when everything before it has been pruned and compensated. Rows of pruned neurons are zeroed at
+    A reader is fitted on what arrives when everything before it has been pruned and compensated. Rows of pruned neurons are zeroed at
     the end then: nobody listens to them any more, and a later reader must still see what it is to predict.
 
     Args:
@@ -53,9 +63,9 @@ class MaskedWeights:
         state: Its weights.
         recipe: How to prune it.
         selection: What of it.
-        removable: For every layer that is not whole, which neurons can go; see `mlprank.surgery.narrow.removable_neurons`.
+        removable: For every group that is not whole, which neurons can go; see `mlprank.surgery.narrow.removable_neurons`.
         norms: Its norms on the calibration data.
-        moments: Measures moments on it.
+        calibration: The data.
     """
 
     def __init__(
@@ -67,78 +77,157 @@ class MaskedWeights:
         selection: Selection,
         removable: Mapping[str, Tensor],
         norms: Norms,
-        moments: MeasuresMoments,
+        calibration: Calibration,
     ) -> None:
         self.graph, self.state, self.recipe, self.selection = graph, state, recipe, selection
         self.compensation = get_compensation(recipe.compensation)
-        self.removable, self.norms, self.moments = removable, norms, moments
-        self.masks: dict[str, Tensor] = {}
+        self.removable, self.norms, self.calibration = removable, norms, calibration
+        self.units: dict[str, Tensor] = {}
         self.held_back: dict[str, int] = {}
+        self.by_channel: list[str] = []
+        self.passes = SideBySide(graph, state, calibration, num_samples=norms.num_samples)
 
     def from_scores(self, scores: Mapping[str, Tensor]) -> Masked:
         """Mask by scores of the dense network."""
-        self._mask(scores)
-        for group, readers in self._steps():
-            self._compensate(group, readers)
+        self._mask(scores if self.recipe.chain else group_scores(self.graph, scores))
+        for readers in self._steps():
+            self._compensate(readers)
         return self._finished(scores)
 
     def from_pruned(self) -> Masked:
         """Score every group when everything below it has been pruned, for measures that ask for that (`reads_pruned`)."""
-        scores: dict[str, Tensor] = {}
-        for group, readers in self._steps():
-            if group.name not in scores:
-                scores.update(self._score(group))
-            self._compensate(group, readers)
-        for group in self.graph.groups:
-            if group.name not in scores:
-                scores.update(self._score(group))
-        return self._finished({layer.name: scores[layer.name] for layer in self.graph.layers})
+        scores: dict[int, Tensor] = {}
+        for readers in self._steps():
+            for index in readers[0].read_groups:
+                if index not in scores:
+                    scores[index] = self._score(index)
+            self._compensate(readers)
+        for index in range(len(self.graph.groups)):
+            if index not in scores:
+                scores[index] = self._score(index)
+        of_layers = {layer.name: _assembled(layer, scores) for layer in self.graph.layers}
+        return self._finished(of_layers)
 
-    def _steps(self) -> Iterator[tuple[Group, tuple[Layer, ...]]]:
-        """Runs of layers that read the same values of a group, in forward order."""
+    def _steps(self) -> Iterator[tuple[Layer, ...]]:
+        """Layers that read neurons in forward order, together where they read the same values in the same way."""
         readers: list[Layer] = []
         for layer in self.graph.layers:
-            if readers and readers[-1].sources != layer.sources:
-                yield self._read_by(readers[-1]), tuple(readers)
+            if readers and not same_geometry([*readers, layer]):
+                yield tuple(readers)
                 readers = []
-            if layer.source_group is not None:
+            if layer.read_groups:
                 readers.append(layer)
         if readers:
-            yield self._read_by(readers[-1]), tuple(readers)
+            yield tuple(readers)
 
-    def _read_by(self, reader: Layer) -> Group:
-        assert reader.source_group is not None
-        return self.graph.groups[reader.source_group]
-
-    def _score(self, group: Group) -> dict[str, Tensor]:
-        moments = self.moments(self.state, self.graph.readers_of(group))
-        readers = readers_of(self.graph, self.state, group, moments)
+    def _score(self, index: int) -> Tensor:
+        group = self.graph.groups[index]
+        views = [view for layer in self.graph.readers_of(group) for view in views_of(layer, index)]
+        readers = readers_of(self.graph, self.state, index, self._moments(views))
         scores = score_group(
-            self.graph, self.state, self.norms, group, measure=get_measure(self.recipe.measure), readers=readers
+            self.graph, self.state, self.norms, index, measure=get_measure(self.recipe.measure), readers=readers
         )
-        masks = self._mask({name: scores[name] for name in group.layers})
-        if not isinstance(self.compensation, Regression):
-            self.state = zero_rows(self.graph, self.state, masks, keeps_bias=self.compensation.keeps_bias)
+        self._mask({group.name: scores})
+        if not isinstance(self.compensation, Regression) and group.name in self.units:
+            self._zero(group.layers)
         return scores
 
-    def _mask(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        masks: dict[str, Tensor] = {}
-        for name, chosen in self.recipe.masks(self.selection, scores).items():
-            kept = chosen | ~self.removable[name].to(chosen.device) if name in self.removable else chosen
-            masks[name] = kept
-            if count := int((kept & ~chosen).sum()):
-                self.held_back[name] = count
-        self.masks.update(masks)
-        return masks
+    def _moments(self, views: Sequence[View]) -> PooledMoments:
+        """Moments of what layers read in the pruned network as it is by now."""
+        fills = self._fills()
+        if not views:
+            return {}
+        if not isinstance(self.compensation, Regression):
+            return measure_moments(self.graph, self.state, self.calibration, views, fills=fills)
+        sums = MomentSums(views)
+        nodes = reading_nodes(self.graph, {place for view in views for place in view.places})
+        for batch in self.passes.read(self.state, {node: place[0] for node, place in nodes.items()}, fills):
+            for node, (_, value) in batch.items():
+                sums.add(nodes[node], value)
+        return sums.moments(self.calibration)
 
-    def _compensate(self, group: Group, readers: tuple[Layer, ...]) -> None:
-        by = self.compensation
-        mask = self.masks.get(group.name)
-        if mask is None or group.whole is not None or not isinstance(by, Regression) or bool(mask.all()):
+    def _fills(self) -> dict[str, Fill]:
+        return fills_of(self.graph, self._groups())
+
+    def _groups(self) -> dict[str, Tensor]:
+        """Masks of the groups that lose neurons for real: those that no layer of the group keeps."""
+        groups: dict[str, Tensor] = {}
+        for group in self.graph.groups:
+            if group.whole is not None:
+                continue
+            if not self.recipe.chain:
+                groups.update({group.name: self.units[group.name]} if group.name in self.units else {})
+            elif all(name in self.units for name in group.layers):
+                groups[group.name] = torch.stack([self.units[name] for name in group.layers]).any(0)
+        return groups
+
+    def _mask(self, scores: Mapping[str, Tensor]) -> None:
+        """Choose what goes of units that are scored, and hold back what nothing can take the constants of."""
+        masks = choose(
+            self.selection,
+            scores,
+            method=get_method(self.recipe.method),
+            min_neurons=self.recipe.min_neurons,
+            round_to=self.recipe.round_to,
+        )
+        for unit, chosen in masks.items():
+            group = self.graph.group_of(unit).name if self.recipe.chain else unit
+            removable = self.removable.get(group)
+            kept = chosen if removable is None else chosen | ~removable.to(chosen.device)
+            self.units[unit] = kept
+            if count := int((kept & ~chosen).sum()):
+                self.held_back.update(dict.fromkeys(self.selection.units[unit], count))
+
+    def _layer_masks(self) -> dict[str, Tensor]:
+        """Masks of layers, shape (n_out,)."""
+        if self.recipe.chain:
+            return dict(self.units)
+        kept = {self.graph.group_by_name[name]: mask for name, mask in self.units.items()}
+        return {
+            layer.name: entries(layer.made, kept, self.state[layer.weight].device)
+            for layer in self.graph.layers
+            if any(index in kept for index in layer.made_groups)
+        }
+
+    def _zero(self, layers: Sequence[str]) -> None:
+        masks = self._layer_masks()
+        chosen = {name: masks[name] for name in layers if name in masks}
+        self.state = zero_rows(self.graph, self.state, chosen, keeps_bias=self.compensation.keeps_bias)
+
+    def _compensate(self, readers: tuple[Layer, ...]) -> None:
+        by, groups = self.compensation, self._groups()
+        kept = self.graph.kept_entries(groups, readers[0].read, self.state[readers[0].weight].device)
+        if not isinstance(by, Regression) or bool(kept.all()):
             return
-        moments = self.moments(self.state, readers)
-        self.state = regress(self.state, readers, mask, moments, by=by)
+        fitted: list[Layer] = []
+        for layer in readers:
+            if isinstance(by, Refit) and can_refit(layer, kept, layer.kind.flat(self.state[layer.weight]).shape[3]):
+                fitted.append(layer)
+                continue
+            if isinstance(by, Refit) and not layer.tied:
+                self.by_channel.append(layer.name)
+            views = [view for index in layer.read_groups for view in views_of(layer, index)]
+            moments = {} if layer.tied else self._moments(views)
+            self.state = predict(self.graph, self.state, layer, groups, moments, by=by)
+        if fitted and isinstance(by, Refit):
+            targets = self.passes.targets(self.state, fitted, kept, self._fills())
+            self.state = refit(self.state, fitted, kept, targets, by=by)
+        for layer in readers:
+            if layer.tied:  # its weights on pruned neurons are rows of theirs
+                self._zero([name for index in layer.read_groups for name in self.graph.groups[index].layers])
 
     def _finished(self, scores: Mapping[str, Tensor]) -> Masked:
-        state = zero_rows(self.graph, self.state, self.masks, keeps_bias=self.compensation.keeps_bias)
-        return Masked(scores, self.masks, self.held_back, state)
+        masks = self._layer_masks()
+        state = zero_rows(self.graph, self.state, masks, keeps_bias=self.compensation.keeps_bias)
+        return Masked(scores, masks, self._groups(), self.held_back, tuple(self.by_channel), state)
+
+
+def _assembled(layer: Layer, scores: Mapping[int, Tensor]) -> Tensor:
+    """The scores of a layer from those of its groups."""
+    if len(layer.made) == 1 and layer.made[0].block == 1:
+        return scores[layer.made_groups[0]]
+    parts = [
+        scores[segment.space].repeat_interleave(segment.block) for segment in layer.made if segment.space is not None
+    ]
+    joined = torch.cat(parts)
+    return joined / joined.sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -10,18 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlprank.calibration.data import Calibration, own
+from mlprank.calibration.data import Calibration, ToInputs, own
 from mlprank.calibration.statistics import (
+    Arriving,
     Moments,
     Norms,
     PooledMoments,
+    View,
+    fills_of,
     measure_constants,
     measure_moments,
     measure_norms,
+    views_of,
 )
-from mlprank.compensation import Regression, get_compensation, zero_rows, zeroed_parameters
-from mlprank.graph.records import Graph, Group, Layer, State
-from mlprank.graph.trace import trace
+from mlprank.compensation import Regression, get_compensation
+from mlprank.compensation.readers import zero_rows, zeroed_parameters
+from mlprank.graph.records import Graph, Group, Place, State, quoted
+from mlprank.graph.trace import LOCK, trace
 from mlprank.measures import Reader, get_measure
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
@@ -31,23 +37,33 @@ from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Selection, amounts_by_name, select
-from mlprank.pruning.self_check import check_agreement
+from mlprank.pruning.self_check import check_agreement, keep_written
 from mlprank.pruning.spending import Sensitivity, error_curves, measure_costs, measure_sensitivities, spent_amounts
-from mlprank.surgery.copies import is_plain, plain_copy
-from mlprank.surgery.masks import masked_rows
-from mlprank.surgery.narrow import network_state, plan_removal, removable_neurons, with_state
+from mlprank.surgery.copies import is_plain, parametrised, plain_copy
+from mlprank.surgery.masks import fill_norms, masked_rows
+from mlprank.surgery.narrow import Removal, network_state, plan_removal, removable_neurons, with_state
 from mlprank.utils.modules import device_of
 
 
 @takes_recipe
-def prune(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fields: Any) -> PruningResult:
+def prune(
+    model: nn.Module,
+    calibration: Any,
+    recipe: Recipe | None = None,
+    *,
+    inputs: ToInputs | None = None,
+    **fields: Any,
+) -> PruningResult:
     """Take the least central neurons out of a network.
 
     Args:
-        model: A network of one input, or a LightningModule; left untouched. Neurons that torch's pruning masks
+        model: A network, or a LightningModule; left untouched. Neurons that torch's pruning masks
             (`torch.nn.utils.prune`) keep at zero count as pruned, and stay so.
-        calibration: A batch of inputs, shape (N, ...), an iterable of batches, a DataLoader or a LightningDataModule.
+        calibration: A batch, an iterable of batches, a DataLoader or a LightningDataModule. A batch is a tensor of shape
+            (N, ...), a tuple of inputs and labels, or a dict of keyword arguments.
         recipe: All choices in one record; those below that are given change it.
+        inputs: Makes a call of a batch where the batch does not say it:
+            `inputs=lambda batch: ((batch["ids"],), {"mask": batch["mask"]})`.
         **fields: The fields of `Recipe`, by name.
 
     Returns:
@@ -64,11 +80,18 @@ def prune(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fi
         >>> mlprank.prune(network, torch.randn(64, 8), amount=0.25).model[0].out_features
         12
     """
-    return Pruning(model, calibration, recipe, **fields).run()
+    return Pruning(model, calibration, recipe, inputs=inputs, **fields).run()
 
 
 @takes_recipe
-def score(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fields: Any) -> dict[str, Tensor]:
+def score(
+    model: nn.Module,
+    calibration: Any,
+    recipe: Recipe | None = None,
+    *,
+    inputs: ToInputs | None = None,
+    **fields: Any,
+) -> dict[str, Tensor]:
     """Score every neuron of a network.
 
     Args:
@@ -76,10 +99,11 @@ def score(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fi
         calibration: As for `prune`.
         recipe: All choices in one record; those below that are given change it. Scores depend on `measure`, `graph`, the
             calibration data and, for measures that look at it (`modified_pagerank` with `z_importance`), on `amount`.
+        inputs: As for `prune`.
         **fields: The fields of `Recipe`, by name.
 
     Returns:
-        For every linear layer in forward order, shape (n_out,), non-negative with sum 1; larger means keep.
+        For every layer in forward order, shape (n_out,), non-negative with sum 1; larger means keep.
 
     Raises:
         TypeError: As `prune`.
@@ -91,7 +115,8 @@ def score(model: nn.Module, calibration: Any, recipe: Recipe | None = None, **fi
         >>> [tuple(scores.shape) for scores in mlprank.score(network, torch.randn(64, 8)).values()]
         [(16,), (2,)]
     """
-    return Pruning(model, calibration, recipe, **({"amount": 0.0, **fields} if recipe is None else fields)).scores()
+    given = {"amount": 0.0, **fields} if recipe is None else fields
+    return Pruning(model, calibration, recipe, inputs=inputs, **given).scores()
 
 
 class Pruning:
@@ -103,6 +128,7 @@ class Pruning:
         recipe: As for `prune`; what `run` and `scores` go by unless they are told otherwise.
         reduce: Sums a tensor over processes, where several of them calibrate together.
         traced: The `Pruning.graph` of a network of the same class and sizes, which saves reading this one again.
+        inputs: As for `prune`.
 
     Examples:
         >>> import mlprank, torch
@@ -121,21 +147,30 @@ class Pruning:
         *,
         reduce: Callable[[Tensor], Tensor] = own,
         traced: Graph | None = None,
+        inputs: ToInputs | None = None,
         **fields: Any,
     ) -> None:
         self.recipe = make_recipe(recipe, fields)
         inner = unwrap(model)
-        self.model = inner if is_plain(inner) else plain_copy(inner)
+        with LOCK:
+            self.model = inner if is_plain(inner) else plain_copy(inner)
+        self.baked = parametrised(inner)
         self.calibration = Calibration(
             calibration,
             device=device_of(self.model),
             num_samples=self.recipe.num_samples,
             seed=self.recipe.seed,
             reduce=reduce,
+            inputs=inputs,
+            model=self.model,
         )
-        self.graph = trace(self.model, self.calibration.example) if traced is None else traced
         self.state: State = network_state(self.model)
-        rows = masked_rows(inner)
+        if traced is None:
+            example = self.calibration.example
+            traced = trace(self.model, example, varying=self.calibration.varying)
+            traced = keep_written(self.model, traced, self.state, example)
+        self.graph = traced
+        rows = masked_rows(inner, {layer.weight: layer.kind.weight_out for layer in self.graph.layers})
         self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
 
     def norms(self, *, chain: bool) -> Norms:
@@ -148,16 +183,15 @@ class Pruning:
     def _known_norms(self) -> dict[bool, Norms]:
         return {}
 
-    def moments(self, state: State, readers: Iterable[Layer]) -> PooledMoments:
-        """Measure moments of what layers read, with the given weights; those of the dense network only once."""
-        values = dict.fromkeys(layer.sources for layer in readers)
-        known = self._dense_moments if state is self.state else {}
-        missing = [value for value in values if value not in known]
-        known.update(measure_moments(self.graph, state, self.calibration, missing) if missing else {})
-        return {value: known[value] for value in values}
+    def moments(self, views: Iterable[View]) -> PooledMoments:
+        """Measure moments of what layers read in the dense network, each once."""
+        wanted = list(dict.fromkeys(views))
+        missing = [view for view in wanted if view not in self._moments]
+        self._moments.update(measure_moments(self.graph, self.state, self.calibration, missing) if missing else {})
+        return {view: self._moments[view] for view in wanted if view in self._moments}
 
     @cached_property
-    def _dense_moments(self) -> dict[tuple[str, ...], Moments]:
+    def _moments(self) -> dict[View, Moments]:
         return {}
 
     @takes_recipe
@@ -176,8 +210,9 @@ class Pruning:
             amounts = amounts_by_name(recipe.amount, [layer.name for layer in self.graph.layers])
 
         def readers(group: Group) -> tuple[Reader, ...]:
-            moments = self.moments(self.state, self.graph.readers_of(group))
-            return readers_of(self.graph, self.state, group, moments)
+            index = self.graph.group_by_name[group.name]
+            views = [view for layer in self.graph.readers_of(group) for view in views_of(layer, index)]
+            return readers_of(self.graph, self.state, index, self.moments(views))
 
         return score_layers(
             self.graph,
@@ -211,25 +246,31 @@ class Pruning:
         recipe = make_recipe(recipe or self.recipe, fields)
         compensation = get_compensation(recipe.compensation)
         selection = self.selection(recipe)
-        constants = self._constants(recipe, selection)
+        arriving = self._arriving(recipe, selection)
         folds = not isinstance(compensation, Regression)
         weights = MaskedWeights(
             self.graph,
             self.state,
             recipe=recipe,
             selection=selection,
-            removable=removable_neurons(self.graph, constants, folds=folds),
+            removable=removable_neurons(self.graph, arriving, folds=folds),
             norms=self.norms(chain=recipe.chain),
-            moments=self.moments,
+            calibration=self.calibration,
         )
         amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
         if recipe.scores_on_pruned:
             made = weights.from_pruned()
         else:
             made = weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
-        masked = with_state(self.model, made.state)
-        removal = plan_removal(self.graph, made.state, made.masks, constants if folds else None)
-        narrow = with_state(self.model, removal.state)
+        fills = {
+            norm.module: fill
+            for norm in self.graph.norms
+            if (fill := fills_of(self.graph, made.groups).get(norm.node)) is not None
+        }
+        removal = plan_removal(self.graph, made.state, made.groups, arriving if folds else None)
+        with LOCK:
+            masked, narrow = with_state(self.model, made.state), with_state(self.model, removal.state)
+        fill_norms(masked, fills)
         keeps_bias = compensation.keeps_bias
         result = PruningResult(
             model=narrow,
@@ -244,7 +285,11 @@ class Pruning:
             parameter_masks=zeroed_parameters(self.graph, made.state, made.masks, keeps_bias=keeps_bias),
             max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),
             dense=self.model,
-            example=self.calibration.example[:1],
+            example=self.calibration.example.first(1).sole,
+            widths=self._widths(made.scores, removal),
+            fills=fills,
+            units={layer.name: layer.kind.unit for layer in self.graph.layers},
+            notes=self._notes(made.by_channel),
         )
         return self._refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
 
@@ -263,7 +308,7 @@ class Pruning:
             return selection
         if recipe.chain:
             raise ValueError('method="adaptive" goes by the true graph of neurons; use graph="dag"')
-        units = {unit: self.graph.group_of(unit) for unit in selection.units}
+        units = {unit: self.graph.groups[self.graph.group_by_name[unit]] for unit in selection.units}
         amounts = spent_amounts(
             selection,
             self._error_curves(units),
@@ -280,13 +325,18 @@ class Pruning:
         if missing:
             if not self._known_sensitivities:
                 self._known_sensitivities.update(measure_sensitivities(self.graph, self.state, self.calibration))
-            readers = [layer for group in missing.values() for layer in self.graph.readers_of(group)]
+            views = [
+                view
+                for group in missing.values()
+                for layer in self.graph.readers_of(group)
+                for view in views_of(layer, self.graph.group_by_name[group.name])
+            ]
             self._known_curves.update(
                 error_curves(
                     self.graph,
                     self.state,
                     missing,
-                    moments=self.moments(self.state, readers),
+                    moments=self.moments(views),
                     sensitivities=self._known_sensitivities,
                 )
             )
@@ -298,9 +348,9 @@ class Pruning:
         if kind not in self._known_costs:
             example = self.calibration.example
             if method.count == "latency":
-                example = example.repeat(-(-method.batch_size // len(example)), *[1] * (example.dim() - 1))
+                example = example.first(1).repeated(method.batch_size)
             self._known_costs[kind] = measure_costs(
-                self.graph, self.model, self.state, units, count=method.count, example=example[: method.batch_size]
+                self.graph, self.model, self.state, units, count=method.count, example=example
             )
         return self._known_costs[kind]
 
@@ -320,6 +370,10 @@ class Pruning:
         """Refine the narrow network, and give the masked one the same changes."""
         found = refine(result.model, self.model, self.calibration, by=by, on_step=on_step)
         before, after, masked = (network_state(each) for each in (result.model, found.model, result.masked))
+        for norm in {norm.weight: norm for norm in self.graph.norms}.values():
+            # The gain of a narrower normalisation is larger than the masked one's by this factor.
+            factor = math.sqrt(len(after[norm.weight]) / len(masked[norm.weight]))
+            before[norm.weight], after[norm.weight] = before[norm.weight] * factor, after[norm.weight] * factor
         return replace(
             result,
             model=found.model,
@@ -327,7 +381,29 @@ class Pruning:
             losses=(found.loss_before, found.loss_after),
         )
 
-    def _constants(self, recipe: Recipe, selection: Selection) -> State:
+    def _widths(self, scores: Mapping[str, Tensor], removal: Removal) -> dict[str, tuple[int, int]]:
+        """Neurons of every layer in the dense and in the narrow network."""
+        widths = {}
+        for name in scores:
+            layer = self.graph.by_name[name]
+            kept = removal.slices.get(layer.weight, {}).get(layer.kind.weight_out)
+            size = self.state[layer.weight].shape[layer.kind.weight_out]
+            ratio = layer.out_features // size  # of a grouped transposed convolution every group has these
+            widths[name] = (layer.out_features, (size if kept is None else len(kept)) * ratio)
+        return widths
+
+    def _notes(self, by_channel: tuple[str, ...]) -> tuple[str, ...]:
+        """What a report should say besides."""
+        notes = []
+        if by_channel:
+            notes.append(
+                f"Mended by one coefficient a neuron, as whole weights see too much to be fitted: {', '.join(quoted(list(by_channel)))}."
+            )
+        if self.baked:
+            notes.append(f"Computed before every forward pass, now plain parameters: {', '.join(quoted(self.baked))}.")
+        return tuple(notes)
+
+    def _arriving(self, recipe: Recipe, selection: Selection) -> Mapping[Place, Arriving]:
         """What zeroed neurons send on."""
         compensation = get_compensation(recipe.compensation)
         tied = [
@@ -338,19 +414,32 @@ class Pruning:
                 f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons; there'
                 ' compensation="constant" and "zero" are defined, or use graph="dag"'
             )
-        layers = tuple(name for unit in selection.units.values() for name in unit)
-        kind = (layers, compensation.keeps_bias)
-        if kind not in self._known_constants:
-            none = {
-                name: torch.zeros_like(self.state[self.graph.by_name[name].weight][:, 0], dtype=torch.bool)
-                for name in layers
+        keeps_bias = compensation.keeps_bias
+        kind = (tuple(selection.units), keeps_bias)
+        if kind not in self._known_arriving:
+            groups = {
+                group.name: torch.zeros(group.width, dtype=torch.bool)
+                for group in self.graph.groups
+                if group.name in selection.units or (recipe.chain and set(group.layers) & set(selection.units))
             }
-            emptied = zero_rows(self.graph, self.state, none, keeps_bias=compensation.keeps_bias)
-            self._known_constants[kind] = measure_constants(self.graph, emptied, self.calibration)
-        return self._known_constants[kind]
+            if recipe.chain:
+                none = {
+                    name: torch.zeros(self.graph.by_name[name].out_features, dtype=torch.bool)
+                    for name in selection.units
+                }
+            else:
+                none = {
+                    layer.name: mask
+                    for layer in self.graph.layers
+                    if not bool((mask := self.graph.kept_entries(groups, layer.made)).all())
+                }
+            emptied = zero_rows(self.graph, self.state, none, keeps_bias=keeps_bias)
+            fills = fills_of(self.graph, groups)
+            self._known_arriving[kind] = measure_constants(self.graph, emptied, self.calibration, fills=fills)
+        return self._known_arriving[kind]
 
     @cached_property
-    def _known_constants(self) -> dict[tuple[tuple[str, ...], bool], State]:
+    def _known_arriving(self) -> dict[tuple[tuple[str, ...], bool], Mapping[Place, Arriving]]:
         return {}
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from mlprank.calibration.data import Calibration
+from mlprank.graph.program import Inputs, joined
 from mlprank.graph.records import State
 from mlprank.surgery.narrow import Slices, network_state, with_state
 from mlprank.utils.modules import evaluating
@@ -226,9 +227,11 @@ def _average(parameters: list[nn.Parameter], calibration: Calibration, ranks: fl
         each.copy_(mean.view_as(each))
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every floating-point tensor that a network returns."""
-    return [leaf for leaf in pytree.tree_leaves(model(inputs)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [
+        leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
 
 
 class _Pool:
@@ -240,7 +243,7 @@ class _Pool:
     def __init__(self, dense: nn.Module, calibration: Calibration, *, batch_size: int) -> None:
         self.batch_size = batch_size
         with torch.no_grad():
-            parts = [(batch, _outputs(dense, batch.clone())) for batch in calibration]
+            parts = [(batch, _outputs(dense, batch.cloned())) for batch in calibration]
         if not parts[0][1]:
             raise ValueError(f"refine: {type(dense).__name__} returns no floating-point tensor to learn from")
         self.parts = [_joined(parts)] if _same_shapes(parts) else parts
@@ -256,23 +259,23 @@ class _Pool:
             queue = queues.get(number, torch.empty(0, dtype=torch.long))
             while len(queue) < min(size, len(inputs)):
                 queue = torch.cat([queue, torch.randperm(len(inputs), generator=generator)])
-            chosen, queues[number] = queue[:size].to(inputs.device), queue[size:]
-            yield inputs[chosen], [each[chosen] for each in targets]
+            chosen, queues[number] = queue[:size].to(inputs.tensors[0].device), queue[size:]
+            yield inputs.taken(chosen), [each[chosen] for each in targets]
 
 
-def _same_shapes(parts: list[tuple[Tensor, list[Tensor]]]) -> bool:
+def _same_shapes(parts: list[tuple[Inputs, list[Tensor]]]) -> bool:
     """Whether inputs and targets run along the samples and have one shape otherwise."""
-    first = [parts[0][0], *parts[0][1]]
+    first = [*parts[0][0].tensors, *parts[0][1]]
     return all(
         len(inputs) == len(each) and each.shape[1:] == one.shape[1:]
         for inputs, targets in parts
-        for each, one in zip([inputs, *targets], first, strict=True)
+        for each, one in zip([*inputs.tensors, *targets], first, strict=True)
         if each.dim()
     )
 
 
-def _joined(parts: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
-    inputs = torch.cat([inputs for inputs, _ in parts])
+def _joined(parts: list[tuple[Inputs, list[Tensor]]]) -> tuple[Inputs, list[Tensor]]:
+    inputs = joined([inputs for inputs, _ in parts])
     return inputs, [torch.cat(each) for each in zip(*[targets for _, targets in parts], strict=True)]
 
 
@@ -322,7 +325,8 @@ class _Loss:
             for inputs, targets in self.pool.parts:
                 for start in range(0, len(inputs), 1024):
                     part = slice(start, start + 1024)
-                    value = float(self(_outputs(model, inputs[part]), [each[part] for each in targets]))
-                    total += torch.tensor([value * len(inputs[part]), len(inputs[part])], dtype=torch.float64)
+                    value = float(self(_outputs(model, inputs.taken(part)), [each[part] for each in targets]))
+                    size = len(inputs.taken(part))
+                    total += torch.tensor([value * size, size], dtype=torch.float64)
         total = self.calibration.reduce(total)
         return float(total[0] / total[1])

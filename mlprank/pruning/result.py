@@ -14,6 +14,7 @@ from mlprank.artifact.hub import push_to_hub, save_pretrained
 from mlprank.artifact.pruned import Artifact, describe_network, write_pruned
 from mlprank.artifact.record import describe_inputs, record_of, remember
 from mlprank.costs.metrics import ModelMetrics, measure_model
+from mlprank.graph.program import Fill, Inputs
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.narrow import Slices
 from mlprank.utils.charts import Chart, ScoredLayer, ScoresPanel, display_name, scores_chart
@@ -47,7 +48,7 @@ class PruningResult:
     Attributes:
         model: The narrow network, ready to run, train and export.
         masked: The network at its old shapes, rows of pruned neurons zeroed; it computes the same function.
-        scores: For every linear layer, shape (n_out,), sum 1; larger means keep.
+        scores: For every layer, shape (n_out,), sum 1; larger means keep.
         masks: For every prunable layer, shape (n_out,), True for kept neurons.
         recipe: How it was pruned.
         whole: Why each other layer stays whole.
@@ -57,7 +58,11 @@ class PruningResult:
         parameter_masks: For every weight and bias with zeroed rows, shape (n_out,), True for the rows that stay.
         max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
         dense: The network that was given.
-        example: One input, shape (1, ...).
+        example: One input, shape (1, ...), or one call where it is more than a tensor.
+        widths: Neurons of every layer in the dense and in the narrow network.
+        fills: What normalisations of the masked network read in place of pruned neurons, by module.
+        units: What the neurons of a layer are called: "neurons" or "channels".
+        notes: What else a report should say.
         losses: Loss on the calibration data before and after `refine`; None where nothing was refined. `max_difference` is then that of
             the networks before, which had the same weights.
 
@@ -81,7 +86,11 @@ class PruningResult:
     parameter_masks: Mapping[str, Tensor]
     max_difference: float
     dense: nn.Module = field(repr=False)
-    example: Tensor = field(repr=False)
+    example: Tensor | Inputs = field(repr=False)
+    widths: Mapping[str, tuple[int, int]] = field(repr=False)
+    fills: Mapping[str, Fill] = field(default_factory=dict, repr=False)
+    units: Mapping[str, str] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
     losses: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -92,13 +101,6 @@ class PruningResult:
         """Pruned neurons as a share of the neurons of the prunable layers, unitless."""
         total = sum(len(mask) for mask in self.masks.values())
         return sum(int((~mask).sum()) for mask in self.masks.values()) / total
-
-    @property
-    def widths(self) -> dict[str, tuple[int, int]]:
-        """Neurons of every linear layer in the dense and in the narrow network."""
-        kept = {name: len(score) for name, score in self.scores.items()}
-        narrow = {name: len(dims[0]) for name, dims in self.slices.items() if 0 in dims}
-        return {name: (kept[name], narrow.get(f"{name}.weight", narrow.get(name, kept[name]))) for name in kept}
 
     @property
     def zeroed(self) -> dict[str, int]:

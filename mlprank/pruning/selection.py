@@ -11,7 +11,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from mlprank.graph.records import Graph
+from mlprank.graph.axes import Axis, pieces
+from mlprank.graph.layers import Linear
+from mlprank.graph.records import Graph, Layer, describe_whole
+from mlprank.methods import Method
+
+_LEAST = 1e-300
+"""A score above 0 that changes no other score in float64."""
 
 
 @dataclass(frozen=True)
@@ -65,36 +71,75 @@ def select(
     units: dict[str, tuple[str, ...]] = {}
     amounts: dict[str, float] = {}
     reasons: dict[str, str] = {}
-    for group in graph.groups:
+    left: dict[str, Tensor] = {}
+    for index, group in enumerate(graph.groups):
         reason = group.whole
         if reason is not None and group.output and not protect_output and len(group.layers) == 1:
             reason = None
+        if chain and not all(_in_chain(graph.by_name[name]) for name in group.layers):
+            reason = 'graph="chain" prunes linear layers only; use graph="dag"'
         if protected & set(group.layers):
             reason = "it is protected" if len(group.layers) == 1 else "its group is protected"
         asked = {name: requested[name] for name in group.layers if name in requested}
         if reason is None and not asked:
             reason = "no amount was given for it"
         if reason is not None:
-            reasons.update(dict.fromkeys(group.layers, reason))
+            reasons.update({name: reason for name in group.layers if name not in reasons})
             continue
         if not chain and len(set(asked.values())) > 1:
             raise ValueError(
                 f"amount={asked}: these layers share their neurons (a residual addition or a shared batch norm ties them); give them one"
                 ' amount, or use graph="chain"'
             )
-        members = [(name,) for name in group.layers] if chain else [group.layers]
-        for layers in members:
-            units[layers[0]] = layers
-            amounts[layers[0]] = asked.get(layers[0], 0.0) if chain else next(iter(asked.values()))
-    whole = {**{name: reasons[name] for name in names if name in reasons}, **graph.others}
+        members = [(name, (name,)) for name in group.layers] if chain else [(group.name, group.layers)]
+        for unit, layers in members:
+            units[unit] = layers
+            amounts[unit] = asked.get(unit, 0.0) if chain else next(iter(asked.values()))
+            if all(name in already for name in layers):
+                kept = [_of_group(already[name], graph.by_name[name].made, index) for name in layers]
+                left[unit] = torch.stack(kept).any(0)
+    pruned = {name for layers in units.values() for name in layers}
+    whole = {**{name: reasons[name] for name in names if name in reasons and name not in pruned}, **graph.others}
     if not units:
         raise ValueError("there is nothing to prune: " + describe_whole(whole))
-    left = {
-        unit: torch.stack([already[name] for name in layers]).any(0)
-        for unit, layers in units.items()
-        if all(name in already for name in layers)
+    return Selection(units, amounts, whole, {unit: mask for unit, mask in left.items() if not bool(mask.all())})
+
+
+def choose(
+    selection: Selection, scores: Mapping[str, Tensor], *, method: Method, min_neurons: int, round_to: int
+) -> dict[str, Tensor]:
+    """Return the masks of every selected unit that is scored, shape (n,), True for kept neurons.
+
+    Neurons that have been pruned before rank below all others and count as removed.
+    """
+    units = {
+        unit: _pruned_first(scores[unit], selection.already.get(unit)) for unit in selection.units if unit in scores
     }
-    return Selection(units, amounts, whole, left)
+    amounts = {unit: selection.amounts[unit] for unit in units}
+    chosen = method(units, amounts, min_neurons=min_neurons, round_to=round_to) if units else {}
+    return {
+        unit: mask & selection.already[unit].to(mask.device) if unit in selection.already else mask
+        for unit, mask in chosen.items()
+    }
+
+
+def _pruned_first(scores: Tensor, left: Tensor | None) -> Tensor:
+    """Rank neurons that have been pruned before below all others; in float64 nothing else changes."""
+    return scores if left is None else torch.where(left.to(scores.device), scores.double() + _LEAST, 0.0)
+
+
+def _in_chain(layer: Layer) -> bool:
+    """Whether a layer is one of a chain of linear layers."""
+    return isinstance(layer.kind, Linear) and layer.kind.weight_out == 0 and len(layer.made) == 1
+
+
+def _of_group(rows: Tensor, axis: Axis, index: int) -> Tensor:
+    """Which neurons of a group have an output that is left."""
+    parts = [
+        rows[start : start + segment.size].unflatten(0, (segment.width, segment.block)).any(1)  # type: ignore[no-untyped-call]
+        for start, segment in pieces(axis, index)
+    ]
+    return torch.stack(parts).any(0)
 
 
 def check_amount(amount: float | Mapping[str, float]) -> None:
@@ -112,21 +157,6 @@ def amounts_by_name(amount: float | Mapping[str, float], names: list[str]) -> di
     if not isinstance(amount, Mapping):
         return dict.fromkeys(names, float(amount))
     return {name: amount[pattern] for pattern in amount for name in _matches([pattern], names, argument="amount")}
-
-
-def describe_whole(whole: Mapping[str, str]) -> str:
-    """Say why layers stay whole, layers of one reason together."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in whole.items():
-        by_reason.setdefault(reason, []).append(name)
-    if not by_reason:
-        return "the network has no linear layer"
-    return "; ".join(f"{', '.join(_quoted(names))}: {reason}" for reason, names in by_reason.items())
-
-
-def _quoted(names: list[str]) -> list[str]:
-    shown = [f'"{name}"' for name in names[:4]]
-    return shown if len(names) <= 4 else [*shown, f"{len(names) - 4} more"]
 
 
 def _matches(patterns: Sequence[str], names: list[str], *, argument: str) -> list[str]:

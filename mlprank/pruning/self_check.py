@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mlprank.graph.records import Graph
+from mlprank.calibration.statistics import fills_of
+from mlprank.graph.program import Inputs, as_inputs
+from mlprank.graph.records import Graph, State
+from mlprank.graph.trace import LOCK, without_hooks
+from mlprank.surgery.masks import fill_norms
+from mlprank.surgery.narrow import plan_removal, severed, with_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.modules import evaluating
 
@@ -16,7 +23,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, to
 _NUM_SAMPLES = 256
 
 
-def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor, graph: Graph) -> float:
+def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inputs, graph: Graph) -> float:
     """Run both networks on a calibration batch and compare their outputs.
 
     Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on the way.
@@ -24,7 +31,7 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor, graph
     Args:
         masked: The network with zeroed rows.
         narrow: The network without them.
-        example: A batch of inputs, shape (N, ...).
+        example: A batch of inputs, shape (N, ...), or a call.
         graph: The dense network's graph, for the names of suspects.
 
     Returns:
@@ -34,26 +41,74 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor, graph
         ValueError: If the narrow network cannot run, or differs by more than 1e-5 in float32 or 1e-12 in float64 (times the largest
             output where that is above 1).
     """
-    example = example[:_NUM_SAMPLES]
-    expected = _outputs(masked, example)
+    inputs = as_inputs(example).first(_NUM_SAMPLES)
+    with LOCK, contextlib.nullcontext() if graph.hooked else without_hooks(masked, narrow):
+        return _compared(masked, narrow, inputs, graph)
+
+
+def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) -> Graph:
+    """Keep neurons whole whose number is written into the forward pass, such as `x.view(-1, 512)` or `x[:, :256]`.
+
+    Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can tell: a network
+    that lost one neuron of each such group, which nobody listens to, has to give what it gave with that neuron.
+    """
+    suspects = [
+        index for index, group in enumerate(graph.groups) if group.written and group.whole is None and group.width > 1
+    ]
+    groups = list(graph.groups)
+    trials = (
+        [[index] for index in suspects]
+        if len(suspects) > 1 and not _fits(model, graph, state, suspects, example)
+        else [suspects]
+    )
+    for trial in trials if suspects else ():
+        if not _fits(model, graph, state, trial, example):
+            for index in trial:
+                reason = f"a width is written into the forward pass: {groups[index].written}"
+                groups[index] = replace(groups[index], whole=reason)
+    return replace(graph, groups=tuple(groups))
+
+
+def _fits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> bool:
+    """Whether a network without one neuron of each of some groups does what it does with them."""
+    if not groups:
+        return True
+    masks = {graph.groups[index].name: torch.arange(graph.groups[index].width) > 0 for index in groups}
+    silent = severed(graph, state, masks)
+    removal = plan_removal(graph, silent, masks, None)
+    with LOCK:
+        masked, narrow = with_state(model, silent), with_state(model, removal.state)
+    fill_norms(masked, {norm.module: fill for norm in graph.norms if (fill := fills_of(graph, masks).get(norm.node))})
     try:
-        got = _outputs(narrow, example)
+        check_agreement(masked, narrow, example.first(2), graph)
+    except ValueError:
+        return False
+    return True
+
+
+def _compared(masked: nn.Module, narrow: nn.Module, inputs: Inputs, graph: Graph) -> float:
+    expected = _outputs(masked, inputs)
+    try:
+        got = _outputs(narrow, inputs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"the narrow network cannot run ({first_line(error)}); " + _suspects(graph)) from error
-    if (fault := _fault(expected, got)) and not _agree_in_float64(masked, narrow, example):
+    if (fault := _fault(expected, got)) and not _agree_in_float64(masked, narrow, inputs):
         raise ValueError(f"the narrow network {fault}; " + _suspects(graph))
     differences = [_difference(one, other) for one, other in zip(expected, got, strict=True) if one.numel()]
     return max(differences, default=0.0)
 
 
-def _agree_in_float64(masked: nn.Module, narrow: nn.Module, example: Tensor) -> bool:
-    if not example.is_floating_point() or example.dtype == torch.float64:
+def _agree_in_float64(masked: nn.Module, narrow: nn.Module, inputs: Inputs) -> bool:
+    floats = [tensor.dtype for tensor in (*masked.parameters(), *inputs.tensors) if tensor.is_floating_point()]
+    dtype = floats[0] if floats else torch.float64
+    if dtype == torch.float64:
         return False
+    wide = inputs.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     try:
-        one, other = (_outputs(copy.deepcopy(model).double(), example.double()) for model in (masked, narrow))
+        one, other = (_outputs(with_state(model, {}).double(), wide) for model in (masked, narrow))
     except RuntimeError:  # it casts to float32 on its own
         return False
-    return _fault(one, other, tolerance=TOLERANCES.get(example.dtype, 0.0)) is None
+    return _fault(one, other, tolerance=TOLERANCES.get(dtype, 0.0)) is None
 
 
 def _fault(expected: list[Tensor], got: list[Tensor], *, tolerance: float | None = None) -> str | None:
@@ -72,13 +127,15 @@ def _difference(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).abs().max())
 
 
-def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run a network in evaluation mode; draws that it makes there, too, are the same for every network."""
     # torch.manual_seed notes the whole stack for a CUDA that may come later, which takes longer than a small network.
-    seed = torch.default_generator.manual_seed if example.device.type == "cpu" else torch.manual_seed
+    on_cpu = all(tensor.device.type == "cpu" for tensor in inputs.tensors)
+    seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+    inputs = inputs.cloned()
     with evaluating(model), torch.no_grad():
         seed(0)
-        return [leaf for leaf in pytree.tree_leaves(model(example.clone())) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
 
 
 def _suspects(graph: Graph) -> str:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 from mlprank.calibration.data import Calibration
-from mlprank.calibration.statistics import PooledMoments
+from mlprank.calibration.statistics import PooledMoments, views_of
 from mlprank.costs.flops import count_flops
 from mlprank.costs.latency import measure_latency
 from mlprank.costs.metrics import size_bytes
+from mlprank.graph.layers import Embedding, rows
+from mlprank.graph.program import Inputs, as_inputs
 from mlprank.graph.records import Graph, Group, State
 from mlprank.measures.reconstruction import reconstruction_gains
 from mlprank.measures.record import Reader
@@ -70,7 +71,7 @@ def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) 
     Raises:
         ValueError: If the network computes something that has no gradient.
     """
-    nodes = {call.node: layer.name for layer in graph.layers for call in layer.calls}
+    nodes = {call.node: (layer.name, call.out_dim) for layer in graph.layers for call in layer.calls}
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     count = 0
@@ -85,11 +86,11 @@ def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) 
                 outputs, list(made.values()), signs, retain_graph=True, allow_unused=True
             )
             for node, gradient in zip(made, gradients, strict=True):
-                name = nodes[node]
+                name, dim = nodes[node]
                 if gradient is None:
                     continue
-                rows = gradient.reshape(-1, gradient.shape[-1]).double()
-                seen = rows.T @ rows / _PROBES
+                seen = rows(gradient, dim).double()
+                seen = seen.T @ seen / _PROBES
                 sums[name] = sums[name] + seen if name in sums else seen
     total = float(calibration.reduce(torch.tensor(float(count))))
     found = {}
@@ -100,44 +101,33 @@ def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) 
 
 
 def _run_with_gradients(
-    graph: Graph, state: State, batch: Tensor, nodes: Mapping[str, str]
+    graph: Graph, state: State, batch: Inputs, nodes: Collection[str]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Run the program so that its outputs can be differentiated with respect to what the given operations make."""
-    program = graph.program
     tracked = {
         name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
     }
-    recorder = _Recorder(program.exported.graph_module, nodes)
-    placeholders = [node.name for node in program.exported.graph.nodes if node.op == "placeholder"]
+    run = graph.program.start(tracked, batch.cloned())
+    run.gradients = True
+    made: dict[str, Tensor] = {}
+    outputs: list[Tensor] = []
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            result = recorder.run(
-                *[program._argument(name, tracked, batch.clone()) for name in placeholders], enable_io_processing=False
-            )
-    except RuntimeError as error:
+        with torch.inference_mode(False):
+            for node in graph.program.nodes:
+                if node.op == "output":
+                    outputs = [leaf for leaf in run.returned(node) if leaf.requires_grad]
+                    break
+                run.step(node)
+                if node.name in nodes:
+                    made[node.name] = run.values[node]
+                    run.values[node] = run.values[node].clone()  # what follows may overwrite it
+                run.forget(node)
+    except ValueError as error:
         raise ValueError(f'method="adaptive": the network has no gradient ({error}); use method="local"') from error
-    outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
     if not outputs:
         raise ValueError('method="adaptive": no output of the network has a gradient; use method="local"')
-    return recorder.made, outputs
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a program and keeps what some operations make."""
-
-    def __init__(self, module: fx.GraphModule, nodes: Mapping[str, str]) -> None:
-        super().__init__(module)
-        self.nodes = nodes
-        self.made: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        result = super().run_node(n)
-        if n.name not in self.nodes:
-            return result
-        assert isinstance(result, Tensor)
-        self.made[n.name] = result
-        return result.clone()  # what follows may overwrite it
+    return made, outputs
 
 
 def error_curves(
@@ -164,11 +154,18 @@ def error_curves(
     for unit, group in units.items():
         readers, total = [], 0.0
         for layer in graph.readers_of(group):
-            seen, root = moments[layer.sources], sensitivities[layer.name].root()
-            weight = root.T @ state[layer.weight].double()
-            gram = seen.gram / seen.count
-            readers.append(Reader(weight, gram))
-            total += float(((weight @ gram) * weight).sum())
+            root, flat = sensitivities[layer.name].root(), layer.kind.flat(state[layer.weight]).double()
+            outputs, per_group = flat.shape[1:3]
+            for view in views_of(layer, graph.group_by_name[group.name]):
+                if view not in moments:
+                    continue
+                part, inside = divmod(view.start, per_group)
+                own = flat[part, :, inside : inside + view.width * view.block]
+                own = own.reshape(outputs, view.width, view.block, -1)
+                weight = torch.einsum("om,owbp->mbpw", root[part * outputs : (part + 1) * outputs], own)
+                weight, gram = weight.reshape(-1, view.width), moments[view].gram / moments[view].count
+                readers.append(Reader(weight, gram))
+                total += float(((weight @ gram) * weight).sum())
         curves[unit] = error_curve(reconstruction_gains(readers), total) if readers else _unread(group)
     return curves
 
@@ -179,7 +176,7 @@ def _unread(group: Group) -> Tensor:
 
 
 def measure_costs(
-    graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], *, count: Counted, example: Tensor
+    graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], *, count: Counted, example: Tensor | Inputs
 ) -> Costs:
     """Return what the network costs as a function of its units' widths.
 
@@ -189,11 +186,12 @@ def measure_costs(
         state: Its weights.
         units: The groups whose widths change, by the name of the unit.
         count: What to count.
-        example: A batch of inputs; latency is measured on it.
+        example: A call; latency is measured on it.
 
     Returns:
         The costs: neurons, parameters, FLOPs of one sample, bytes as `torch.save` writes them, or seconds of the batch.
     """
+    example = as_inputs(example)
     if count == "neurons":
         return Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in units])
     if count == "latency":
@@ -205,7 +203,7 @@ def measure_costs(
             for layer in graph.layers
             for factor in _positions(graph, layer.name)
         ]
-        dense = float(count_flops(model, example[:1]))
+        dense = float(count_flops(model, example.first(1)))
     else:
         parameters = {id(tensor) for tensor in model.parameters()}
         held = dict(model.named_parameters()) | (dict(model.named_buffers()) if count == "bytes" else {})
@@ -226,10 +224,17 @@ def _sizes(
     dims: dict[str, list[tuple[float, Mapping[str, float]]]] = {
         name: [(float(size), {}) for size in tensor.shape] for name, tensor in state.items()
     }
-    for unit, group in units.items():
-        for name, dim in group.slots:
-            if name in dims:
-                dims[name][dim] = (0.0, {unit: dims[name][dim][0] / group.width})
+    named = {graph.group_by_name[group.name]: unit for unit, group in units.items()}
+    for (name, dim), axis in graph.slots.items():
+        if name not in dims:
+            continue
+        fixed, per_neuron = 0.0, dict[str, float]()
+        for segment in axis:
+            if segment.space in named:
+                per_neuron[named[segment.space]] = per_neuron.get(named[segment.space], 0.0) + segment.block
+            else:
+                fixed += segment.size
+        dims[name][dim] = (fixed, per_neuron)
     return {name: tuple(each) for name, each in dims.items()}
 
 
@@ -238,15 +243,16 @@ def _positions(graph: Graph, layer: str) -> Iterator[float]:
     nodes = {node.name: node for node in graph.program.exported.graph.nodes}
     for call in graph.by_name[layer].calls:
         shape = nodes[call.node].meta["val"].shape
-        yield math.prod(int(size) for size in shape[1:-1])
+        positions = [size for dim, size in enumerate(shape) if dim not in (0, call.out_dim)]
+        yield 0.0 if isinstance(call.kind, Embedding) else math.prod(int(size) for size in positions)
 
 
-def _latency_costs(graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], example: Tensor) -> Costs:
+def _latency_costs(graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], example: Inputs) -> Costs:
     """Time the network with one unit after the other at half its width."""
     networks: dict[str, nn.Module] = {"": model}
     for unit, group in units.items():
-        mask = torch.arange(group.width, device=example.device) % 2 == 0
-        removal = plan_removal(graph, state, dict.fromkeys(group.layers, mask), None)
+        mask = torch.arange(group.width) % 2 == 0
+        removal = plan_removal(graph, state, {group.name: mask}, None)
         networks[unit] = with_state(model, removal.state)
     seconds = {name: each.median_s for name, each in measure_latency(networks, example).items()}
     per_neuron = {

@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlprank.pruning.selection import describe_whole
+from mlprank.graph.records import describe_whole
 
 if TYPE_CHECKING:
     from mlprank.costs.metrics import ModelMetrics
@@ -42,8 +42,9 @@ def pruning_table(
     for name, (wide, narrow) in result.widths.items():
         zeroed = result.zeroed.get(name, 0)
         note = f" ({zeroed} zeroed)" if zeroed else ""
+        unit = result.units.get(name, "neurons")
         table.add_row(
-            name, f"{wide} neurons", f"{narrow} neurons{note}", _percent(narrow, wide) if narrow != wide else "whole"
+            name, f"{wide} {unit}", f"{narrow} {unit}{note}", _percent(narrow, wide) if narrow != wide else "whole"
         )
     table.add_section()
     for row in _totals(before, after, split):
@@ -70,6 +71,7 @@ def pruning_table(
     if result.held_back:
         layers = ", ".join(f'"{name}" {count}' for name, count in result.held_back.items())
         lines.append(Text(f"Kept though chosen, as nothing can take the constants they would leave behind: {layers}."))
+    lines += [Text(note) for note in result.notes]
     if result.whole:
         lines.append(Text(f"Whole: {describe_whole(result.whole)}."))
     return Group(*lines)

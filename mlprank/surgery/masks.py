@@ -11,18 +11,28 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from mlprank.graph.program import Fill, Inputs, as_inputs
 from mlprank.surgery.narrow import adopt_state
 from mlprank.utils.modules import evaluating
 
-if TYPE_CHECKING:
-    from mlprank.pruning.result import PruningResult
+
+class Masked(Protocol):
+    """What `apply_masks` needs of a pruning: its masked network, the rows that stay, and what normalisations read for the others."""
+
+    @property
+    def masked(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def parameter_masks(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+    @property
+    def fills(self) -> Mapping[str, Fill]: ...  # noqa: D102
 
 
 _COMPILED = re.compile(r"\b_orig_mod\.")
@@ -37,13 +47,50 @@ def masked_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     }
 
 
-def masked_rows(module: nn.Module) -> dict[str, Bool[Tensor, " n_out"]]:
-    """Return which rows the masks of a network leave, by the parameter's plain name, shape (n_out,); False for rows that are all masked."""
-    rows = {name: owner.get_buffer(f"{own}_mask") for name, (owner, own) in masked_parameters(module).items()}
+def masked_rows(module: nn.Module, dims: Mapping[str, int] = MappingProxyType({})) -> dict[str, Bool[Tensor, " n_out"]]:
+    """Return which rows the masks of a network leave, by the parameter's plain name, shape (n_out,); False for rows that are all masked.
+
+    Args:
+        module: The network.
+        dims: The dimension along the rows of parameters for which it is not the first.
+    """
+    masks = {name: owner.get_buffer(f"{own}_mask") for name, (owner, own) in masked_parameters(module).items()}
+    plain = {_COMPILED.sub("", name): mask.bool() for name, mask in masks.items()}
     return {
-        _COMPILED.sub("", name): mask.bool().flatten(1).any(1) if mask.dim() > 1 else mask.bool()
-        for name, mask in rows.items()
+        name: mask.movedim(dims.get(name, 0), 0).flatten(1).any(1) if mask.dim() > 1 else mask
+        for name, mask in plain.items()
     }
+
+
+def _along_rows(kept: Tensor, mask: Tensor) -> Tensor:
+    """Rows that stay in a shape that multiplies with a parameter's mask."""
+    kept = kept.to(mask.device)
+    return kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept
+
+
+class FillPruned:
+    """Forward pre-hook that lets a normalisation read the mean of the kept neurons (or 0) in place of pruned ones.
+
+    So a masked network normalises over kept neurons alone, as a narrow one does.
+    """
+
+    belongs_to_network = True
+
+    def __init__(self, fill: Fill) -> None:
+        self.fill = fill
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Fill the first input."""
+        return (self.fill(inputs[0]), *inputs[1:])
+
+
+def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
+    """Let normalisations of a masked network, by name, go over kept neurons alone, in place of what they did before."""
+    for name, fill in fills.items():
+        norm = module.get_submodule(name)
+        for key in [key for key, hook in norm._forward_pre_hooks.items() if isinstance(hook, FillPruned)]:
+            del norm._forward_pre_hooks[key]
+        norm.register_forward_pre_hook(FillPruned(fill))
 
 
 def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
@@ -68,7 +115,7 @@ def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> 
         for owner, alias in places:
             mask = owner._buffers[f"{alias.removesuffix('_orig')}_mask"]
             assert mask is not None
-            mask.mul_(kept.to(mask.device).view(-1, *[1] * (mask.dim() - 1)))
+            mask.mul_(_along_rows(kept, mask))
     refresh_masked(module)
 
 
@@ -88,7 +135,7 @@ def restore_masks(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]])
         mask = owner.get_buffer(f"{own}_mask")
         mask.copy_(mask >= 0.5)
         if name in rows:
-            mask.mul_(rows[name].to(mask.device).view(-1, *[1] * (mask.dim() - 1)))
+            mask.mul_(_along_rows(rows[name], mask))
     refresh_masked(module)
 
 
@@ -106,7 +153,7 @@ class Recompute:
             setattr(owner, self.name, masked)
 
 
-def recompute_uncalled(module: nn.Module, example: Tensor) -> None:
+def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
     """Make masks work where a forward pass reads weights without calling their module, as `F.linear(x, self.fc.weight)` does.
 
     Torch computes masked weights when their own module is called; here the nearest module around it that is called does so.
@@ -119,7 +166,7 @@ def recompute_uncalled(module: nn.Module, example: Tensor) -> None:
     hooks = [each.register_forward_pre_hook(lambda own, _: called.add(own)) for each in module.modules()]
     try:
         with evaluating(module), torch.no_grad():
-            module(example)
+            as_inputs(example).feed(module)
     finally:
         for hook in hooks:
             hook.remove()
@@ -179,7 +226,7 @@ def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     refresh_masked(module)
 
 
-def apply_masks(module: nn.Module, result: PruningResult) -> None:
+def apply_masks(module: nn.Module, result: Masked) -> None:
     """Give a network the masked one's weights, and torch's own pruning masks that keep the pruned rows at zero.
 
     Args:
@@ -189,6 +236,7 @@ def apply_masks(module: nn.Module, result: PruningResult) -> None:
     bake_masks(module)
     adopt_state(module, result.masked)
     mask_rows(module, result.parameter_masks)
+    fill_norms(module, result.fills)
 
 
 def _masked_names(owner: nn.Module) -> Iterator[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +14,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mlprank.graph.records import Graph, Group, State
+from mlprank.calibration.statistics import Arriving
+from mlprank.graph.axes import pieces
+from mlprank.graph.layers import resize
+from mlprank.graph.records import Graph, Layer, Place, State
 
 Slices = Mapping[str, Mapping[int, Tensor]]
 
@@ -29,82 +35,122 @@ class Removal:
     state: State
 
 
-def removable_neurons(graph: Graph, constants: State, *, folds: bool) -> dict[str, Bool[Tensor, " n"]]:
+def removable_neurons(
+    graph: Graph, arriving: Mapping[Place, Arriving], *, folds: bool
+) -> dict[str, Bool[Tensor, " n"]]:
     """Say which neurons of which group can be taken out without a trace.
 
-    A neuron's constant must be finite and have a place to go: every reader's bias, and the same amount for all uses of that bias.
+    A neuron's constant must be finite and have a place to go: every reader's bias, and the same amount for all uses of that bias. A
+    convolution that pads with zeros sees something else at the border, so that only 0 has a place there.
 
     Args:
         graph: The network's graph.
-        constants: What zeroed neurons send to their readers (`mlprank.calibration.statistics.measure_constants`).
+        arriving: What zeroed neurons send to their readers (`mlprank.calibration.statistics.measure_constants`).
         folds: Whether the constants will be folded; a regression leaves nobody listening to them.
 
     Returns:
-        For every layer whose group need not stay whole, shape (n,), True for neurons that can go.
+        For every group that need not stay whole, by name, shape (width,), True for neurons that can go.
     """
     removable: dict[str, Tensor] = {}
-    for group in graph.groups:
+    for index, group in enumerate(graph.groups):
         if group.whole is not None:
             continue
         fits = torch.ones(group.width, dtype=torch.bool)
-        places: dict[str | None, Tensor] = {}
         for layer in graph.readers_of(group):
+            expected: dict[str, Tensor] = {}
             for call in layer.calls:
-                arrives = constants[call.source].cpu()
-                fits &= torch.isfinite(arrives)
-                if folds:
-                    expected = places.setdefault(call.bias_place and f"{layer.name} {call.bias_place}", arrives)
-                    fits &= arrives == (torch.zeros_like(arrives) if call.bias_place is None else expected)
-        removable.update(dict.fromkeys(group.layers, fits))
+                seen = arriving[call.place]
+                value, place = seen.value.cpu(), call.bias_place
+                entries = seen.finite.cpu()
+                if folds and not layer.tied:
+                    silent = seen.uniform.cpu() & (value == 0)
+                    if place is None or call.kind.pads or group.varying:
+                        entries = entries & silent
+                    else:
+                        entries = entries & seen.uniform.cpu() & (value == expected.setdefault(place, value))
+                for start, segment in pieces(layer.read, index):
+                    part = entries[start : start + segment.size]
+                    fits &= part.unflatten(0, (segment.width, segment.block)).all(1)  # type: ignore[no-untyped-call]
+        removable[group.name] = fits
     return removable
 
 
-def plan_removal(graph: Graph, state: State, masks: State, constants: State | None) -> Removal:
+def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Place, Arriving] | None) -> Removal:
     """Work out the narrow network of a masked one.
 
-    Of a group, the neurons go that every layer of the group has lost; the constants that they send are added to the biases of all
-    layers that read them, from the input to the output. A bias is created where there is none and the sum is not zero.
+    The constants that pruned neurons send are added to the biases of all layers that read them, from the input to the output. A bias is
+    created where there is none and the sum is not zero.
 
     Args:
         graph: The network's graph.
         state: The masked network's weights: rows of pruned neurons are zero.
-        masks: For every pruned layer, shape (n_out,), True for kept neurons.
-        constants: What zeroed neurons send, or None where their readers do not listen to them any more.
+        masks: For every pruned group that is not whole, by name, shape (width,), True for kept neurons.
+        arriving: What zeroed neurons send, or None where their readers do not listen to them any more.
 
     Returns:
         The narrow weights, and which indices they keep.
     """
     folded = dict(state)
+    masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    if arriving is not None:
+        for layer in graph.layers:
+            _fold(graph, layer, state, folded, arriving, masks)
+    for norm in {norm.weight: norm for norm in graph.norms}.values():
+        kept = graph.kept_entries(masks, norm.axis)
+        if not bool(kept.all()):
+            folded[norm.weight] = folded[norm.weight] * math.sqrt(len(kept) / int(kept.sum()))
     slices: dict[str, dict[int, Tensor]] = {}
-    for group in graph.groups:
-        if group.whole is not None or not any(name in masks for name in group.layers):
-            continue
-        device = state[graph.by_name[group.name].weight].device
-        whole = torch.ones(group.width, dtype=torch.bool, device=device)
-        kept = torch.stack([masks.get(name, whole) for name in group.layers]).any(0)
-        if bool(kept.all()):
-            continue
-        if constants is not None:
-            _fold(graph, group, state, folded, constants, ~kept)
-        for name, dim in group.slots:
-            slices.setdefault(name, {})[dim] = kept.nonzero().flatten()
-    slices = {name: dims for name, dims in slices.items() if name in folded}
+    for (name, dim), axis in graph.slots.items():
+        if name in folded:
+            kept = graph.kept_entries(masks, axis, folded[name].device)
+            if not bool(kept.all()):
+                slices.setdefault(name, {})[dim] = kept.nonzero().flatten()
     for name, dims in slices.items():
         for dim, index in dims.items():
             folded[name] = folded[name].index_select(dim, index)
     return Removal(slices, folded)
 
 
-def _fold(graph: Graph, group: Group, state: State, folded: dict[str, Tensor], constants: State, gone: Tensor) -> None:
-    """Add what the neurons that go send to the biases of the layers that read them."""
-    for layer in graph.readers_of(group):
-        weight = state[layer.weight]
-        for place, source in {call.bias_place: call.source for call in layer.calls}.items():
-            shift = weight[:, gone].double() @ constants[source][gone].double()
-            if place is None or not bool(shift.any()):
-                continue
-            bias = folded.get(place)
-            folded[place] = (shift if bias is None else bias.double() + shift).to(weight.dtype)
+def severed(graph: Graph, state: State, masks: State) -> dict[str, Tensor]:
+    """Return the weights with nobody listening to some neurons: what readers have for them is zero.
+
+    Args:
+        graph: The network's graph.
+        state: Its weights.
+        masks: Masks of groups by name, shape (width,), False for neurons that nobody is to hear.
+    """
+    changed = dict(state)
+    for layer in graph.layers:
+        weight = changed[layer.weight]
+        kept = graph.kept_entries(masks, layer.read, weight.device)
+        if not bool(kept.all()):
+            flat = layer.kind.flat(weight)
+            heard = kept.view(flat.shape[0], 1, flat.shape[2], 1).to(weight.dtype)
+            changed[layer.weight] = layer.kind.unflat(flat * heard, weight).contiguous()
+    return changed
+
+
+def _fold(
+    graph: Graph,
+    layer: Layer,
+    state: State,
+    folded: dict[str, Tensor],
+    arriving: Mapping[Place, Arriving],
+    masks: State,
+) -> None:
+    """Add what the neurons that go send to the biases of a layer that reads them."""
+    weight = state[layer.weight]
+    gone = ~graph.kept_entries(masks, layer.read, weight.device)
+    if layer.tied or not bool(gone.any()):
+        return
+    flat = layer.kind.flat(weight).sum(3).double()  # (groups, outputs, inputs)
+    for place, source in {call.bias_place: call.place for call in layer.calls}.items():
+        sent = torch.where(gone, arriving[source].value.double().to(weight.device), 0.0)
+        shift = torch.einsum("goi,gi->go", flat, sent.view(len(flat), -1)).flatten()
+        if place is None or not bool(shift.any()):
+            continue
+        bias = folded.get(place)
+        folded[place] = (shift if bias is None else bias.double() + shift).to(weight.dtype)
 
 
 def with_state(model: nn.Module, state: State) -> nn.Module:
@@ -115,21 +161,70 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
         state: The new weights by name. Biases that the network does not have are created.
 
     Returns:
-        The copy. Tied weights stay tied, and hooks, modes and everything else come along; a trainer and compiled code do not.
+        The copy: modules, parameters, buffers, hooks and modes. Tied weights stay tied. What else hangs on a module is copied where it
+        can be, and shared where it cannot (locks, files, generators); tensors with a graph come without it.
     """
-    memo: dict[int, object] = {}
-    for attribute in ("_trainer", "_fabric", "_compiled_call_impl"):
-        for module in model.modules():
-            if getattr(module, "__dict__", {}).get(attribute) is not None:
-                memo[id(module.__dict__[attribute])] = None
+    memo: dict[int, Any] = {}
     for name, tensor in _tensors(model).items():
         new = state.get(name)
         if new is not None and new is not tensor and new.data_ptr() != tensor.data_ptr():
             memo[id(tensor)] = _like(tensor, new)
-    copied = copy.deepcopy(model, memo)
+        elif id(tensor) not in memo:
+            memo[id(tensor)] = _like(tensor, tensor)
+    sizes = _gain_sizes(model)
+    copied = _copy(model, memo)
     _create_biases(copied, state)
-    _fix_widths(copied)
+    _fix_widths(copied, sizes)
     return copied
+
+
+_NOT_COPIED = ("_trainer", "_fabric", "_compiled_call_impl")
+
+
+def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module by hand: `copy.deepcopy` would follow whatever its owner hangs on it."""
+    if id(module) in memo:
+        known: nn.Module = memo[id(module)]
+        return known
+    made = module.__class__.__new__(module.__class__)
+    memo[id(module)] = made
+    own: dict[str, Any] = made.__dict__
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers"):
+            own[name] = type(value)(
+                (key, None if tensor is None else memo[id(tensor)]) for key, tensor in value.items()
+            )
+        elif name == "_modules":
+            own[name] = type(value)(
+                (key, None if child is None else _copy(child, memo)) for key, child in value.items()
+            )
+        elif name in _NOT_COPIED:
+            own[name] = None
+    for name, value in module.__dict__.items():
+        if name not in own:
+            own[name] = _copied(value, memo)
+    return made
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy what hangs on a module."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, nn.Module):
+        return _copy(
+            value,
+            {**memo, **{id(each): each.detach().clone() for each in _tensors(value).values() if id(each) not in memo}},
+        )
+    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
+        return type(value)((key, _copied(item, memo)) for key, item in value.items())
+    if type(value) in (list, tuple, set):
+        return type(value)(_copied(item, memo) for item in value)
+    try:
+        return copy.deepcopy(value, memo)
+    except (TypeError, RuntimeError, ValueError, AttributeError, pickle.PicklingError):
+        return value
 
 
 def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) -> nn.Module:
@@ -147,6 +242,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
         ValueError: If the network has no such tensor, or one of another size; tensor and sizes are named.
     """
     tensors = _tensors(model)
+    sizes = _gain_sizes(model)
     cut: dict[int, Tensor] = {}
     for name, dims in slices.items():
         tensor = tensors.get(name)
@@ -169,9 +265,8 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
             for key, tensor in own.items():
                 if id(tensor) in cut:
                     own[key] = cut[id(tensor)]
-    rows = {name: _linear(model, name).weight[:, 0] for name in biases}
-    _create_biases(model, {name: torch.zeros_like(row) for name, row in rows.items()})
-    _fix_widths(model)
+    _fix_widths(model, sizes)
+    _create_biases(model, {name: _zero_bias(_layer_of(model, name)) for name in biases})
     return model
 
 
@@ -203,23 +298,53 @@ def _create_biases(model: nn.Module, state: State) -> None:
     present = _tensors(model)
     for name, tensor in state.items():
         if name not in present:
-            module = _linear(model, name)
+            module = _layer_of(model, name)
             module.bias = nn.Parameter(tensor.detach().clone(), requires_grad=module.weight.requires_grad)
 
 
-def _linear(model: nn.Module, bias: str) -> nn.Linear:
-    """The linear layer that a bias belongs to."""
+def _layer_of(model: nn.Module, bias: str) -> Any:
+    """The layer that a bias belongs to."""
     module = model.get_submodule(bias.removesuffix(".bias"))
-    assert isinstance(module, nn.Linear), bias
+    assert isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)), bias
     return module
 
 
-def _fix_widths(model: nn.Module) -> None:
-    """Make the sizes that modules print agree with the tensors that they hold."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and isinstance(module.weight, Tensor):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            module.num_features = len(module.running_mean)
+def _zero_bias(module: Any) -> Tensor:
+    """A bias of zeros for a layer that has none."""
+    size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    bias: Tensor = module.weight.new_zeros(size)
+    return bias
+
+
+_Norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def _gain_sizes(model: nn.Module) -> dict[str, int]:
+    """The number of entries that every normalisation normalises."""
+    return {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, _Norms) and isinstance(module.weight, Tensor)
+    }
+
+
+def _fix_widths(model: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Make the sizes that modules state agree with the tensors that they hold.
+
+    A normalisation over k of n entries has `eps * n/k`; see `mlprank.graph.records.Norm`. The dense network's sizes say what n was.
+    """
+    for name, module in model.named_modules():
+        resize(module)
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            running = module.running_mean if module.running_mean is not None else module.weight
+            module.num_features = module.num_features if running is None else len(running)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
+        elif name in sizes and isinstance(module, _Norms) and module.weight.numel() != sizes[name]:
+            size = module.weight.numel()
+            eps = module.eps if module.eps is not None else torch.finfo(module.weight.dtype).eps
+            module.eps = eps * sizes[name] / size
+            if isinstance(module, nn.GroupNorm):
+                module.num_channels = size
+            else:
+                module.normalized_shape = (size,)

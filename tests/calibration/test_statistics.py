@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.calibration.data import Calibration
-from mlprank.calibration.statistics import Moments, measure_constants, measure_moments, measure_norms
-from mlprank.compensation import zero_rows
+from mlprank.calibration.statistics import Moments, View, measure_constants, measure_moments, measure_norms, views_of
+from mlprank.compensation.readers import zero_rows
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.models import MLP
@@ -38,7 +38,7 @@ def test_norms_are_over_all_samples_of_all_batches() -> None:
     network(x)
     for name, seen, z in hooked(network, x):
         call = graph.by_name[name].calls[0]
-        torch.testing.assert_close(dag.read[call.source], torch.from_numpy(seen).norm(dim=0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dag.read[call.place], torch.from_numpy(seen).norm(dim=0), rtol=1e-5, atol=1e-6)
         relu = torch.from_numpy(z).clamp(min=0).norm(dim=0)
         torch.testing.assert_close(chain.made[call.node], relu, rtol=1e-5, atol=1e-6)
         own = shown[emitted[name]].double().norm(dim=0)
@@ -55,7 +55,8 @@ def test_tokens_count_as_samples() -> None:
     norms = measure_norms(graph, state, calibration, chain=False)
     rows = torch.from_numpy(seen).reshape(-1, 5)
     torch.testing.assert_close(norms.read[layer.sources[0]], rows.norm(dim=0), rtol=1e-5, atol=1e-6)
-    moments = measure_moments(graph, state, calibration, [layer.sources])[layer.sources]
+    view = View(layer.sources, 0, 5, 1)
+    moments = measure_moments(graph, state, calibration, [view])[view]
     assert moments.count == 24
     torch.testing.assert_close(moments.mean, rows.mean(0), rtol=1e-6, atol=1e-7)
 
@@ -64,7 +65,7 @@ def test_moments_are_the_mean_and_the_centred_gram_matrix_in_float64() -> None:
     network = mlp()
     x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     graph, state, calibration = calibrated(network, list(x.split(11)))
-    sources = [graph.by_name[name].sources for name in ("fc2", "fc_last")]
+    sources = [view for index, name in enumerate(("fc2", "fc_last")) for view in views_of(graph.by_name[name], index)]
     got = measure_moments(graph, state, calibration, sources)
     for name, value in zip(("fc2", "fc_last"), sources, strict=True):
         seen = torch.from_numpy(next(inputs for layer, inputs, _ in hooked(network, x) if layer == name))
@@ -80,7 +81,7 @@ def test_neurons_that_do_not_vary_have_no_variance_of_rounding() -> None:
         network.get_parameter("fc1.weight")[:4] = 0
     x = torch.randn(1000, 6)
     graph, state, calibration = calibrated(network, list(x.split(37)))
-    sources = graph.by_name["fc2"].sources
+    (sources,) = views_of(graph.by_name["fc2"], 0)
     moments = measure_moments(graph, state, calibration, [sources])[sources]
     assert not moments.gram[:4].any()
     assert not moments.gram[:, :4].any()
@@ -102,12 +103,14 @@ def test_constants_are_what_zeroed_neurons_send_on() -> None:
     for keeps_bias in (True, False):
         emptied = zero_rows(graph, state, none, keeps_bias=keeps_bias)
         got = measure_constants(graph, emptied, calibration)
+        assert all(bool(arriving.uniform.all()) and bool(arriving.finite.all()) for arriving in got.values())
         for name, reader in (("1", "fc2"), ("2", "fc_last")):
             bias = state[f"fc{name}.bias"] if keeps_bias else torch.zeros_like(state[f"fc{name}.bias"])
             norm = network.get_submodule(f"batchnorm{name}")
             assert isinstance(norm, nn.BatchNorm1d)
             expected = nn.functional.gelu(norm(bias[None]))[0]
-            torch.testing.assert_close(got[graph.by_name[reader].sources[0]], expected, rtol=1e-6, atol=1e-7)
+            arrives = got[graph.by_name[reader].sources[0]].value
+            torch.testing.assert_close(arrives, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("chain", [True, False])
@@ -140,7 +143,7 @@ def test_sums_over_processes_are_asked_for_before_roots_are_taken() -> None:
     one, two = (measure_norms(graph, state, data, chain=False) for data in (calibration, doubled))
     for name, norm in one.made.items():
         torch.testing.assert_close(two.made[name], norm * 2**0.5)
-    sources = graph.by_name["fc2"].sources
+    (sources,) = views_of(graph.by_name["fc2"], 0)
     once, twice = (measure_moments(graph, state, data, [sources])[sources] for data in (calibration, doubled))
     assert twice.count == 2 * once.count
     torch.testing.assert_close(twice.mean, once.mean)

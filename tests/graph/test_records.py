@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+from mlprank.graph.axes import Segment, size_of
 from mlprank.graph.records import Scale
 from mlprank.graph.trace import trace
 from mlprank.models import SixLayerMLP
@@ -30,13 +31,14 @@ def test_groups_are_those_that_the_description_ties(spec: Spec) -> None:
     assert {frozenset(group.layers): group.whole is None for group in graph.groups} == network.expected.groups()
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for group in graph.groups:
-        for name, dim in group.slots:
-            if name in shapes:  # a bias that may be created is not there yet
-                assert shapes[name][dim] == group.width
         for layer in graph.readers_of(group):
             assert layer.in_features == group.width
+            assert graph.groups[layer.source_group] is group
         if group.whole is None:
             assert not group.output
+    for (name, dim), axis in graph.slots.items():
+        if name in shapes:  # a bias that may be created is not there yet
+            assert shapes[name][dim] == size_of(axis)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_six_layer_mlp_has_a_group_for_every_width(six) -> None:
     assert first is six.groups[0]
     assert first.name == "fc1"
     assert first.readers == ("fc2", "fc3")
-    assert set(first.slots) == {
+    assert {place for place, axis in six.slots.items() if axis == (Segment(0, 512),)} == {
         ("fc1.weight", 0),
         ("fc1.bias", 0),
         ("fc2.weight", 0),
@@ -71,11 +73,13 @@ def test_six_layer_mlp_has_a_group_for_every_width(six) -> None:
 def test_layers_know_what_they_read_and_what_they_add(six) -> None:
     layer = six.by_name["fc2"]
     assert (layer.out_features, layer.in_features) == (512, 512)
-    assert layer.group == layer.source_group == 0
+    assert layer.made_groups == (0,)
+    assert layer.source_group == 0
     assert layer.biases == ("fc2.bias",)
     assert layer.calls[0].bias_place == "fc2.bias"
     assert len(layer.sources) == 1
     assert six.by_name["fc1"].source_group is None
+    assert six.by_name["fc1"].read_groups == ()
 
 
 def test_records_are_frozen(six) -> None:

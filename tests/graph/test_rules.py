@@ -55,6 +55,17 @@ FOLLOWED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
     "dropout": (lambda m, h: F.dropout(h, 0.3, m.training), (9, 6)),
     "dtype and back": (lambda m, h: h.double().float(), (9, 6)),
     "its own gate": (lambda m, h: h * torch.sigmoid(h), (9, 6)),
+    "concatenation": (lambda m, h: sum(torch.cat([h, 2 * h], 1).chunk(2, 1)), (9, 6)),
+    "halves": (lambda m, h: torch.cat([h[:, : h.shape[1] // 2], 2 * h[:, h.shape[1] // 2 :]], 1), (9, 6)),
+    "stacked": (lambda m, h: torch.stack([h, h.tanh()], 1).mean(1), (9, 6)),
+    "the larger one": (lambda m, h: torch.max(h, 1 - h), (9, 6)),
+    "repeated tokens": (lambda m, h: h.repeat(1, 2, 1).sum(1), (9, 4, 6)),
+    "some tokens of a list": (lambda m, h: h[:, [2, 0]].mean(1), (9, 4, 6)),
+    "softmax over tokens": (lambda m, h: h.softmax(1), (9, 4, 6)),
+    "tokens as positions of channels": (
+        lambda m, h: F.avg_pool1d(h.transpose(1, 2), 2).transpose(1, 2),
+        (9, 4, 6),
+    ),
 }
 
 
@@ -77,6 +88,9 @@ WITH_TENSORS: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Module | nn.Pa
     "batch norm without gain": (lambda m, h: m.n(h), {"n": nn.BatchNorm1d(8, affine=False)}),
     "prelu": (lambda m, h: m.n(h - 1), {"n": nn.PReLU(8)}),
     "prelu of one slope": (lambda m, h: m.n(h - 1), {"n": nn.PReLU()}),
+    "layer norm": (lambda m, h: m.n(h), {"n": nn.LayerNorm(8, eps=0.1)}),
+    "rms norm": (lambda m, h: m.n(h), {"n": nn.RMSNorm(8, eps=0.1)}),
+    "rms norm of the usual eps": (lambda m, h: m.n(h), {"n": nn.RMSNorm(8)}),
 }
 
 
@@ -91,10 +105,29 @@ def test_tensors_along_the_neurons_are_cut_with_them(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[..., Tensor], str, dict[str, nn.Module | nn.Parameter]]] = {
-    "layer norm": (lambda m, h: m.n(h), 'they feed `layer_norm` in "n"', {"n": nn.LayerNorm(8)}),
+    "layer norm without a gain": (
+        lambda m, h: m.n(h),
+        'they feed `layer_norm` in "n"',
+        {"n": nn.LayerNorm(8, elementwise_affine=False)},
+    ),
+    "layer norm of a stream": (
+        lambda m, h: m.n(h + m.make2(h)),
+        "they are a residual stream that a layer norm reads, which stays whole",
+        {"n": nn.LayerNorm(8), "make2": nn.Linear(8, 8)},
+    ),
     "softmax": (lambda m, h: h.softmax(-1), "they feed `softmax`", {}),
-    "concatenation": (lambda m, h: torch.cat([h, h], 1)[:, :8], "they feed `cat`", {}),
-    "matmul": (lambda m, h: h @ m.w, "they feed `matmul`", {"w": parameter(8, 8)}),
+    "attention": (
+        lambda m, h: F.scaled_dot_product_attention(h[None], h[None], h[None])[0],
+        "they are attention heads, which stay whole",
+        {},
+    ),
+    "every other": (lambda m, h: torch.cat([h[:, ::2], h[:, 1::2]], 1), "they feed `slice`", {}),
+    "a product with themselves": (lambda m, h: h @ h.t() @ h, "they feed `matmul`", {}),
+    "a recurrent layer": (
+        lambda m, h: m.r(h[None])[0][0],
+        "a recurrent layer reads them, which stays whole",
+        {"r": nn.LSTM(8, 8, batch_first=True)},
+    ),
     "mixing reshape": (lambda m, h: h.view(-1, 2, 4).flatten(1), "`view` mixes them with another dimension", {}),
     "own statistics": (
         lambda m, h: m.n(h),
@@ -104,13 +137,13 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str, dict[str, nn.Module | nn.Pa
     "a share of their sum": (lambda m, h: h / (1 + h.sum(1, keepdim=True)), "they feed `sum`", {}),
     "a scalar of the batch": (lambda m, h: h * (1 + h.detach().mean()), "they feed `mean`", {}),
     "dropout that stays on": (lambda m, h: F.dropout(h, 0.5), "`dropout` drops them in evaluation mode, too", {}),
-    "expand along them": (lambda m, h: h[:, :1].expand(-1, 8), "they feed `slice`", {}),
+    "expand along them": (lambda m, h: h[:, :1].expand(-1, 8) + h, "`expand` repeats them", {}),
     "sorting": (lambda m, h: h.sort(1).values, "they feed `sort`", {}),
-    "a weight that is read elsewhere": (lambda m, h: h + m.make.weight.sum(), 'reads "make.weight", too', {}),
-    "a tied decoder": (
-        lambda m, h: F.linear(F.linear(h, m.make.weight.t()), m.make.weight),
-        "whose weight is computed",
-        {},
+    "a weight that is read elsewhere": (lambda m, h: h + m.make.weight.sum(), "they feed `sum`", {}),
+    "a computed weight": (
+        lambda m, h: F.linear(h, m.w * 2),
+        "they feed a layer whose weight is computed",
+        {"w": parameter(8, 8)},
     ),
 }
 
@@ -158,11 +191,10 @@ def test_what_is_no_linear_layer_is_named_with_its_reason() -> None:
             out: Tensor = self.head(self.masked(h))
             return out
 
-    others = trace(Mixed().eval(), torch.rand(3, 2, 6)).others
-    assert others["conv"] == "convolution channels are not pruned"
-    assert others["table"] == "weights of `embedding` are not pruned"
-    assert others["unused"] == "the forward pass does not use it"
-    assert "computed in the forward pass: remove masks and parametrisations first" in others["masked"]
+    whole = trace(Mixed().eval(), torch.rand(3, 2, 6)).whole()
+    assert whole["conv"] == whole["table"] == "they feed a layer whose weight is computed in the forward pass"
+    assert whole["unused"] == "the forward pass does not use it"
+    assert "computed in the forward pass: remove masks and parametrisations first" in whole["masked"]
 
 
 def test_layers_with_one_weight_are_one_layer() -> None:
@@ -218,4 +250,6 @@ def test_a_reason_to_stay_whole_holds_for_all_that_are_tied_later() -> None:
 
     graph = trace(LateTie(), torch.randn(9, 6))
     assert graph.group_of("a") is graph.group_of("b")
-    assert graph.group_of("a").whole == 'they feed `layer_norm` in "norm"'
+    assert (graph.group_of("a").whole or "").startswith(
+        "they feed `mean` at `normed = self.norm(b).mean(1, keepdim=True)` ("
+    )

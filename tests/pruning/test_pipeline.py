@@ -171,9 +171,9 @@ def test_every_block_of_a_vision_transformer_loses_hidden_neurons_and_keeps_its_
     assert list(result.masks) == [f"{block}.mlp.0" for block in blocks]
     for block in blocks:
         assert result.widths[f"{block}.mlp.0"] == (32, 16)
-        assert result.whole[f"{block}.mlp.3"] == "`add` combines them with a value that is no neuron's own"
+        assert result.whole[f"{block}.mlp.3"] == "they are a residual stream that a layer norm reads, which stays whole"
         assert "`unflatten` mixes them" in result.whole[f"{block}.self_attention.in_proj_weight"]
-    assert result.whole["conv_proj"] == "convolution channels are not pruned"
+    assert result.whole["conv_proj"] == "they are a residual stream that a layer norm reads, which stays whole"
     assert result.whole["heads.head"] == OUTPUT
 
 
@@ -210,17 +210,17 @@ def test_gate_and_up_of_a_gated_block_are_one_group(compensation: str) -> None:
     assert result.biases == (() if compensation == "constant" else ("0.down.bias", "1.down.bias"))
 
 
-def test_the_head_of_a_convolutional_network_is_pruned_and_its_channels_are_said_not_to_be() -> None:
+def test_channels_and_the_head_of_a_convolutional_network_are_pruned() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         nn.Linear(32, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4),
     )  # fmt: skip
     result = agreeing(randomise(network, seed=1).eval(), inputs(8, 3, 9, 9), amount=0.5)
-    assert result.widths == {"5": (16, 8), "8": (4, 4)}
-    assert result.whole == {"8": OUTPUT, "0": "convolution channels are not pruned"}
-    assert 'Whole: "8": its neurons are outputs of the network; "0": convolution channels are not pruned.' in " ".join(
-        str(result).split()
-    )
+    assert result.widths == {"0": (8, 4), "5": (16, 8), "8": (4, 4)}
+    assert result.whole == {"8": OUTPUT}
+    assert result.model.get_submodule("5").get_parameter("weight").shape == (8, 16)
+    assert result.units["0"] == "channels"
+    assert 'Whole: "8": its neurons are outputs of the network.' in " ".join(str(result).split())
 
 
 def test_two_heads_read_one_trunk() -> None:

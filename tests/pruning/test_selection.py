@@ -113,4 +113,4 @@ def test_nothing_to_prune_is_an_error_that_says_why(mlp: Graph) -> None:
 def test_reasons_are_told_once_for_all_layers_that_share_them() -> None:
     whole = {f"fc{i}": "wide" for i in range(6)} | {"head": OUTPUT}
     assert describe_whole(whole) == f'"fc0", "fc1", "fc2", "fc3", 2 more: wide; "head": {OUTPUT}'
-    assert describe_whole({}) == "the network has no linear layer"
+    assert describe_whole({}) == "the network has no layer that makes neurons"

@@ -1,0 +1,307 @@
+"""What compensation does to weights: rows of pruned neurons become zero, readers make up for what is gone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mlprank.calibration.data import Calibration
+from mlprank.calibration.statistics import PooledMoments, views_of
+from mlprank.compensation import Refit, Regression, Targets
+from mlprank.graph.program import Fill, Run
+from mlprank.graph.records import Graph, Layer, State
+
+MAX_SEEN = 8192
+"""Readers that see more entries of what is kept are mended by one coefficient a channel."""
+_ROWS_PER_ENTRY = 8
+_MIN_ROWS = 16384
+_MAX_BYTES = 2 << 30
+
+
+def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
+    """Return the weights with the rows of pruned neurons zeroed.
+
+    Args:
+        graph: The network's graph.
+        state: Its weights.
+        masks: For every layer to change, shape (n_out,), True for kept neurons.
+        keeps_bias: Leave the pruned neurons' biases as they are.
+
+    Returns:
+        A new state; tensors that do not change are the given ones.
+    """
+    changed = dict(state)
+    for name, rows in zeroed_parameters(graph, state, masks, keeps_bias=keeps_bias).items():
+        changed[name] = changed[name] * along_rows(rows, changed[name])
+    return changed
+
+
+def along_rows(rows: Tensor, parameter: Tensor) -> Tensor:
+    """A mask of rows, shape (n,), or of any dimensions, in a shape that multiplies with the parameter."""
+    return rows.view(-1, *[1] * (parameter.dim() - 1)) if rows.dim() == 1 else rows
+
+
+def zeroed_parameters(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
+    """Return what stays of which weights and biases, by parameter name.
+
+    Returns:
+        Shape (n_out,), True for rows that stay, where outputs are a parameter's first dimension, otherwise of all its dimensions, of size
+        1 where it makes no difference.
+    """
+    found: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        layer = graph.by_name[name]
+        for parameter in (layer.weight,) if keeps_bias else (layer.weight, *layer.biases):
+            if parameter not in state:
+                continue
+            tensor, rows = state[parameter], mask.to(state[parameter].device)
+            dim = layer.kind.weight_out if parameter == layer.weight else 0
+            rows = rows[: tensor.shape[dim]]  # of a grouped transposed convolution every group loses the same
+            if dim:
+                rows = rows.view(*[1] * dim, -1, *[1] * (tensor.dim() - dim - 1))
+            if parameter not in found:
+                found[parameter] = rows
+            elif found[parameter].shape == rows.shape:
+                found[parameter] = found[parameter] & rows
+            else:
+                found[parameter] = along_rows(found[parameter], tensor) & along_rows(rows, tensor)
+    return found
+
+
+class SideBySide:
+    """A network before and after pruning on the same calibration batches, layer by layer in forward order.
+
+    Both runs of a batch are halted where a layer reads and go on from there, so that all layers together cost two passes. Batches whose
+    values do not fit into memory take no part; there is always one that does.
+
+    Args:
+        graph: The network's graph.
+        dense: The weights before pruning.
+        calibration: The data.
+        num_samples: Number of its samples.
+    """
+
+    def __init__(self, graph: Graph, dense: State, calibration: Calibration, *, num_samples: int) -> None:
+        self.graph, self.dense, self.calibration, self.num_samples = graph, dense, calibration, num_samples
+        self._runs: list[tuple[Run, Run]] | None = None
+
+    def read(
+        self, state: State, nodes: Mapping[str, str], fills: Mapping[str, Fill]
+    ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """Yield for every batch what operations read in the dense network and in the pruned one.
+
+        Args:
+            state: The pruned network's weights as they are by now.
+            nodes: Operations, and the value that each reads; none of them behind one that was asked for before.
+            fills: What normalisations read in place of pruned neurons.
+        """
+        program = self.graph.program
+        ordered = sorted(nodes, key=program.order.__getitem__)
+        for runs in self._started(state, ordered[0]):
+            runs[1].state, runs[1].fills = state, fills
+            for run in runs:
+                run.until(ordered[0])
+            found: dict[str, tuple[Tensor, Tensor]] = {}
+            ahead = [run.fork() for run in runs] if len(ordered) > 1 else runs
+            for node in ordered:
+                values = []
+                for run in ahead:
+                    run.until(node)
+                    values.append(run.argument(program.nodes[program.order[node]], nodes[node]))
+                found[node] = (values[0], values[1])
+            yield found
+
+    def _started(self, state: State, node: str) -> Iterator[tuple[Run, Run]]:
+        """The runs of every batch; fresh ones where an operation is asked for that lies behind them."""
+        program = self.graph.program
+        if self._runs is not None and all(run.position <= program.order[node] for run, _ in self._runs):
+            yield from self._runs
+            return
+        keeps = self._runs is None
+        kept: list[tuple[Run, Run]] = []
+        used = largest = 0
+        for batch in self.calibration:
+            if kept and used + largest > _MAX_BYTES:
+                break
+            runs = program.start(self.dense, batch), program.start(state, batch)
+            yield runs
+            size = sum(_num_bytes(run) for run in runs)
+            used, largest = used + size, max(largest, size)
+            kept.append(runs)
+        self._runs = kept if keeps else self._runs
+
+    def targets(self, state: State, readers: Sequence[Layer], kept: Tensor, fills: Mapping[str, Fill]) -> Targets:
+        """Sum up what readers of the same values see of their kept inputs, and what they compute of all of them in the dense network.
+
+        Args:
+            state: The pruned network's weights as they are by now.
+            readers: Layers with one geometry that read the same values.
+            kept: Which inputs are kept, shape (n_in,).
+            fills: What normalisations read in place of pruned neurons.
+        """
+        first = readers[0]
+        nodes = {call.node: call.source for call in first.calls}
+        kinds = {call.node: call.kind for call in first.calls}
+        dense = torch.cat([first.kind.flat(self.dense[layer.weight]) for layer in readers], dim=1)
+        groups, outputs, per_group, patch = dense.shape
+        inputs = kept[:per_group].nonzero().flatten()
+        everything = torch.arange(per_group, device=kept.device)
+        seen = len(inputs) * patch
+        rows = max(_MIN_ROWS, _ROWS_PER_ENTRY * seen)
+        positions = max(1, math.ceil(rows / max(1, self.num_samples)))
+        weight = dense.flatten(2).double()
+        total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=dense.device)
+        for batch in self.read(state, nodes, fills):
+            for node, (before, after) in batch.items():
+                x = kinds[node].patches(after, inputs, positions).flatten(2).double()
+                z = kinds[node].patches(before, everything, positions).flatten(2).double() @ weight.transpose(1, 2)
+                x = torch.cat([x, x.new_ones(groups, x.shape[1], 1)], dim=2)
+                total += x.transpose(1, 2) @ torch.cat([x, z], dim=2)
+        total = self.calibration.reduce(total)
+        count = float(total[0, seen, seen])
+        mean, target_mean = total[:, seen, :seen] / max(count, 1), total[:, seen, seen + 1 :] / max(count, 1)
+        return Targets(
+            count=count,
+            mean=mean,
+            gram=total[:, :seen, :seen] - count * mean[:, :, None] * mean[:, None, :],
+            target_mean=target_mean,
+            cross=total[:, :seen, seen + 1 :] - count * mean[:, :, None] * target_mean[:, None, :],
+        )
+
+
+def _num_bytes(run: Run) -> int:
+    return sum(value.numel() * value.element_size() for value in run.values.values() if isinstance(value, Tensor))
+
+
+def can_refit(layer: Layer, kept: Tensor, flat_patch: int) -> bool:
+    """Whether whole weights of a reader can be fitted anew."""
+    per_group = len(kept) // layer.kind.groups
+    return (
+        all(call.kind.refits for call in layer.calls)
+        and not layer.tied
+        and int(kept[:per_group].sum()) * flat_patch <= MAX_SEEN
+    )
+
+
+def refit(state: State, readers: Sequence[Layer], kept: Tensor, targets: Targets, *, by: Refit) -> dict[str, Tensor]:
+    """Return the weights with readers fitted to what they computed in the dense network.
+
+    For what a reader sees of its kept inputs, c, and what it computed, z (without its bias), its weights there become W' and its bias
+    moves by `mean(z) - W' mean(c)`; its weights on pruned inputs become zero. A reader that has no place for a bias is fitted without an
+    intercept.
+
+    Args:
+        state: The network's weights.
+        readers: The layers that `targets` is of.
+        kept: Which inputs are kept, shape (n_in,).
+        targets: What they see and computed.
+        by: How to fit.
+
+    Returns:
+        A new state; biases that did not exist are in it under the name that they will have.
+    """
+    changed = dict(state)
+    start = 0
+    for layer in readers:
+        weight = state[layer.weight]
+        flat = layer.kind.flat(weight)
+        outputs, per_group = flat.shape[1:3]
+        mask = kept[:per_group].to(weight.device)
+        own = Targets(
+            targets.count,
+            targets.mean,
+            targets.gram,
+            targets.target_mean[:, start : start + outputs],
+            targets.cross[:, :, start : start + outputs],
+        )
+        start += outputs
+        places = dict.fromkeys(call.bias_place for call in layer.calls)
+        own = _uncentred(own) if None in places else own
+        fitted = by.refit(own, flat[:, :, mask].flatten(2))
+        new = torch.zeros_like(flat)
+        new[:, :, mask] = fitted.unflatten(2, (-1, flat.shape[3])).to(weight.dtype)  # type: ignore[no-untyped-call]
+        changed[layer.weight] = layer.kind.unflat(new, weight).contiguous()
+        shift = (own.target_mean - (fitted @ own.mean[:, :, None])[:, :, 0]).flatten()
+        for place in places:
+            if place is not None:
+                changed[place] = added(changed.get(place), shift, like=weight)
+    return changed
+
+
+def _uncentred(targets: Targets) -> Targets:
+    """The same with deviations from zero."""
+    mean, count = targets.mean, targets.count
+    return Targets(
+        count,
+        torch.zeros_like(mean),
+        targets.gram + count * mean[:, :, None] * mean[:, None, :],
+        torch.zeros_like(targets.target_mean),
+        targets.cross + count * mean[:, :, None] * targets.target_mean[:, None, :],
+    )
+
+
+def predict(
+    graph: Graph,
+    state: State,
+    layer: Layer,
+    masks: Mapping[str, Tensor],
+    moments: PooledMoments,
+    *,
+    by: Regression,
+) -> dict[str, Tensor]:
+    """Return the weights with a reader making up for pruned neurons by those that are kept of their group, one coefficient a neuron.
+
+    For the weights W of a reader, `W_K += W_P B^T` at every position of the kernel and `b += W_P (mean_P - B^T mean_K)`; its weights on
+    pruned neurons become zero. A reader that has no place for a bias is regressed without an intercept.
+
+    Args:
+        graph: The network's graph.
+        state: The network's weights.
+        layer: The reader.
+        masks: Masks of groups by name, shape (width,), True for kept neurons.
+        moments: Moments of what it sees of every group.
+        by: The regression.
+
+    Returns:
+        A new state; biases that did not exist are in it under the name that they will have.
+    """
+    changed, weight = dict(state), state[layer.weight]
+    places = dict.fromkeys(call.bias_place for call in layer.calls)
+    flat = layer.kind.flat(weight).double().clone()  # (groups, outputs, inputs, patch)
+    shift = flat.new_zeros(flat.shape[:2])
+    for index in layer.read_groups:
+        mask = masks.get(graph.groups[index].name)
+        if mask is None or bool(mask.all()):
+            continue
+        mask = mask.to(weight.device)
+        for view in views_of(layer, index):
+            part, inside = divmod(view.start, flat.shape[2])
+            own = flat[part, :, inside : inside + view.width * view.block].unflatten(1, (view.width, view.block))  # type: ignore[no-untyped-call]
+            pruned = own[:, ~mask].clone()
+            if view in moments and not layer.tied:
+                seen = moments[view]
+                prediction = by.predict(seen.uncentred() if None in places else seen, mask)
+                own[:, mask] += torch.einsum("opbk,qp->oqbk", pruned, prediction.coefficients)
+                shift[part] += pruned.sum((2, 3)) @ prediction.intercept
+            own[:, ~mask] = 0
+            flat[part, :, inside : inside + view.width * view.block] = own.flatten(1, 2)
+    if not layer.tied:
+        changed[layer.weight] = layer.kind.unflat(flat.to(weight.dtype), weight).contiguous()
+        for place in places:
+            if place is not None:
+                changed[place] = added(changed.get(place), shift.flatten(), like=weight)
+    return changed
+
+
+def added(bias: Tensor | None, shift: Tensor, *, like: Tensor) -> Tensor:
+    """A bias that has moved, or a new one."""
+    return shift.to(like.dtype) if bias is None else (bias.double() + shift).to(like.dtype)
+
+
+def same_geometry(layers: Iterable[Layer]) -> bool:
+    """Whether layers read the same values in the same way."""
+    keys = {(layer.sources, layer.read, tuple(call.kind for call in layer.calls)) for layer in layers}
+    return len(keys) == 1
