@@ -176,7 +176,13 @@ def _unread(group: Group) -> Tensor:
 
 
 def measure_costs(
-    graph: Graph, model: nn.Module, state: State, units: Mapping[str, Group], *, count: Counted, example: Tensor | Inputs
+    graph: Graph,
+    model: nn.Module,
+    state: State,
+    units: Mapping[str, Group],
+    *,
+    count: Counted,
+    example: Tensor | Inputs,
 ) -> Costs:
     """Return what the network costs as a function of its units' widths.
 

@@ -1,0 +1,237 @@
+"""Networks as people have them: several inputs, dicts, lengths that differ, hooks, threads, and what training alone uses."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlprank.pruning.pipeline import prune, score
+from tests.networks import difference, outputs, randomise
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Masked(nn.Module):
+    """Pools tokens that a mask lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.make, self.read = nn.Embedding(20, 6), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        h = F.gelu(self.make(self.table(ids)))
+        h = h if mask is None else h * mask[..., None]
+        out: Tensor = self.read(h.mean(1))
+        return out
+
+
+def tokens(length: int = 5, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(20, (8, length), generator=generator)
+    return {"ids": ids, "mask": (torch.rand(8, length, generator=generator) > 0.4).float()}
+
+
+def test_every_input_of_a_dict_counts() -> None:
+    network = randomise(Masked(), seed=1).eval()
+    got = prune(network, [tokens()])
+    assert got.widths["make"] == (12, 6)
+    assert got.widths["table"] == (6, 3)
+    batch = tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(got.masked(**batch), got.model(**batch), atol=1e-5, rtol=1e-5)
+    without = score(network, [batch["ids"]])
+    assert not torch.equal(score(network, [batch])["make"], without["make"])
+    by_hand = score(network, [tuple(batch.values())], inputs=lambda given: (given, {}))
+    torch.testing.assert_close(by_hand["make"], score(network, [batch])["make"])
+
+
+def test_batches_of_different_lengths_are_read() -> None:
+    network = randomise(Masked(), seed=1).eval()
+    result = prune(network, [tokens(length, seed=length) for length in (5, 7, 4)])
+    for length in (3, 9):
+        batch = tokens(length)
+        with torch.no_grad():
+            torch.testing.assert_close(result.masked(**batch), result.model(**batch), atol=1e-5, rtol=1e-5)
+
+
+class Counting(nn.Module):
+    def __init__(self, factor: float | None) -> None:
+        super().__init__()
+        self.a, self.b, self.o, self.factor = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = len(x) / 64 if self.factor is None else self.factor
+        out: Tensor = self.o(F.relu(self.b(F.relu(self.a(x)) * factor)))
+        return out
+
+
+def test_a_number_taken_from_the_batch_is_named_with_its_line() -> None:
+    x = draw(128, 6)
+    assert prune(randomise(Counting(2.0), seed=1), x).widths["a"] == (8, 4)
+    with pytest.raises(
+        ValueError,
+        match=r"a number is taken from the batch at `factor = len\(x\)|batches of 2 only|taken from the batch at `",
+    ):
+        prune(randomise(Counting(None), seed=1), x)
+
+
+class Mixer(nn.Module):
+    def __init__(self, *, mixes: bool, tokens: int) -> None:
+        super().__init__()
+        self.enter, self.mix = nn.Linear(4, 6), nn.Linear(tokens, tokens) if mixes else None
+        self.read = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x).relu()
+        if self.mix is not None:
+            h = h + self.mix(h.transpose(1, 2)).transpose(1, 2)
+        out: Tensor = self.read(h.mean(1))
+        return out
+
+
+@pytest.mark.parametrize("num_tokens", [4, 6])
+def test_a_layer_across_another_axis_that_gives_nothing_changes_no_score(num_tokens: int) -> None:
+    plain, mixed = (randomise(Mixer(mixes=mixes, tokens=num_tokens), seed=2).eval() for mixes in (False, True))
+    with torch.no_grad():
+        mixed.load_state_dict(plain.state_dict(), strict=False)
+        for parameter in mixed.get_submodule("mix").parameters():
+            parameter.zero_()
+    x = draw(9, num_tokens, 4)
+    one, other = score(plain, x), score(mixed, x)
+    for name, values in one.items():
+        torch.testing.assert_close(other[name], values)
+    randomise(mixed.get_submodule("mix"), seed=5)
+    result = prune(mixed, x)
+    assert result.widths["enter"] == (6, 3)
+    assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
+
+
+class Auxiliary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aux = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x).relu()
+        return (self.b(h), self.aux(h)) if self.training else self.b(h)
+
+
+def test_neurons_that_only_training_reads_stay_whole() -> None:
+    network = randomise(nn.Sequential(Auxiliary()), seed=1)
+    with pytest.raises(
+        ValueError, match=r'"0\.aux", which the forward pass in evaluation mode does not use, may read them'
+    ):
+        prune(network, draw(9, 6))
+    deeper = randomise(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), Auxiliary()), seed=1)
+    result = prune(deeper, draw(9, 5))
+    assert result.widths["0"] == (6, 3)
+    result.model.train()(draw(4, 5))
+
+
+def test_hooks_that_observe_change_nothing_and_see_no_fake_tensor() -> None:
+    network = randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seed=1).eval()
+    x = draw(9, 6)
+    plain = prune(network, x)
+    seen: list[float] = []
+    handle = network[0].register_forward_hook(lambda module, inputs, output: seen.append(float(output.sum().item())))
+    watched = prune(network, x)
+    assert len(seen) == 1
+    assert all(torch.equal(mask, watched.masks[name]) for name, mask in plain.masks.items())
+    assert network[0]._forward_hooks
+    handle.remove()
+
+
+def test_threads_prune_at_once_and_leave_everything_as_it_was() -> None:
+    import sys
+
+    network, x = randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seed=1).train(), draw(9, 6)
+    expected, stdout = prune(network, x).masks["0"], sys.stdout
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: prune(network, x), range(4)))
+    assert sys.stdout is stdout
+    assert network.training
+    for result in results:
+        assert torch.equal(result.masks["0"], expected)
+        assert result.model.training
+
+
+def test_whatever_hangs_on_a_module_is_no_obstacle() -> None:
+    network = randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seed=1)
+    network.loss = network(draw(4, 6)).sum()  # type: ignore[assignment]
+    network.lock, network.generator = threading.Lock(), torch.Generator()  # type: ignore[assignment]
+    network.numbers = {"a": [1, 2]}  # type: ignore[assignment]
+    result = prune(network, draw(9, 6))
+    assert result.widths["0"] == (8, 4)
+    assert result.model.numbers == {"a": [1, 2]}
+    assert result.model.numbers is not network.numbers
+    assert result.model.lock is network.lock
+
+
+class Experts(nn.Module):
+    """A gate weighs experts; the second one is never taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.ins, self.outs = nn.Linear(4, 2), nn.ModuleList(), nn.ModuleList()
+        for _ in range(2):
+            self.ins.append(nn.Linear(4, 8))
+            self.outs.append(nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.gate(x).softmax(-1)
+        total = torch.zeros_like(x)
+        for index in range(2):
+            total = total + weights[:, index : index + 1] * self.outs[index](F.silu(self.ins[index](x)))
+        return total
+
+
+@pytest.mark.parametrize("compensation", ["constant", "least_squares"])
+def test_mixtures_of_experts_lose_hidden_neurons(compensation: str) -> None:
+    network = randomise(Experts(), seed=1).eval()
+    x = draw(20, 4)
+    result = prune(network, x, compensation=compensation)
+    assert result.widths["ins.0"] == result.widths["ins.1"] == (8, 4)
+    assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_computed_weights_are_baked_in_the_copy_and_said_so(wrap: Any) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(wrap(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = draw(20, 6)
+    before = network(x)
+    result = prune(network, x)
+    assert result.widths["0"] == (8, 4)
+    assert '"0.weight"' in result.notes[0]
+    assert torch.equal(network(x), before)
+    assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
+
+
+def test_fused_and_separate_gates_are_one_group() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.down = nn.Linear(6, 16), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate, up = self.up(x).chunk(2, -1)
+            out: Tensor = self.down(self.norm(F.silu(gate) * up))
+            return out
+
+    network, x = randomise(Fused(), seed=1).eval(), draw(30, 6)
+    for compensation in ("constant", "mean", "least_squares"):
+        result = prune(network, x, compensation=compensation)
+        assert result.widths["up"] == (16, 8)
+        assert torch.equal(result.masks["up"][:8], result.masks["up"][8:])
+        norm = result.model.get_submodule("norm")
+        assert norm.normalized_shape == (4,)
+        assert norm.eps == pytest.approx(2e-5)
+        assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
