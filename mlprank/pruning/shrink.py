@@ -383,7 +383,8 @@ class _Search:
     def _least_share(self) -> float:
         """The smallest share of what is counted that the guards let a network reach."""
         selection = self.pruning.selection(self._recipe(1.0))
-        self._units = {unit: self.pruning.graph.group_of(unit) for unit in selection.units}
+        graph = self.pruning.graph
+        self._units = {unit: graph.groups[graph.group_by_name[unit]] for unit in selection.units}
         self._full = {unit: group.width for unit, group in self._units.items()}
         recipe = self.pruning.recipe
         least = -(-recipe.min_neurons // recipe.round_to) * recipe.round_to
@@ -432,7 +433,7 @@ class _Search:
         widths: Mapping[str, int],
         dense: bool = False,
     ) -> FrontPoint:
-        metrics = measure_model(model, self.pruning.calibration.example[:1])
+        metrics = measure_model(model, self.pruning.calibration.example.first(1))
         seconds = self._latency(model) if self.budgets.max_latency is not None else None
         drop = 0.0 if dense else (100 if self.scoring.function is None else 1) * (self.dense.score - score)
         point = FrontPoint(
@@ -462,7 +463,7 @@ class _Search:
     def _latency(self, model: nn.Module) -> float:
         """Seconds of a batch, as a share of the dense network's at the same moment times what that took first."""
         example = self.pruning.calibration.example
-        repeated = example.repeat(-(-self.batch_size // len(example)), *[1] * (example.dim() - 1))[: self.batch_size]
+        repeated = example.first(1).repeated(self.batch_size)
         timed = measure_latency({"dense": self.pruning.model, "narrow": model}, repeated)
         ratio = timed["narrow"].median_s / timed["dense"].median_s
         self.dense_s = self.dense_s or timed["dense"].median_s
