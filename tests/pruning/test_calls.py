@@ -47,10 +47,16 @@ def test_every_input_of_a_dict_counts() -> None:
     batch = tokens()
     with torch.no_grad():
         torch.testing.assert_close(got.masked(**batch), got.model(**batch), atol=1e-5, rtol=1e-5)
-    without = score(network, [batch["ids"]])
-    assert not torch.equal(score(network, [batch])["make"], without["make"])
-    by_hand = score(network, [tuple(batch.values())], inputs=lambda given: (given, {}))
-    torch.testing.assert_close(by_hand["make"], score(network, [batch])["make"])
+    seen, unmasked, by_hand = (
+        score(network, data, measure="wanda", **how)["read"]
+        for data, how in (
+            ([batch], {}),
+            ([batch["ids"]], {}),
+            ([tuple(batch.values())], {"inputs": lambda given: (given, {})}),
+        )
+    )
+    assert not torch.allclose(seen, unmasked)
+    torch.testing.assert_close(by_hand, seen)
 
 
 def test_batches_of_different_lengths_are_read() -> None:
