@@ -49,10 +49,8 @@ class Point:
 
     amount: float
     top1: Estimate
-    achieved: float
     size_bytes: float
     num_parameters: float
-    flops: float
     latency_s: float | None
     keys: tuple[str, ...]
 
@@ -491,10 +489,8 @@ def _point(amount: float, cells: Sequence[CellRecord]) -> Point:
     return Point(
         amount=amount,
         top1=accuracy_interval(by_training(cells, [m.top1 for m in metrics])),
-        achieved=_mean(m.achieved_amount for m in metrics),
         size_bytes=_mean(m.size_bytes_after for m in metrics),
         num_parameters=_mean(m.num_parameters_after for m in metrics),
-        flops=_mean(m.flops_after for m in metrics),
         latency_s=_mean_or_none(m.latency_s_after for m in metrics),
         keys=tuple(cell.key for cell in cells),
     )
