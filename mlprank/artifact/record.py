@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 FORMAT = 2
 FORMATS = (1, 2)
@@ -127,9 +128,14 @@ class Artifact:
 
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Say what a call looks like: place, shape, dtype and range of each of its tensors."""
+    """Say what a call looks like: place, shape, dtype and range of each of its tensors, those inside lists and dicts too."""
     places = {**{str(number): value for number, value in enumerate(args)}, **kwargs}
-    return [_described(place, value) for place, value in places.items() if isinstance(value, Tensor)]
+    described: list[Mapping[str, Any]] = []
+    for place, value in places.items():
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        names = [place] if isinstance(value, Tensor) else [f"{place}.{number}" for number in range(len(leaves))]
+        described += [_described(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+    return described
 
 
 def _described(place: str, tensor: Tensor) -> dict[str, Any]:
