@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mlprank.callbacks.run import check_every_rank_has_data, find_network, gathered, is_overridden
+from mlprank.graph.program import Inputs
 from mlprank.utils.modules import device_of, evaluating
 from mlprank.utils.registry import imported
 
@@ -171,6 +172,7 @@ class RunBatches:
             for the batch's first entry.
         seed: Seed of whatever the loader draws.
         limit: Read at most this many batches.
+        alone: Yield the inputs alone.
     """
 
     def __init__(
@@ -184,13 +186,14 @@ class RunBatches:
         step: str | None = None,
         seed: int = 0,
         limit: int | None = None,
+        alone: bool = False,
     ) -> None:
         self.loader, self.trainer, self.module, self.seed = _apart(loader), trainer, module, seed
         self.network = find_network(module, network)
-        self.inputs, self.step, self.limit = inputs, step, limit
+        self.inputs, self.step, self.limit, self.alone = inputs, step, limit, alone
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Yield batches as tuples, the inputs first."""
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batches as tuples, the inputs first; or the inputs."""
         randomness = OwnRandomness(self.seed, self.loader)
         with randomness():
             iterator = islice(iter(self.loader), self.limit)
@@ -201,7 +204,7 @@ class RunBatches:
                     batch = self._transferred(next(iterator), index)
                 except StopIteration:
                     return
-            yield batch
+            yield batch[0] if self.alone else batch
             index += 1
 
     def _transferred(self, batch: Any, index: int) -> tuple[Any, ...]:
@@ -210,20 +213,36 @@ class RunBatches:
         batch = hooks.on_before_batch_transfer(batch, 0)
         batch = hooks.transfer_batch_to_device(batch, device_of(self.network), 0)
         batch = hooks.on_after_batch_transfer(batch, 0)
-        return _in_precision(self._inputs(batch, index), self.network), *_rest(batch)
+        inputs = self._inputs(batch, index)
+        return _in_precision(inputs, self.network), *_rest(batch)
 
     def _inputs(self, batch: Any, index: int) -> Any:
         if self.inputs is not None:
-            return self.inputs(batch)
+            return called_with(self.inputs(batch))
         if self.step is not None:
             call = recorded_call(self.trainer, self.module, self.network, batch, step=self.step, index=index)
-            if call is not None and len(call[0]) == 1 and not call[1]:
-                return call[0][0]
+            if call is not None:
+                return Inputs(*call).sole
             self.step = None  # it will not call the network for the other batches either
         return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
+def called_with(given: Any) -> Any:
+    """Return the call that a user's function of a batch means: `(args, kwargs)`, a tuple of arguments, a dict, or a tensor."""
+    pair = (
+        isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple) and isinstance(given[1], Mapping)
+    )
+    if pair:
+        return Inputs(given[0], given[1]).sole
+    if isinstance(given, Mapping):
+        return Inputs((), given)
+    return Inputs(tuple(given), {}).sole if isinstance(given, (tuple, list)) else given
+
+
 def _rest(batch: Any) -> tuple[Any, ...]:
+    """What comes with the inputs: everything after the first entry, or what a dict has under the name of labels."""
+    if isinstance(batch, Mapping):
+        return tuple(batch[key] for key in ("labels", "label", "y", "target", "targets") if key in batch)[:1]
     return tuple(batch[1:]) if isinstance(batch, (tuple, list)) else ()
 
 
@@ -291,9 +310,12 @@ def calibration_batches(
         step=None if callable(draw) else "training_step",
         seed=seed,
         limit=limit,
+        alone=True,
     )
     first = next(iter(batches), None)
-    count = 0 if first is None else len(first[0]) if isinstance(first[0], Tensor) and first[0].dim() else 1
+    count = 0 if first is None else 1
+    if isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim()):
+        count = len(first)
     check_every_rank_has_data(trainer, count, what=what)
     return batches
 
@@ -339,7 +361,7 @@ def labelled_batches(
         batches = None
         if _is_loader(loader):
             batches = RunBatches(loader, trainer=trainer, module=module, network=network, inputs=inputs, step=step)
-        first = next(iter(batches or ()), ())
+        first: Any = next(iter(batches or ()), ())
         known = batches is not None and len(first) >= 2 and _labelled(first, batches.network)
         if all(gathered(trainer, known or (not labels and len(first) > 0))):
             return batches, split
@@ -365,6 +387,8 @@ def _labelled(batch: tuple[Any, ...], network: nn.Module) -> bool:
     inputs, labels = batch[:2]
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         return False
+    if not isinstance(inputs, Tensor):
+        return False  # accuracies are measured of one input
     with evaluating(network), torch.no_grad():
         logits = network(inputs[:1])
     return (
@@ -378,7 +402,13 @@ def _in_precision(inputs: Any, network: nn.Module) -> Any:
     dtype = next(
         (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), torch.float32
     )
-    return inputs.to(dtype) if isinstance(inputs, Tensor) and inputs.is_floating_point() else inputs
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    if isinstance(inputs, Inputs):
+        return inputs.mapped(cast)
+    return cast(inputs) if isinstance(inputs, Tensor) else inputs
 
 
 def _apart(loader: Any) -> Any:

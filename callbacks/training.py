@@ -25,6 +25,7 @@ from mlprank.callbacks.run import (
 from mlprank.callbacks.schedule import Linear, Steps, is_zero
 from mlprank.callbacks.settings import Settings
 from mlprank.compensation import Regression
+from mlprank.graph.program import as_inputs
 from mlprank.graph.records import Graph
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.refine import Refinement
@@ -177,7 +178,7 @@ class TrainingMasks:
                 inputs=self.settings.inputs,
                 limit=1,
             )
-            recompute_uncalled(live, next(iter(batches))[0][:1])
+            recompute_uncalled(live, as_inputs(next(iter(batches))).first(1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and position as plain types and tensors."""

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 from torch.nn import functional as F
 
@@ -164,6 +166,68 @@ def test_a_schedule_is_compared_with_the_best_dense_epoch(tmp_path, caplog):
     assert callback.evaluations[0].before.top_k[1] == pytest.approx(tested)
 
 
+class Laden(Project):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.stream = (number for number in range(10**9))
+        self.file = open(__file__)  # noqa: SIM115
+
+    def training_step(self, batch, batch_idx):
+        self.loss = super().training_step(batch, batch_idx)
+        self.history = [*getattr(self, "history", [])[-3:], self.loss]
+        return self.loss
+
+
+@pytest.mark.parametrize("options", [{}, {"network": "net"}, {"schedule": Linear(0, 1)}])
+def test_modules_hold_locks_files_generators_and_losses(tmp_path, options):
+    module = Laden()
+    trainer_for(tmp_path, PruningCallback(0.5, **options), max_epochs=2).fit(module, datamodule=Blobs())
+    assert pruned_rows(module) == HALF
+    assert module.loss.grad_fn is not None  # nobody took it away
+    assert next(module.stream) == 0
+    module.file.close()
+
+
+class Watched(Project):
+    """A forward hook that looks at numbers, as observers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+        for layer in self.net:
+            layer.register_forward_hook(lambda _, __, output: self.seen.append(output.mean().item()))
+
+
+def test_observing_hooks_change_no_mask(tmp_path):
+    masks = []
+    for cls in (Project, Watched):
+        torch.manual_seed(0)
+        module, callback = cls(), PruningCallback(0.5, dirpath=str(tmp_path / cls.__name__))
+        loader = torch.utils.data.DataLoader(blobs(), batch_size=32)
+        options = {"max_epochs": 1, "enable_checkpointing": False, "limit_val_batches": 0}
+        trainer_for(tmp_path, callback, **options).fit(module, loader)
+        masks.append(callback.evaluations[0].result.masks)
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    assert module.seen  # it was heard in training
+
+
+@pytest.mark.slow
+def test_wandb_may_watch_the_module(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    logger = WandbLogger(save_dir=str(tmp_path), project="watching", offline=True)
+    module = Project()
+    logger.watch(module, log="all", log_freq=1)
+    callback = PruningCallback(0.5, schedule=Linear(0, 1))
+    trainer_for(tmp_path, callback, max_epochs=2, logger=logger).fit(module, datamodule=Blobs())
+    logger.experiment.finish()
+    assert pruned_rows(module) == HALF
+
+
 FOREIGN = """
     import pytorch_lightning as pl, torch
     from pytorch_lightning.callbacks import ModelCheckpoint, EMAWeightAveraging
@@ -305,3 +369,50 @@ def test_what_pruning_will_refuse_is_refused_before_training(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"test.csv is not there"):
         trainer_for(tmp_path, PruningCallback(0.5)).fit(module, datamodule=Late())
     assert module.steps == 0
+
+
+class TwoInputs(LightningModule):
+    """Its network takes features and a mask; batches differ in length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Masked()
+
+    def training_step(self, batch, batch_idx):
+        features, mask, labels = batch
+        return F.cross_entropy(self.net(features, mask=mask), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, features, mask):
+        hidden = self.other(self.one(features).relu()).relu() * mask.unsqueeze(-1)
+        return self.head(hidden.sum(1))
+
+
+def test_networks_of_several_inputs_and_batches_of_different_lengths_are_pruned(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (
+            torch.randn(16, length, 8, generator=generator),
+            torch.ones(16, length),
+            torch.randint(3, (16,), generator=generator),
+        )
+        for length in (5, 7, 9)
+    ]
+    module, callback = TwoInputs(), PruningCallback(0.5)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    trainer_for(tmp_path, callback, max_epochs=1).fit(module, loader)
+    assert pruned_rows(module)["net.one"] == 8
+    result = callback.evaluations[0].result
+    assert result.model.one.out_features == 8
+    features, mask, _ = batches[2]
+    with torch.no_grad():
+        expected, got = (each.eval()(features, mask=mask) for each in (module.net, result.model))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
