@@ -15,6 +15,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mlprank.pruning.budgets import Budgets
 from mlprank.tuning.trial import Trial, format_value, trial_config, trial_key, without_places
 from mlprank.utils.errors import OptionError, did_you_mean
 
@@ -275,6 +276,10 @@ def _shared(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
 
 
+_CUTS = ("amount", "max_params", "max_flops", "max_bytes")
+"""Options that say how much is pruned before trials are ranked."""
+
+
 @dataclass(frozen=True)
 class TuneOptions:
     """Options of `mlprank tune`.
@@ -291,6 +296,11 @@ class TuneOptions:
         keep_checkpoints: How many of the best trials keep their checkpoint, at least 1.
         retry_failed: Train trials again that failed before.
         top: How many of the best trials are shown at the end.
+        metric: What trials are ranked by, on the validation split: `val_top1` of the dense network, or `pruned_top1` of the pruned one.
+        amount: With pruned_top1, the share of neurons that is pruned; 0.5 where no budget is given.
+        max_params: With pruned_top1, the parameters that the pruned network may have at most: a number or a share of the dense one's.
+        max_flops: With pruned_top1, the FLOPs that it may take at most: a number or a share.
+        max_bytes: With pruned_top1, the size that its file may have at most, such as 1MB, or a share.
     """
 
     out: str
@@ -303,6 +313,17 @@ class TuneOptions:
     keep_checkpoints: int = 1
     retry_failed: bool = False
     top: int = 5
+    metric: Literal["val_top1", "pruned_top1"] = "val_top1"
+    amount: float | None = None
+    max_params: float | str | None = None
+    max_flops: float | str | None = None
+    max_bytes: float | str | None = None
+
+    @property
+    def cut(self) -> dict[str, Any] | None:
+        """How much is pruned before trials are ranked, as an option of `prune` or `shrink`; None where nothing is."""
+        given = {name: value for name in _CUTS if (value := getattr(self, name)) is not None}
+        return None if self.metric == "val_top1" else given or {"amount": 0.5}
 
     def __post_init__(self) -> None:
         for name in ("trials_per_stack", "keep_checkpoints", "top"):
@@ -313,6 +334,19 @@ class TuneOptions:
             value = getattr(self, name)
             if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
                 raise ValueError(f"--tune.{name}={value} must be a fraction in (0, 1) or a whole number of at least 1")
+        given = [name for name in _CUTS if getattr(self, name) is not None]
+        if given and self.metric == "val_top1":
+            raise ValueError(
+                f"--tune.{given[0]} says how much is pruned; add --tune.metric=pruned_top1 to rank by that"
+            )
+        if len(given) > 1:
+            raise ValueError(f"--tune.{given[0]} and --tune.{given[1]}: give one of them")
+        if self.amount is not None and not 0 <= self.amount < 1:
+            raise ValueError(
+                f"--tune.amount={self.amount} is not in [0, 1); give the share of neurons to remove, such as 0.5"
+            )
+        if budget := {name: getattr(self, name) for name in given if name != "amount"}:
+            Budgets(**budget)
         if not 0 <= self.checkpoint_minutes < float("inf"):
             raise ValueError(f"--tune.checkpoint_minutes={self.checkpoint_minutes} must be a number of at least 0")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:

@@ -8,23 +8,90 @@ import math
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from mlprank.costs.metrics import top_k_accuracy
 from mlprank.grids.progress import Progress
-from mlprank.training.build import TrialBuilder
+from mlprank.pruning.pipeline import prune
+from mlprank.pruning.shrink import shrink
+from mlprank.training.build import TrialBuilder, with_weights
 from mlprank.tuning.engines import choose_engine
 from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
 from mlprank.tuning.store import BEST, Store
 from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value, short_names
 from mlprank.utils.charts import Chart, heat_map_chart, search_map, write_chart
+from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file, write_whole
 
 UNFINISHED = 1
+PRUNED = "pruned_top1"
+"""What the pruned network reaches: its validation accuracy at an amount or within a budget."""
 Ranked = list[tuple[Trial, Outcome]]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What trials are ranked by.
+
+    Attributes:
+        store: Their records.
+        cut: How much is pruned, as one option of `prune` or `shrink`, such as `{"amount": 0.5}`; None ranks dense networks.
+    """
+
+    store: Store
+    cut: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        return MONITOR if self.cut is None else PRUNED
+
+    def score(self, trial: Trial) -> float:
+        """The metric of a trial, in [0, 1]; NaN where it diverged, has not ended, or its pruned network has not been measured."""
+        outcome = self.store.outcome(trial.key)
+        if outcome is None or not math.isfinite(outcome.score):
+            return math.nan
+        if self.cut is None:
+            return outcome.score
+        return (self.store.pruned(trial.key, self.cut) or {}).get(PRUNED, math.nan)
+
+    def measure(self, trial: Trial, cli: TrialBuilder) -> str | None:
+        """Prune the best epoch's network of a trial that ended well, and record what it reaches; once.
+
+        Returns:
+            Why that cannot be measured; None where it was, or need not be.
+        """
+        outcome = self.store.outcome(trial.key)
+        if self.cut is None or outcome is None or outcome.status != "done":
+            return None
+        if self.store.pruned(trial.key, self.cut) is not None:
+            return None
+        path = self.store.directory(trial.key) / BEST
+        if not path.is_file():
+            return f"{path} is missing; delete {path.parent} and run the same command again to train that trial anew"
+        built = cli.build(trial.config, path.parent, trainer={"devices": 1, "accelerator": "cpu"})
+        module: Any = with_weights(built.model, path)
+        network, data = getattr(module, "model", module), built.datamodule
+        data.prepare_data()
+        data.setup("fit")
+        try:
+            found = (
+                prune(network, data, **self.cut)
+                if "amount" in self.cut
+                else shrink(network, data, data, **self.cut).best
+            )
+        except ValueError as error:
+            self.store.record_pruned(trial.key, self.cut, {})
+            return first_line(error)
+        top1 = top_k_accuracy(found.model, data.val_dataloader(), (1,))[1]
+        self.store.record_pruned(trial.key, self.cut, {PRUNED: top1})
+        return None
 
 
 def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
@@ -56,8 +123,9 @@ def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
             for trial in grid.trials:
                 store.forget_failure(trial.key)
         pending = _pending(grid, store, retry=False)
-        _train(pending, grid, store, options=options, cli=cli, console=console)
-        return _conclude(grid, request, store, options=options, cli=cli, console=console)
+        ranking = Ranking(store, options.cut)
+        _train(pending, grid, ranking, options=options, cli=cli, console=console)
+        return _conclude(grid, request, ranking, options=options, cli=cli, console=console)
 
 
 def _pending(grid: Grid, store: Store, *, retry: bool) -> list[Trial]:
@@ -75,21 +143,31 @@ def _check(trials: Sequence[Trial], cli: TrialBuilder, store: Store) -> None:
 
 
 def _train(
-    pending: Sequence[Trial], grid: Grid, store: Store, *, options: TuneOptions, cli: TrialBuilder, console: Console
+    pending: Sequence[Trial], grid: Grid, ranking: Ranking, *, options: TuneOptions, cli: TrialBuilder, console: Console
 ) -> None:
+    store = ranking.store
     earlier = {t.key: outcome for t in grid.trials if (outcome := store.outcome(t.key)) is not None}
     console.print(
         f"{len(grid.trials)} trials, {len(earlier)} of them done before; results in {store.out}", highlight=False
     )
+    for trial in grid.trials:  # what a killed search, or one with another metric, left to be measured
+        if problem := ranking.measure(trial, cli):
+            console.print(f"note: {trial.label}: {problem}", highlight=False, markup=False, soft_wrap=True)
     if not pending:
         return
+
+    def measured(trial: Trial, outcome: Outcome) -> None:
+        if problem := ranking.measure(trial, cli):
+            progress.note(f"{trial.label}: {problem}")
+        keep_best_checkpoints(grid.trials, ranking, keep=options.keep_checkpoints)
+
     progress = Progress(
         grid.trials,
         unit="trial",
         metric=MONITOR,
         epochs=int(grid.trials[0].config["trainer"].get("max_epochs") or 1),
         finished=earlier,
-        on_finished=lambda trial, outcome: keep_best_checkpoints(grid.trials, store, keep=options.keep_checkpoints),
+        on_finished=measured,
         console=console,
     )
     try:
@@ -102,16 +180,16 @@ def _train(
 
 
 def _conclude(
-    grid: Grid, request: Request, store: Store, *, options: TuneOptions, cli: TrialBuilder, console: Console
+    grid: Grid, request: Request, ranking: Ranking, *, options: TuneOptions, cli: TrialBuilder, console: Console
 ) -> int:
-    ranked = rank(grid.trials, store)
-    table = write_table(grid.trials, store)
+    store, ranked = ranking.store, rank(grid.trials, ranking)
+    table = write_table(grid.trials, ranking)
     outcomes = {trial.key: outcome for trial in grid.trials if (outcome := store.outcome(trial.key)) is not None}
-    picture = write_chart(_heat_map(grid, outcomes), store.out / "heatmap.png")
+    picture = write_chart(_heat_map(grid, ranking), store.out / "heatmap.png")
     lines = []
     if ranked:
         best = ranked[0][0]
-        console.print(best_table(ranked, top=options.top))
+        console.print(best_table(ranked, ranking, top=options.top))
         checkpoint = copy_best(best, store)
         config = _winner_config(best, request, store, cli)
         fit = shlex.join(["mlprank", "fit", "--config", str(config)])
@@ -134,34 +212,37 @@ def _conclude(
     return UNFINISHED if left or not ranked else 0
 
 
-def _heat_map(grid: Grid, outcomes: Mapping[str, Outcome]) -> Chart:
+def _heat_map(grid: Grid, ranking: Ranking) -> Chart:
     values = {key: [format_value(value) for value in found] for key, found in grid.values.items()}
     trials = [
         (
             {key: format_value(value) for key, value in trial.point.items()},
-            outcomes[trial.key].score if trial.key in outcomes else None,
+            ranking.score(trial) if ranking.store.outcome(trial.key) is not None else None,
         )
         for trial in grid.trials
     ]
     others = len(values) - 2
-    title = f"{MONITOR}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
-    return heat_map_chart([search_map(title, values, trials, score=MONITOR)], whole_range=False, width=460)
+    title = f"{ranking.name}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
+    return heat_map_chart([search_map(title, values, trials, score=ranking.name)], whole_range=False, width=460)
 
 
-def best_table(ranked: Ranked, *, top: int) -> Table:
+def best_table(ranked: Ranked, ranking: Ranking, *, top: int) -> Table:
     """Return the table of the best trials.
 
     Args:
         ranked: The best first.
+        ranking: What they are ranked by.
         top: How many.
     """
     table = Table(title=f"best of {len(ranked)} trials", title_justify="left")
     table.add_column("trial")
-    for column in (MONITOR, "val_top5", "val_loss", "epoch"):
+    pruned = [] if ranking.cut is None else [PRUNED]
+    for column in (*pruned, MONITOR, "val_top5", "val_loss", "epoch"):
         table.add_column(column, justify="right")
     for trial, outcome in ranked[:top]:
         row = outcome.metrics
-        values = [f"{100 * row[name]:.2f} %" if name in row else "" for name in (MONITOR, "val_top5")]
+        measured = [f"{100 * ranking.score(trial):.2f} %" for _ in pruned]
+        values = measured + [f"{100 * row[name]:.2f} %" if name in row else "" for name in (MONITOR, "val_top5")]
         loss = f"{row['val_loss']:.4f}" if "val_loss" in row else ""
         table.add_row(trial.label, *values, loss, str(outcome.best_epoch + 1))
     return table
@@ -176,28 +257,29 @@ def _winner_config(best: Trial, request: Request, store: Store, cli: TrialBuilde
     return path
 
 
-def rank(trials: Sequence[Trial], store: Store) -> Ranked:
+def rank(trials: Sequence[Trial], ranking: Ranking) -> Ranked:
     """Return the trials that ended well, the best first; of equal ones the first in the grid.
 
     Args:
         trials: In the order of the grid.
-        store: Their records.
+        ranking: What they are ranked by.
     """
-    pairs = [(trial, outcome) for trial in trials if (outcome := store.outcome(trial.key)) is not None]
-    finite = [pair for pair in pairs if math.isfinite(pair[1].score)]
-    return sorted(finite, key=lambda pair: -pair[1].score)
+    pairs = [(trial, outcome) for trial in trials if (outcome := ranking.store.outcome(trial.key)) is not None]
+    scores = {trial.key: ranking.score(trial) for trial, _ in pairs}
+    finite = [pair for pair in pairs if math.isfinite(scores[pair[0].key])]
+    return sorted(finite, key=lambda pair: -scores[pair[0].key])
 
 
-def keep_best_checkpoints(trials: Sequence[Trial], store: Store, *, keep: int) -> None:
+def keep_best_checkpoints(trials: Sequence[Trial], ranking: Ranking, *, keep: int) -> None:
     """Delete the checkpoints of all but the best finished trials.
 
     Args:
         trials: In the order of the grid.
-        store: Their records.
+        ranking: What they are ranked by.
         keep: How many stay.
     """
-    for trial, _ in rank(trials, store)[keep:]:
-        (store.directory(trial.key) / BEST).unlink(missing_ok=True)
+    for trial, _ in rank(trials, ranking)[keep:]:
+        (ranking.store.directory(trial.key) / BEST).unlink(missing_ok=True)
 
 
 def copy_best(best: Trial, store: Store) -> Path:
@@ -223,35 +305,36 @@ def copy_best(best: Trial, store: Store) -> Path:
     return target
 
 
-def write_table(trials: Sequence[Trial], store: Store) -> Path:
-    """Write `trials.csv`: a row a trial with its point, status and metrics.
+def write_table(trials: Sequence[Trial], ranking: Ranking) -> Path:
+    """Write `trials.csv`: a row for every trial with its point, status and metrics.
 
     Args:
         trials: In the order of the grid.
-        store: Their records.
+        ranking: What they are ranked by.
 
     Returns:
         The path.
     """
     names = short_names(list(trials[0].point))
-    rows = [row_of(trial, store, names) for trial in trials]
+    rows = [row_of(trial, ranking, names) for trial in trials]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path = store.out / "trials.csv"
+    path = ranking.store.out / "trials.csv"
     write_whole(path, buffer.getvalue().encode())
     return path
 
 
-def row_of(trial: Trial, store: Store, names: Mapping[str, str]) -> dict[str, object]:
+def row_of(trial: Trial, ranking: Ranking, names: Mapping[str, str]) -> dict[str, object]:
     """Return a trial's row of the table.
 
     Args:
         trial: The trial.
-        store: Its store.
+        ranking: What trials are ranked by.
         names: Column by option.
     """
+    store = ranking.store
     outcome = store.outcome(trial.key)
     failure = store.failure(trial.key)
     status = outcome.status if outcome else "failed" if failure else "unfinished"
@@ -260,6 +343,7 @@ def row_of(trial: Trial, store: Store, names: Mapping[str, str]) -> dict[str, ob
         "key": trial.key,
         **{names[key]: format_value(value) for key, value in trial.point.items()},
         "status": status,
+        **({} if ranking.cut is None else {PRUNED: ranking.score(trial)}),
         **{name: metrics.get(name, math.nan) for name in (MONITOR, "val_top5", "val_loss", "train_loss")},
         "best_epoch": outcome.best_epoch if outcome else "",
         "duration_s": round(outcome.duration_s, 2) if outcome else "",

@@ -25,6 +25,10 @@ def test_options_are_converted():
         ({"out": "x", "trials_per_stack": 0}, "--tune.trials_per_stack=0 must be at least 1"),
         ({"out": "x", "cpus_per_trial": 1.5}, "--tune.cpus_per_trial=1.5 must be a fraction in"),
         ({"out": "x", "cpus_per_trial": -1}, "--tune.cpus_per_trial=-1.0 must be a fraction"),
+        ({"out": "x", "amount": 0.5}, "--tune.amount says how much is pruned; add --tune.metric=pruned_top1"),
+        ({"out": "x", "metric": "pruned_top1", "amount": 1.0}, r"--tune.amount=1.0 is not in \[0, 1\)"),
+        ({"out": "x", "metric": "pruned_top1", "amount": 0.5, "max_params": 0.3}, "give one of them"),
+        ({"out": "x", "metric": "pruned_top1", "max_bytes": "1 parsec"}, "max_bytes"),
         ({"out": "x", "checkpoint_minutes": -1}, "--tune.checkpoint_minutes=-1.0 must be"),
     ],
 )
@@ -44,3 +48,10 @@ def test_a_fraction_of_a_gpu_where_there_is_none_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"--tune.gpus_per_trial=0.5: there is no GPU here"):
         parse_options({"out": "x", "gpus_per_trial": 0.5})
     assert parse_options({"out": "x", "gpus_per_trial": 0.5, "address": "auto"}).gpus_per_trial == 0.5
+
+
+def test_the_pruned_network_is_that_at_a_half_unless_an_amount_or_a_budget_is_given():
+    assert parse_options({"out": "x"}).cut is None
+    assert parse_options({"out": "x", "metric": "pruned_top1"}).cut == {"amount": 0.5}
+    assert parse_options({"out": "x", "metric": "pruned_top1", "amount": "0.8"}).cut == {"amount": 0.8}
+    assert parse_options({"out": "x", "metric": "pruned_top1", "max_params": "0.3"}).cut == {"max_params": 0.3}

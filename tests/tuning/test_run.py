@@ -10,6 +10,7 @@ import torch
 import yaml
 from rich.console import Console
 
+import mlprank
 from mlprank.cli.tune import main
 from mlprank.datamodules import DigitsDataModule
 from mlprank.models.classifier import ImageClassifier
@@ -157,3 +158,26 @@ def test_a_trial_may_take_two_processes(config, tmp_path):
     assert code == 0, text
     assert "trained one by one: trainer.devices=2" in text
     assert [result["status"] for result in results(tmp_path / "out").values()] == ["done"]
+
+
+def test_trials_are_ranked_by_what_their_pruned_networks_reach(config, tmp_path):
+    out = tmp_path / "out"
+    options = (f"--grid.{LR}=[0.03, 0.003, 1e30]", "--tune.metric=pruned_top1", "--tune.amount=0.8")
+    code, text = run(config, out, *options)
+    assert code == 0
+    found = {path.parent.name: json.loads(path.read_text())["values"] for path in out.glob("trials/*/pruned.json")}
+    assert len(found) == 2, "a diverged trial has no network to prune"
+    best = max(found, key=lambda key: found[key]["pruned_top1"])
+    assert [path.parent.name for path in out.glob("trials/*/best.ckpt")] == [best]
+    classifier = ImageClassifier.load_from_checkpoint(out / "best.ckpt", weights_only=True).eval()
+    data = DigitsDataModule(batch_size=64)
+    narrow = mlprank.prune(classifier.model, data, amount=0.8).model
+    with torch.no_grad():
+        correct = sum((narrow(x).argmax(1) == y).sum().item() for x, y in data.val_dataloader())
+    assert correct / 288 == pytest.approx(found[best]["pruned_top1"])
+    assert "pruned_top1" in text
+    rows = list(csv.DictReader((out / "trials.csv").open()))
+    assert sum(row["pruned_top1"] != "nan" for row in rows) == 2
+    (out / "trials" / best / "pruned.json").unlink()  # a search that was killed before it measured
+    assert run(config, out, *options)[0] == 0
+    assert json.loads((out / "trials" / best / "pruned.json").read_text())["values"] == found[best]
