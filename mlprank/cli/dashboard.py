@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         ValueError: If a name is empty, or W&B does not take the workspace.
     """
     arguments = _parser().parse_args(argv)
-    from mlprank.experiments.dashboard import build_workspace
+    from mlprank.report.dashboard import build_workspace
     from mlprank.training.loggers import reason_for_offline
 
     mode = os.environ.get("WANDB_MODE")
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print(workspace: Any, *, why: str) -> None:
-    from mlprank.experiments.dashboard import describe_workspace
+    from mlprank.report.dashboard import describe_workspace
 
     print(
         f'{why}: nothing is sent. The workspace "{workspace.name}" of {workspace.entity}/{workspace.project} would hold:'

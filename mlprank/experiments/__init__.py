@@ -1,4 +1,1 @@
-"""Grids of pruning runs: their records, statistics and report. Importing this loads nothing heavy."""
-
-PICTURE_KINDS = ("accuracy", "latency", "size", "lost", "centralities", "tuning")
-"""The pictures of a report, by the first word of their names."""
+"""Grids of prunings: cells, their records and statistics. Importing this loads nothing heavy."""

@@ -8,7 +8,7 @@ from wandb_workspaces.reports.v2 import internal as panels
 from wandb_workspaces.workspaces import internal
 
 from mlprank.cli import main
-from mlprank.experiments.dashboard import BEST, LEARNING_RATE, WEIGHT_DECAY, build_workspace, describe_workspace
+from mlprank.report.dashboard import BEST, LEARNING_RATE, WEIGHT_DECAY, build_workspace, describe_workspace
 
 
 @pytest.fixture
