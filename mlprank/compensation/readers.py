@@ -17,7 +17,9 @@ from mlprank.graph.records import Graph, Layer, State
 MAX_SEEN = 8192
 """Readers that see more entries of what is kept are mended by one coefficient a channel."""
 _ROWS_PER_ENTRY = 8
-_MIN_ROWS = 16384
+_MANY_ROWS = 1 << 17
+_MULTIPLICATIONS = 10**11
+"""Positions are sampled: at least 8 rows for every entry that is seen, and where that is cheap 131,072."""
 _MAX_BYTES = 2 << 30
 
 
@@ -150,7 +152,7 @@ class SideBySide:
         inputs = kept[:per_group].nonzero().flatten()
         everything = torch.arange(per_group, device=kept.device)
         seen = len(inputs) * patch
-        rows = max(_MIN_ROWS, _ROWS_PER_ENTRY * seen)
+        rows = max(_ROWS_PER_ENTRY * seen, min(_MANY_ROWS, _MULTIPLICATIONS // seen**2))
         positions = max(1, math.ceil(rows / max(1, self.num_samples)))
         weight = dense.flatten(2).double()
         total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=dense.device)

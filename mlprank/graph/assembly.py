@@ -54,7 +54,17 @@ def build_graph(reading: Reading, *, hooked: bool = False) -> Graph:
         groups=tuple(_group(reading, index, root, layers) for root, index in roots.items()),
         slots=slots,
         flow={(node.name, dim): flow for (node, dim), flow in reading.flow.items()},
-        program=Program(reading.exported, reading.tensors, {node.name: reads[node.name] for node in calls}),
+        program=Program(
+            reading.exported,
+            reading.tensors,
+            {node.name: reads[node.name] for node in calls},
+            {
+                call.node: (call.bias_place, call.out_dim)
+                for layer in layers
+                for call in layer.calls
+                if call.bias is None and call.bias_place is not None
+            },
+        ),
         others=_uncalled(reading) | reading.others,
         reshapes=tuple(dict.fromkeys(reading.reshapes)),
         norms=tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -113,11 +113,14 @@ class Program:
         exported: What `torch.export` gave.
         tensors: The state dict's name for every placeholder that is a parameter or a buffer.
         reads: For every operation of a layer the value that it reads, in forward order.
+        created: For operations that add no bias: the name of the one that can be created, and the dimension of the operation's value along
+            it. Weights to run with that hold it are run with it.
     """
 
     exported: ExportedProgram
     tensors: Mapping[str, str]
     reads: Mapping[str, str]
+    created: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     @cached_property
     def overwrites(self) -> bool:
@@ -332,7 +335,7 @@ class Run:
             args = (self.fills[node.name](args[0]), *args[1:])
         try:
             with torch.set_grad_enabled(self.gradients):
-                self.values[node] = node.target(*args, **kwargs)
+                self.values[node] = self._with_created_bias(node, node.target(*args, **kwargs))
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError) as error:
@@ -342,6 +345,15 @@ class Run:
                 f"calibration: the traced network cannot run a batch of shape {shown} ({first_line(error)});"
                 " give batches of one shape, and write the forward for any batch size"
             ) from error
+
+    def _with_created_bias(self, node: fx.Node, value: Any) -> Any:
+        """Add the bias that compensation has created for an operation that adds none of its own."""
+        name, dim = self.program.created.get(node.name, ("", 0))
+        if name not in self.state:
+            return value
+        shape = [1] * value.dim()
+        shape[dim] = -1
+        return value + self.state[name].view(shape)
 
     def returned(self, node: fx.Node) -> list[Tensor]:
         """The tensors that the network returns, at the program's last node."""
