@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import Progress
 
+from mlprank.cli.export import typed_model
+from mlprank.cli.vocabulary import CommandParser, listed
+from mlprank.utils.errors import OptionError
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from mlprank.costs.bench import Bench
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> CommandParser:
     """Describe the command's arguments."""
-    parser = ArgumentParser(
-        prog="mlprank bench",
-        description="Compare two networks on the CPU: parameters, FLOPs, bytes, and the latency of eager, compiled and "
-        "onnxruntime runs that take turns.",
-    )
-    parser.add_argument("dense", type=str, help="the checkpoint that ratios refer to")
-    parser.add_argument("pruned", type=str, help="the checkpoint that is compared with it")
-    parser.add_argument("--json", type=str | None, default=None, help="also write the numbers to this file")
-    parser.add_argument(
-        "--threads", type=int | None, default=None, help="CPU threads; as many as torch takes by itself"
-    )
-    parser.add_argument("--repeats", type=int, default=20, help="timed runs of each network, backend and batch size")
-    parser.add_argument("--batch_sizes", type=list[int] | None, default=None, help="[1,64,1024] if not given")
-    parser.add_argument(
-        "--backends", type=list[str] | None, default=None, help="[eager,compiled,onnxruntime] if not given"
-    )
-    parser.add_argument(
-        "--input_shape", type=list[int] | None, default=None, help="shape of one image, such as [1,28,28]"
-    )
+    parser = CommandParser("bench")
+    parser.add_argument("checkpoints", nargs="*")
+    parser.add_argument("--ckpt_path", nargs="+", default=[])
+    parser.add_argument("--out")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--batch_sizes", type=listed(int))
+    parser.add_argument("--backends", type=listed(str))
+    parser.add_argument("--input_shape", type=listed(int))
     return parser
 
 
@@ -52,21 +48,25 @@ def main(argv: list[str]) -> int:
     Raises:
         ValueError: If an argument or a checkpoint cannot be used; other errors of the user pass as they are.
     """
-    args = build_parser().parse_args(argv)
-    result = _measure(args)
+    model, rest = typed_model(argv)
+    args = build_parser().parse_args(rest)
+    checkpoints = [*args.checkpoints, *args.ckpt_path]
+    if len(checkpoints) != 2:
+        raise OptionError(f"mlprank bench compares two checkpoints, dense and pruned, and {len(checkpoints)} are given")
+    result = _measure(args, *checkpoints, model=model)
     _report(result)
-    if args.json is not None:
-        _write_json(result, args.json)
+    if args.out is not None:
+        _write_json(result, args.out)
     return 0
 
 
-def _measure(args: Namespace) -> Bench:
+def _measure(args: Namespace, dense_path: str, pruned_path: str, *, model: nn.Module | None) -> Bench:
     from mlprank.costs.bench import BACKENDS, BATCH_SIZES, bench, num_steps
     from mlprank.training.networks import load_network
 
-    pruned = load_network(args.pruned, input_shape=args.input_shape)
+    pruned = load_network(pruned_path, input_shape=args.input_shape, model=model)
     # The pruned file knows the shape of its inputs; a dense checkpoint may not.
-    dense = load_network(args.dense, input_shape=args.input_shape or pruned.input_shape)
+    dense = load_network(dense_path, input_shape=args.input_shape or pruned.input_shape, model=model)
     backends = BACKENDS if args.backends is None else args.backends
     batch_sizes = BATCH_SIZES if args.batch_sizes is None else args.batch_sizes
     with _progress(num_steps(backends, batch_sizes)) as on_step:

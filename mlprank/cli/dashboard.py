@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
+
+from mlprank.cli.vocabulary import CommandParser
 
 
 def main(argv: list[str]) -> int:
@@ -73,14 +74,13 @@ def _save(workspace: Any) -> None:
         ) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mlprank dashboard",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "dashboard",
         description="Set up a Weights & Biases workspace for what `mlprank experiment --wandb` and `mlprank tune` logged: accuracy "
         "against amount by measure, the latency front, parallel coordinates and parameter importance of tuning. Offline it "
         "prints what it would create.",
         epilog="example: mlprank dashboard --project mlprank",
-        allow_abbrev=False,
     )
     parser.add_argument("--project", default="mlprank", metavar="NAME", help="the project; default mlprank")
     parser.add_argument("--entity", metavar="NAME", help="user or team; default: that of the login")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlprank.cli.vocabulary import CommandParser
 from mlprank.experiments.config import THESIS_PAIRS, ExperimentConfig, check_keys, read_config, write_config
 
 if TYPE_CHECKING:
@@ -217,10 +218,9 @@ _NOT_CONFIG = (
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mlprank experiment",
-        allow_abbrev=False,
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "experiment",
         description="Prune trained networks in every combination of measure, method and amount, test what comes out, and "
         "record every cell. The same command goes on where it was interrupted; more values extend the grid.",
         epilog="example: mlprank experiment --config configs/experiments/thesis.yaml --report",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from mlprank.cli.vocabulary import CommandParser, listed
+from mlprank.utils.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,32 +15,18 @@ if TYPE_CHECKING:
     from mlprank.training.networks import Network
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> CommandParser:
     """Describe the command's arguments."""
-    parser = ArgumentParser(
-        prog="mlprank export",
-        description="Write the network of a checkpoint to a file that runs without mlprank. The file takes any batch size "
-        "and is checked against the network before it takes its place.",
-    )
-    parser.add_argument("checkpoint", type=str, help="pruned.ckpt, or a dense checkpoint that mlprank fit wrote")
-    parser.add_argument("--format", type=str, default="onnx", help="onnx (needs the extra export), safetensors or pt2")
-    parser.add_argument("--output", type=str | None, default=None, help="the file; beside the checkpoint if not given")
-    parser.add_argument(
-        "--input_shape", type=list[int] | None, default=None, help="shape of one image, such as [1,28,28]"
-    )
-    parser.add_argument(
-        "--with_preprocessing",
-        action="store_true",
-        help="let the file take pixels as they are in image files, uint8 in 0 to 255, and normalise them itself",
-    )
-    parser.add_argument(
-        "--mean",
-        type=list[float] | None,
-        default=None,
-        help="means of the channels; those of the data set if not given",
-    )
-    parser.add_argument("--std", type=list[float] | None, default=None, help="standard deviations likewise")
-    parser.add_argument("--classes", type=list[str] | None, default=None, help="names of the classes, for the metadata")
+    parser = CommandParser("export")
+    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--format", default="onnx")
+    parser.add_argument("--out")
+    parser.add_argument("--input_shape", type=listed(int))
+    parser.add_argument("--with_preprocessing", action="store_true")
+    parser.add_argument("--mean", type=listed(float))
+    parser.add_argument("--std", type=listed(float))
+    parser.add_argument("--classes", type=listed(str))
     return parser
 
 
@@ -54,16 +42,20 @@ def main(argv: list[str]) -> int:
     Raises:
         ValueError: If an argument or the checkpoint cannot be used; other errors of the user pass as they are.
     """
-    args = build_parser().parse_args(argv)
     from mlprank.artifact.export import SUFFIXES, check_format, export_model
     from mlprank.training.networks import load_network
 
+    model, rest = typed_model(argv)
+    args = build_parser().parse_args(rest)
+    checkpoint = args.ckpt_path or args.checkpoint
+    if checkpoint is None:
+        raise OptionError("mlprank export needs a checkpoint: pruned.ckpt, or what `mlprank fit` wrote")
     check_format(args.format)
-    network = load_network(args.checkpoint, input_shape=args.input_shape)
-    output = Path(args.output or Path(args.checkpoint).with_suffix(SUFFIXES[args.format]))
-    model, example, meaning = _prepared(network, args)
+    network = load_network(checkpoint, input_shape=args.input_shape, model=model)
+    output = Path(args.out or Path(checkpoint).with_suffix(SUFFIXES[args.format]))
+    exported, example, meaning = _prepared(network, args)
     metadata = {**network.metadata, **meaning}
-    written = export_model(model, example, output, args.format, metadata=metadata)
+    written = export_model(exported, example, output, args.format, metadata=metadata)
     checked = "its tensors are the network's" if args.format == "safetensors" else _agreement(written.max_difference)
     print(f"{written.path}: {written.num_bytes:,} bytes, {checked}")
     return 0
@@ -98,6 +90,15 @@ def _statistics(data: object) -> tuple[Any, Any]:
 
     known = getattr(datamodules, data, None) if isinstance(data, str) and data.isidentifier() else None
     return getattr(known, "mean", None), getattr(known, "std", None)
+
+
+def typed_model(argv: list[str]) -> tuple[nn.Module | None, list[str]]:
+    """Build the network that `--model my_package.Net --model.width 64` describes, and return the other arguments."""
+    if not any(word.partition("=")[0].partition(".")[0] == "--model" for word in argv):
+        return None, argv
+    from mlprank.training.parser import typed_network
+
+    return typed_network(argv)
 
 
 def _agreement(difference: float) -> str:

@@ -21,7 +21,7 @@ from mlprank.pruning.table import print_pruning
 from mlprank.training.build import Opened, open_checkpoint
 from mlprank.training.run import quieten
 from mlprank.training.runs import CONFIG, claimed, home_of
-from mlprank.utils.errors import OptionError
+from mlprank.utils.errors import OptionError, did_you_mean
 from mlprank.utils.files import write_whole
 
 _SPLITS = ("val", "test")
@@ -46,6 +46,9 @@ def main(argv: list[str]) -> int:
         raise OptionError("amount=[] holds no amount; give at least one, such as --amount 0.5")
     fields = {field.name: opened.options[field.name] for field in dataclasses.fields(Recipe) if field.name != "amount"}
     recipe = make_recipe(None, {**fields, "amount": amounts[0]})
+    split = opened.options.split
+    if split not in _SPLITS:
+        raise OptionError(f"split={split!r} is not one of {', '.join(_SPLITS)}{did_you_mean(split, _SPLITS)}")
     for amount in amounts:
         dataclasses.replace(recipe, amount=amount)
     with claimed(Path(opened.options.out) if opened.options.out else home_of(opened.checkpoint) / "prune") as directory:
@@ -99,8 +102,6 @@ def calibration_of(data: Any, recipe: Recipe) -> Iterable[Any]:
 
 def labelled_split(data: Any, split: str) -> Iterable[Any] | None:
     """The split to measure accuracy on; None where its batches are not inputs and class indices."""
-    if split not in _SPLITS:
-        raise OptionError(f"split={split!r} is not one of {', '.join(_SPLITS)}")
     if not is_overridden(f"{split}_dataloader", data, LightningDataModule):
         print(f"accuracy is not measured: {type(data).__name__} has no {split}_dataloader; choose another --split")
         return None

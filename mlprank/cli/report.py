@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mlprank.cli.vocabulary import CommandParser
 from mlprank.experiments.statistics import finished_cells
 from mlprank.experiments.store import read_records, read_scores
 from mlprank.report import PICTURE_KINDS, write_report
@@ -104,9 +104,9 @@ def _default_output(results: Path) -> Path:
     return (results.parent if results.is_file() else results) / "report"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mlprank report",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "report",
         description="Write one self-contained HTML page, Markdown, tables and pictures from the results of `mlprank experiment`, "
         "`tune` and `shrink`. Needs neither a GPU nor the network.",
         epilog="example: mlprank report runs/thesis --output runs/thesis/report",

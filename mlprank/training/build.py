@@ -27,19 +27,21 @@ from mlprank.models.classifier import ImageClassifier
 from mlprank.models.registry import check_state
 from mlprank.training.explain import root_of
 from mlprank.training.loggers import place_loggers, prepare_wandb
+from mlprank.training.networks import fill, weights_of
 from mlprank.training.parser import (
     Parser,
     Request,
     check_described,
     choose_module,
     find_checkpoint,
+    full_help,
     load_config,
     module_of,
     parse,
     trainer_parser,
     with_checkpoint,
 )
-from mlprank.training.runs import WholeCheckpointIO, beside_checkpoint, weights_of
+from mlprank.training.runs import WholeCheckpointIO, beside_checkpoint
 from mlprank.utils.errors import OptionError, did_you_mean
 
 _OF_FIT = ("trainer", "weights_only", "ckpt_path", "config")
@@ -181,17 +183,17 @@ def with_weights(model: LightningModule, path: Path) -> LightningModule:
         narrow = load_pruned(path, model)
         assert isinstance(narrow, LightningModule)
         return narrow
-    network = getattr(model, "model", None)
-    expected = network.state_dict() if isinstance(network, torch.nn.Module) else {}
-    if expected and not set(state) & set(model.state_dict()) and set(state) & set(expected):
+    if not isinstance(model, ImageClassifier):
+        if set(state) <= set(model.state_dict()):
+            model.on_load_checkpoint({**content, "state_dict": state})
+        fill(model, state, path)
+        return model
+    if not set(state) & set(model.state_dict()) and set(state) & set(model.model.state_dict()):
         state = {f"model.{name}": tensor for name, tensor in state.items()}
         if isinstance(own, Mapping) and "slices" in own:
-            own = {
-                **own,
-                "slices": {f"model.{name}": kept for name, kept in own["slices"].items()},
-                "biases": [f"model.{name}" for name in own.get("biases", ())],
-            }
-    content = {**content, "state_dict": state, "mlprank": own} if own is not None else {**content, "state_dict": state}
+            slices = {f"model.{name}": kept for name, kept in own["slices"].items()}
+            own = {**own, "slices": slices, "biases": [f"model.{name}" for name in own.get("biases", ())]}
+    content = {**content, "state_dict": state, **({} if own is None else {"mlprank": own})}
     model.on_load_checkpoint(content)
     check_state(model.state_dict(), state, source=str(path))
     model.load_state_dict(state)
@@ -242,15 +244,17 @@ def open_checkpoint(
         FileNotFoundError: If a config or the checkpoint does not exist.
     """
     request = Request.of(arguments)
+    if request.asks_help:
+        parser = Parser(command, choose_module(request)[0])
+        _add_all(parser, add_options)
+        print(full_help(parser.arguments), end="")
+        raise SystemExit(0)
     checkpoint = find_checkpoint(command, request)
     fitted = request.configs[-1:] or [str(path) for path in [beside_checkpoint(checkpoint)] if path is not None]
     request, taken = with_checkpoint(request, checkpoint, whole=False)
     module, request = choose_module(request)
     parser = Parser(command, module)
-    add_options(parser.arguments)
-    parser.arguments.add_argument("--ckpt_path", type=str, default=None, help="The checkpoint, dense or pruned.")
-    parser.arguments.add_argument("--accelerator", type=str, default="cpu", help="Where to compute: cpu, gpu or auto.")
-    parser.add_module_and_data()
+    _add_all(parser, add_options)
     known = {action.dest.partition(".")[0] for action in parser.arguments._actions}
     configs = [
         {key: value for key, value in load_config(text).items() if key not in _OF_FIT} for text in request.configs
@@ -273,6 +277,13 @@ def open_checkpoint(
     for stage in ("fit", "test"):
         data.setup(stage)
     return Opened(built, checkpoint, opened, data, {**values, "ckpt_path": None})
+
+
+def _add_all(parser: Parser, add_options: Callable[[LightningArgumentParser], None]) -> None:
+    add_options(parser.arguments)
+    parser.arguments.add_argument("--ckpt_path", type=str, default=None, help="The checkpoint, dense or pruned.")
+    parser.arguments.add_argument("--accelerator", type=str, default="cpu", help="Where to compute: cpu, gpu or auto.")
+    parser.add_module_and_data()
 
 
 def of_callback(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def diagnose(
             return text
     named = {name for config in configs for name in _names(config)} | {_short(key) for key, _ in options}
     for key, cls in chosen.items():
-        for name in _required(cls):
+        for name in required(cls):
             if f"{_short(key)}.{name}" not in named:
                 return f"{cls.__name__} needs {name}; give it with --{key}.{name}"
     return None
@@ -222,7 +222,13 @@ def _parser_of(cls: type) -> tuple[ArgumentParser, list[str]]:
     return parser, list(dict.fromkeys(dest.partition(".")[0] for dest in _types(parser)))
 
 
-def _required(cls: type) -> list[str]:
+def describe_type(hint: Any) -> str:
+    """Say in a few words what values a type takes."""
+    words, kinds = list(_words(hint)), list(dict.fromkeys(_kinds(hint)))
+    return " or ".join([*([f"one of {', '.join(words)}"] if words else []), *kinds])
+
+
+def required(cls: type) -> list[str]:
     """The arguments that a class cannot be built without, what its owner passes aside."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     given = inspect.signature(cls).parameters.items()
@@ -245,10 +251,9 @@ def _takes(hint: Any, value: Any) -> bool:
 
 def _wrong(key: str, hint: Any, value: Any) -> str:
     """Say which words and kinds of values an option takes, and which word was meant."""
-    words, kinds = list(_words(hint)), list(dict.fromkeys(_kinds(hint)))
-    allowed = [f"one of {', '.join(words)}"] if words else []
+    words = list(_words(hint))
     shown = repr(value) if len(repr(value)) <= _LONGEST else f"{repr(value)[:_LONGEST]}…"
-    text = f"{key}: {shown} is not {' or '.join(allowed + kinds)}"
+    text = f"{key}: {shown} is not {describe_type(hint)}"
     return text + (did_you_mean(value, words) if words and isinstance(value, str) else "")
 
 
@@ -267,6 +272,8 @@ def _kinds(hint: Any) -> Iterator[str]:
     if _is_union(hint):
         for part in typing.get_args(hint):
             yield from _kinds(part)
+    elif origin is typing.get_origin(Callable[..., Any]):
+        yield from (f"a {base.__name__}" for base in _bases(hint))
     elif origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Iterable) and origin is not dict):
         if not (isinstance(origin, type) and issubclass(origin, Mapping)):
             yield "a list such as [1, 2]"
@@ -294,7 +301,7 @@ def _bases(hint: Any) -> Iterator[type]:
     if _is_union(hint) or origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Iterable)):
         for part in typing.get_args(hint):
             yield from _bases(part)
-    elif origin is Callable or (origin is not None and origin is typing.get_origin(Callable[..., Any])):
+    elif origin is not None and origin is typing.get_origin(Callable[..., Any]):
         yield from _bases(typing.get_args(hint)[-1])
     elif isinstance(hint, type) and not issubclass(hint, _PLAIN) and not getattr(hint, "_is_protocol", False):
         yield hint

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import importlib
 import inspect
 import os
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +21,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
-import mlprank.callbacks
 import mlprank.datamodules
 import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
+from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.spec import class_path_of, resolve_class
+from mlprank.callbacks import PruningCallback
 from mlprank.models import MODELS
 from mlprank.models.classifier import ImageClassifier
+from mlprank.models.registry import recognise, state_of
 from mlprank.training import runs
-from mlprank.training.explain import diagnose
+from mlprank.training.explain import describe_type, diagnose, required
 from mlprank.utils.errors import OptionError, did_you_mean, first_line
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -88,7 +92,12 @@ class Request:
     @property
     def asks_only(self) -> bool:
         """Whether nothing is to be run."""
-        return any(key.partition("=")[0] in ("h", "help", "print_config") for key, _ in self.options)
+        return self.asks_help or any(key == "print_config" or key.endswith(".help") for key, _ in self.options)
+
+    @property
+    def asks_help(self) -> bool:
+        """Whether all options are to be shown."""
+        return any(key in ("h", "help") for key, _ in self.options)
 
     @property
     def first_config(self) -> Path | None:
@@ -241,7 +250,10 @@ def parse(command: str, arguments: Sequence[str]) -> Config:
     if not request.asks_only:
         check_described(request, module)
     parser = trainer_parser(command, module)
-    options = parser.parse(_completed(request))
+    if request.asks_help:
+        print(full_help(parser.arguments), end="")
+        raise SystemExit(0)
+    options = parser.parse(_with_pruning(_completed(request)))
     values = parser.plain(options)
     values["ckpt_path"] = None  # a saved config starts anew
     return Config(command, values, base, checkpoint, resumed, steps, taken)
@@ -257,6 +269,9 @@ def find_checkpoint(command: str, request: Request) -> Path:
     """
     given = request.typed("ckpt_path")
     if given is None:
+        for key, _ in request.options:
+            if "." not in key and (hint := did_you_mean(key, ["ckpt_path"])):
+                raise OptionError(f"there is no option {key!r}{hint}")
         raise OptionError(f"mlprank {command} needs --ckpt_path: a file, or `best` or `last` of the newest run")
     checkpoint = Path(given)
     if given in ("last", "best"):
@@ -343,15 +358,14 @@ def with_checkpoint(request: Request, checkpoint: Path, *, whole: bool) -> tuple
         import_typed(request)
         _check_classes(content, beside)
         inline = str(beside) if whole else yaml.safe_dump(content, sort_keys=False)
-        return dataclasses.replace(request, configs=(inline,)), beside
+        typed_both = request.typed("model") is not None and request.typed("data") is not None
+        return dataclasses.replace(request, configs=(inline,)), None if typed_both and not whole else beside
     described = _described(checkpoint, request)
     return (dataclasses.replace(request, configs=(yaml.safe_dump(described),)) if described else request), None
 
 
 def _described(checkpoint: Path, request: Request) -> dict[str, Any]:
     """Return the options of the module that a checkpoint itself records; none where the network was typed."""
-    from mlprank.artifact.checkpoint import read_checkpoint
-
     content = read_checkpoint(checkpoint)
     recorded, own = content.get("hyper_parameters"), content.get("mlprank")
     hyper_parameters = dict(recorded) if isinstance(recorded, Mapping) else {}
@@ -366,6 +380,8 @@ def _described(checkpoint: Path, request: Request) -> dict[str, Any]:
         described = {key: value for key, value in hyper_parameters.items() if key in names}
     elif isinstance(network, Mapping):
         described = {"model": dict(network)}
+    elif (known := recognise(state_of(content, source=str(checkpoint)))) is not None:
+        described = {"model": {"class_path": class_path_of(known)}}
     else:
         return {}
     _check_classes(described, checkpoint)
@@ -506,7 +522,105 @@ def _completed(request: Request) -> Request:
         options.append((key, value))
         if key.rstrip("+") == "trainer.logger" and value and value.rpartition(".")[2] in _NEEDS_PLACE:
             options.append(("trainer.logger.save_dir", "."))
+    classes = ("model.model", "model.optimizer", "model.lr_scheduler", "data")
+    options.sort(key=lambda typed: typed[0] not in classes)  # a class, then its options, wherever they stand
     return dataclasses.replace(request, options=tuple(options))
+
+
+def _with_pruning(request: Request) -> Request:
+    """Give the fields of a recipe that were typed by themselves, such as `--amount 0.5`, to the PruningCallback.
+
+    That is the config's where it has one, else a new one.
+    """
+    names = [name for name in inspect.signature(PruningCallback).parameters if name not in ("network", "dirpath")]
+    fields = {key: value for key, value in request.options if key in names}
+    if not fields:
+        return request
+    options = tuple((key, value) for key, value in request.options if key not in fields)
+    configs = [load_config(text) for text in request.configs]
+    for place, config in reversed(list(enumerate(configs))):
+        trainer = config.get("trainer")
+        callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+        for entry in callbacks if isinstance(callbacks, list) else [callbacks]:
+            if isinstance(entry, dict) and str(entry.get("class_path", "")).rpartition(".")[2] == "PruningCallback":
+                entry["init_args"] = {**(entry.get("init_args") or {}), **{k: _value(v) for k, v in fields.items()}}
+                texts = list(request.configs)
+                texts[place] = yaml.safe_dump(config, sort_keys=False)
+                return dataclasses.replace(request, configs=tuple(texts), options=options)
+    own: list[Typed] = [("trainer.callbacks+", class_path_of(PruningCallback))]
+    own += [(f"trainer.callbacks.{key}", value) for key, value in fields.items()]
+    return dataclasses.replace(request, options=(*options, *own))
+
+
+def _value(text: str | None) -> Any:
+    """What YAML makes of what was typed."""
+    try:
+        return text if text is None else yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        return text
+
+
+def typed_network(arguments: Sequence[str]) -> tuple[nn.Module | None, list[str]]:
+    """Build the network that `--model my_package.Net --model.width 64` describes.
+
+    Args:
+        arguments: A command line.
+
+    Returns:
+        The network, None where none is typed, and the rest of the command line.
+
+    Raises:
+        OptionError: If the class cannot be found, or an argument is wrong.
+    """
+    rest: list[str] = []
+    typed: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        mine = word.partition("=")[0].split(".")[0] == "--model"
+        (typed if mine else rest).append(word)
+        if mine and "=" not in word:
+            typed += [value for value in [next(words, None)] if value is not None]
+    if not typed:
+        return None, rest
+    request = Request.of(typed)
+    cls = find_class(request.typed("model") or "", nn.Module)
+    parser = LightningArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(cls, "model", fail_untyped=False)
+    options = tuple((key, value) for key, value in request.options if key != "model")
+    try:
+        network: nn.Module = parser.instantiate(parser.parse_args([f"--{key}={value}" for key, value in options])).model
+    except (ArgumentError, RecursionError) as error:
+        missing = [name for name in required(cls) if f"model.{name}" not in dict(options)]
+        needs = f"{cls.__name__} needs {missing[0]}; give it with --model.{missing[0]}" if missing else None
+        raise OptionError(diagnose(parser, [], options) or needs or first_line(error)) from error
+    return network, rest
+
+
+def full_help(parser: LightningArgumentParser) -> str:
+    """Return every option of a parser with its kind, its default and the first line of its description."""
+    lines: list[str] = []
+    group = ""
+    for action in parser._actions:
+        key = action.dest
+        if key in ("help", "config", "model", "trainer") or key.endswith(".help") or action.help == argparse.SUPPRESS:
+            continue
+        if key.partition(".")[0] != group:
+            group = key.partition(".")[0]
+            lines += [""] if lines else []
+        kind = describe_type(getattr(action, "_typehint", None))
+        default = "" if action.default in (None, argparse.SUPPRESS) else f" (default {_shown(action.default)})"
+        text = " ".join(str(action.help or "").split("%(")[0].split())
+        lines += [
+            f"--{key} {kind}",
+            *(textwrap.wrap(f"{text}{default}", 76, initial_indent="    ", subsequent_indent="    ")),
+        ]
+    lines += ["", "--data.help CLASS, --model.optimizer.help CLASS and so on show the options of a class"]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(default: object) -> str:
+    path = default.get("class_path") if isinstance(default, (Mapping, Namespace)) else None
+    return str(path or getattr(default, "__name__", default))
 
 
 def _is_plain(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import lightning
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
-from torch import Tensor
 
 from mlprank.artifact.checkpoint import read_checkpoint
+from mlprank.training.networks import weights_of
 from mlprank.utils.files import BusyError, locked, whole_file
 
 CHECKPOINTS = "checkpoints"
@@ -218,20 +218,6 @@ def check_trained(path: Path) -> int:
     if "pytorch-lightning_version" in content:
         _check_version(path, content["pytorch-lightning_version"])
     return int(content.get("global_step", 0))
-
-
-def weights_of(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the weights that a checkpoint holds: Lightning's `state_dict`, a published `model`, or all that there is.
-
-    Raises:
-        ValueError: If it holds none.
-    """
-    for state in (content.get("state_dict"), content.get("model"), content):
-        if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
-            return {str(name): value for name, value in state.items()}
-    raise ValueError(
-        f"{path} holds no weights: neither a `state_dict`, as `mlprank fit` and Lightning write it, nor tensors by name"
-    )
 
 
 def _check_version(path: Path, written: object) -> None:

@@ -16,7 +16,7 @@ def test_help_teaches_every_command_without_importing_torch() -> None:
     assert done.stdout.endswith("[]\n")
     for name, command in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(command.help)}$", done.stdout, re.MULTILINE), name
-    assert "mlprank fit --config configs/quickstart.yaml" in done.stdout
+    assert "mlprank fit --config quickstart" in done.stdout
     assert re.search(r"^mlprank \d+\.\d+", done.stdout, re.MULTILINE)
 
 

@@ -12,7 +12,7 @@ from tests.conftest import CONFIG
     ("options", "message"),
     [
         (["--trainer.max_epoch=3"], "there is no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
-        (["--optimizer=SGD"], "there is no option 'optimizer'; did you mean 'model.optimizer'?"),
+        (["--model.optimiser=SGD"], "there is no option 'model.optimiser'; did you mean 'model.optimizer'?"),
         (["--data.batchsize=3"], "DigitsDataModule has no option 'batchsize'; did you mean 'batch_size'?"),
         (["--model.optimizer.lrr=3"], "Adam has no option 'lrr'; did you mean 'lr'?"),
         (["--model.optimizer.lr=fast"], "model.optimizer.lr: 'fast' is not a number"),
@@ -42,7 +42,7 @@ from tests.conftest import CONFIG
         (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is not a class that is known here; did you mean 'CSVLogger'?"),
         (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after epoch 0: integer modulo by zero"),
         (["--data.batch_size=5000"], "batch_size=5000 exceeds the 1150 training images"),
-        (["--config=none.yaml"], "config none.yaml does not exist"),
+        (["--config=none.yaml"], "config none.yaml is neither a file nor a config of mlprank"),
         (["--model.model=TwoLayerMLP", "--model.optimizer=CyclicLR"], "model.optimizer: 'CyclicLR' is not a class that"),
         (["--model.lr_scheduler=MultiStepLR"], "MultiStepLR needs milestones; give it with --model.lr_scheduler.milestones"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=nan"],

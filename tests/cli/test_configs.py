@@ -1,0 +1,38 @@
+"""Configs that come with mlprank are found by name, from anywhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlprank.cli.configs import FOLDER, described, find_config, with_files
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_names_files_and_paths_of_the_clone_are_found(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart").samefile(CONFIGS / "quickstart.yaml")
+    assert find_config("two_layer_mnist").samefile(CONFIGS / "thesis" / "two_layer_mnist.yaml")
+    assert find_config("tune/two_layer_mnist").samefile(CONFIGS / "tune" / "two_layer_mnist.yaml")
+    assert find_config("configs/quickstart.yaml").samefile(CONFIGS / "quickstart.yaml"), "also outside a clone"
+    (tmp_path / "quickstart").write_text("{}")
+    assert find_config("quickstart") == Path("quickstart"), "a file of one's own comes first"
+
+
+def test_a_command_line_gets_the_files_in_place_of_the_names() -> None:
+    found = with_files(["--config", "quickstart", "--config=logging/wandb", "--lr", "quickstart"])
+    assert found == ["--config", str(FOLDER / "quickstart.yaml"), f"--config={FOLDER / 'logging' / 'wandb.yaml'}",
+                     "--lr", "quickstart"]  # fmt: skip
+
+
+def test_they_are_listed_with_what_they_say_of_themselves_and_copied(
+    mlprank: Callable[..., Any], tmp_path: Path
+) -> None:
+    listed = mlprank("configs").out
+    assert all(f"{name} " in listed and about in listed for name, about in described())
+    assert len(described()) >= 10
+    assert mlprank("configs", "quickstart", "--out=mine.yaml").out == "mine.yaml\n"
+    assert (tmp_path / "mine.yaml").read_text() == (CONFIGS / "quickstart.yaml").read_text()
+    again = mlprank("configs", "quickstart", "--out", "mine.yaml")
+    assert (again.code, again.out) == (2, "")
+    assert "mine.yaml exists; give another file with --out" in again.err

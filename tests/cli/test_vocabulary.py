@@ -1,0 +1,164 @@
+"""One word for one thing on every command, and help that shows what people use."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlprank.cli import COMMANDS, completion, export
+from mlprank.cli.bench import build_parser as bench_parser
+from mlprank.cli.prune import add_options
+from mlprank.cli.vocabulary import HELP, WORDS, CommandParser, render_help, render_table, translate, words_of
+from mlprank.models.classifier import ImageClassifier
+from mlprank.training.parser import Parser, trainer_parser
+from mlprank.utils.errors import OptionError
+
+DOCS = Path(__file__).parents[2] / "docs"
+LIGHTNING = ("fit", "tune", "validate", "test", "predict")
+
+
+def _options_of(command: str) -> dict[str, Any]:
+    """What the command's parser has, with its defaults."""
+    if command in LIGHTNING:
+        parser = trainer_parser("fit" if command == "tune" else command).arguments
+    elif command == "prune":
+        prune = Parser("prune", ImageClassifier)
+        add_options(prune.arguments)
+        for name in ("ckpt_path", "accelerator"):
+            prune.arguments.add_argument(f"--{name}")
+        prune.add_module_and_data()
+        parser = prune.arguments
+    else:
+        parser = {"export": export.build_parser, "bench": bench_parser}[command]()
+    return {action.dest: action.default for action in parser._actions}
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "prune", "export", "bench"])
+def test_every_word_stands_for_an_option_that_the_command_has(command: str) -> None:
+    options = _options_of(command)
+    recipe = _options_of("prune")
+    for word in words_of(command):
+        option = WORDS[word].means[command]
+        known = option in options or option.startswith(("data.", "model.optimizer.")) or option in ("model", "config")
+        assert known or (command == "fit" and option in recipe), word
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_fits_on_a_screen_or_two_and_into_80_columns(command: str) -> None:
+    lines = render_help(command).splitlines()
+    assert len(lines) <= 100
+    assert max(len(line) for line in lines if not line.startswith("  mlprank")) <= 80
+    assert "examples:" in lines
+    assert not any("subclass" in line or "class_path" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "prune"])
+def test_the_defaults_of_help_are_those_of_the_parser(command: str) -> None:
+    options = _options_of(command)
+    shown = {WORDS[name].means[command]: default for _, group in HELP[command].groups for name, default in group
+             if name in WORDS}  # fmt: skip
+    for option in (
+        "trainer.accelerator",
+        "trainer.devices",
+        "seed_everything",
+        "amount",
+        "num_samples",
+        "round_to",
+        "split",
+    ):
+        if option in options and shown.get(option):
+            assert str(options[option]) == shown[option], option
+
+
+def test_help_all_shows_every_option_without_a_list_of_classes(mlprank: Callable[..., Any], capfd: Any) -> None:
+    for command in ("fit", "prune"):
+        with pytest.raises(SystemExit, match="0"):
+            mlprank(command, "--help", "all")
+        text = capfd.readouterr().out
+        options = set(re.findall(r"^--([\w.]+)", text, re.MULTILINE))
+        assert {"fit": "trainer.gradient_clip_algorithm", "prune": "min_neurons"}[command] in options
+        assert len(options) >= {"fit": 50, "prune": 15}[command]
+        assert "known subclasses" not in text
+
+
+def test_help_is_there_within_a_second_of_processor_time_and_without_torch() -> None:
+    code = "import sys, time; from mlprank.cli import main; main(['fit', '--help']); main(['configs']);"
+    code += "print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)), time.process_time() < 1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[] True\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "meant"),
+    [
+        ("fit", "--epochs 3 --lr=0.1 --batch-size 64", "--trainer.max_epochs 3 --model.optimizer.lr=0.1 --data.batch_size 64"),
+        ("fit", "--opt sgd_nesterov --lr-scheduler steplr",
+         "--model.optimizer=SGD --model.optimizer.momentum=0.9 --model.optimizer.nesterov=true --model.lr_scheduler=StepLR"),
+        ("fit", "--amp --output-dir runs/x --resume last",
+         "--trainer.precision=bf16-mixed --trainer.default_root_dir runs/x --ckpt_path last"),
+        ("test", "--device cpu --checkpoint a.ckpt", "--trainer.accelerator cpu --ckpt_path a.ckpt"),
+        ("prune", "--device cpu --measure_name norm --out_path o", "--accelerator cpu --measure norm --out o"),
+        ("tune", "--grid.lr [1] --grid.model.optimizer.lr [1] --out o",
+         "--grid.model.optimizer.lr [1] --grid.model.optimizer.lr [1] --tune.out o"),
+        ("experiment", "--measure norm --model TwoLayerMLP --num_samples 64 --accelerator cpu",
+         "--measure-name norm --model-name TwoLayerMLP --calibration-samples 64 --device cpu"),
+        ("export", "--output o.onnx --checkpoint c", "--out o.onnx --ckpt_path c"),
+        ("bench", "--json b.json", "--out b.json"),
+        ("report", "--out r --no_png", "--output r --no-png"),
+    ],
+)  # fmt: skip
+def test_other_spellings_mean_the_same(command: str, typed: str, meant: str) -> None:
+    assert translate(command, typed.split()) == meant.split()
+    assert translate(command, translate(command, typed.split())) == meant.split(), "what was said is not said again"
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "message"),
+    [
+        ("fit", "--acelerator=cpu", "there is no option '--acelerator'; did you mean '--accelerator'?"),
+        ("fit", "--workers=4", "--workers is not needed: batches are indexed in memory"),
+        ("fit", "--test-only", "--test-only is a command: mlprank test"),
+        ("export", "--formt=onnx", "there is no option '--formt'; did you mean '--format'?"),
+        ("bench", "a b --repeat=3", "there is no option '--repeat'; did you mean '--repeats'?"),
+        ("bench", "a", "compares two checkpoints, dense and pruned, and 1 are given"),
+        ("export", "--input_shape=[1,x] a", "'[1,x]' is not a list such as [1,2,3]"),
+        ("completion", "fish", "shell 'fish' is not one of bash, zsh"),
+        ("configs", "quikstart", "did you mean 'quickstart'?"),
+        ("configs", "--ot=a", "there is no option '--ot'; did you mean '--out'?"),
+        ("test", "--ckpt_pth=a", "there is no option '--ckpt_pth'; did you mean '--ckpt_path'?"),
+        ("dashboard", "--projet=x", "did you mean '--project'?"),
+    ],
+)
+def test_every_typo_is_answered_with_the_nearest_option(
+    command: str, typed: str, message: str, mlprank: Callable[..., Any]
+) -> None:
+    result = mlprank(command, *typed.split())
+    assert result.code == 2
+    assert message in result.err
+    assert result.out == ""
+
+
+def test_the_documentation_has_the_table() -> None:
+    assert render_table() in (DOCS / "options.md").read_text(), "mlprank.cli.vocabulary.render_table() is the table"
+
+
+def test_completion_knows_every_command_option_and_config(mlprank: Callable[..., Any]) -> None:
+    script = mlprank("completion", "bash").out
+    assert all(command in script for command in COMMANDS)
+    assert {"--ckpt_path", "--trainer.max_epochs", "--amount"} <= set(completion.options_of("fit"))
+    asked = 'COMP_WORDS=(mlprank prune --amo); COMP_CWORD=2; _mlprank; echo "${COMPREPLY[@]}";'
+    asked += 'COMP_WORDS=(mlprank fit --config qui); COMP_CWORD=3; _mlprank; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["--amount", "quickstart"]
+    assert mlprank("completion", "zsh").out.startswith("autoload -Uz bashcompinit")
+
+
+def test_a_wrong_value_names_the_option() -> None:
+    parser = CommandParser("bench")
+    parser.add_argument("--threads", type=int)
+    with pytest.raises(OptionError, match=r"--threads: invalid int value: 'x'"):
+        parser.parse_args(["--threads", "x"])
