@@ -40,7 +40,7 @@ def short_hash(text: str) -> str:
 
     Example:
         >>> short_hash("cell")
-        'b6c8c0cb3a3bbb6c'
+        '39d02b42938b2b75'
     """
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -53,7 +53,7 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> sealed({"score": 0.5})["digest"][:8]
-        '93c92afc'
+        '2e4c25ff'
     """
     return {**record, DIGEST: hashlib.sha256(canonical(record).encode()).hexdigest()}
 

@@ -105,7 +105,7 @@ from mlprank.artifact.pruned import read_artifact
 assert read_artifact("pruned.ckpt").recipe["flavour"] == "mint"
 assert PruningCallback(flavour="mint").settings.plain()["flavour"] == "mint"
 from mlprank.cli import main
-sys.exit(main(["prune", "--help"]))
+sys.exit(main(["prune", "--help", "all"]))
 '''
 
 
