@@ -23,7 +23,8 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_recipe_trains_prunes_and_tests(mlprank: Callable[..., Any], tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / "files")
-    data = (f"--data.data_dir={tmp_path}/files", "--data.download=false")
+    # The files hold fewer images than a batch of the recipe.
+    data = (f"--data.data_dir={tmp_path}/files", "--data.download=false", "--data.batch_size=16")
     fit = mlprank("fit", f"--config={RECIPES}/{name}.yaml", "--trainer.max_epochs=1", *data)
     assert fit.code == 0, fit.err
     run = tmp_path / "runs" / name / "001"
