@@ -96,7 +96,7 @@ def refit(seen: Array, targets: Array, weight: Array, mask: Array, *, ridge: flo
     stacked rows."""
     kept = seen[:, mask]
     centred, wanted = kept - kept.mean(0), targets - targets.mean(0)
-    penalty = ridge * (centred**2).sum(0).mean()
+    penalty = ridge * (centred**2).sum(0).mean() + 1e-4 * len(kept) * (kept.mean(0) ** 2).mean()
     rows = np.concatenate([centred, np.sqrt(penalty) * np.eye(kept.shape[1])])
     left = np.concatenate([wanted - centred @ weight[:, mask].T, np.zeros((kept.shape[1], len(weight)))])
     new = weight[:, mask] + np.linalg.lstsq(rows, left, rcond=None)[0].T

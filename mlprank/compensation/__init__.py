@@ -109,6 +109,9 @@ class Mean:
         return Prediction(pruned.new_zeros(int(mask.sum()), len(pruned)), pruned)
 
 
+_LEAST_VARIATION = 1e-2
+
+
 @dataclass(frozen=True)
 class LeastSquares:
     """The neuron sends its best linear prediction from the kept neurons, by ridge regression on the calibration data.
@@ -133,17 +136,22 @@ class LeastSquares:
         return Prediction(coefficients, moments.mean[~mask] - coefficients.T @ moments.mean[mask])
 
     def refit(self, targets: Targets, weight: Tensor) -> Tensor:
-        """Solve `(C^T C + lambda I) D = C^T (z - W c)` for the change D of the weights: the penalty draws them to what they were."""
+        """Solve `(C^T C + lambda I) D = C^T (z - W c)` for the change D of the weights: the penalty draws them to what they were.
+
+        To `lambda = ridge * mean(diag(C^T C))` comes 1e-4 of the mean square of the inputs' means: inputs that hardly vary beside their
+        size, such as two neurons behind a layer norm, would get weights so large that rounding decides what they give.
+        """
         changed = weight.double().clone()
         for group, gram in enumerate(targets.gram):
             if float(gram.diagonal().sum()):
                 left = targets.cross[group] - gram @ changed[group].T
-                changed[group] += self._solve(gram, left).T
+                least = _LEAST_VARIATION**2 * targets.count * float(targets.mean[group].square().mean())
+                changed[group] += self._solve(gram, left, least=least).T
         return changed
 
-    def _solve(self, gram: Tensor, right: Tensor) -> Tensor:
-        """Solve with a ridge, larger where the matrix cannot be factorised."""
-        scale = float(gram.diagonal().mean())
+    def _solve(self, gram: Tensor, right: Tensor, *, least: float = 0.0) -> Tensor:
+        """Solve with a ridge, larger where the matrix cannot be factorised, and at least so much of it."""
+        scale = float(gram.diagonal().mean()) + least / self.ridge
         if not math.isfinite(scale):
             raise ValueError(
                 "least_squares: the moments of the kept neurons are not finite; check the calibration data"

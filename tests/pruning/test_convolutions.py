@@ -234,7 +234,7 @@ def test_positions_are_sampled_and_one_coefficient_a_channel_is_the_fallback(mon
     network = settled(nn.Sequential(conv(3, 8), conv(8, 6), *head(6)))
     whole = agreeing(network, images(), amount=0.5)
     assert whole.notes == ()
-    monkeypatch.setattr(readers, "_MIN_ROWS", 12)
+    monkeypatch.setattr(readers, "_MANY_ROWS", 12)
     sampled = agreeing(network, images(), amount=0.5)
     assert not torch.equal(
         sampled.model.get_submodule("1.0").get_parameter("weight"),
