@@ -8,6 +8,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -48,6 +49,23 @@ def test_examples_run(example: Path, tmp_path: Path):
     done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_holds_its_pictures(tmp_path: Path):
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join("".join(cell["source"]) for cell in code)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or "/home/" in str(output)]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
 
 
 def test_every_link_and_config_that_a_page_names_is_there():
