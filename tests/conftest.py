@@ -1,4 +1,4 @@
-"""One thread a test process, and no network for W&B: tests run side by side, and their figures do not depend on each other."""
+"""One thread a test process, and no network for W&B: tests run side by side and do not depend on each other."""
 
 from __future__ import annotations
 

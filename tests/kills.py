@@ -93,7 +93,7 @@ def records_of(what: str, out: Path) -> tuple[dict[str, str], int, int]:
 
 
 def run(what: str, *, kills: int, folder: Path) -> Tally:
-    """Kill a search or an experiment until it has been killed so often, each time within a fresh or half-done grid; then finish it."""
+    """Kill a search or an experiment that often, each time within a fresh or half-done grid; then finish it."""
     tally = Tally()
     draw = random.Random(time.time_ns())
     attempt = 0

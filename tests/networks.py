@@ -35,11 +35,13 @@ class Block:
     """One piece of a network.
 
     Attributes:
-        kind: plain: `act(fc(x))`; residual: `x + act(fc(x))`; bottleneck: `x + down(act(up(x)))`; gated: `down(act(gate(x)) * up(x))`;
-            reused: `act(fc(act(fc(h))))` behind an entering layer; layer_norm: a plain one whose output is layer-normalised.
+        kind: plain: `act(fc(x))`; residual: `x + act(fc(x))`; bottleneck: `x + down(act(up(x)))`; gated:
+            `down(act(gate(x)) * up(x))`; reused: `act(fc(act(fc(h))))` behind an entering layer; layer_norm: a plain
+            one whose output is layer-normalised.
         width: Neurons; of the inner layer of a bottleneck or a gated block twice as many.
         activation: One of `ACTIVATIONS`, or "prelu".
-        norm: A batch norm of its own before or after the activation, or one shared by all blocks of this width, after it.
+        norm: A batch norm of its own before or after the activation, or one shared by all blocks of this width, after
+            it.
         bias: Whether its linear layers have biases.
         functional: Written with bare parameters and `F.linear`.
     """

@@ -1,4 +1,4 @@
-"""Scores along a graph, regressions and removal once more, slow and obvious, on explicit activations; nothing of the package is used."""
+"""Scores along a graph, regressions and removal, slow and obvious, on explicit activations, without the package."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def pagerank(linear: nn.Linear, previous: Array, emitted: Array, *, factor: Arra
 
 
 def six_layer_scores(network: nn.Module, x: Tensor) -> dict[str, Array]:
-    """Scores of `SixLayerMLP` on its true graph, written out by hand: norms follow the ReLUs, the skips are edges of weight 1."""
+    """Scores of `SixLayerMLP` on its true graph by hand: norms follow the ReLUs, the skips are edges of weight 1."""
     layer: Callable[[str], nn.Linear] = network.get_submodule  # type: ignore[assignment]
     norm: Callable[[str], nn.BatchNorm1d] = network.get_submodule  # type: ignore[assignment]
     emitted = {name: np.maximum(output, 0) for name, _, output in hooked(network, x)}
@@ -80,7 +80,7 @@ def six_layer_scores(network: nn.Module, x: Tensor) -> dict[str, Array]:
 
 
 def ridge_prediction(seen: Array, mask: Array, *, ridge: float) -> tuple[Array, Array]:
-    """Predict the pruned columns from the kept ones: coefficients (kept, pruned) and intercept, by lstsq on stacked rows."""
+    """Predict pruned columns from kept ones: coefficients (kept, pruned) and intercept, by lstsq on stacked rows."""
     mean = seen.mean(0)
     centred = seen - mean
     kept, pruned = centred[:, mask], centred[:, ~mask]
@@ -92,8 +92,7 @@ def ridge_prediction(seen: Array, mask: Array, *, ridge: float) -> tuple[Array, 
 
 
 def refit(seen: Array, targets: Array, weight: Array, mask: Array, *, ridge: float) -> tuple[Array, Array]:
-    """Fit weights on kept columns to targets (without a bias), drawn to the old ones: weights (m, kept) and shift (m,), by lstsq on
-    stacked rows."""
+    """Fit weights on kept columns to targets (no bias), drawn to the old ones: weights (m, kept) and shift (m,)."""
     kept = seen[:, mask]
     centred, wanted = kept - kept.mean(0), targets - targets.mean(0)
     penalty = ridge * (centred**2).sum(0).mean() + 1e-4 * len(kept) * (kept.mean(0) ** 2).mean()
@@ -108,8 +107,8 @@ def compensate_by_hand(
 ) -> nn.Module:
     """Compensate in place, reader by reader in forward order, each on what arrives in the network as it then is.
 
-    `reads` are (reader, layer whose neurons it reads); `ridge` None predicts every pruned neuron by its mean, otherwise a reader is fitted
-    to what it computed in the dense network.
+    `reads` are (reader, layer whose neurons it reads); `ridge` None predicts every pruned neuron by its mean, otherwise
+    a reader is fitted to what it computed in the dense network.
     """
     dense = copy.deepcopy(network)
     for reader, made in reads:

@@ -1,6 +1,7 @@
-"""Every page tells the truth: what is marked as runnable runs, what is linked is there, and public functions show examples that run.
+"""Every page tells the truth: what is marked as runnable runs, what is linked is there, examples run.
 
-A fenced block below a line `<!-- runs -->` is run: the blocks of a page in order, python in one process, bash in the same folder.
+A fenced block below a line `<!-- runs -->` is run: the blocks of a page in order, python in one process, bash in the
+same folder.
 """
 
 from __future__ import annotations

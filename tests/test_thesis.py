@@ -1,4 +1,4 @@
-"""The thesis's entry point: its signature, its conditions against a slow and obvious version of them, and the files it finds."""
+"""The thesis's entry point: its signature, its conditions against a slow version of them, the files it finds."""
 
 from __future__ import annotations
 

@@ -17,13 +17,15 @@ import importlib, pkgutil, sys
 import mlprank
 home = mlprank.__file__
 assert home.startswith(sys.argv[1]), home
-names = [module.name for module in pkgutil.walk_packages(mlprank.__path__, "mlprank.") if not module.name.endswith("__main__")]
+found = [module.name for module in pkgutil.walk_packages(mlprank.__path__, "mlprank.")]
+names = [name for name in found if not name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 for public in mlprank.__all__:
     getattr(mlprank, public)
 import pathlib
-assert {path.name for path in pathlib.Path(sys.argv[1]).iterdir() if path.suffix != ".dist-info"} <= {"mlprank", "bin", ".lock"}
+installed = {path.name for path in pathlib.Path(sys.argv[1]).iterdir() if path.suffix != ".dist-info"}
+assert installed <= {"mlprank", "bin", ".lock"}
 print(f"imported {len(names)} modules from the wheel")
 """
 

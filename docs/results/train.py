@@ -2,7 +2,8 @@
 
 A seed stands for initialisation, validation split, order of the images and augmentation.
 
-Run: python docs/results/train.py configs/thesis/two_layer_mnist.yaml --seeds 0 1 2 3 4 --out runs/results/two_layer_mnist
+Run: python docs/results/train.py configs/thesis/two_layer_mnist.yaml --seeds 0 1 2 3 4 --out
+    runs/results/two_layer_mnist
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def main() -> None:
         link.hardlink_to(directory / "best.ckpt")
         last = outcome.history[-1]["val_top1"]
         print(
-            f"{link}: validation top-1 {100 * outcome.score:.2f} % at epoch {outcome.best_epoch + 1}, {100 * last:.2f} % after"
+            f"{link}: validation top-1 {100 * outcome.score:.2f} % at epoch {outcome.best_epoch + 1}, "
+            f"{100 * last:.2f} % after"
             f" the last; {outcome.duration_s:.0f} s, {outcome.engine}, {outcome.device}"
         )
 

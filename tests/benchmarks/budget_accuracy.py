@@ -1,10 +1,10 @@
-"""What refinement, uneven widths and a search for a budget keep of ThreeLayerMLP's accuracy, on the whole of FashionMNIST.
+"""What refinement, uneven widths and a search for a budget keep of ThreeLayerMLP's accuracy on FashionMNIST.
 
 Run: uv run python tests/benchmarks/budget_accuracy.py --seeds 3
 
-Networks are those of `compensation_accuracy.py` (8 epochs), calibration takes 4,096 images and no label, neurons are chosen by
-reconstruction and their readers repaired by least squares. Printed as Markdown: the share of the dense top-1 that is kept on the 10,000
-test images, mean over the seeds, and what `max_drop=0.5` leaves.
+Networks are those of `compensation_accuracy.py` (8 epochs), calibration takes 4,096 images and no label, neurons are
+chosen by reconstruction and their readers repaired by least squares. Printed as Markdown: the share of the dense top-1
+that is kept on the 10,000 test images, mean over the seeds, and what `max_drop=0.5` leaves.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def main() -> None:
         left = front.best_point.num_parameters / front.dense.num_parameters
         top1 = top_k_accuracy(front.best.model, batch, (1,))[1]
         found.append(
-            f"| {seed} | {left:.1%} | {front.best_point.drop:.2f} | {100 * (dense - top1):.2f} | {len(front.points)} | {seconds:.0f} |"
+            f"| {seed} | {left:.1%} | {front.best_point.drop:.2f} | {100 * (dense - top1):.2f} "
+            f"| {len(front.points)} | {seconds:.0f} |"
         )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print("| neurons removed | widths | " + " | ".join(REFINEMENTS) + " |")
@@ -72,7 +73,8 @@ def main() -> None:
             cells.append(f"{sum(values) / len(values):.2f} ({min(values):.1f} to {max(values):.1f})")
         print(f"| {amount:g} | {way} | " + " | ".join(cells) + " |")
     print(
-        f"\n| seed | parameters left at max_drop={options.max_drop:g} | drop, validation | drop, test | networks tried | seconds |"
+        f"\n| seed | parameters left at max_drop={options.max_drop:g} | drop, validation | drop, test "
+        "| networks tried | seconds |"
     )
     print("|---" * 6 + "|")
     print("\n".join(found))

@@ -1,9 +1,10 @@
-"""Accuracy kept without retraining: all measures, compensations and amounts, on ThreeLayerMLP and the whole of FashionMNIST.
+"""Accuracy kept without retraining: all measures, compensations and amounts, on ThreeLayerMLP and FashionMNIST.
 
 Run: uv run python tests/benchmarks/compensation_accuracy.py --seeds 3
 
-Trains one network a seed (8 epochs, Adam, learning rate 0.001) and keeps it under `runs/compensation_accuracy`, calibrates on 1,024 images,
-prunes locally with the output protected, and prints Markdown: top-1 on the 10,000 test images, mean over the seeds.
+Trains one network a seed (8 epochs, Adam, learning rate 0.001) and keeps it under `runs/compensation_accuracy`,
+calibrates on 1,024 images, prunes locally with the output protected, and prints Markdown: top-1 on the 10,000 test
+images, mean over the seeds.
 """
 
 from __future__ import annotations

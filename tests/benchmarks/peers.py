@@ -1,12 +1,14 @@
 """mlprank beside Torch-Pruning and NVIDIA ModelOpt: what one pruning keeps, costs and takes, in one run.
 
-Run: uv run --group peers python tests/benchmarks/peers.py --network FourLayerCNN --ckpt_path runs/fit/RUN/checkpoints/best.ckpt
+Run: uv run --group peers python tests/benchmarks/peers.py --network FourLayerCNN --ckpt_path
+    runs/fit/RUN/checkpoints/best.ckpt
 
-Every tool gets the same trained network and is asked to take the same share of channels out of every hidden layer; ModelOpt, which takes
-a limit on parameters and no share, gets the parameters that mlprank left. All see the same 512 calibration images. Torch-Pruning's Taylor
-importance also sees their labels, and ModelOpt's search scores candidates on 2,000 labelled validation images; mlprank uses no label.
-Prints one row a tool and amount: top-1 on the 10,000 test images at once and after one epoch of fine-tuning (Adam, learning rate 0.001,
-batch size 256, the same order for all), parameters, FLOPs and latency as shares of the dense network's, and the seconds that pruning took.
+Every tool gets the same trained network and is asked to take the same share of channels out of every hidden layer;
+ModelOpt, which takes a limit on parameters and no share, gets the parameters that mlprank left. All see the same 512
+calibration images. Torch-Pruning's Taylor importance also sees their labels, and ModelOpt's search scores candidates on
+2,000 labelled validation images; mlprank uses no label. Prints one row a tool and amount: top-1 on the 10,000 test
+images at once and after one epoch of fine-tuning (Adam, learning rate 0.001, batch size 256, the same order for all),
+parameters, FLOPs and latency as shares of the dense network's, and the seconds that pruning took.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def flops(network: nn.Module, images: Tensor) -> int:
 
 @torch.inference_mode()
 def latency(dense: nn.Module, pruned: nn.Module, images: Tensor, *, rounds: int = 30) -> float:
-    """Return the time of the pruned network's forward pass as a share of the dense one's: medians, measured in turns."""
+    """Return the pruned network's time as a share of the dense one's: medians, measured in turns."""
     times: dict[int, list[float]] = {0: [], 1: []}
     for _ in range(rounds):
         for which, network in enumerate((dense, pruned)):

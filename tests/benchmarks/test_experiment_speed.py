@@ -1,9 +1,10 @@
-"""How much sharing saves: the 60 cells of ThreeLayerMLP on FashionMNIST, against the same cells one by one through `prune_mlp`.
+"""How much sharing saves: 60 cells of ThreeLayerMLP on FashionMNIST, against the same through `prune_mlp`.
 
 Run: pytest tests/benchmarks/test_experiment_speed.py -n 0 -m "" -s
 
-One thread, process start and imports excluded, in one run. The sixty cells run one by one in five parts; before each part the whole
-experiment runs once for the numbers that `prune_mlp` gives, and once with latencies measured as well, which is the default.
+One thread, process start and imports excluded, in one run. The sixty cells run one by one in five parts; before each
+part the whole experiment runs once for the numbers that `prune_mlp` gives, and once with latencies measured as well,
+which is the default.
 """
 
 import statistics

@@ -1,7 +1,7 @@
 """The law of latency: half the neurons, at most 0.35 of the time.
 
-The inputs and the classes stay, so half the neurons leave 0.344 of the FLOPs: the limit allows 2 % on top, and a busy machine
-breaks it. Both networks share one thread and take turns.
+The inputs and the classes stay, so half the neurons leave 0.344 of the FLOPs: the limit allows 2 % on top, and a busy
+machine breaks it. Both networks share one thread and take turns.
 
 Run: pytest tests/benchmarks/test_pruned_latency.py -m "" -n 0 -s
 """

@@ -56,7 +56,8 @@ def test_pruning_costs_less_than_twice_a_copy_a_calibration_pass_and_the_scoring
         torch.set_num_threads(threads)
     ratio = whole / (copying + calibrating + scoring)
     print(
-        f"\nprune {whole * 1e3:.0f} ms; copy {copying * 1e3:.0f} + calibration {calibrating * 1e3:.0f} + scoring {scoring * 1e3:.0f} ms;"
+        f"\nprune {whole * 1e3:.0f} ms; copy {copying * 1e3:.0f} + calibration {calibrating * 1e3:.0f} + "
+        f"scoring {scoring * 1e3:.0f} ms;"
         f" ratio {ratio:.2f} (limit 2)"
     )
     assert ratio < 2

@@ -129,7 +129,7 @@ def stacked(network, *, own_shuffles, steps=48):
 
 
 def compare(network, *, rounds=3):
-    """Training samples per second, validation included: the plain way, one shuffle for all trials, a shuffle a trial."""
+    """Training samples per second with validation: the plain way, one shuffle for all trials, a shuffle a trial."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     data = FashionMNISTDataModule().read("train")[:2]

@@ -214,7 +214,8 @@ def main() -> None:
         speed = found.samples_per_s
         print(
             f"{network}: fit {speed['fit']:,.0f} samples/s, plain Lightning {speed['plain']:,.0f} "
-            f"(fit is {found.times_plain:.1f} times), raw torch {speed['raw']:,.0f} (fit is {found.share_of_raw:.2f} of it)",
+            f"(fit is {found.times_plain:.1f} times), raw torch {speed['raw']:,.0f} "
+            f"(fit is {found.share_of_raw:.2f} of it)",
             flush=True,
         )
 

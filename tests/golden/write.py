@@ -1,6 +1,7 @@
 """Write the golden files: what version 0.1.0 (commit 7bfaf63) left on disk, so that later versions can be held to it.
 
-Run at that commit, in a checkout of it: `python tests/golden/write.py`. The files are committed; nothing runs this again.
+Run at that commit, in a checkout of it: `python tests/golden/write.py`. The files are committed; nothing runs this
+again.
 """
 
 from __future__ import annotations
