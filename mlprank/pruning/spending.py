@@ -104,11 +104,7 @@ def _run_with_gradients(
     graph: Graph, state: State, batch: Inputs, nodes: Collection[str]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Run the program so that its outputs can be differentiated with respect to what the given operations make."""
-    tracked = {
-        name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-    }
-    run = graph.program.start(tracked, batch.cloned())
+    run = graph.program.start({name: tensor.detach() for name, tensor in state.items()}, batch.cloned())
     run.gradients = True
     made: dict[str, Tensor] = {}
     outputs: list[Tensor] = []
@@ -120,8 +116,10 @@ def _run_with_gradients(
                     break
                 run.step(node)
                 if node.name in nodes:
-                    made[node.name] = run.values[node]
-                    run.values[node] = run.values[node].clone()  # what follows may overwrite it
+                    value = run.values[node]
+                    # Gradients start at layers, not at weights: running statistics have none.
+                    made[node.name] = value if value.requires_grad else value.detach().requires_grad_()
+                    run.values[node] = made[node.name].clone()  # what follows may overwrite it
                 run.forget(node)
     except ValueError as error:
         raise ValueError(f'method="adaptive": the network has no gradient ({error}); use method="local"') from error

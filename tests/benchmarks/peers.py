@@ -100,10 +100,21 @@ def latency(dense: nn.Module, pruned: nn.Module, images: Tensor, *, rounds: int 
 
 
 def by_mlprank(measure: str, calibration: Batch) -> Callable[[nn.Module, float], nn.Module]:
-    """Prune by `mlprank.prune`: local, least squares, no labels."""
+    """Prune by `mlprank.prune`: every layer alike, least squares, no labels."""
 
     def prune(network: nn.Module, amount: float) -> nn.Module:
         return mlprank.prune(network, calibration[0], amount=amount, measure=measure).model
+
+    return prune
+
+
+def by_adaptive_widths(calibration: Batch, limits: dict[float, int]) -> Callable[[nn.Module, float], nn.Module]:
+    """Prune by `mlprank.prune` to as many parameters as even widths left, spent where they cost least; no labels."""
+
+    def prune(network: nn.Module, amount: float) -> nn.Module:
+        share = 1 - limits[amount] / parameters(network)
+        method = {"name": "adaptive", "count": "parameters"}
+        return mlprank.prune(network, calibration[0], amount=share, measure="reconstruction", method=method).model
 
     return prune
 
@@ -182,6 +193,7 @@ def main() -> None:
     tools: dict[str, Callable[[nn.Module, float], nn.Module]] = {
         "mlprank, reconstruction": by_mlprank("reconstruction", calibration),
         "mlprank, weighted PageRank": by_mlprank("weighted_pagerank", calibration),
+        "mlprank, reconstruction, adaptive": by_adaptive_widths(calibration, limits),
         "Torch-Pruning, group L2": by_torch_pruning("group L2", calibration),
         "Torch-Pruning, Taylor": by_torch_pruning("Taylor", calibration),
     }

@@ -13,7 +13,7 @@ import mlprank
 from mlprank.calibration.data import Calibration
 from mlprank.graph.trace import trace
 from mlprank.methods import Adaptive
-from mlprank.models import MLP
+from mlprank.models import MLP, FourLayerCNN
 from mlprank.pruning.spending import measure_costs, measure_sensitivities
 from mlprank.surgery.narrow import network_state
 from tests.networks import difference, outputs, randomise
@@ -146,6 +146,16 @@ def test_a_group_is_spent_on_as_one():
     result = mlprank.prune(Residual().eval(), inputs(), amount=0.5, method="adaptive")
     assert torch.equal(result.masks["enter"], result.masks["inner"])
     assert int(result.masks["enter"].sum()) == 12
+
+
+def test_channels_behind_batch_norms_are_spent_on():
+    model = randomise(FourLayerCNN(widths=(8, 8, 8, 8)), seed=0, zeros=0.0).eval()
+    images = torch.randn(32, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    pruning = mlprank.Pruning(model, images, measure="reconstruction")
+    adaptive, local = (pruning.run(amount=0.5, method=method) for method in ("adaptive", "local"))
+    assert sum(int(mask.sum()) for mask in adaptive.masks.values()) == 16
+    assert adaptive.widths != local.widths
+    torch.testing.assert_close(adaptive.model(images), adaptive.masked(images), rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_pruned_before_stays_pruned_and_counts():
