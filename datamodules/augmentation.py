@@ -1,6 +1,7 @@
-"""Augmentation of training batches: whole batches on the model's device, every draw determined by one seed."""
+"""Augmentation of training batches by torchvision's transforms, on the model's device, every draw determined by one seed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,9 +11,11 @@ from torch import Tensor
 from mlprank.datamodules.batches import derive_seed, global_seed
 
 AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
-ERASED_SHARE = (0.02, 0.33)
-ERASED_ASPECT = (0.3, 3.3)
-_ERASING_TRIES = 10
+_GROUPS = 64
+"""A transform draws once for all images that it gets; so images are dealt out to so many groups, each transformed alone.
+
+Neighbours are in different groups: in a batch of up to 64 images every one has draws of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,127 +64,66 @@ class Augmentation:
                 raise ValueError(f"{name}={value!r}: must be an integer in [{low}, {high}]")
 
     def on_bytes(self, images: Tensor, *, seed: int) -> Tensor:
-        """Crop, flip and recolour images before they are cast.
+        """Crop, flip and recolour images, shape (n, C, H, W) with C 1 or 3, uint8; as given where nothing is asked for."""
+        if not (self.random_crop or self.random_flip or self.auto_augment):
+            return images
+        from torchvision.transforms import InterpolationMode, v2  # heavy
 
-        Args:
-            images: Shape (B, C, H, W) with C 1 or 3, uint8.
-            seed: Seed of this batch.
-
-        Returns:
-            A batch of the same shape, type and device; `images` itself where nothing is to be done.
-        """
-        generator = torch.Generator().manual_seed(derive_seed(seed, "bytes"))
+        smooth = InterpolationMode.BILINEAR
+        transforms: list[v2.Transform] = []
         if self.random_crop:
-            images = random_crop(images, padding=self.random_crop, generator=generator)
+            transforms.append(v2.RandomCrop(images.shape[-2:], padding=self.random_crop))
         if self.random_flip:
-            images = random_flip(images, probability=self.random_flip, generator=generator)
-        if self.auto_augment is not None:
-            from mlprank.datamodules import policies  # imports torchvision, which is heavy
+            transforms.append(v2.RandomHorizontalFlip(self.random_flip))
+        if self.auto_augment == "cifar10":
+            transforms.append(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, interpolation=smooth))
+        elif self.auto_augment == "randaugment":
+            transforms.append(v2.RandAugment(magnitude=self.randaugment_magnitude, interpolation=smooth))
+        elif self.auto_augment == "augmix":
+            transforms.append(v2.AugMix(severity=self.augmix_severity, interpolation=smooth))
+        return by_group(images, v2.Compose(transforms), seed=derive_seed(seed, "bytes"))
 
-            if self.auto_augment == "cifar10":
-                images = policies.auto_augment(images, generator=generator)
-            elif self.auto_augment == "randaugment":
-                images = policies.rand_augment(images, generator=generator, magnitude=self.randaugment_magnitude)
-            else:
-                images = policies.aug_mix(images, generator=generator, severity=self.augmix_severity)
-        return images
+    def on_pixels(self, pixels: Tensor, *, seed: int) -> Tensor:
+        """Erase rectangles of cast and normalised images, shape (n, C, H, W), float; as given where nothing is asked for."""
+        if not self.random_erasing:
+            return pixels
+        from torchvision.transforms import v2  # heavy
 
-    def on_pixels(self, pixels: Tensor, labels: Tensor, *, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Erase and mix images after they are cast and normalised.
+        return by_group(pixels, v2.RandomErasing(self.random_erasing), seed=derive_seed(seed, "pixels"))
+
+    def on_batches(
+        self, pixels: Tensor, labels: Tensor, *, num_classes: int, batch_size: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix the images within every batch, and their labels.
 
         Args:
-            pixels: Shape (B, C, H, W), float.
-            labels: Shape (B,), int64.
+            pixels: Shape (n, C, H, W), float.
+            labels: Shape (n,), int64.
             num_classes: Number of classes.
-            seed: Seed of this batch.
+            batch_size: How many images make up a batch.
+            seed: Seed of the draws.
 
         Returns:
-            Images, same shape and type, and labels: as given, or with mixup or cutmix of shape (B, num_classes), float,
+            Images, same shape and type, and labels: as given, or with mixup or cutmix of shape (n, num_classes), float,
             every row non-negative and summing to 1.
         """
-        generator = torch.Generator().manual_seed(derive_seed(seed, "pixels"))
-        if self.random_erasing:
-            pixels = random_erase(pixels, probability=self.random_erasing, generator=generator)
-        if self.mixup_alpha or self.cutmix_alpha:
-            from torchvision.transforms import v2  # heavy
+        if not (self.mixup_alpha or self.cutmix_alpha):
+            return pixels, labels
+        from torchvision.transforms import v2  # heavy
 
-            mixes = []
-            if self.mixup_alpha:
-                mixes.append(v2.MixUp(alpha=self.mixup_alpha, num_classes=num_classes))
-            if self.cutmix_alpha:
-                mixes.append(v2.CutMix(alpha=self.cutmix_alpha, num_classes=num_classes))
-            mix = mixes[int(torch.randint(len(mixes), (), generator=generator))]
-            with global_seed(derive_seed(seed, "mix"), device=torch.device("cpu")):  # both draw on the CPU
-                pixels, labels = mix(pixels, labels)
-        return pixels, labels
+        mixes = [v2.MixUp(alpha=self.mixup_alpha, num_classes=num_classes)] if self.mixup_alpha else []
+        mixes += [v2.CutMix(alpha=self.cutmix_alpha, num_classes=num_classes)] if self.cutmix_alpha else []
+        mix = v2.RandomChoice(mixes)
+        with global_seed(derive_seed(seed, "mix"), device=torch.device("cpu")):  # both draw on the CPU
+            split = (torch.split(rows, batch_size) for rows in (pixels, labels))
+            batches = [mix(*batch) for batch in zip(*split, strict=True)]
+        return torch.cat([images for images, _ in batches]), torch.cat([targets for _, targets in batches])
 
 
-def random_flip(images: Tensor, *, probability: float, generator: torch.Generator) -> Tensor:
-    """Mirror every image left to right with a probability.
-
-    Args:
-        images: Shape (n, C, H, W), any type.
-        probability: In [0, 1].
-        generator: CPU generator of the draws.
-
-    Returns:
-        A new batch, same shape, type and device.
-    """
-    flipped = (torch.rand(len(images), generator=generator) < probability).view(-1, 1, 1, 1)
-    return torch.where(flipped.to(images.device), images.flip(-1), images)
-
-
-def random_crop(images: Tensor, *, padding: int, generator: torch.Generator) -> Tensor:
-    """Cut from every image, after a black border was put around it, a random window of the old size.
-
-    Args:
-        images: Shape (n, C, H, W), any type.
-        padding: Width of the border in pixels.
-        generator: CPU generator of the draws.
-
-    Returns:
-        A new batch, same shape, type and device.
-    """
-    count, channels, height, width = images.shape
-    padded = torch.nn.functional.pad(images, [padding] * 4).flatten(2)
-    offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
-    rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
-    places = (rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)).view(count, 1, height * width)
-    return padded.gather(2, places.to(images.device).expand(-1, channels, -1)).view(images.shape)
-
-
-def random_erase(pixels: Tensor, *, probability: float, generator: torch.Generator) -> Tensor:
-    """Set a random rectangle of every image to 0 with a probability.
-
-    A rectangle covers 2 to 33 % of the image and is 0.3 to 3.3 times as high as wide. Where ten draws give none that fits,
-    an image is left alone.
-
-    Args:
-        pixels: Shape (n, C, H, W), any type.
-        probability: In [0, 1].
-        generator: CPU generator of the draws.
-
-    Returns:
-        A new batch, same shape, type and device.
-
-    Source:
-        Zhong et al. 2020, "Random Erasing Data Augmentation", arXiv:1708.04896.
-    """
-    count, _, height, width = pixels.shape
-    chosen = torch.rand(count, generator=generator) < probability
-    low, high = ERASED_SHARE
-    areas = (low + (high - low) * torch.rand(count, _ERASING_TRIES, generator=generator)) * height * width
-    low, high = (math.log(aspect) for aspect in ERASED_ASPECT)
-    aspects = (low + (high - low) * torch.rand(count, _ERASING_TRIES, generator=generator)).exp()
-    heights, widths = (areas * aspects).sqrt().round(), (areas / aspects).sqrt().round()
-    fits = (heights < height) & (widths < width)
-    first = fits.int().argmax(1, keepdim=True)  # the first that fits
-    tall, wide = heights.gather(1, first), widths.gather(1, first)
-    chosen &= fits.any(1)
-    top = (torch.rand(count, 1, generator=generator) * (height - tall + 1)).floor()
-    left = (torch.rand(count, 1, generator=generator) * (width - wide + 1)).floor()
-    rows, columns = torch.arange(height), torch.arange(width)
-    in_rows = (rows >= top) & (rows < top + tall) & chosen.unsqueeze(1)
-    in_columns = (columns >= left) & (columns < left + wide)
-    erased = (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
-    return pixels.masked_fill(erased.to(pixels.device), 0)
+def by_group(images: Tensor, transform: Callable[[Tensor], Tensor], *, seed: int) -> Tensor:
+    """Transform images in groups, each with draws of its own that the seed determines; returns a new batch."""
+    result = torch.empty_like(images)
+    with global_seed(seed, device=images.device):
+        for first in range(min(_GROUPS, len(images))):
+            result[first::_GROUPS] = transform(images[first::_GROUPS])
+    return result

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,22 +11,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
-from mlprank.datamodules.batches import (
-    Batch,
-    EpochSampler,
-    IndexBatches,
-    TensorBatches,
-    derive_seed,
-    generator,
-    global_seed,
-)
-from mlprank.datamodules.files import resolve_data_dir
-from mlprank.datamodules.formats import check_several_classes
+from mlprank.datamodules.batches import Batch, EpochSampler, TensorBatches, derive_seed, generator, global_seed
+from mlprank.datamodules.files import FileSet, resolve_data_dir
 
 _CAST_TOGETHER = 1024
 """Images that are cast together: 3 MB of 28×28 images."""
 _AUGMENTED_TOGETHER = 4096
-"""Images that are augmented together: some 300 calls of torch, which take 5 to 10 ms on a GPU for any number of images."""
+"""Images that are augmented together, in groups that share their draws: the number of torch's calls depends on the groups."""
 _SHARE_OF_DEVICE = 0.25
 """An image set stays in the main memory where it would fill more of what is free on an accelerator."""
 
@@ -65,6 +57,7 @@ class ImageDataModule(LightningDataModule):
     in_shape: ClassVar[tuple[int, int, int]]
     mean: ClassVar[tuple[float, ...] | None] = None
     std: ClassVar[tuple[float, ...] | None] = None
+    file_set: ClassVar[FileSet | None] = None
 
     def __init__(
         self,
@@ -94,37 +87,27 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"batch_size={batch_size}: must be at least 1, such as 64")
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction={validation_fraction}: must lie in (0, 1), such as 0.2")
-        if (
-            isinstance(repeated_augmentation, bool)
-            or not isinstance(repeated_augmentation, int)
-            or repeated_augmentation < 1
-        ):
-            raise ValueError(
-                f"repeated_augmentation={repeated_augmentation!r}: must be an integer of at least 1, such as 3"
-            )
-        self.augmentation = Augmentation(
-            random_crop=random_crop,
-            random_flip=random_flip,
-            auto_augment=auto_augment,
-            randaugment_magnitude=randaugment_magnitude,
-            augmix_severity=augmix_severity,
-            random_erasing=random_erasing,
-            mixup_alpha=mixup_alpha,
-            cutmix_alpha=cutmix_alpha,
-        )
+        repeats = repeated_augmentation
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"repeated_augmentation={repeats!r}: must be an integer of at least 1, such as 3")
         self.save_hyperparameters(ignore=["train_transforms"])
+        self.augmentation = Augmentation(**{each.name: self.hparams[each.name] for each in fields(Augmentation)})
         self.name = type(self).__name__.removesuffix("DataModule")
-        self.batch_size = batch_size
-        self.data_dir = resolve_data_dir(data_dir)
-        self.seed = seed
-        self.validation_fraction = validation_fraction
-        self.drop_last = drop_last
-        self.download = download
+        self.batch_size, self.seed, self.validation_fraction = batch_size, seed, validation_fraction
+        self.data_dir, self.download = resolve_data_dir(data_dir), download
+        self.drop_last, self.repeated_augmentation = drop_last, repeated_augmentation
         self.train_transforms = train_transforms
-        self.repeated_augmentation = repeated_augmentation
         self._loaded: dict[str, Batch] = {}
         self._moved: dict[str, Tensor] = {}
-        self._mean_std: Tensor | None = None
+
+    def prepare_data(self) -> None:
+        """Download the files unless they are there or `download` is off.
+
+        Raises:
+            FileNotFoundError: If the download fails; it names the directory, the files and how to get them.
+        """
+        if self.download and self.file_set is not None:
+            self.file_set.ensure(self.data_dir)
 
     @abstractmethod
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
@@ -161,29 +144,26 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If `batch_size` exceeds the training images of this process.
         """
-        indices = self._split()[0]
         rank, world_size = self._rank()
-        trainer = self.trainer
         sampler = EpochSampler(
-            indices,
+            self._split()[0],
+            batch_size=self.batch_size,
+            drop_last=self.drop_last,
             seed=self.seed,
-            shuffle=not getattr(trainer, "overfit_batches", 0),
+            shuffle=not getattr(self.trainer, "overfit_batches", 0),
             repeats=self.repeated_augmentation,
             rank=rank,
             world_size=world_size,
         )
-        if self.batch_size > len(sampler):
+        if self.batch_size > sampler.num_entries:
             share = "" if world_size == 1 else f" of each of {world_size} processes"
             raise ValueError(
-                f"batch_size={self.batch_size} exceeds the {len(sampler)} training images{share} of {self.name}; "
-                f"lower it to at most {len(sampler)}"
+                f"batch_size={self.batch_size} exceeds the {sampler.num_entries} training images{share} of {self.name}; "
+                f"lower it to at most {sampler.num_entries}"
             )
-        batches = IndexBatches(sampler, batch_size=self.batch_size, drop_last=self.drop_last)
-        if self._is_plain():
-            at_once = max(1, _CAST_TOGETHER // self.batch_size)
-            return self._batches("train", batches, prepare=self.prepare, at_once=at_once)
-        at_once = max(1, _AUGMENTED_TOGETHER // self.batch_size)
-        return self._batches("train", batches, augment=self._augment, finish=self._finish, at_once=at_once)
+        plain = self.augmentation == Augmentation() and self.train_transforms is None
+        together = _CAST_TOGETHER if plain else _AUGMENTED_TOGETHER
+        return self._batches("train", sampler, at_once=max(1, together // self.batch_size), augment=True)
 
     def val_dataloader(self) -> TensorBatches:
         """Return the validation batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
@@ -234,40 +214,35 @@ class ImageDataModule(LightningDataModule):
         """
         pixels = images.float().div_(255)
         if self.mean is not None and self.std is not None:
-            if self._mean_std is None or self._mean_std.device != pixels.device:
-                self._mean_std = torch.tensor([self.mean, self.std], device=pixels.device).view(2, -1, 1, 1)
-            pixels.sub_(self._mean_std[0]).div_(self._mean_std[1])
+            for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+                pixels[:, channel].sub_(mean).div_(std)  # numbers, as a tensor of them would have to be moved to a GPU
         return pixels, labels
 
-    def _augment(self, images: Tensor, seed: int) -> Tensor:
-        """Crop, flip and recolour training images, uint8, that were fetched together."""
-        return self.augmentation.on_bytes(images, seed=seed)
-
-    def _finish(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
-        """Transform, cast, erase and mix a training batch."""
+    def _augment(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
+        """Crop, flip, recolour, transform, cast, erase and mix the images of some training batches."""
+        images = self.augmentation.on_bytes(images, seed=seed)
         if self.train_transforms is not None:
             with global_seed(derive_seed(seed, "transforms"), device=images.device):
-                images = self.train_transforms(images)
+                images = torch.cat([self.train_transforms(batch) for batch in torch.split(images, self.batch_size)])
         pixels, labels = self.prepare(images, labels)
-        return self.augmentation.on_pixels(pixels, labels, num_classes=self.num_classes, seed=seed)
-
-    def _is_plain(self) -> bool:
-        """Whether training batches are only cast."""
-        return self.augmentation == Augmentation() and self.train_transforms is None
+        pixels = self.augmentation.on_pixels(pixels, seed=seed)
+        return self.augmentation.on_batches(
+            pixels, labels, num_classes=self.num_classes, batch_size=self.batch_size, seed=seed
+        )
 
     def _plain(
         self, part: str, indices: Tensor | None = None, *, with_labels: bool = True, distributed: bool = True
     ) -> TensorBatches:
         rank, world_size = self._rank() if distributed else (0, 1)
         everything = torch.arange(len(self._part(part)[0])) if indices is None else indices
-        sampler = EpochSampler(everything, rank=rank, world_size=world_size, pad=False)
-        batches = IndexBatches(sampler, batch_size=self.batch_size)
-        return self._batches(part, batches, prepare=self.prepare, with_labels=with_labels)
+        sampler = EpochSampler(everything, batch_size=self.batch_size, rank=rank, world_size=world_size, pad=False)
+        return self._batches(part, sampler, with_labels=with_labels)
 
-    def _batches(self, part: str, batches: IndexBatches, **options: Any) -> TensorBatches:
+    def _batches(self, part: str, sampler: EpochSampler, *, augment: bool = False, **options: Any) -> TensorBatches:
         """Return the loader of some batches of a part, which prepares them on the trainer's device."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return TensorBatches(*self._part_on(device, part), batches, device=device, **options)
+        transform = self._augment if augment else lambda images, labels, seed: self.prepare(images, labels)
+        return TensorBatches(*self._part_on(device, part), sampler, device=device, transform=transform, **options)
 
     def _part_on(self, device: torch.device, part: str) -> Batch:
         """Return one part of the set, on an accelerator where it fits there."""
@@ -284,8 +259,10 @@ class ImageDataModule(LightningDataModule):
             if self.trainer is None:
                 self.prepare_data()
             images, labels, place = self.read(part)
-            if part == "train":
-                check_several_classes(labels, place=place)
+            if part == "train" and labels.min() == labels.max():
+                raise ValueError(
+                    f"{place}: all {len(labels)} images have label {int(labels[0])}; a classifier needs at least two classes"
+                )
             self._loaded[part] = images, labels
         return self._loaded[part]
 

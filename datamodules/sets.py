@@ -1,5 +1,7 @@
 """The image sets: scikit-learn's digits, MNIST, FashionMNIST, CIFAR-10 and CIFAR-100, and the look-up of a set by name."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,8 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from mlprank.datamodules.batches import generator
-from mlprank.datamodules.files import FileSet
-from mlprank.datamodules.formats import read_cifar_batch, read_idx_pair
+from mlprank.datamodules.files import FileSet, read_cifar_batch, read_idx_pair
 from mlprank.datamodules.images import ImageDataModule
 from mlprank.utils.registry import Registry
 
@@ -31,15 +32,7 @@ class DigitsDataModule(ImageDataModule):
     in_shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
-        """Return the training or the test images.
-
-        Args:
-            part: `train` or `test`.
-
-        Returns:
-            Images, shape (N, 1, 8, 8), uint8, their 17 grey levels stretched to 256; labels, shape (N,), int64; their
-            place.
-        """
+        """Return the training or the test images, their 17 grey levels stretched to 256; see `ImageDataModule.read`."""
         import sklearn.datasets  # takes a second to import
 
         bunch = sklearn.datasets.load_digits()
@@ -51,21 +44,32 @@ class DigitsDataModule(ImageDataModule):
         return images[rows], labels[rows], Path(sklearn.datasets.__file__)
 
 
-IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+def _torchvision(name: str) -> Callable[[Path], None]:
+    """Return what downloads a set of torchvision's below a directory, with a progress bar, and checks it.
 
-
-def download_mnist(root: Path) -> None:
-    """Download MNIST with torchvision and its progress bar into `root/MNIST/raw`.
-
-    Args:
-        root: Directory to download into.
-
-    Raises:
-        RuntimeError: If no mirror gives the files, or others than the official ones.
+    MNIST's files come one by one, CIFAR's as one archive, which is not unpickled here.
     """
-    import torchvision.datasets  # heavy
 
-    torchvision.datasets.MNIST(root, download=True)
+    def download(root: Path) -> None:
+        import torchvision.datasets  # heavy
+
+        source = getattr(torchvision.datasets, name)
+        if hasattr(source, "tgz_md5"):
+            fetch = torchvision.datasets.utils.download_and_extract_archive
+            fetch(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
+        else:
+            source(root, download=True)
+
+    return download
+
+
+_MNIST = FileSet(
+    name="MNIST",
+    files=tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+    folders=("MNIST/raw", "MNIST", "raw", ""),
+    download=_torchvision("MNIST"),
+    suffixes=("", ".gz"),
+)
 
 
 class MNISTDataModule(ImageDataModule):
@@ -80,58 +84,14 @@ class MNISTDataModule(ImageDataModule):
 
     num_classes: ClassVar[int] = 10
     in_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
-    file_set: ClassVar[FileSet] = FileSet(
-        name="MNIST",
-        files=IDX_FILES,
-        folders=("MNIST/raw", "MNIST", "raw", ""),
-        download=download_mnist,
-        suffixes=("", ".gz"),
-        remedy="run once with a network",
-    )
-
-    def prepare_data(self) -> None:
-        """Download the files unless they are there or `download` is off.
-
-        Raises:
-            FileNotFoundError: If the download fails; it names the directory, the files and how to get them.
-        """
-        if self.download:
-            self.file_set.ensure(self.data_dir)
+    file_set: ClassVar[FileSet] = _MNIST
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
-        """Read the training or the test images.
-
-        Args:
-            part: `train` or `test`.
-
-        Returns:
-            Images, shape (N, 1, 28, 28), uint8; labels, shape (N,), int64; the file of labels.
-
-        Raises:
-            FileNotFoundError: If the files are not there.
-            ValueError: If a file is damaged; it names the file.
-        """
+        """Read the training or the test images from the two idx files of `part`; see `ImageDataModule.read`."""
         paths = self.file_set.locate(self.data_dir)
         prefix = "train" if part == "train" else "t10k"
-        labels_path = paths[f"{prefix}-labels-idx1-ubyte"]
-        images, labels = read_idx_pair(
-            paths[f"{prefix}-images-idx3-ubyte"], labels_path, in_shape=self.in_shape, num_classes=self.num_classes
-        )
-        return images, labels, labels_path
-
-
-def download_fashion_mnist(root: Path) -> None:
-    """Download FashionMNIST with torchvision and its progress bar into `root/FashionMNIST/raw`.
-
-    Args:
-        root: Directory to download into.
-
-    Raises:
-        RuntimeError: If the mirror does not give the files, or others than the official ones.
-    """
-    import torchvision.datasets  # heavy
-
-    torchvision.datasets.FashionMNIST(root, download=True)
+        places = paths[f"{prefix}-images-idx3-ubyte"], paths[f"{prefix}-labels-idx1-ubyte"]
+        return *read_idx_pair(*places, in_shape=self.in_shape, num_classes=self.num_classes), places[1]
 
 
 class FashionMNISTDataModule(MNISTDataModule):
@@ -145,34 +105,14 @@ class FashionMNISTDataModule(MNISTDataModule):
         Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST", arXiv:1708.07747.
     """
 
-    file_set: ClassVar[FileSet] = FileSet(
+    file_set: ClassVar[FileSet] = replace(
+        _MNIST,
         name="FashionMNIST",
-        files=IDX_FILES,
         folders=("FashionMNIST/raw", "FashionMNIST", "raw", ""),
-        download=download_fashion_mnist,
-        suffixes=("", ".gz"),
+        download=_torchvision("FashionMNIST"),
         system_folders=(Path("/usr/share/datasets/fashion-mnist"),),
         remedy="on Debian and Ubuntu `apt-get install dataset-fashion-mnist`, or run once with a network",
     )
-
-
-TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
-
-
-def download_cifar10(root: Path) -> None:
-    """Download CIFAR-10's archive with torchvision's progress bar, check it and unpack it into `root`.
-
-    Args:
-        root: Directory to download into.
-
-    Raises:
-        OSError: If there is no network.
-        RuntimeError: If the archive is not the official one.
-    """
-    from torchvision.datasets import CIFAR10  # heavy
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    download_and_extract_archive(CIFAR10.url, str(root), filename=CIFAR10.filename, md5=CIFAR10.tgz_md5)
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -191,61 +131,22 @@ class CIFAR10DataModule(ImageDataModule):
     mean: ClassVar[tuple[float, ...] | None] = (0.4914, 0.4822, 0.4465)
     std: ClassVar[tuple[float, ...] | None] = (0.2470, 0.2435, 0.2616)
     label_key: ClassVar[str] = "labels"
-    train_files: ClassVar[tuple[str, ...]] = TRAIN_FILES
-    test_file: ClassVar[str] = "test_batch"
     file_set: ClassVar[FileSet] = FileSet(
         name="CIFAR10",
-        files=(*TRAIN_FILES, "test_batch"),
+        files=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
         folders=("cifar-10-batches-py", ""),
-        download=download_cifar10,
-        remedy="run once with a network",
+        download=_torchvision("CIFAR10"),
     )
 
-    def prepare_data(self) -> None:
-        """Download the files unless they are there or `download` is off.
-
-        Raises:
-            FileNotFoundError: If the download fails; it names the directory, the files and how to get them.
-        """
-        if self.download:
-            self.file_set.ensure(self.data_dir)
-
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
-        """Read the training or the test images.
-
-        Args:
-            part: `train` or `test`.
-
-        Returns:
-            Images, shape (N, 3, 32, 32), uint8; labels, shape (N,), int64; the files' directory.
-
-        Raises:
-            FileNotFoundError: If the files are not there.
-            ValueError: If a file is damaged or asks to run something; it names the file.
-        """
-        paths = self.file_set.locate(self.data_dir)
-        names = self.train_files if part == "train" else (self.test_file,)
+        """Read the training images from all files but the last, or the test images from that; see `ImageDataModule.read`."""
+        paths = list(self.file_set.locate(self.data_dir).values())
         batches = [
-            read_cifar_batch(paths[name], label_key=self.label_key, num_classes=self.num_classes) for name in names
+            read_cifar_batch(path, label_key=self.label_key, num_classes=self.num_classes)
+            for path in (paths[:-1] if part == "train" else paths[-1:])
         ]
         images, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
-        return images, labels, paths[names[0]].parent
-
-
-def download_cifar100(root: Path) -> None:
-    """Download CIFAR-100's archive with torchvision's progress bar, check it and unpack it into `root`.
-
-    Args:
-        root: Directory to download into.
-
-    Raises:
-        OSError: If there is no network.
-        RuntimeError: If the archive is not the official one.
-    """
-    from torchvision.datasets import CIFAR100  # heavy
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    download_and_extract_archive(CIFAR100.url, str(root), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
+        return images, labels, paths[0].parent
 
 
 class CIFAR100DataModule(CIFAR10DataModule):
@@ -263,31 +164,13 @@ class CIFAR100DataModule(CIFAR10DataModule):
     mean: ClassVar[tuple[float, ...] | None] = (0.5071, 0.4865, 0.4409)
     std: ClassVar[tuple[float, ...] | None] = (0.2673, 0.2564, 0.2762)
     label_key: ClassVar[str] = "fine_labels"
-    train_files: ClassVar[tuple[str, ...]] = ("train",)
-    test_file: ClassVar[str] = "test"
     file_set: ClassVar[FileSet] = FileSet(
-        name="CIFAR100",
-        files=("train", "test"),
-        folders=("cifar-100-python", ""),
-        download=download_cifar100,
-        remedy="run once with a network",
+        name="CIFAR100", files=("train", "test"), folders=("cifar-100-python", ""), download=_torchvision("CIFAR100")
     )
 
 
-DATASETS = Registry(
-    "data set",
-    LightningDataModule,
-    {
-        cls.__name__.removesuffix("DataModule"): cls
-        for cls in (
-            DigitsDataModule,
-            MNISTDataModule,
-            FashionMNISTDataModule,
-            CIFAR10DataModule,
-            CIFAR100DataModule,
-        )
-    },
-)
+_SETS = (DigitsDataModule, MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule, CIFAR100DataModule)
+DATASETS = Registry("data set", LightningDataModule, {cls.__name__.removesuffix("DataModule"): cls for cls in _SETS})
 """The data modules by the name of their set; `register_dataset` adds one."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from mlprank.surgery.narrow import narrow
 
 _STEPS_BETWEEN_CHECKS = 50
 """On an accelerator reading the loss waits for the device, so it is read once in so many steps."""
+_REMEDIES = "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32"
 
 
 class ImageClassifier(LightningModule):
@@ -94,7 +94,9 @@ class ImageClassifier(LightningModule):
         self.top1, self.top5 = (_accuracy(self.num_classes, top_k) for top_k in (1, 5))
         self.mean_loss = MeanMetric()
         self._rate = math.nan
-        self._trained = _Trained()
+        self._loss_sum: float | Tensor = 0.0
+        """Of the samples of the epoch so far."""
+        self._num_samples = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, shape (N, num_classes), of a batch of images."""
@@ -109,19 +111,13 @@ class ImageClassifier(LightningModule):
         config = {"scheduler": scheduler, "interval": "epoch", "monitor": getattr(scheduler, "monitor", "val_loss")}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Drop the gradients, as `optimizer.zero_grad()` does, without its bookkeeping."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
     def on_train_epoch_start(self) -> None:
         """Start the epoch's mean loss anew, and note the learning rate that it is trained with.
 
         Raises:
             ValueError: If the schedule has made the rate negative or not finite.
         """
-        self._trained = _Trained()
+        self._loss_sum, self._num_samples = 0.0, 0
         self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if not (math.isfinite(self._rate) and self._rate >= 0):
             raise ValueError(
@@ -130,18 +126,15 @@ class ImageClassifier(LightningModule):
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch, after stopping the run where it is no finite number."""
+        """Return the loss of a batch, after stopping the run where it is not a finite number."""
         images, targets = batch
         loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.label_smoothing)
-        trained = self._trained
-        trained.samples += (samples := images.shape[0])
+        self._num_samples += (samples := images.shape[0])
         if loss.device.type == "cpu":
-            value = loss.item()
-            if not math.isfinite(value):
-                self._stop(value)
-            trained.loss += value * samples
+            self._loss_sum += (value := loss.item()) * samples
+            self._check_finite(value)
         else:
-            trained.loss = trained.loss + loss.detach() * samples
+            self._loss_sum = self._loss_sum + loss.detach() * samples
             if batch_idx % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1:
                 self._check_mean_loss()
         return loss
@@ -153,8 +146,8 @@ class ImageClassifier(LightningModule):
         self.log("lr", self._rate, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
-        """Stop before a checkpoint is written where the loss of the epoch is no finite number."""
-        if self.trainer.training and self._trained.samples:
+        """Stop before a checkpoint is written where the loss of the epoch is not a finite number."""
+        if self.trainer.training and self._num_samples:
             self._check_mean_loss()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -190,7 +183,7 @@ class ImageClassifier(LightningModule):
             ValueError: If the checkpoint's weights are another network's.
         """
         state = checkpoint["state_dict"]
-        self.pruning = match_widths(self, checkpoint)
+        self.pruning = self._match_widths(checkpoint)
         match_masks(self, state)
         check_state(self.state_dict(), state, source="the checkpoint")
 
@@ -211,30 +204,55 @@ class ImageClassifier(LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         values = {"loss": self.mean_loss, "top1": self.top1, "top5": self.top5}
         computed = {f"{stage}_{name}": metric.compute() for name, metric in values.items()}
-        self.log_dict(computed, prog_bar=True, sync_dist=True)
         for metric in values.values():
             metric.reset()
+        if self.trainer.state.fn != "fit" and not math.isfinite(loss := float(computed[f"{stage}_loss"])):
+            raise FloatingPointError(
+                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images are not finite; "
+                "take another checkpoint (--ckpt_path), and look for non-finite images"
+            )
+        self.log_dict(computed, prog_bar=True, sync_dist=True)
 
     def _check_mean_loss(self) -> float:
-        mean = float(self._trained.loss) / max(self._trained.samples, 1)
-        if not math.isfinite(mean):
-            self._stop(mean)
+        mean = float(self._loss_sum) / max(self._num_samples, 1)
+        self._check_finite(mean)
         return mean
 
-    def _stop(self, value: float) -> None:
-        raise FloatingPointError(
-            f"the training loss became {value} at step {self.global_step} (epoch {self.current_epoch}, lr={self._rate:g}); "
-            "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32, "
-            "and look for non-finite images; checkpoints that were written before are kept"
-        )
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss became {loss} at step {self.global_step} (epoch {self.current_epoch}, "
+                f"lr={self._rate:g}); {_REMEDIES}, and look for non-finite images; checkpoints that were written before "
+                "are kept"
+            )
 
+    def _match_widths(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Give the network the widths of a checkpoint, and return its entry "mlprank"; None for a dense network's.
 
-@dataclass
-class _Trained:
-    """What was trained in an epoch so far: the sum of the losses of the samples, and how many they are."""
+        The entry's "slices" are the kept indices of every parameter that was narrowed, by its name in the classifier and
+        its dimension, and its "biases" name the biases that pruning created.
+        """
+        record, was_narrow = checkpoint.get("mlprank"), self.pruning is not None
+        if record is None:
+            if was_narrow:
+                self.model = self._dense()
+            return None
+        if not isinstance(record, dict) or not isinstance(record.get("slices"), Mapping):
+            raise ValueError("the checkpoint's entry 'mlprank' has no 'slices', so the file is damaged or foreign")
+        state, own = checkpoint["state_dict"], self.state_dict()
+        created = [str(name) for name in record.get("biases", ())]
+        differ = any(name in state and state[name].shape != tensor.shape for name, tensor in own.items())
+        if differ or set(created) - set(own):
+            slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
+            biases = tuple(name.removeprefix("model.") for name in created)
+            self.model = narrow(self._dense() if was_narrow else self.model, slices, biases=biases)
+        return record
 
-    loss: float | Tensor = 0.0
-    samples: int = 0
+    def _dense(self) -> nn.Module:
+        spec = self.hparams.get("model")
+        if spec is None:
+            raise ValueError("the network is narrow and its class is not recorded; build the classifier anew")
+        return build_model(spec)
 
 
 def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:
@@ -250,45 +268,3 @@ def _num_classes(model: nn.Module, given: int | None) -> int:
     if not isinstance(given, int) or given < 1:
         raise ValueError(f"num_classes={given!r} must be a positive integer; {type(model).__name__} does not tell it")
     return given
-
-
-def match_widths(module: ImageClassifier, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give `module.model` the widths of the checkpoint: narrow for a pruned one, else dense.
-
-    Args:
-        module: The classifier, dense or narrow.
-        checkpoint: A Lightning checkpoint; that of a pruned network has an entry "mlprank" whose "slices" are the kept
-            indices of every parameter that was narrowed, by its name in the classifier and its dimension, and whose
-            "biases" name the biases that pruning created.
-
-    Returns:
-        The entry "mlprank", or None for a dense network.
-
-    Raises:
-        ValueError: If the entry is malformed, or a narrow network of an unknown class is to become dense.
-    """
-    record = checkpoint.get("mlprank")
-    if record is None:
-        if module.pruning is not None:
-            module.model = _dense(module)
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("slices"), Mapping):
-        raise ValueError("the checkpoint's entry 'mlprank' has no 'slices', so the file is damaged or foreign")
-    state = checkpoint["state_dict"]
-    own = module.state_dict()
-    created = [str(name) for name in record.get("biases", ())]
-    if any(name in state and state[name].shape != tensor.shape for name, tensor in own.items()) or set(created) - set(
-        own
-    ):
-        if module.pruning is not None:
-            module.model = _dense(module)
-        slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
-        module.model = narrow(module.model, slices, biases=tuple(name.removeprefix("model.") for name in created))
-    return record
-
-
-def _dense(module: ImageClassifier) -> nn.Module:
-    spec = module.hparams.get("model")
-    if spec is None:
-        raise ValueError("the network is narrow and its class is not recorded; build the classifier anew")
-    return build_model(spec)

@@ -34,7 +34,11 @@ class FourLayerCNN(nn.Module):
         self, in_channels: int = 1, num_classes: int = 10, *, widths: Sequence[int] = (32, 64, 64, 128)
     ) -> None:
         super().__init__()
-        _check_widths(in_channels=in_channels, num_classes=num_classes, widths=widths, count=4)
+        if len(widths) != 4:
+            raise ValueError(f"widths={list(widths)} must be 4 numbers of channels, one for each convolution")
+        check_sizes(
+            in_channels=in_channels, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
+        )
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.init_args: dict[str, object] = {
@@ -138,11 +142,3 @@ class ResNet18(nn.Module):
 
 def _conv3x3(in_channels: int, channels: int, *, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-
-
-def _check_widths(*, in_channels: int, num_classes: int, widths: Sequence[int], count: int) -> None:
-    if len(widths) != count:
-        raise ValueError(f"widths={list(widths)} must be {count} numbers of channels, one a convolution")
-    check_sizes(
-        in_channels=in_channels, num_classes=num_classes, **{f"widths[{i}]": width for i, width in enumerate(widths)}
-    )

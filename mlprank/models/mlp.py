@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mlprank.utils.errors import did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -55,8 +56,7 @@ class MLP(nn.Module):
             in_features=in_features, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
         )
         if activation not in ACTIVATIONS:
-            near = difflib.get_close_matches(activation, ACTIVATIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(activation, ACTIVATIONS)
             raise ValueError(f"activation={activation!r} is not one of {', '.join(sorted(ACTIVATIONS))}{hint}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} must lie in [0, 1): it is the share of activations dropped")
@@ -144,18 +144,10 @@ class ThreeLayerMLP(_ThesisNetwork):
 
     def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
         super().__init__(in_features, num_classes)
-        self.linear_relu_stack = nn.Sequential(
-            nn.Linear(in_features, 512),
-            nn.ReLU(),
-            nn.Linear(512, 512),
-            nn.ReLU(),
-            nn.Linear(512, num_classes),
-        )
+        hidden = nn.Linear(in_features, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()
+        self.linear_relu_stack = nn.Sequential(*hidden, nn.Linear(512, num_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, num_classes), of a batch of shape (N, …)."""
-        logits: Tensor = self.linear_relu_stack(self.flatten(x))
-        return logits
+    forward = TwoLayerMLP.forward
 
 
 class SixLayerMLP(_ThesisNetwork):

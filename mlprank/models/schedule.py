@@ -17,31 +17,25 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR, LRScheduler, ReduceLR
 
 from mlprank.artifact.spec import build, class_path_of
 
-T = TypeVar("T")
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
+T = TypeVar("T", Optimizer, LRScheduler)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def as_factory(given: object, base: type[T], *, argument: str) -> Callable[[Any], T]:
-    """Return a function that builds a `base` from its one positional argument.
-
-    Args:
-        given: A class, a `functools.partial`, any other callable, or `{"class_path", "init_args"}`.
-        base: Optimizer or LRScheduler.
-        argument: What the user calls it, for messages.
-
-    Raises:
-        TypeError: If it is neither callable nor a description.
-    """
+def _built(given: object, base: type[T], positional: Any, *, argument: str) -> T:
+    """Call a factory: a class, a `functools.partial`, any other callable, or `{"class_path", "init_args"}`."""
     if isinstance(given, Mapping):
-        return lambda positional: build(given, base, positional)
+        return build(given, base, positional)
     if not callable(given):
         raise TypeError(
             f"{argument}={given!r} must be a callable such as functools.partial(torch.optim.SGD, lr=0.1), "
             'or {"class_path": ..., "init_args": ...}'
         )
-    return given
+    built = given(positional)
+    if not isinstance(built, base):
+        raise TypeError(
+            f"{argument}={given!r} returned a {type(built).__name__}, not a {base.__module__}.{base.__name__}"
+        )
+    return built
 
 
 def build_optimizer(given: object, parameters: Iterable[Any]) -> Optimizer:
@@ -51,14 +45,14 @@ def build_optimizer(given: object, parameters: Iterable[Any]) -> Optimizer:
         ValueError: If its arguments are out of range; a learning rate must be finite and not negative.
         TypeError: If the factory returns something else than an optimizer, or an argument has the wrong type.
     """
-    factory = as_factory(given, Optimizer, argument="optimizer")
-    _check_rate(_init_args(given).get("lr", 0.0), optimizer=_name(given))
+    named = (
+        given.keywords if isinstance(given, partial) else given.get("init_args") if isinstance(given, Mapping) else {}
+    )
+    _check_rate((named or {}).get("lr", 0.0), optimizer=_name(given))
     try:
-        optimizer = factory(list(parameters))
+        optimizer = _built(given, Optimizer, list(parameters), argument="optimizer")
     except (ValueError, TypeError) as error:
         raise type(error)(f"optimizer {_name(given)} cannot be built: {error}") from error
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer={given!r} returned a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     for group in optimizer.param_groups:
         _check_rate(group.get("lr", 0.0), optimizer=type(optimizer).__name__)
     return optimizer
@@ -75,20 +69,14 @@ def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:
     """Build the learning-rate scheduler of `optimizer`.
 
     Raises:
-        ValueError: If its arguments are out of range, or it does not fit the optimizer, as a schedule of the momentum
-            does not fit an optimizer that has none.
-        TypeError: If the factory returns something else than a scheduler.
+        ValueError: If it is not one, its arguments are out of range, or it does not fit the optimizer, as a schedule of
+            the momentum does not fit an optimizer that has none.
     """
-    factory = as_factory(given, LRScheduler, argument="lr_scheduler")
     try:
-        scheduler = factory(optimizer)
+        return _built(given, LRScheduler, optimizer, argument="lr_scheduler")
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"lr_scheduler {_name(given)} does not fit optimizer {type(optimizer).__name__}: {error}"
-        ) from error
-    if not isinstance(scheduler, LRScheduler):
-        raise TypeError(f"lr_scheduler={given!r} returned a {type(scheduler).__name__}, not a learning-rate scheduler")
-    return scheduler
+        fits = f"lr_scheduler {_name(given)} does not fit optimizer {type(optimizer).__name__}"
+        raise ValueError(f"{fits}: {error}") from error
 
 
 def check_scheduler(scheduler: LRScheduler) -> None:
@@ -133,16 +121,15 @@ def parameter_groups(
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} must be a finite number of at least 0, or None for the optimizer's")
     in_norms = {id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(False)}
-    groups: dict[float | None, list[Tensor]] = {None: []}
+    groups: dict[float | None, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_bias = name.rpartition(".")[2] == "bias"
             decay = norm_weight_decay if id(parameter) in in_norms else bias_weight_decay if is_bias else None
             groups.setdefault(decay, []).append(parameter)
     return [
-        {"params": parameters} if decay is None else {"params": parameters, "weight_decay": decay}
+        {"params": parameters, **({} if decay is None else {"weight_decay": decay})}
         for decay, parameters in groups.items()
-        if parameters
     ]
 
 
@@ -156,23 +143,25 @@ def describe_factory(given: object, built: Optimizer | LRScheduler) -> dict[str,
     Returns:
         `{"class_path": str, "init_args": dict}`, or None where the arguments cannot be told.
     """
-    described = _plain(given)
-    if isinstance(described, dict):
-        return described
+    try:
+        described = _plain(given)
+        if isinstance(described, dict):
+            return described
+    except TypeError:
+        pass
     known = built.defaults if isinstance(built, Optimizer) else vars(built)
     parameters = list(inspect.signature(type(built)).parameters.values())[1:]
-    init_args = {p.name: _plain(known[p.name]) for p in parameters if p.name in known and p.name != "last_epoch"}
-    required = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
-    if not required <= init_args.keys() or any(value is _OPAQUE for value in init_args.values()):
+    if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in known for p in parameters):
         return None
-    return {"class_path": class_path_of(type(built)), "init_args": init_args}
-
-
-_OPAQUE = object()
+    try:
+        arguments = {p.name: _plain(known[p.name]) for p in parameters if p.name in known and p.name != "last_epoch"}
+    except TypeError:
+        return None
+    return {"class_path": class_path_of(type(built)), "init_args": arguments}
 
 
 def _plain(value: object) -> Any:
-    """Return `value` in plain types; classes and partials of classes as descriptions; else `_OPAQUE`."""
+    """Return `value` in plain types; classes and partials of classes as descriptions; a TypeError for anything else."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor) and value.numel() == 1:
@@ -180,22 +169,12 @@ def _plain(value: object) -> Any:
     if isinstance(value, type):
         return {"class_path": class_path_of(value), "init_args": {}}
     if isinstance(value, partial) and isinstance(value.func, type) and not value.args:
-        init_args = {name: _plain(item) for name, item in value.keywords.items()}
-        opaque = any(item is _OPAQUE for item in init_args.values())
-        return _OPAQUE if opaque else {"class_path": class_path_of(value.func), "init_args": init_args}
-    if type(value) in (list, tuple):
-        items = [_plain(item) for item in value]  # type: ignore[attr-defined]
-        return _OPAQUE if any(item is _OPAQUE for item in items) else items
+        return {"class_path": class_path_of(value.func), "init_args": _plain(value.keywords)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     if isinstance(value, Mapping):
-        entries = {str(name): _plain(item) for name, item in value.items()}
-        return _OPAQUE if any(item is _OPAQUE for item in entries.values()) else entries
-    return _OPAQUE
-
-
-def _init_args(given: object) -> Mapping[str, Any]:
-    if isinstance(given, Mapping):
-        return given.get("init_args") or {}
-    return given.keywords if isinstance(given, partial) else {}
+        return {str(name): _plain(item) for name, item in value.items()}
+    raise TypeError(f"{value!r} has no description in plain types")
 
 
 def _name(given: object) -> str:

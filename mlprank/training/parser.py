@@ -21,7 +21,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
-import mlprank.datamodules
+import mlprank.datamodules.sets
 import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
 from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.spec import class_path_of, resolve_class

@@ -1,23 +1,43 @@
+import builtins
 import functools
+import gzip
 import http.server
+import io
 import os
+import pickle
 import re
 import shutil
 import socket
+import struct
 import tarfile
 import threading
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets.utils import calculate_md5
 
 from mlprank.datamodules import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
-from mlprank.datamodules.files import DATA_DIR_VARIABLE, FileSet, resolve_data_dir
-from tests.datamodules.writers import write_cifar10, write_mnist
+from mlprank.datamodules.files import (
+    DATA_DIR_VARIABLE,
+    FileSet,
+    read_cifar_batch,
+    read_idx,
+    read_idx_pair,
+    resolve_data_dir,
+)
+from tests.datamodules.writers import (
+    idx_bytes,
+    images_and_labels,
+    python2_batch,
+    python3_batch,
+    write_cifar10,
+    write_mnist,
+)
 
 
 def unreachable(root: Path) -> None:
@@ -192,3 +212,218 @@ def test_cifar_is_downloaded_and_checked_before_anything_is_read(tmp_path, monke
     datamodule = CIFAR10DataModule(data_dir=str(tmp_path / "data"))
     datamodule.prepare_data()
     assert torch.equal(datamodule.read("train")[0], written["train"][0])
+
+
+IMAGES = idx_bytes(images_and_labels(5)[0])
+LABELS = idx_bytes(images_and_labels(5)[1])
+
+
+@pytest.fixture
+def pair(tmp_path):
+    def write(images=IMAGES, labels=LABELS):
+        paths = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
+        for path, content in zip(paths, (images, labels), strict=True):
+            path.write_bytes(content)
+        return paths
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_idx_file_is_read_as_written(tmp_path, suffix):
+    images = images_and_labels(300)[0]
+    path = tmp_path / f"images{suffix}"
+    path.write_bytes(gzip.compress(idx_bytes(images)) if suffix else idx_bytes(images))
+    assert torch.equal(read_idx(path, item_shape=(28, 28)), torch.from_numpy(images))
+
+
+def test_a_pair_has_a_channel_and_integer_labels(pair):
+    images, labels = read_idx_pair(*pair(), in_shape=(1, 28, 28), num_classes=10)
+    assert images.shape == (5, 1, 28, 28)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "starts with the bytes ''"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "starts with the bytes '89504e47'"),
+        (LABELS, "starts with the bytes '00000801'.*'00000803'"),
+        (IMAGES[:10], "ends within its header"),
+        (IMAGES[:-1], r"announces 5 items in 3920 bytes and the file holds only 3919.*truncated"),
+        (IMAGES[:100], "truncated or damaged: delete it and get it again"),
+        (IMAGES + b"x", "holds more than 3920"),
+        (IMAGES[:4] + struct.pack(">3I", 6, 28, 28) + IMAGES[16:], "announces 6 items"),
+        (IMAGES[:4] + struct.pack(">3I", 0, 28, 28), "announces 0 items"),
+        (IMAGES[:4] + struct.pack(">3I", 2**32 - 1, 28, 28) + IMAGES[16:], r"announces 4294967295 items, outside"),
+        (idx_bytes(np.zeros((5, 8, 8), np.uint8)), r"shape \(8, 8\), not \(28, 28\)"),
+    ],
+)
+def test_a_damaged_file_of_images_is_named_and_never_half_read(pair, content, complaint):
+    images, labels = pair(images=content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(images))}.*{complaint}"):
+        read_idx_pair(images, labels, in_shape=(1, 28, 28), num_classes=10)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted", "not gzip", "checksum"])
+def test_a_damaged_gzip_file_is_named(tmp_path, damage):
+    whole = gzip.compress(IMAGES)
+    content = {
+        "truncated": whole[: len(whole) // 2],
+        "corrupted": whole[:50] + bytes(200) + whole[250:],
+        "not gzip": IMAGES,
+        "checksum": whole[:-8] + bytes(8),
+    }[damage]
+    path = tmp_path / "images.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: is not a whole gzip file.*get it again"):
+        read_idx(path, item_shape=(28, 28))
+
+
+def test_images_and_labels_of_different_number_are_refused(pair):
+    images, labels = pair(labels=idx_bytes(images_and_labels(4)[1]))
+    with pytest.raises(ValueError, match=r"holds 5 images and .*labels-idx1-ubyte 4 labels"):
+        read_idx_pair(images, labels, in_shape=(1, 28, 28), num_classes=10)
+
+
+def test_a_label_out_of_range_is_refused_with_its_file_and_place(pair):
+    images, labels = pair(labels=idx_bytes(np.array([0, 1, 2, 10, 4], np.uint8)))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(labels))}: label 10 of image 3 is outside \[0, 10\)"):
+        read_idx_pair(images, labels, in_shape=(1, 28, 28), num_classes=10)
+
+
+PIXELS, CLASSES = images_and_labels(30, shape=(3072,))
+ENTRIES = {b"labels": CLASSES.tolist()}
+
+
+def read(tmp_path, content):
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(content)
+    return read_cifar_batch(path, label_key="labels", num_classes=10)
+
+
+@pytest.mark.parametrize("write", [python2_batch, python3_batch])
+def test_a_batch_is_read_as_written(tmp_path, write):
+    images, labels = read(tmp_path, write(PIXELS, ENTRIES))
+    assert torch.equal(images, torch.from_numpy(PIXELS).view(-1, 3, 32, 32))
+    assert images.dtype == torch.uint8
+    assert torch.equal(labels, torch.from_numpy(CLASSES).long())
+
+
+def test_the_python_2_writer_of_these_tests_writes_what_pickle_reads():
+    batch = pickle.load(io.BytesIO(python2_batch(PIXELS, ENTRIES)), encoding="bytes")
+    assert np.array_equal(batch[b"data"], PIXELS)
+    assert batch[b"labels"] == CLASSES.tolist()
+
+
+class Hostile:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("function", [os.mkdir, os.system, builtins.exec, builtins.eval])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, function):
+    victim = tmp_path / "victim"
+    argument = {
+        os.mkdir: str(victim),
+        os.system: f"mkdir {victim}",
+        builtins.exec: f"import os; os.mkdir({str(victim)!r})",
+        builtins.eval: f"__import__('os').mkdir({str(victim)!r})",
+    }[function]
+    content = pickle.dumps({b"data": Hostile(function, argument), **ENTRIES}, protocol=2)
+    with pytest.raises(
+        ValueError, match=rf"data_batch_1: is no whole CIFAR batch file \(it asks for .*{function.__name__}"
+    ):
+        read(tmp_path, content)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",  # another codec
+        b"c_codecs\nencode\nN}X\x08\x00\x00\x00__call__Ns\x86b.",  # state for a stand-in
+        b"cnumpy\ndtype\n}b.",
+        b"cnumpy.core.multiarray\n_reconstruct\n)b.",
+        b"cnumpy\nndarray\nK\x01\x85R.",  # only _reconstruct makes arrays
+    ],
+)
+def test_stand_ins_cannot_be_misused(tmp_path, state):
+    with pytest.raises(ValueError, match="data_batch_1: is no whole CIFAR batch file"):
+        read(tmp_path, b"\x80\x02" + state)
+
+
+@pytest.mark.parametrize("pixels", [PIXELS.astype(np.int64), PIXELS.astype("S1"), np.asfortranarray(PIXELS)])
+def test_arrays_of_anything_but_bytes_in_c_order_are_refused(tmp_path, pixels):
+    with pytest.raises(ValueError, match=r"data_batch_1: .* not one of unsigned bytes in C order"):
+        read(tmp_path, python3_batch(pixels, ENTRIES))
+
+
+def test_an_array_of_objects_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data_batch_1: .* not one of unsigned bytes in C order"):
+        read(tmp_path, python3_batch(np.array([[1, "a"]], dtype=object), ENTRIES))
+
+
+def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
+    content = python2_batch(PIXELS, ENTRIES).replace(b"J\x1e\x00\x00\x00J\x00\x0c", b"J\x1f\x00\x00\x00J\x00\x0c", 1)
+    with pytest.raises(ValueError, match=r"shape \(31, 3072\) does not hold 95232 bytes"):
+        read(tmp_path, content)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, 5000, -1])
+def test_a_truncated_file_is_named(tmp_path, kept):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/data_batch_1: is no whole CIFAR batch file"):
+        read(tmp_path, python2_batch(PIXELS, ENTRIES)[:kept])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_flipped_bytes_give_an_error_that_names_the_file_or_a_whole_set(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    content = bytearray(python2_batch(PIXELS[:1], {b"labels": [3]}))
+    for position in (*rng.integers(0, 200, 3), *rng.integers(len(content) - 30, len(content), 1)):
+        content[position] = rng.integers(0, 256)
+    outcome = ""
+    try:
+        images, labels = read(tmp_path, bytes(content))
+    except ValueError as error:
+        outcome = str(error)
+    assert "data_batch_1" in outcome or (images.shape == (1, 3, 32, 32) and 0 <= int(labels) < 10)
+
+
+@pytest.mark.parametrize(
+    ("entries", "complaint"),
+    [
+        ({b"labels": CLASSES.tolist()[:-1]}, "holds 30 images and 29 labels"),
+        ({b"labels": [*CLASSES.tolist()[:-1], 10]}, r"label 10 of image 29 is outside \[0, 10\)"),
+        ({b"labels": [-1, *CLASSES.tolist()[1:]]}, r"label -1 of image 0 is outside"),
+        ({b"fine_labels": CLASSES.tolist()}, 'has no list of integers "labels".*another data set'),
+    ],
+)
+def test_wrong_labels_are_refused(tmp_path, entries, complaint):
+    with pytest.raises(ValueError, match=f"data_batch_1: {complaint}"):
+        read(tmp_path, python2_batch(PIXELS, entries))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ([1, 2], 'has no entry "data"'),
+        ({b"labels": [1]}, 'has no entry "data"'),
+        ({b"data": PIXELS[:, :100], **ENTRIES}, r'"data" of shape \(n, 3072\)'),
+        ({b"data": PIXELS[:1], b"labels": ["3"]}, "has no list of integers"),
+        ({b"data": PIXELS[:1], b"labels": [2**100]}, "is outside"),
+    ],
+)
+def test_other_pickles_are_refused(tmp_path, content, complaint):
+    with pytest.raises(ValueError, match=f"data_batch_1: .*{complaint}"):
+        read(tmp_path, pickle.dumps(content, protocol=2))
+
+
+def test_a_file_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="data_batch_1: holds no images"):
+        read(tmp_path, python2_batch(PIXELS[:0], {b"labels": []}))

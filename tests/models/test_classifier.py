@@ -197,6 +197,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate_and_keeps_the_last_c
     assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
 
 
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_testing_ends_with_an_error_where_the_loss_is_not_finite(tmp_path: Path, command: str) -> None:
+    module = _classifier()
+    nn.init.constant_(module.model.fc1.weight, torch.nan)
+    with pytest.raises(FloatingPointError, match=rf"the loss is nan on the {command[:3]}.* data.*--ckpt_path"):
+        getattr(_trainer(tmp_path), command)(module, _batches(), verbose=False)
+
+
 def test_wrong_arguments_are_named_when_it_is_built() -> None:
     with pytest.raises(ValueError, match=r"label_smoothing=1.0 must lie in \[0, 1\)"):
         _classifier(label_smoothing=1.0)
