@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,11 +116,13 @@ def prune_mlp(
           mlprank fit --config configs/thesis/two_layer_mnist.yaml
         or give checkpoint=...
     """
+    from mlprank.datamodules import get_dataset  # Lightning takes seconds to import
+
     measure, method = get_measure(measure_name, **dict(measure_args or {})), get_method(method_name)
     root = Path(out_path or ".")
     network = get_model(model_name)()
     network = load_weights(checkpoint or find_trained(model_name, dataset_name, root), network).to(device)
-    data = _datamodule(dataset_name, batch_size=batch_size, data_dir=data_dir)
+    data: Any = get_dataset(dataset_name)(batch_size=batch_size, data_dir=data_dir)
     if published:
         conditions = PublishedConditions(network, data, batch_size=batch_size)
         pruned = conditions.prune(amount=amount, measure=measure, method=method)
@@ -215,16 +217,13 @@ class PublishedConditions:
             previous = found[name] = normalise_scores(measure(record))
         return found
 
-    def prune(
-        self, *, amount: float, measure: Measure, method: Method, scores: Mapping[str, Tensor] | None = None
-    ) -> PublishedPruning:
+    def prune(self, *, amount: float, measure: Measure, method: Method) -> PublishedPruning:
         """Zero the rows of the least important neurons.
 
         Args:
             amount: Their share, in [0, 1); 0 returns the network as it is, with no scores.
             measure: What scores a layer.
             method: What turns scores into masks.
-            scores: What `scores` gave, where they are at hand.
 
         Raises:
             ValueError: If the amount is out of range, or a measure needs what was not published.
@@ -234,7 +233,7 @@ class PublishedConditions:
         pruned = copy.deepcopy(self.network)
         if amount == 0:
             return PublishedPruning(pruned, {}, {})
-        scores = self.scores(measure, amount=amount) if scores is None else scores
+        scores = self.scores(measure, amount=amount)
         masks = _published_masks(scores, amount, method)
         with torch.no_grad():
             for name, layer in _linears(pruned):
@@ -269,19 +268,17 @@ def _pixels(images: Tensor, network: nn.Module) -> Tensor:
 
 def _published_masks(scores: Mapping[str, Tensor], amount: float, method: Method) -> dict[str, Tensor]:
     """Take the lowest scores without our guards: a layer may lose all its neurons, as published."""
+
+    def kept(values: Tensor, num_removed: int) -> Tensor:
+        return torch.ones_like(values, dtype=torch.bool).index_fill(0, values.argsort(stable=True)[:num_removed], False)
+
     if isinstance(method, Local):
-        return {name: _without_lowest(values, round(amount * len(values))) for name, values in scores.items()}
+        return {name: kept(values, round(amount * len(values))) for name, values in scores.items()}
     if isinstance(method, Global):
         flat = torch.cat(list(scores.values()))
-        mask = _without_lowest(flat, math.ceil(amount * len(flat)))
+        mask = kept(flat, math.ceil(amount * len(flat)))
         return dict(zip(scores, torch.split(mask, [len(values) for values in scores.values()]), strict=True))
     return method(scores, dict.fromkeys(scores, amount))
-
-
-def _without_lowest(scores: Tensor, count: int) -> Tensor:
-    mask = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    mask[scores.argsort(stable=True)[:count]] = False
-    return mask
 
 
 def _published_metrics(dense: nn.Module, pruned: nn.Module) -> dict[str, float]:
@@ -335,13 +332,3 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
             f"  mlprank fit --config configs/thesis/{recipe}.yaml\nor give checkpoint=..."
         )
     return found[-1]
-
-
-load_trained = load_weights
-"""Load a trained network from any file that holds its weights; see `mlprank.models.load_weights`."""
-
-
-def _datamodule(dataset_name: str, *, batch_size: int, data_dir: str | None) -> Any:
-    from mlprank.datamodules import get_dataset  # Lightning takes seconds to import
-
-    return cast(Any, get_dataset(dataset_name))(batch_size=batch_size, data_dir=data_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
         written = write_report(
             arguments.results,
             output,
-            pictures=() if arguments.no_png else arguments.pictures if arguments.pictures else PICTURE_KINDS,
+            pictures=PICTURE_KINDS if arguments.pictures == [] else arguments.pictures or (),
             formats=arguments.formats,
             csv=arguments.csv,
             baselines=arguments.baselines,
@@ -107,8 +108,8 @@ def _default_output(results: Path) -> Path:
 def _parser() -> CommandParser:
     parser = CommandParser(
         "report",
-        description="Write one self-contained HTML page, Markdown, tables and pictures from the results of `mlprank experiment`, "
-        "`tune` and `shrink`. Needs neither a GPU nor the network.",
+        description="Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results of"
+        " `mlprank experiment`, `tune` and `shrink`. Needs neither a GPU nor the network.",
         epilog="example: mlprank report runs/thesis --output runs/thesis/report",
     )
     parser.add_argument(
@@ -118,13 +119,13 @@ def _parser() -> CommandParser:
         "--output", type=Path, metavar="DIR", help="where to write; default: `report` in the first results directory"
     )
     pictures = parser.add_mutually_exclusive_group()
-    pictures.add_argument("--no-png", action="store_true", help="leave the pictures out, which take seconds")
+    pictures.add_argument("--no-png", action="store_true", help=argparse.SUPPRESS)  # pictures were once drawn unasked
     pictures.add_argument(
         "--pictures",
-        nargs="+",
+        nargs="*",
         choices=PICTURE_KINDS,
         metavar="KIND",
-        help=f"draw these alone: {', '.join(PICTURE_KINDS)}",
+        help=f"draw pictures too, half a second each: all, or {', '.join(PICTURE_KINDS)}",
     )
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, default=["png"], metavar="FORMAT", help="of pictures: png, svg, pdf"

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlprank.pruning.budgets import COUNTS, Budgets, format_count
 from mlprank.pruning.result import PruningResult
-from mlprank.utils.charts import Chart, CostPoint, front_chart, looks_of
+from mlprank.utils.charts import Chart, CostPoint, compose, draw_front, looks_of
 from mlprank.utils.files import write_whole
 
 
@@ -121,12 +121,6 @@ class Front:
             "max_bytes": ("file size, MB", 1e6),
             "max_latency": ("latency of a batch, ms", 1e-3),
         }[budget]
-        best = -math.inf
-        on_front = set()
-        for point in sorted(self.points, key=lambda point: (point.size(budget), -point.score)):
-            if point.score > best:
-                best = point.score
-                on_front.add(id(point))
         series = self.best.recipe.plain()["measure"]["name"]
         points = [
             CostPoint(
@@ -134,12 +128,11 @@ class Front:
                 point.size(budget) / unit,
                 point.score,
                 note=f"{point.amount:.0%} of the {self.count} removed".replace("%", " %"),
-                on_front=id(point) in on_front,
                 chosen=point is self.best_point,
             )
             for point in self.points
         ]
-        return front_chart(
+        drawing = draw_front(
             points,
             looks_of([series]),
             title=f"{type(self.best.model).__name__}: {self.budgets}",
@@ -148,6 +141,7 @@ class Front:
             score=self.score if not self.in_percent else {"top-1": "top-1 accuracy"}.get(self.score, self.score),
             percent=self.in_percent,
         )
+        return compose([drawing])
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         latency = self.dense.latency_s is not None

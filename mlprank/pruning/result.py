@@ -17,7 +17,7 @@ from mlprank.costs.metrics import ModelMetrics, measure_model
 from mlprank.graph.program import Fill, Inputs
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.narrow import Slices
-from mlprank.utils.charts import Chart, ScoredLayer, ScoresPanel, display_name, scores_chart
+from mlprank.utils.charts import Chart, ScoredLayer, compose, display_name, draw_scores
 
 _MAX_LAYERS_DRAWN = 40
 
@@ -210,7 +210,7 @@ class PruningResult:
             for name in shown
         )
         title = f"{type(self.model).__name__}, {display_name(measure)}, {amount}{more}"
-        return scores_chart([ScoresPanel(title, layers)], width=460)
+        return compose([draw_scores(layers, title=title, width=460)])
 
     def __str__(self) -> str:
         from mlprank.pruning.table import render

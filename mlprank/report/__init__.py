@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, Markdown, tables and pictures, from the results of experiments and grid searches; needs no torch."""
+"""The report: one self-contained HTML page, Markdown, tables and, where asked for, pictures of experiments and searches; needs no torch."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -6,29 +6,28 @@ from pathlib import Path
 
 from mlprank.experiments.statistics import SMALLEST_EFFECT
 from mlprank.experiments.store import to_csv
+from mlprank.report.charts import PICTURE_KINDS, write_pictures
 from mlprank.report.content import Content, content_of
-from mlprank.report.findings import all_tables, csv_table, latex_table, markdown_table, sentences_of, slug, title_of
-from mlprank.report.page import PICTURE_KINDS, page_html, write_pictures
+from mlprank.report.findings import sentences_of, title_of
+from mlprank.report.page import HEADINGS, page_html
+from mlprank.report.tables import all_tables, csv_table, latex_table, markdown_table, slug
 from mlprank.utils.files import write_whole
 
 __all__ = ["PICTURE_KINDS", "ReportFiles", "write_report"]
 
 _LONGEST_NAME = 80
-_HEADINGS = {
+_SECTIONS = {
     "accuracy": "Top-1 accuracy",
     "claims": "Weighted PageRank against the others",
     "differences": "Weighted PageRank against the others, setting by setting",
-    "latency": "Accuracy against measured latency",
-    "size": "Accuracy against size",
-    "lost": "What every layer lost",
-    "centralities": "Where the centralities lie",
-    "tuning": "Training runs",
+    **{kind: heading for kind, heading in HEADINGS.items() if kind not in ("accuracy", "differences")},
     "trials": "The best trials",
-    "shrunk": "Smallest networks under a budget",
     "failed": "Failed cells",
     "configuration": "Configuration",
     "environment": "Environment",
 }
+_PICTURES = {"claims": "differences", "differences": ""}
+"""Which pictures stand in a section, where they are not those of its own kind: that of the differences shows the claims."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def write_report(
     """Write `report.html`, `report.md`, the tables as LaTeX and CSV, and pictures.
 
     Args:
-        results: Results directories of experiments and of grid searches. One that cannot be read is named in the report.
+        results: Results directories of experiments, grid searches and shrinks. One that cannot be read is named in the report.
         output: Directory, made where it is missing.
         pictures: Which pictures to draw, of `PICTURE_KINDS`.
         formats: What they become: "png", "svg", "pdf".
@@ -86,24 +85,19 @@ def write_report(
     tables = _write_tables(content, directory / "tables")
     failed = sum(record.status == "failed" for record in content.records)
     rows = to_csv(content.records, directory / "results.csv") if csv else None
-    num = len(content.records)
-    return ReportFiles(page, text, tables, drawn, rows, num - failed, failed, content.problems)
+    return ReportFiles(page, text, tables, drawn, rows, len(content.records) - failed, failed, content.problems)
 
 
 def _write_tables(content: Content, directory: Path) -> tuple[Path, ...]:
     """Every table as LaTeX and CSV, named by what it shows; long names are cut and told apart by a number."""
-    written: list[Path] = []
+    written: dict[Path, str] = {}
     for table in all_tables(content):
-        what = slug(table.title)[:_LONGEST_NAME]
-        name = "_".join(dict.fromkeys([table.kind, what]))
+        name = "_".join(dict.fromkeys([table.kind, slug(table.title)[:_LONGEST_NAME]]))
         if directory / f"{name}.tex" in written:
             name += f"_{len(written)}"
-        for path, text in (
-            (directory / f"{name}.tex", latex_table(table)),
-            (directory / f"{name}.csv", csv_table(table)),
-        ):
-            write_whole(path, text)
-            written.append(path)
+        written |= {directory / f"{name}.tex": latex_table(table), directory / f"{name}.csv": csv_table(table)}
+    for path, text in written.items():
+        write_whole(path, text)
     return tuple(written)
 
 
@@ -111,17 +105,17 @@ def _markdown(content: Content, pictures: Sequence[Path]) -> str:
     """The report as Markdown, for a paper or a pull request; pictures are the files beside it."""
     blocks = [f"# {title_of(content)}", "  \n".join(sentences_of(content))]
     tables = all_tables(content)
-    for kind, heading in _HEADINGS.items():
-        shown = [f"![{heading}]({path.name})" for path in pictures if path.name.startswith(f"{kind}_")]
+    for kind, heading in _SECTIONS.items():
+        drawn = f"{_PICTURES.get(kind, kind)}_"
+        shown = [f"![{heading}]({path.name})" for path in pictures if path.name.startswith(drawn)]
         for table in tables:
             if table.kind == kind:
                 shown += [f"**{table.title}**"] if table.title != heading else []
                 shown.append(markdown_table(table))
-        if shown:
-            blocks += [f"## {heading}", *shown]
-        if kind in ("claims", "differences") and shown:
-            blocks.append(
-                f"Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark differences of at least "
-                f"{100 * content.smallest_effect:g} points that are significant after Holm's correction over their table."
+        if shown and kind in ("claims", "differences"):
+            shown.append(
+                f"Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark differences of at least"
+                f" {100 * content.smallest_effect:g} points that are significant after Holm's correction over their table."
             )
+        blocks += [f"## {heading}", *shown] if shown else []
     return "\n\n".join(blocks) + "\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -34,28 +34,23 @@ from mlprank.utils.charts import CostPoint, HeatMap, Look, ScoredLayer, looks_of
 
 FRONT_NAME = "frontier.csv"
 CONFIG_NAMES = ("config.yaml", "experiment.yaml")
-COSTS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
-    "latency": ("measured latency", ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))),
-    "size": ("file size", ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))),
-}
-"""What a network costs: how it is called, and its units with what one of them is in seconds or bytes."""
 WITHIN = 0.01
 """How much of the dense accuracy (absolute) the chosen network may lose."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measure at one amount, means over trainings. Fractions, bytes and seconds; `keys` are its cells."""
+    """A measure at an amount, or the dense network; means over trainings. Fractions, bytes and seconds; `keys` are its cells."""
 
     amount: float
     top1: Estimate
     size_bytes: float
     num_parameters: float
     latency_s: float | None
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = ()
 
     def cost(self, kind: str) -> float | None:
-        """Seconds or bytes; None where it was not measured."""
+        """Seconds ("latency") or bytes ("size"); None where it was not measured."""
         return self.latency_s if kind == "latency" else self.size_bytes
 
 
@@ -77,32 +72,13 @@ class Panel:
     """One setting: the dense network and a curve for every measure."""
 
     setting: Setting
-    dense_top1: float
-    dense_size_bytes: float
-    dense_parameters: float
-    dense_latency_s: float | None
+    dense: Point
     curves: tuple[Curve, ...]
 
     @property
     def amounts(self) -> tuple[float, ...]:
         """All amounts that any curve has, ascending."""
         return tuple(sorted({point.amount for curve in self.curves for point in curve.points}))
-
-    def dense_cost(self, kind: str) -> float | None:
-        """Of the dense network, as `Point.cost`."""
-        return self.dense_latency_s if kind == "latency" else self.dense_size_bytes
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """One pruned network of a trade-off: its cost, its accuracy, whether nothing is better in both, and whether the report names it."""
-
-    panel: Panel
-    label: str
-    point: Point
-    cost: float
-    on_front: bool
-    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -126,7 +102,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A search of `mlprank shrink`: every network that was tried, with its size in MB and its score, and the dense one.
+    """A search of `mlprank shrink`: every network that was tried, by its bytes and its score, and the dense one.
 
     `percent` says whether scores are fractions that are read in percent.
     """
@@ -142,17 +118,20 @@ class Content:
     """What the page, the tables and the pictures are made of.
 
     Attributes:
-        directories: Where results were looked for.
-        problems: Each directory that could not be read, with the reason.
         records: All cells, failed ones too; `owners` are their directories by key.
+        panels: The settings, see `panels_of`.
+        looks: How each measure is drawn, by label.
         comparisons: Within every setting, see `compare`.
         claims: Over settings, see `claims`.
         smallest_effect: The smallest difference of accuracy that counts, a fraction.
+        directories: Where results were looked for.
+        problems: Each directory that could not be read, with the reason.
         configs: The experiments' files with their text.
+        scores: Of one cell for every network and measure.
+        searches: Grid searches.
+        shrunk: Searches for a network within a budget.
     """
 
-    directories: tuple[Path, ...]
-    problems: tuple[tuple[Path, str], ...]
     records: tuple[CellRecord, ...]
     owners: Mapping[str, Path]
     panels: tuple[Panel, ...]
@@ -160,10 +139,12 @@ class Content:
     comparisons: tuple[Comparison, ...]
     claims: tuple[tuple[Comparison, ...], ...]
     smallest_effect: float
-    configs: tuple[tuple[str, str], ...]
-    scores: tuple[Scores, ...]
-    searches: tuple[Search, ...]
-    shrunk: tuple[Shrunk, ...]
+    directories: tuple[Path, ...] = ()
+    problems: tuple[tuple[Path, str], ...] = ()
+    configs: tuple[tuple[str, str], ...] = ()
+    scores: tuple[Scores, ...] = ()
+    searches: tuple[Search, ...] = ()
+    shrunk: tuple[Shrunk, ...] = ()
 
 
 def content_of(
@@ -209,9 +190,8 @@ def content_of(
         except ValueError as error:
             problems.append((owners[record.key], str(error)))
     configs = [directory / name for directory in directories for name in CONFIG_NAMES]
-    plain = content_of_records(records, owners, baselines=baselines, smallest_effect=smallest_effect)
-    return dataclasses.replace(
-        plain,
+    return replace(
+        content_of_records(records, owners, baselines=baselines, smallest_effect=smallest_effect),
         directories=tuple(directories),
         problems=tuple(problems),
         configs=tuple((str(path), path.read_text("utf-8")) for path in configs if path.is_file()),
@@ -230,8 +210,6 @@ def content_of_records(
 ) -> Content:
     """What records alone give, as `content_of`; `owners` are their directories by key."""
     return Content(
-        directories=tuple(dict.fromkeys(owners.values())),
-        problems=(),
         records=tuple(records),
         owners=owners,
         panels=panels_of(records),
@@ -239,10 +217,6 @@ def content_of_records(
         comparisons=compare(records, baselines=baselines, smallest_effect=smallest_effect),
         claims=claims(records, baselines=baselines, smallest_effect=smallest_effect),
         smallest_effect=smallest_effect,
-        configs=(),
-        scores=(),
-        searches=(),
-        shrunk=(),
     )
 
 
@@ -254,21 +228,17 @@ def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
     return tuple(_panel(setting, groups[setting]) for setting in sorted(groups))
 
 
-def by_network(panels: Sequence[Panel]) -> dict[str, tuple[Panel, ...]]:
+def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
     """Panels by network, in order."""
     groups: dict[str, list[Panel]] = defaultdict(list)
     for panel in panels:
         groups[panel.setting.network].append(panel)
-    return {network: tuple(found) for network, found in groups.items()}
+    return groups
 
 
 def conditions_text(setting: Setting) -> str:
     """Compensation and conditions in words: `constant compensation, chain graph, output protected, 64 calibration images`."""
-    said = {
-        "graph": "{} graph",
-        "protect_output": "output protected",
-        "calibration_samples": "{} calibration images",
-    }
+    said = {"graph": "{} graph", "protect_output": "output protected", "calibration_samples": "{} calibration images"}
     parts = [
         "output pruned too"
         if (name, value) == ("protect_output", "false")
@@ -285,54 +255,45 @@ def subtitles(settings: Iterable[Setting]) -> dict[Setting, str]:
     return {setting: ", ".join(word for word in found if word not in common) for setting, found in words.items()}
 
 
-def front_of(panels: Sequence[Panel], *, cost: str) -> tuple[FrontPoint, ...]:
-    """Every pruned network of one network's panels with its cost; the Pareto front and the chosen network are marked.
+def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
+    """Every pruned network of one network's panels with its cost, the cheapest first.
 
     Args:
         panels: Panels of one network.
         cost: "latency" (seconds, measured) or "size" (bytes). Points without a measured latency are left out.
 
     Returns:
-        Sorted by cost. A point is on the front if no other is at least as cheap and at least as accurate, and better in one of the two. The
-        chosen one is the cheapest that loses at most `WITHIN` of its dense accuracy.
+        The cheapest that loses at most `WITHIN` of its dense accuracy is the chosen one. Nothing where no cost differs from the dense
+        network's, as under the published conditions, where nothing is removed.
     """
-    found: list[tuple[float, Panel, str, Point]] = []
+    several = len({panel.setting.compensation for panel in panels}) > 1
+    found = []
     for panel in panels:
+        words = [panel.setting.method, *([panel.setting.compensation.replace("_", " ")] if several else [])]
         for curve in panel.curves:
             for point in curve.points:
                 value = point.cost(cost)
                 if value is not None and point.amount > 0.0:
-                    found.append((value, panel, curve.label, point))
-    found.sort(key=lambda entry: (entry[0], -entry[3].top1.mean))
-    marked: list[FrontPoint] = []
-    best, best_cost, chosen = -math.inf, math.nan, False
-    for value, panel, label, point in found:
-        tie = point.top1.mean == best and value == best_cost
-        on_front = point.top1.mean > best or tie
-        if on_front and not tie:
-            best, best_cost = point.top1.mean, value
-        good = not chosen and panel.dense_top1 - point.top1.mean <= WITHIN
-        marked.append(FrontPoint(panel, label, point, value, on_front, good))
-        chosen = chosen or good
-    return tuple(marked)
+                    note = ", ".join([f"{100 * point.amount:g} %", *words])
+                    good = panel.dense.top1.mean - point.top1.mean <= WITHIN
+                    found.append(CostPoint(curve.label, value, point.top1.mean, note, good))
+    if {point.cost for point in found} <= {panel.dense.cost(cost) for panel in panels}:
+        return ()
+    found.sort(key=lambda point: (point.cost, -point.top1))
+    chosen = next((place for place, point in enumerate(found) if point.chosen), None)
+    return tuple(replace(point, chosen=place == chosen) for place, point in enumerate(found))
 
 
 def smallest_good(panels: Sequence[Panel]) -> tuple[Panel, str, Point] | None:
     """The network with the fewest parameters, as a share of its dense one, that loses at most `WITHIN`."""
     good = [
-        (point.num_parameters / panel.dense_parameters, panel, curve.label, point)
+        (point.num_parameters / panel.dense.num_parameters, panel, curve.label, point)
         for panel in panels
         for curve in panel.curves
         for point in curve.points
-        if panel.dense_parameters and panel.dense_top1 - point.top1.mean <= WITHIN and point.amount > 0.0
+        if panel.dense.num_parameters and panel.dense.top1.mean - point.top1.mean <= WITHIN and point.amount > 0.0
     ]
     return min(good, key=lambda entry: (entry[0], -entry[3].top1.mean))[1:] if good else None
-
-
-def cost_unit(largest: float, *, cost: str) -> tuple[float, str]:
-    """Divisor and name of the unit that suits the largest cost: (1e-3, "ms"), (1e6, "MB")."""
-    units = COSTS[cost][1]
-    return next((unit for unit in units if largest >= unit[0]), units[-1])
 
 
 def lost_maps(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
@@ -364,10 +325,11 @@ def read_search(directory: Path) -> Search:
         found.append((point, score, note if score is not None or "error" in plain else "diverged"))
     if not found:
         raise ValueError(f"{directory}: no trial has ended; run the same tune command to go on")
-    options = list(found[0][0])
-    values = {name: sorted({_key(point.get(name)) for point, _, _ in found}) for name in options}
-    text = {name: [_text(value) for _, value in pairs] for name, pairs in values.items()}
-    varied = {name: texts for name, texts in text.items() if len(texts) > 1} or text
+    values = {
+        name: list(dict.fromkeys(map(_text, sorted((point.get(name) for point, _, _ in found), key=_rank))))
+        for name in found[0][0]
+    }
+    varied = {name: texts for name, texts in values.items() if len(texts) > 1} or values
     trials = [({name: _text(point.get(name)) for name in varied}, score) for point, score, _ in found]
     names = dict(zip(varied, short_names(list(varied)), strict=True))
     ranked = sorted(found, key=lambda trial: -math.inf if trial[1] is None else trial[1], reverse=True)
@@ -387,28 +349,29 @@ def read_front(directory: Path) -> Shrunk:
     path = directory / FRONT_NAME
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        found = [
-            (int(row["bytes"]) / 1e6, float(row["score"]), float(row["amount"]), row["chosen"] == "True")
-            for row in rows
-        ]
-        if not all(size > 0.0 and math.isfinite(score) for size, score, _, _ in found):
+            found = [
+                CostPoint(
+                    "shrink",
+                    int(row["bytes"]),
+                    float(row["score"]),
+                    f"{100 * float(row['amount']):.3g} % removed",
+                    row["chosen"] == "True",
+                )
+                for row in csv.DictReader(file)
+            ]
+        if not all(point.cost > 0 and math.isfinite(point.top1) for point in found):
             raise ValueError("sizes must be positive and scores finite")
         dense, *tried = found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); run the same shrink command again") from error
-    best, points = -math.inf, []
-    for size, score, amount, chosen in sorted(tried, key=lambda row: (row[0], -row[1])):
-        points.append(CostPoint("shrink", size, score, f"{100 * amount:.3g} % removed", score > best, chosen))
-        best = max(best, score)
-    return Shrunk(directory, tuple(points), dense[:2], all(0.0 <= score <= 1.0 for _, score, _, _ in found))
+    percent = all(0.0 <= point.top1 <= 1.0 for point in found)
+    return Shrunk(directory, tuple(sorted(tried, key=lambda p: p.cost)), (dense.cost, dense.top1), percent)
 
 
-def _key(value: Any) -> tuple[tuple[bool, float, str], Any]:
-    """A value with what it is sorted by: numbers by size, then the rest by its text. Lists and mappings cannot be hashed, their text can."""
+def _rank(value: Any) -> tuple[bool, float, str]:
+    """What an option's values are sorted by: numbers by size, then the rest by its text."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    plain = value if isinstance(value, int | float | str | bool | None) else _text(value)
-    return (not number, float(value) if number else 0.0, _text(value)), plain
+    return not number, float(value) if number else 0.0, _text(value)
 
 
 def _text(value: Any) -> str:
@@ -419,13 +382,13 @@ def _text(value: Any) -> str:
 
 def _one_of_each(records: Sequence[CellRecord], owners: Mapping[str, Path]) -> list[CellRecord]:
     """One cell with scores for every network and measure: the local method and the amount nearest 0.5 where it can be."""
-    chosen: dict[tuple[str, str], tuple[tuple[object, ...], CellRecord]] = {}
+    chosen: dict[tuple[str, str, str], tuple[tuple[object, ...], CellRecord]] = {}
     for record in finished_cells(records):
         if not (owners[record.key] / "scores" / f"{record.key}.safetensors").is_file():
             continue
         p = record.parameters
         rank = (p.method.lower() != "local", abs(p.amount - 0.5), p.calibration_seed, p.checkpoint, record.key)
-        place = (f"{p.model} on {p.dataset}", series_label(p))
+        place = (p.model, p.dataset, series_label(p))
         if place not in chosen or rank < chosen[place][0]:
             chosen[place] = (rank, record)
     return [record for _, (_, record) in sorted(chosen.items(), key=lambda entry: entry[0])]
@@ -435,23 +398,21 @@ def _scores_of(record: CellRecord, directory: Path) -> Scores:
     found = read_scores(directory, record.key)
     assert found is not None
     scores, kept = found
+    order = {layer.name: place for place, layer in enumerate(metrics_of(record).layers)}  # from input to output
+
+    def place(name: str) -> tuple[object, ...]:
+        return order.get(name, len(order)), [int(w) if w.isdigit() else -1 for w in name.split(".")], name
+
     layers = tuple(
         ScoredLayer(
             name,
             tuple(np.nan_to_num(scores[name].astype(float)).tolist()),
             tuple(kept[name].tolist()) if name in kept else (),
         )
-        for name in sorted(scores, key=_layer_order(record))
+        for name in sorted(scores, key=place)
         if scores[name].size
     )
-    p = record.parameters
-    return Scores(f"{p.model} on {p.dataset}", series_label(p), record, layers)
-
-
-def _layer_order(record: CellRecord) -> Any:
-    """From the input to the output, as the metrics list the layers."""
-    order = {layer.name: place for place, layer in enumerate(metrics_of(record).layers)}
-    return lambda name: (order.get(name, len(order)), [int(w) if w.isdigit() else -1 for w in name.split(".")], name)
+    return Scores(setting_of(record.parameters).network, series_label(record.parameters), record, layers)
 
 
 def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
@@ -459,14 +420,15 @@ def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
     for cell in cells:
         groups[series_label(cell.parameters)].append(cell)
     metrics = [metrics_of(cell) for cell in cells]
-    return Panel(
-        setting=setting,
-        dense_top1=_mean(by_training(cells, [m.dense_top1 for m in metrics])),
-        dense_size_bytes=_mean(m.size_bytes_before for m in metrics),
-        dense_parameters=_mean(m.num_parameters_before for m in metrics),
-        dense_latency_s=_mean_or_none(m.latency_s_before for m in metrics),
-        curves=tuple(_curve(label, groups[label]) for label in looks_of(groups)),
+    top1 = fmean(by_training(cells, [m.dense_top1 for m in metrics]))
+    dense = Point(
+        amount=0.0,
+        top1=Estimate(top1, None, None, (top1,)),
+        size_bytes=fmean(m.size_bytes_before for m in metrics),
+        num_parameters=fmean(m.num_parameters_before for m in metrics),
+        latency_s=_mean_or_none(m.latency_s_before for m in metrics),
     )
+    return Panel(setting, dense, tuple(_curve(label, groups[label]) for label in looks_of(groups)))
 
 
 def _curve(label: str, cells: Sequence[CellRecord]) -> Curve:
@@ -480,7 +442,7 @@ def _curve(label: str, cells: Sequence[CellRecord]) -> Curve:
             for layer in metrics_of(cell).layers:
                 shares[layer.name].append(1.0 - layer.kept / layer.width if layer.width else 0.0)
         for name, values in shares.items():
-            lost.setdefault(name, {})[amount] = _mean(values)
+            lost.setdefault(name, {})[amount] = fmean(values)
     return Curve(label, tuple(_point(amount, groups[amount]) for amount in sorted(groups)), lost)
 
 
@@ -489,18 +451,13 @@ def _point(amount: float, cells: Sequence[CellRecord]) -> Point:
     return Point(
         amount=amount,
         top1=accuracy_interval(by_training(cells, [m.top1 for m in metrics])),
-        size_bytes=_mean(m.size_bytes_after for m in metrics),
-        num_parameters=_mean(m.num_parameters_after for m in metrics),
+        size_bytes=fmean(m.size_bytes_after for m in metrics),
+        num_parameters=fmean(m.num_parameters_after for m in metrics),
         latency_s=_mean_or_none(m.latency_s_after for m in metrics),
         keys=tuple(cell.key for cell in cells),
     )
 
 
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return math.fsum(numbers) / len(numbers)
-
-
 def _mean_or_none(values: Iterable[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
-    return _mean(numbers) if numbers else None
+    return fmean(numbers) if numbers else None

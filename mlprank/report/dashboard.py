@@ -38,18 +38,20 @@ def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
     for argument, value in (("entity", entity), ("project", project), ("name", name)):
         if not value:
             raise ValueError(f"{argument} is empty; give its name")
-    ws, wr = _library()
-    return ws.Workspace(
-        entity=entity,
-        project=project,
-        name=name,
-        sections=[
-            ws.Section(name="Pruning: accuracy", is_open=True, panels=_accuracy_panels(wr)),
-            ws.Section(name="Pruning: latency and size", is_open=True, panels=_cost_panels(wr)),
-            ws.Section(name="Tuning", is_open=True, panels=_tuning_panels(wr)),
-        ],
-        auto_generate_panels=True,
-    )
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise ImportError(
+            "mlprank dashboard needs wandb-workspaces; install it by: pip install 'mlprank[dashboard]'"
+        ) from error
+    sections = {
+        "Pruning: accuracy": _accuracy_panels(wr),
+        "Pruning: latency and size": _cost_panels(wr),
+        "Tuning": _tuning_panels(wr),
+    }
+    shown = [ws.Section(name=title, is_open=True, panels=panels) for title, panels in sections.items()]
+    return ws.Workspace(entity=entity, project=project, name=name, sections=shown, auto_generate_panels=True)
 
 
 def describe_workspace(workspace: Any) -> tuple[PanelInWords, ...]:
@@ -66,41 +68,41 @@ def describe_workspace(workspace: Any) -> tuple[PanelInWords, ...]:
 
 
 def _accuracy_panels(wr: Any) -> list[Any]:
-    """Accuracy against amount: a line a measure, mean over checkpoints and seeds with the standard error."""
-
-    def against_amount(metric: str, title: str, *, groupby: str) -> Any:
-        return wr.LinePlot(
+    """Accuracy against amount: mean over checkpoints and seeds with the standard error."""
+    lines = [
+        ("top1", "Top-1 accuracy by measure", "series"),
+        ("retention", "Accuracy retention by measure", "series"),
+        ("top1", "Top-1 accuracy by method", "method"),
+    ]
+    plots = [
+        wr.LinePlot(
             title=title,
             x="amount",
             y=[metric],
             title_x="share of neurons taken out",
             title_y=title.partition(" by ")[0],
-            groupby=wr.Config(groupby),
+            groupby=wr.Config(group),
             groupby_aggfunc="mean",
             groupby_rangefunc="stderr",
             max_runs_to_show=1000,
         )
-
-    return [
-        against_amount("top1", "Top-1 accuracy by measure", groupby="series"),
-        against_amount("retention", "Accuracy retention by measure", groupby="series"),
-        against_amount("top1", "Top-1 accuracy by method", groupby="method"),
-        wr.ParameterImportancePlot(with_respect_to="top1"),
+        for metric, title, group in lines
     ]
+    return [*plots, wr.ParameterImportancePlot(with_respect_to="top1")]
 
 
 def _cost_panels(wr: Any) -> list[Any]:
     """Accuracy against what a pruned network costs; the running maximum is the front."""
-
-    def front(metric: str, title: str, *, log: bool = False) -> Any:
-        return wr.ScatterPlot(
-            title=title, x=wr.SummaryMetric(metric), y=wr.SummaryMetric("top1"), log_x=log, running_ymax=True
-        )
-
+    costs = [("latency_ms", "latency, ms", False), ("size_bytes", "size, bytes", True), ("flops", "FLOPs", True)]
     return [
-        front("latency_ms", "Top-1 accuracy against latency, ms"),
-        front("size_bytes", "Top-1 accuracy against size, bytes", log=True),
-        front("flops", "Top-1 accuracy against FLOPs", log=True),
+        wr.ScatterPlot(
+            title=f"Top-1 accuracy against {said}",
+            x=wr.SummaryMetric(metric),
+            y=wr.SummaryMetric("top1"),
+            log_x=log,
+            running_ymax=True,
+        )
+        for metric, said, log in costs
     ]
 
 
@@ -115,14 +117,3 @@ def _tuning_panels(wr: Any) -> list[Any]:
         wr.ParameterImportancePlot(with_respect_to=BEST),
         wr.LinePlot(title="Validation accuracy", x="epoch", y=[VALIDATION], max_runs_to_show=100),
     ]
-
-
-def _library() -> tuple[Any, Any]:
-    try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
-    except ImportError as error:
-        raise ImportError(
-            "mlprank dashboard needs wandb-workspaces; install it by: pip install 'mlprank[dashboard]'"
-        ) from error
-    return ws, wr

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
 from mlprank.experiments.statistics import series_label
+from mlprank.report.charts import PICTURE_KINDS, write_pictures
 from mlprank.report.content import Content, content_of, smallest_good
-from mlprank.report.findings import Table, accuracy_tables, difference_tables, sentences_of
-from mlprank.report.page import PICTURE_KINDS, write_pictures
+from mlprank.report.findings import sentences_of
+from mlprank.report.tables import Table, accuracy_tables, difference_tables
 from mlprank.utils.files import write_whole
 
 LOGGED_NAME = "wandb-logged.txt"
@@ -82,7 +83,13 @@ def log_experiment(
             file.write(_mark(record) + "\n")
     content = content_of([directory])
     run = start(config.name, "experiment", run_id, config.plain())
-    run.log({"cells": _cells(records), **_tables(content), **_pictures(content, directory)})
+    tables = {
+        f"tables/{t.kind}: {t.title}": _table(t) for t in (*accuracy_tables(content), *difference_tables(content))
+    }
+    (directory / "report").mkdir(exist_ok=True)
+    drawn = write_pictures(content, directory / "report", kinds=PICTURE_KINDS, formats=["png"])
+    pictures = {f"plots/{path.stem}": wandb.Image(str(path)) for path in drawn}
+    run.log({"cells": _cells(records), **tables, **pictures})
     run.summary.update(_summary(content))
     run.finish()
     return len(pending)
@@ -117,44 +124,25 @@ def _summary(content: Content) -> dict[str, Any]:
         lead = claim[0].retention
         summary |= {"retention_lead": lead.mean, "retention_lead_low": lead.low, "retention_lead_high": lead.high}
     best = smallest_good(content.panels)
-    if best is not None:
-        panel, label, point = best
-        summary |= {
-            "best/network": panel.setting.network,
-            "best/measure": label,
-            "best/method": panel.setting.method,
-            "best/compensation": panel.setting.compensation,
-            "best/amount": point.amount,
-            "best/top1": point.top1.mean,
-            "best/dense_top1": panel.dense_top1,
-            "best/num_parameters": point.num_parameters,
-            "best/cell": point.keys[0],
-        }
-    return summary
+    if best is None:
+        return summary
+    panel, label, point = best
+    return summary | {
+        "best/network": panel.setting.network,
+        "best/measure": label,
+        "best/method": panel.setting.method,
+        "best/compensation": panel.setting.compensation,
+        "best/amount": point.amount,
+        "best/top1": point.top1.mean,
+        "best/dense_top1": panel.dense.top1.mean,
+        "best/num_parameters": point.num_parameters,
+        "best/cell": point.keys[0],
+    }
 
 
 def _parameters(record: CellRecord) -> dict[str, Any]:
     cell = record.parameters
-    return {
-        "model": cell.model,
-        "dataset": cell.dataset,
-        "network": f"{cell.model} on {cell.dataset}",
-        "measure": cell.measure,
-        "measure_args": dict(cell.measure_args),
-        "series": series_label(cell),
-        "method": cell.method,
-        "method_args": dict(cell.method_args),
-        "amount": cell.amount,
-        "compensation": cell.compensation,
-        "compensation_args": dict(cell.compensation_args),
-        "recipe_args": dict(cell.recipe_args),
-        "graph": cell.graph,
-        "protect_output": cell.protect_output,
-        "calibration_samples": cell.calibration_samples,
-        "calibration_seed": cell.calibration_seed,
-        "checkpoint": cell.checkpoint,
-        "checkpoint_sha256": cell.checkpoint_sha256,
-    }
+    return dataclasses.asdict(cell) | {"network": f"{cell.model} on {cell.dataset}", "series": series_label(cell)}
 
 
 def _numbers(record: CellRecord, metrics: CellMetrics) -> dict[str, float]:
@@ -177,23 +165,8 @@ def _numbers(record: CellRecord, metrics: CellMetrics) -> dict[str, float]:
     return {**numbers, **{f"time/{name}": seconds for name, seconds in record.timings.items()}}
 
 
-def _tables(content: Content) -> dict[str, Any]:
-    tables = [*accuracy_tables(content), *difference_tables(content)]
-    return {f"tables/{table.kind}: {table.title}": _table(table) for table in tables}
-
-
 def _table(table: Table) -> Any:
     import wandb
 
     rows = [[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in table.rows]
-    padded = [row + [""] * (len(table.columns) - len(row)) for row in rows]
-    return wandb.Table(columns=list(table.columns), data=padded)
-
-
-def _pictures(content: Content, directory: Path) -> dict[str, Any]:
-    import wandb
-
-    place = directory / "report"
-    place.mkdir(exist_ok=True)
-    drawn = write_pictures(content, place, kinds=PICTURE_KINDS, formats=["png"])
-    return {f"plots/{path.stem}": wandb.Image(str(path)) for path in drawn}
+    return wandb.Table(columns=list(table.columns), data=rows)

@@ -25,7 +25,7 @@ from mlprank.tuning.engines import choose_engine
 from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
 from mlprank.tuning.store import BEST, Store
 from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value, short_names
-from mlprank.utils.charts import Chart, heat_map_chart, search_map, write_chart
+from mlprank.utils.charts import Chart, compose, draw_heat_map, search_map, write_chart
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file, write_whole
 
@@ -223,7 +223,8 @@ def _heat_map(grid: Grid, ranking: Ranking) -> Chart:
     ]
     others = len(values) - 2
     title = f"{ranking.name}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
-    return heat_map_chart([search_map(title, values, trials, score=ranking.name)], whole_range=False, width=460)
+    table = search_map(title, values, trials, score=ranking.name)
+    return compose([draw_heat_map(table, title=title, search=True, width=460)])
 
 
 def best_table(ranked: Ranked, ranking: Ranking, *, top: int) -> Table:

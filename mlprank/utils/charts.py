@@ -1,12 +1,13 @@
-"""Every chart of this project, defined once, in Altair: interactive in a page or a notebook; PNG, SVG and PDF for papers.
+"""How every chart of this project looks, in Altair, and the drawings that more than one package makes.
 
-What is drawn comes in as plain records. One definition serves light and dark ground: each colour is an expression of the chart's parameter
-`dark`, which `write_chart` and the report's page set. Altair takes a second to import, so functions import it where they need it.
+A drawing is one panel; `compose` makes a chart of one or of several side by side. One definition serves light and dark ground: colours are
+expressions of the chart's parameter `dark`, which `write_chart` and the report's page set. Altair takes a second to import, so functions do.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 Chart: TypeAlias = "alt.LayerChart | alt.FacetChart | alt.ConcatChart"
 
 FORMATS = ("png", "svg", "pdf")
-VERDICTS = ("better", "undecided", "worse")
 _NAMES = {"weighted_pagerank": "Weighted PageRank", "modified_pagerank": "Modified PageRank"}
 _CROSS = "M-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0L-1,-.7Z"
 # Okabe and Ito 2008, Color Universal Design, with lighter tints of the same hues for dark ground; grey stands for `random`.
@@ -38,6 +38,8 @@ _LOOKS: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
 _FIXED = ("weighted_pagerank", "reconstruction", "modified_pagerank", "wanda", "norm", "activation", "random")
 _NUM_STEPS = 80
 _ROW = 44
+_REACH = 0.1
+"""A front shows networks within this much of the best accuracy, or within twice the chosen one's loss."""
 
 
 def _either(light: str, dark: str) -> Any:
@@ -46,9 +48,8 @@ def _either(light: str, dark: str) -> Any:
 
 GROUND, INK = _either("#ffffff", "#171e26"), _either("#16202b", "#e8edf2")
 QUIET, FAINT, LINE = _either("#5a6775", "#9aa7b4"), _either("#e4e7eb", "#27313c"), _either("#c9d0d7", "#3b4754")
-KEPT, PRUNED = _either("#0072B2", "#4AA3EA"), _either("#E7B08A", "#8A4B22")
-GOOD, BAD = _either("#0072B2", "#4AA3EA"), _either("#D55E00", "#F58A4B")
-DIM = _either("#aab4be", "#66727f")
+GOOD, BAD, DIM = _either("#0072B2", "#4AA3EA"), _either("#D55E00", "#F58A4B"), _either("#aab4be", "#66727f")
+PRUNED = _either("#E7B08A", "#8A4B22")
 PALE, STRONG = _either("#eef4fa", "#1d2833"), _either("#08355f", "#b5dcff")
 
 
@@ -72,49 +73,19 @@ class Look:
 
 
 @dataclass(frozen=True)
-class AccuracyPoint:
-    """One series at one amount; fractions. `low` and `high` are None where there is no interval."""
-
-    series: str
-    amount: float
-    top1: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class AccuracyPanel:
-    """One setting of an accuracy chart: the dense network's accuracy and the points."""
-
-    title: str
-    dense: float
-    points: tuple[AccuracyPoint, ...]
-
-
-@dataclass(frozen=True)
 class CostPoint:
-    """One pruned network with its cost, in the unit of the chart, and its accuracy, a fraction.
-
-    Attributes:
-        series: Its measure, or whatever made it.
-        cost: What it costs.
-        top1: Accuracy.
-        note: Amount and setting, for the pointer.
-        on_front: Whether no network is both cheaper and more accurate.
-        chosen: Whether this is the network that the chart names.
-    """
+    """One pruned network: its measure or whatever made it, its cost, its accuracy (a fraction) or score, what the pointer says of it."""
 
     series: str
     cost: float
     top1: float
     note: str = ""
-    on_front: bool = False
     chosen: bool = False
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A table of fractions in [0, 1]; None where there is no value. `best` is the outlined row and column."""
+    """A table of fractions in [0, 1], one row of values for every row's name; None where there is no value."""
 
     title: str
     rows: tuple[str, ...]
@@ -123,14 +94,12 @@ class HeatMap:
     row_title: str = ""
     column_title: str = ""
     value_title: str = "value"
-    best: tuple[int, int] | None = None
 
-    def __post_init__(self) -> None:
-        if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):
-            raise ValueError(
-                f"heat map {self.title!r}: values must have {len(self.rows)} rows of {len(self.columns)} numbers, "
-                f"one for every label, got rows of {[len(row) for row in self.values]}"
-            )
+    @property
+    def best(self) -> tuple[int, int] | None:
+        """Row and column of the largest value, the first of equals."""
+        places = [(i, j) for i, line in enumerate(self.values) for j, value in enumerate(line) if value is not None]
+        return max(places, key=lambda at: self.values[at[0]][at[1]] or 0.0, default=None)
 
 
 @dataclass(frozen=True)
@@ -143,30 +112,14 @@ class ScoredLayer:
 
 
 @dataclass(frozen=True)
-class ScoresPanel:
-    """The layers of one pruning, from the input to the output."""
+class Drawing:
+    """One panel: Altair's layers and their size. A width of None fills what holds the chart; `legend` is what its legend switches."""
 
+    layers: Sequence[Any]
     title: str
-    layers: tuple[ScoredLayer, ...]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The lead over one baseline, as a fraction, with its interval (None where there is none) and verdict, one of `VERDICTS` or ""."""
-
-    baseline: str
-    mean: float
-    low: float | None
-    high: float | None
-    verdict: str
-
-
-@dataclass(frozen=True)
-class DifferencePanel:
-    """The leads of one setting."""
-
-    title: str
-    differences: tuple[Difference, ...]
+    width: int | None
+    height: int
+    legend: Any = None
 
 
 def display_name(label: str) -> str:
@@ -193,24 +146,21 @@ def looks_of(labels: Iterable[str]) -> dict[str, Look]:
     '#E69F00'
     """
     rank = {measure: place for place, measure in enumerate(_FIXED)}
-    ordered = sorted(set(labels), key=lambda label: (rank.get(label.partition("(")[0], 99), len(label), label))
-    chosen = {label: rank[label] for label in ordered if label in rank}
-    spare = [place for place in range(len(_LOOKS)) if place not in chosen.values()]
+    wanted = {label: rank.get(label.partition("(")[0], len(_LOOKS)) for label in labels}
+    ordered = sorted(wanted, key=lambda label: (wanted[label], len(label), label))
+    spare = [place for place in range(len(_LOOKS)) if place >= len(_FIXED) or _FIXED[place] not in wanted]
+    looks, place = {}, len(_LOOKS)
     for label in ordered:
-        if label in chosen:
-            continue
-        wanted = rank.get(label.partition("(")[0])  # norm(p=2) looks like norm where there is no plain norm
-        place = wanted if wanted in spare else spare[0] if spare else max(chosen.values()) + 1
-        chosen[label] = max(place, len(_LOOKS)) if not spare else place
-        if place in spare:
-            spare.remove(place)
-    return {label: _look(label, chosen[label]) for label in ordered}
-
-
-def _look(label: str, place: int) -> Look:
-    light, dark, shape, dash = _LOOKS[place % len(_LOOKS)]
-    around = place // len(_LOOKS)
-    return Look(display_name(label), light, dark, shape, (*dash, 3 + around, 2 * around) if around else dash)
+        own = rank.get(label)
+        if own is None and spare:  # norm(p=2) looks like norm where there is no plain norm
+            own = spare.pop(spare.index(wanted[label]) if wanted[label] in spare else 0)
+        elif own is None:
+            own, place = place, place + 1
+        light, dark, shape, dash = _LOOKS[own % len(_LOOKS)]
+        around = own // len(_LOOKS)
+        dash = (*dash, 3 + around, 2 * around) if around else dash
+        looks[label] = Look(display_name(label), light, dark, shape, dash)
+    return looks
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -231,265 +181,151 @@ def short_names(names: Sequence[str]) -> list[str]:
     return shortened
 
 
-def accuracy_chart(panels: Sequence[AccuracyPanel], looks: Mapping[str, Look], *, width: int | None = 380) -> Chart:
-    """Draw top-1 accuracy against the amount: a curve for every series with its interval as a band.
+def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """The points that nothing beats: no other is at least as cheap and as accurate, and better in one of the two. By cost.
 
-    Args:
-        panels: Settings, drawn side by side.
-        looks: From `looks_of`.
-        width: Pixels of a panel; None fills what holds the chart (one panel only).
-
-    Returns:
-        A chart whose legend switches series and which tells all values at the pointer.
+    >>> [p.cost for p in pareto_front([CostPoint("a", 2, 0.8), CostPoint("a", 3, 0.7), CostPoint("a", 1, 0.5)])]
+    [1, 2]
     """
-    import altair as alt
-
-    chosen = _switched() if len(panels) == 1 else None  # Vega-Lite gives each side-by-side chart a selection of its own
-    names = [look.name for look in looks.values()]
-    color = alt.Color("series:N", title=None, scale=_colors(looks))
-    shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=names, range=[k.shape for k in looks.values()]))
-    dash = alt.StrokeDash(
-        "series:N",
-        title=None,
-        scale=alt.Scale(domain=names, range=[list(look.dash) or [1, 0] for look in looks.values()]),
-    )
-    drawn = []
-    for number, panel in enumerate(panels):
-        rows, table = _accuracy_rows(panel, looks)
-        pointer = alt.selection_point(
-            name=f"pointer_{number}", fields=["amount"], on="pointerover", clear="pointerout", empty=False
-        )
-        low = min([100 * panel.dense, *(row["low"] or row["top1"] for row in rows)])
-        high = max([100 * panel.dense, *(row["high"] or row["top1"] for row in rows)])
-        right = min(10 * math.ceil(max((row["amount"] for row in rows), default=100) / 10), 100)
-        x = alt.X("amount:Q", title="neurons pruned, %", scale=alt.Scale(domain=[0, right], nice=False))
-        span = [max(5 * math.floor((low - 1) / 5), 0), min(5 * math.ceil((high + 1) / 5), 100)]
-        y = alt.Y("top1:Q", title="top-1 accuracy, %", scale=alt.Scale(domain=span, nice=False, zero=False))
-        base = _chart(rows).encode(x=x, color=color)
-        shown = base.transform_filter("datum.amount > 0")
-        dense = _chart([{"top1": round(100 * panel.dense, 2)}])
-        below = 100 * panel.dense > span[1] - 0.08 * (span[1] - span[0])
-        layers = [
-            base.transform_filter("isValid(datum.low)")
-            .mark_area()
-            .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), opacity=_dimmed(chosen, 0.14, 0.0)),
-            dense.mark_rule(strokeDash=[2, 4], color=QUIET).encode(y=alt.Y("top1:Q")),
-            base.mark_line(strokeWidth=2.2).encode(y=y, strokeDash=dash, opacity=_dimmed(chosen)),
-            shown.mark_point(filled=True, size=62, opacity=1).encode(
-                y=y, shape=shape, opacity=_dimmed(chosen)
-            ),
-            *_written(
-                dense.encode(y=alt.Y("top1:Q"), x=alt.XDatum(right)), f"dense {100 * panel.dense:.1f} %",
-                align="right", dx=-2, dy=11 if below else -8, color=QUIET,
-            ),
-            _chart(table)
-            .mark_rule(strokeWidth=1.5, color=QUIET)
-            .encode(x=x, opacity=_dimmed(pointer, 1.0, 0.0, empty=False)),
-            _chart(table)
-            .mark_rect(opacity=0, clip=True)
-            .encode(
-                x=alt.X("left:Q"),
-                x2=alt.X2("right:Q"),
-                tooltip=_tips("pruned, %:amount", *(name for name in names if any(name in row for row in table))),
-            )
-            .add_params(pointer),
-        ]  # fmt: skip
-        size = {"title": panel.title, "width": width or "container", "height": 270}
-        drawn.append((size, layers))
-    return _together(drawn, columns=2 if len(drawn) in (2, 4) else 3, chosen=chosen)
+    front: list[CostPoint] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.top1)):
+        if not front or point.top1 > front[-1].top1 or (point.cost, point.top1) == (front[-1].cost, front[-1].top1):
+            front.append(point)
+    return front
 
 
-def _accuracy_rows(
-    panel: AccuracyPanel, looks: Mapping[str, Look]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the curves, which start at the dense network, and a row for every amount with all values as text."""
-    rows, table = [], dict[float, dict[str, Any]]()
-    for label in dict.fromkeys(point.series for point in panel.points):
-        dense = round(100 * panel.dense, 3)
-        rows.append({"series": looks[label].name, "amount": 0, "top1": dense, "low": dense, "high": dense})
-    for point in sorted(panel.points, key=lambda point: point.amount):
-        name = looks[point.series].name
-        amount = round(100 * point.amount, 6)
-        said = f"{100 * point.top1:.2f} %"
-        if point.low is not None and point.high is not None:
-            said += f" ({100 * point.low:.2f} to {100 * point.high:.2f})"
-        table.setdefault(amount, {"amount": amount})[name] = said
-        if point.amount > 0:
-            ends = {"low": _percent(point.low), "high": _percent(point.high)}
-            rows.append({"series": name, "amount": amount, "top1": _percent(point.top1)} | ends)
-    # The pointer tells the amount that it is nearest to: each row holds the place between its neighbours.
-    amounts = [-math.inf, *table, math.inf]
-    for before, (amount, row), after in zip(amounts, table.items(), amounts[2:], strict=False):
-        row |= {"left": max((before + amount) / 2, 0), "right": min((amount + after) / 2, 100)}
-    return rows, list(table.values())
-
-
-def front_chart(
+def draw_front(
     points: Sequence[CostPoint],
     looks: Mapping[str, Look],
     *,
     title: str,
     cost: str,
     dense: tuple[float, float] | None = None,
-    within: float = 0.1,
     width: int | None = 460,
     score: str = "top-1 accuracy",
     percent: bool = True,
-) -> Chart:
-    """Draw accuracy against cost with the Pareto front; the picture shows the part that is within reach of the best.
+) -> Drawing:
+    """Draw accuracy against cost with the Pareto front, and name the chosen network; only what is within reach of the best is shown.
 
     Args:
         points: Pruned networks.
         looks: From `looks_of`.
-        title: Of the chart.
+        title: Of the drawing.
         cost: What costs are, with the unit: "file size, MB".
         dense: Cost and accuracy of the dense network.
-        within: How much of the best accuracy (absolute) a network may lose and still be drawn.
         width: Pixels; None fills what holds the chart.
         score: What `top1` is, where it is another score.
         percent: Whether it is a fraction that is read in percent; otherwise it is drawn as it is.
-
-    Returns:
-        A chart that names the chosen network.
     """
     import altair as alt
 
     best = max([point.top1 for point in points] + ([dense[1]] if dense else []))
-    useful = [p for p in points if p.top1 >= best - within or p.chosen or not percent] or list(points)
+    reach = max([_REACH, *(2 * (best - point.top1) for point in points if point.chosen)])
+    useful = [p for p in points if p.top1 >= best - reach or not percent] or list(points)
     costs = [point.cost for point in useful] + ([dense[0]] if dense else [])
     low = min(point.top1 for point in useful)
     wide = max(costs) / max(min(costs), 1e-12) > 8  # a logarithmic axis from there on
     span = [0.9 * min(costs), 1.06 * max(costs)] if wide else [0, 1.04 * max(costs)]
+    margin = 0.05 * (best - low) or 1.0
+    heights: list[float] = [low - margin, best + margin]
+    if percent:
+        heights = [max(math.floor(100 * low - 0.5), 0), min(math.ceil(100 * best + 0.5), 100)]
     x = alt.X(
         "cost:Q",
         title=f"{cost} (less is better)",
         scale=alt.Scale(type="log" if wide else "linear", domain=span, nice=False, zero=False),
         axis=alt.Axis(format=".4~f", labelOverlap=True, grid=False),
     )
-    margin = 0.05 * (best - low) or 1.0
-    heights: list[float] = [low - margin, best + margin]
-    if percent:
-        heights = [math.floor(100 * low - 0.5), min(math.ceil(100 * best + 0.5), 100)]
-    shown = _percent if percent else float
     y = alt.Y(
         "top1:Q", title=f"{score}, %" if percent else score, scale=alt.Scale(domain=heights, nice=False, zero=False)
     )
-    chosen = _switched()
-    names = [look.name for look in looks.values()]
+    shown = percentage if percent else float
+    front = set(map(id, pareto_front(points)))
     rows = [
         {
-            "series": looks[p.series].name,
-            "cost": float(f"{p.cost:.4g}"),
-            "top1": shown(p.top1),
-            "note": p.note,
-            "front": p.on_front,
-            "chosen": p.chosen,
+            "series": looks[p.series].name, "cost": float(f"{p.cost:.4g}"), "top1": shown(p.top1), "note": p.note,
+            "front": id(p) in front, "chosen": p.chosen,
         }
         for p in useful
-    ]
-    tips = _tips("series", "top-1, %:top1", f"{cost}:cost", "pruned:note")
-    base = _chart(rows).encode(x=x, y=y)
+    ]  # fmt: skip
+    tips = tooltips("series", "top-1, %:top1" if percent else f"{score}:top1", f"{cost}:cost", "pruned:note")
+    base = chart_of(rows).encode(x=x, y=y)
+    names = [look.name for look in looks.values()]
     marks = base.encode(
-        color=alt.Color("series:N", title=None, scale=_colors(looks)),
+        color=alt.Color("series:N", title=None, scale=colors(looks)),
         shape=alt.Shape("series:N", title=None, scale=alt.Scale(domain=names, range=[k.shape for k in looks.values()])),
         tooltip=tips,
     )
+    legend = switch()
     layers = [
         base.transform_filter("datum.front").mark_line(interpolate="step-after", color=INK, strokeWidth=1.4),
-        marks.transform_filter("!datum.front").mark_point(filled=True, size=34).encode(opacity=_dimmed(chosen, 0.4, 0.04)),
+        marks.transform_filter("!datum.front").mark_point(filled=True, size=34).encode(opacity=dimmed(legend, 0.4, 0.04)),
         marks.transform_filter("datum.front")
         .mark_point(filled=True, size=95, stroke=INK, strokeWidth=1.1)
-        .encode(opacity=_dimmed(chosen)),
+        .encode(opacity=dimmed(legend)),
     ]  # fmt: skip
     if dense:
-        ring = _chart([{"cost": dense[0], "top1": shown(dense[1]), "series": "dense network"}])
-        ring = ring.encode(x=x, y=y, tooltip=_tips("series", "top-1, %:top1", f"{cost}:cost"))
-        layers += [
-            ring.mark_point(size=110, color=INK, strokeWidth=2, fill=GROUND),
-            *_written(ring, "dense", align="right", dx=-9, color=QUIET),
-        ]
+        ring = chart_of([{"cost": dense[0], "top1": shown(dense[1]), "series": "dense network"}])
+        ring = ring.encode(x=x, y=y, tooltip=tips[:3])
+        layers.append(ring.mark_point(size=110, color=INK, strokeWidth=2, fill=GROUND))
+        layers += written(ring, "dense", align="right", dx=-9, color=QUIET)
     for point in points:
         if point.chosen:
-            text = [
-                f"chosen: {looks[point.series].name}",
-                f"{point.note}: " + (f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"),
-            ]
-            layers += _label(point, text, span, heights, x, y, log=wide)
-    size = {"title": title, "width": width or "container", "height": 300}
-    return _together([(size, layers)], chosen=chosen)
+            value = f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"
+            text = [f"chosen: {looks[point.series].name}", f"{point.note}: {value}"]
+            mark = chart_of([{"cost": point.cost, "top1": shown(point.top1)}]).encode(x=x, y=y)
+            middle = math.sqrt(span[0] * span[1]) if wide else sum(span) / 2
+            side = {"align": "left", "dx": 12} if point.cost < middle else {"align": "right", "dx": -12}
+            above = 2 * (shown(point.top1) or 0.0) < sum(heights)  # the name is written where there is more room
+            layers.append(mark.mark_point(size=300, color=BAD, strokeWidth=2.2, filled=False))
+            layers += written(mark, text, **side, dy=-32 if above else 26)
+    return Drawing(layers, title, width, 300, legend)
 
 
-def _label(
-    point: CostPoint, text: list[str], span: list[float], heights: list[float], x: alt.X, y: alt.Y, *, log: bool
-) -> list[Any]:
-    """A ring around the chosen network, and its name where there is room: on the side that is farther from the frame."""
-    place = (
-        math.log(point.cost / span[0]) / math.log(span[1] / span[0])
-        if log
-        else (point.cost - span[0]) / (span[1] - span[0])
-    )
-    high = (100 * point.top1 - heights[0]) / (heights[1] - heights[0]) > 0.5
-    mark = _chart([{"cost": point.cost, "top1": _percent(point.top1)}]).encode(x=x, y=y)
-    left = place < 0.5  # of the frame, so that the name has more room on its right
-    return [
-        mark.mark_point(size=300, color=BAD, strokeWidth=2.2, filled=False),
-        *_written(mark, text, align="left" if left else "right", dx=12 if left else -12, dy=26 if high else -32),
-    ]
-
-
-def _written(chart: Any, text: str | list[str], *, color: Any = INK, **place: Any) -> list[Any]:
-    """Text that stays readable over points: a halo of the ground under it."""
-    look = {"text": text, "fontWeight": 600, "fontSize": 12, "lineHeight": 15, **place}
-    return [
-        chart.mark_text(stroke=GROUND, strokeWidth=4, strokeJoin="round", color=GROUND, **look),
-        chart.mark_text(color=color, **look),
-    ]
-
-
-def heat_map_chart(maps: Sequence[HeatMap], *, whole_range: bool = True, width: int | None = None) -> Chart:
-    """Draw tables of fractions as heat maps, in percent.
+def draw_heat_map(table: HeatMap, *, title: str, search: bool = False, width: int | None = None) -> Drawing:
+    """Draw a table of fractions as a heat map, in percent.
 
     Args:
-        maps: Drawn side by side.
-        whole_range: Whether colours run from 0 to 100 %, or from the smallest to the largest value.
-        width: Pixels of a map; None fills what holds the chart (one map only).
+        table: The fractions.
+        title: Of the drawing.
+        search: Whether colours run from the smallest to the largest value, which is outlined, and not from 0 to 100 %.
+        width: Pixels; None fills what holds the chart.
     """
     import altair as alt
 
-    drawn = []
-    for table in maps:
-        rows: list[dict[str, Any]] = [
-            {"row": i, "column": j, "value": _percent(value), "said": "–" if value is None else f"{100 * value:.1f} %"}
-            for i, line in enumerate(table.values)
-            for j, value in enumerate(line)
-        ]
-        for row in rows:
-            row |= {"of": table.rows[row["row"]], "at": table.columns[row["column"]]}
-        numbers = [row["value"] for row in rows if row["value"] is not None]
-        low, high = (0.0, 100.0) if whole_range else (min(numbers, default=0.0), max(numbers, default=100.0))
-        x = alt.X("column:O", title=table.column_title or None, axis=_named(table.columns, angle=0))
-        y = alt.Y("row:O", title=table.row_title or None, axis=_named(table.rows))
-        base = _chart(rows).encode(x=x, y=y, tooltip=_tips(
+    rows = [
+        {"row": i, "column": j, "value": percentage(value), "said": "–" if value is None else f"{100 * value:.1f} %",
+         "of": row, "at": column}
+        for i, (row, line) in enumerate(zip(table.rows, table.values, strict=True))
+        for j, (column, value) in enumerate(zip(table.columns, line, strict=True))
+    ]  # fmt: skip
+    numbers = [percentage(value) for line in table.values for value in line if value is not None]
+    low, high = (min(numbers), max(numbers)) if search and numbers else (0.0, 100.0)
+    axis: dict[str, Any] = {"domain": False, "ticks": False, "grid": False, "labelLimit": 170}
+    across = alt.Axis(labelExpr=f"{list(table.columns)}[datum.value]", labelAngle=0, **axis)
+    down = alt.Axis(labelExpr=f"{list(table.rows)}[datum.value]", **axis)
+    base = chart_of(rows).encode(
+        x=alt.X("column:O", title=table.column_title or None, axis=across),
+        y=alt.Y("row:O", title=table.row_title or None, axis=down),
+        tooltip=tooltips(
             f"{table.row_title or 'layer'}:of", f"{table.column_title or 'column'}:at", f"{table.value_title}:said"
-        ))  # fmt: skip
-        scale = alt.Scale(domain=[low, high if high > low else low + 1], range=[PALE, STRONG], interpolate="rgb")
-        bright = f"isValid(datum.value) && datum.value > {low + 0.6 * (high - low)}"
-        ink = alt.ColorValue(INK, condition={"test": bright, "value": GROUND})
-        digits = ".0f" if whole_range else ".1f"
-        layers = [
-            base.transform_filter("isValid(datum.value)")
-            .mark_rect(stroke=GROUND, strokeWidth=2)
-            .encode(color=alt.Color("value:Q", legend=None, scale=scale)),
-            base.transform_calculate(text=f"isValid(datum.value) ? format(datum.value, '{digits}') : '–'")
-            .mark_text(fontSize=11)
-            .encode(text=alt.Text("text:N"), color=ink),
-        ]
-        if table.best is not None:
-            outline = f"datum.row == {table.best[0]} && datum.column == {table.best[1]}"
-            layers.append(base.transform_filter(outline).mark_rect(filled=False, stroke=BAD, strokeWidth=2.5))
-        size = {"title": table.title, "width": width or "container", "height": 24 * len(table.rows)}
-        drawn.append((size, layers))
-    return _together(drawn, columns=3)
+        ),
+    )
+    scale = alt.Scale(domain=[low, high if high > low else low + 1], range=[PALE, STRONG], interpolate="rgb")
+    bright = f"isValid(datum.value) && datum.value > {low + 0.6 * (high - low)}"
+    digits = ".1f" if search else ".0f"
+    layers = [
+        base.transform_filter("isValid(datum.value)")
+        .mark_rect(stroke=GROUND, strokeWidth=2)
+        .encode(color=alt.Color("value:Q", legend=None, scale=scale)),
+        base.transform_calculate(text=f"isValid(datum.value) ? format(datum.value, '{digits}') : '–'")
+        .mark_text(fontSize=11)
+        .encode(text=alt.Text("text:N"), color=alt.ColorValue(INK, condition={"test": bright, "value": GROUND})),
+    ]
+    if search and table.best is not None:
+        best = base.transform_filter(f"datum.row == {table.best[0]} && datum.column == {table.best[1]}")
+        layers.append(best.mark_rect(filled=False, stroke=BAD, strokeWidth=2.5))
+    return Drawing(layers, title, width, 24 * len(table.rows))
 
 
 def search_map(
@@ -511,86 +347,60 @@ def search_map(
     ((0.5, None),)
     """
     widest = sorted(values, key=lambda name: -len(values[name]))[:2]
-    column, row = [name for name in reversed(list(values)) if name in widest] if len(widest) > 1 else (widest[0], "")
-    rows, columns = list(values[row]) if row else [""], list(values[column])
-    table: list[list[float | None]] = [[None] * len(columns) for _ in rows]
+    column, *more = [name for name in reversed(list(values)) if name in widest]
+    rows, columns = list(values[more[0]]) if more else [""], list(values[column])
+    best: dict[tuple[str, str], float] = {}
     for point, found in trials:
         if found is not None and math.isfinite(found):
-            i, j = rows.index(point[row]) if row else 0, columns.index(point[column])
-            before = table[i][j]
-            table[i][j] = found if before is None else max(before, found)
-    numbers = [(value, -i, -j) for i, line in enumerate(table) for j, value in enumerate(line) if value is not None]
-    best = max(numbers, default=None)
-    row_title, column_title = short_names([row, column]) if row else ("", short_names([column])[0])
-    return HeatMap(
-        title=title,
-        rows=tuple(rows),
-        columns=tuple(columns),
-        values=tuple(map(tuple, table)),
-        row_title=row_title,
-        column_title=column_title,
-        value_title=score,
-        best=(-best[1], -best[2]) if best else None,
-    )
+            place = point[more[0]] if more else "", point[column]
+            best[place] = max(found, best.get(place, found))
+    titles = short_names([column, *more])
+    table = tuple(tuple(best.get((row, name)) for name in columns) for row in rows)
+    return HeatMap(title, tuple(rows), tuple(columns), table, titles[1] if more else "", titles[0], score)
 
 
-def scores_chart(panels: Sequence[ScoresPanel], *, width: int | None = 300) -> Chart:
+def draw_scores(layers: Sequence[ScoredLayer], *, title: str, width: int | None = 300) -> Drawing:
     """Draw every layer's scores from the most central neuron to the least, and which of them were pruned.
 
-    Args:
-        panels: Prunings, drawn side by side.
-        width: Pixels of a panel; None fills what holds the chart (one panel only).
+    Each layer has a row of its own, as high as its largest score; a line marks the layer's mean.
 
-    Returns:
-        A chart in which each layer has a row of its own, as high as its largest score; a line marks the layer's mean.
+    Args:
+        layers: From the input to the output.
+        title: Of the drawing.
+        width: Pixels; None fills what holds the chart.
     """
     import altair as alt
 
-    drawn = []
-    states = ["kept", "pruned"]
-    for panel in panels:
-        names = short_names([layer.name for layer in panel.layers])
-        num = len(panel.layers)
-        rows, runs, means = [], [], []
-        for index, layer in enumerate(panel.layers):
-            corners, stretches, top = _score_rows(layer, names[index], base=num - 1 - index)
-            rows += corners
-            runs += stretches
-            means.append({"y": round(num - 1 - index + 0.86 / top, 4)})
-        across = alt.X(
-            "x:Q", title="neurons, from the most central to the least, %", scale=alt.Scale(domain=[0, 100], nice=False)
+    names, num = short_names([layer.name for layer in layers]), len(layers)
+    rows, runs, means = [], [], []
+    for index, layer in enumerate(layers):
+        corners, stretches, top = _score_rows(layer, names[index], base=num - 1 - index)
+        rows += corners
+        runs += stretches
+        means.append({"y": round(num - 1 - index + 0.86 / top, 4)})
+    across = alt.Scale(domain=[0, 100], nice=False)
+    axis = alt.Axis(
+        values=[place + 0.43 for place in range(num)],
+        labelExpr=f"{[*reversed(names)]}[floor(datum.value)]",
+        grid=False, domain=False, ticks=False, labelLimit=170,
+    )  # fmt: skip
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(domain=[0, num], nice=False), axis=axis)
+    fields = alt.LookupData(alt.InlineData(values=runs), key="run", fields=["base", "state", "layer", "neurons", "top"])
+    areas = (
+        chart_of(rows)
+        .transform_lookup(lookup="run", from_=fields)
+        .mark_area(interpolate="step-after")
+        .encode(
+            x=alt.X("x:Q", title="neurons, from the most central to the least, %", scale=across),
+            y=y,
+            y2=alt.Y2("base:Q"),
+            detail="run:N",
+            color=alt.Color("state:N", title=None, scale=alt.Scale(domain=["kept", "pruned"], range=[GOOD, PRUNED])),
+            tooltip=tooltips("layer", "neurons", "largest score × width:top", "state"),
         )
-        labels = str([*reversed(names)])
-        y = alt.Y(
-            "y:Q",
-            title=None,
-            scale=alt.Scale(domain=[0, num], nice=False),
-            axis=alt.Axis(
-                values=[place + 0.43 for place in range(num)],
-                labelExpr=f"{labels}[floor(datum.value)]",
-                grid=False, domain=False, ticks=False, labelLimit=170,
-            ),
-        )  # fmt: skip
-        fields = alt.LookupData(
-            alt.InlineData(values=runs), key="run", fields=["base", "state", "layer", "neurons", "top"]
-        )
-        areas = (
-            _chart(rows)
-            .transform_lookup(lookup="run", from_=fields)
-            .mark_area(interpolate="step-after")
-            .encode(
-                x=across,
-                y=y,
-                y2=alt.Y2("base:Q"),
-                detail="run:N",
-                color=alt.Color("state:N", title=None, scale=alt.Scale(domain=states, range=[KEPT, PRUNED])),
-                tooltip=_tips("layer", "neurons", "largest score × width:top", "state"),
-            )
-        )
-        mean = _chart(means).mark_rule(strokeDash=[3, 3], color=QUIET).encode(y=y)
-        size = {"title": panel.title, "width": width or "container", "height": _ROW * num}
-        drawn.append((size, [areas, mean]))
-    return _together(drawn, columns=3)
+    )
+    mean = chart_of(means).mark_rule(strokeDash=[3, 3], color=QUIET).encode(y=y)
+    return Drawing([areas, mean], title, width, _ROW * num)
 
 
 def _score_rows(
@@ -625,57 +435,51 @@ def _score_rows(
     return rows, runs, top
 
 
-def difference_chart(panels: Sequence[DifferencePanel], *, smallest_effect: float, width: int | None = 380) -> Chart:
-    """Draw leads over baselines with their intervals; the grey zone is too small to count.
+def compose(drawings: Sequence[Drawing], *, columns: int = 3) -> Chart:
+    """Make a chart of drawings, side by side, with this project's look and the parameter `dark`.
 
-    Args:
-        panels: Settings, drawn side by side.
-        smallest_effect: The smallest difference that counts, a fraction.
-        width: Pixels of a panel; None fills what holds the chart (one panel only).
+    A chart of one has the legend that switches series; Vega-Lite would give each of several a switch of its own.
     """
     import altair as alt
 
-    said = {"better": "ahead", "worse": "behind", "undecided": "no clear difference", "": "too few trainings"}
-    drawn = []
-    for panel in panels:
-        rows = [
-            {
-                "baseline": display_name(d.baseline),
-                "mean": _percent(d.mean),
-                "low": _percent(d.low),
-                "high": _percent(d.high),
-                "verdict": said[d.verdict],
-            }
-            for d in panel.differences
-        ]
-        seen = {row["verdict"] for row in rows}
-        tones = {name: tone for name, tone in zip(said.values(), (GOOD, BAD, QUIET, DIM), strict=True) if name in seen}
-        scale = alt.Scale(domain=list(tones), range=list(tones.values()))
-        color = alt.Color("verdict:N", title=None, scale=scale)
-        y = alt.Y("baseline:N", title=None, sort=None)
-        x = alt.X("mean:Q", title="lead in top-1 accuracy, points", scale=alt.Scale(padding=10))
-        base = _chart(rows).encode(y=y, color=color)
-        zone = _chart([{"low": -100 * smallest_effect, "high": 100 * smallest_effect}])
-        layers = [
-            zone.mark_rect(color=FAINT).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
-            _chart([{"zero": 0}]).mark_rule(color=LINE).encode(x=alt.X("zero:Q")),
-            base.transform_filter("isValid(datum.low)")
-            .mark_rule(strokeWidth=2)
-            .encode(x=alt.X("low:Q"), x2=alt.X2("high:Q")),
-            base.mark_point(filled=True, size=80, opacity=1).encode(
-                x=x, tooltip=_tips("against:baseline", "points:mean", "from:low", "to:high", "verdict")
-            ),
-        ]
-        size = {"title": panel.title, "width": width or "container", "height": 26 * max(len(rows), 1)}
-        drawn.append((size, layers))
-    return _together(drawn, columns=2)
+    config = alt.Config(
+        background=GROUND,
+        font="Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif",
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            labelColor=QUIET, titleColor=QUIET, gridColor=FAINT, domainColor=LINE, tickColor=LINE,
+            labelFontSize=11.5, titleFontSize=12, titleFontWeight=500, titlePadding=8,
+        ),
+        axisX=alt.AxisConfig(grid=False),
+        legend=alt.LegendConfig(
+            labelColor=INK, labelFontSize=12, symbolSize=80, symbolOpacity=1, orient="bottom", columns=3,
+            labelLimit=220, offset=10,
+        ),
+        title=alt.TitleConfig(color=INK, anchor="start", fontSize=13, fontWeight=600, offset=10),
+    )  # fmt: skip
+    dark, alone = alt.param(name="dark", value=False), len(drawings) == 1
+    panels: list[dict[str, Any]] = []
+    for number, drawing in enumerate(drawings):
+        params = [] if number else [dark, *([drawing.legend] if alone and drawing.legend is not None else [])]
+        first, *others = drawing.layers
+        lines = textwrap.wrap(drawing.title, drawing.width // 7) if drawing.width else drawing.title
+        size = {"title": lines, "width": drawing.width or "container", "height": drawing.height}
+        panels.append({"layer": [first.add_params(*params), *others], **size})
+    # Altair copies a whole chart with every call that changes it, so everything is given at once.
+    if alone:
+        (only,) = panels
+        fitted = alt.AutoSizeParams(type="fit-x", contains="padding")
+        return alt.layer(*only.pop("layer"), config=config, autosize=fitted, **only)
+    shared = alt.Resolve(scale=alt.ScaleResolveMap(color="shared", shape="shared"))
+    side_by_side = [alt.layer(*panel.pop("layer"), **panel) for panel in panels]
+    return alt.concat(*side_by_side, columns=columns, spacing=24, resolve=shared, config=config)
 
 
 def write_chart(chart: Chart, path: str | Path, *, dark: bool = False) -> Path:
     """Write a chart to a file, whole or not at all.
 
     Args:
-        chart: From a function of this module.
+        chart: From `compose`.
         path: Its ending says what it becomes: `.png` (twice the chart's pixels), `.svg`, `.pdf`.
         dark: Whether on dark ground.
 
@@ -703,63 +507,33 @@ def write_chart(chart: Chart, path: str | Path, *, dark: bool = False) -> Path:
 def spec_of(chart: Chart, *, dark: bool = False) -> dict[str, Any]:
     """The Vega-Lite specification of a chart, as plain types."""
     spec: dict[str, Any] = chart.to_dict(validate=False)
-    for param in spec["params"]:
-        if param["name"] == "dark":
-            param["value"] = dark
+    next(param for param in spec["params"] if param["name"] == "dark")["value"] = dark
     return spec
 
 
-def _together(charts: Sequence[tuple[Mapping[str, Any], list[Any]]], *, columns: int = 1, chosen: Any = None) -> Chart:
-    """One chart of several, given as properties and layers, with the parameter `dark` and this project's look."""
-    import altair as alt
-
-    params = [alt.param(name="dark", value=False), *([chosen] if chosen is not None else [])]
-    (size, (first, *others)), *more = charts
-    config = alt.Config(
-        background=GROUND,
-        font="Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif",
-        view=alt.ViewConfig(stroke=None),
-        axis=alt.AxisConfig(
-            labelColor=QUIET, titleColor=QUIET, gridColor=FAINT, domainColor=LINE, tickColor=LINE,
-            labelFontSize=11.5, titleFontSize=12, titleFontWeight=500, titlePadding=8,
-        ),
-        axisX=alt.AxisConfig(grid=False),
-        legend=alt.LegendConfig(
-            labelColor=INK, labelFontSize=12, symbolSize=80, symbolOpacity=1, orient="bottom", columns=3, labelLimit=220, offset=10
-        ),
-        title=alt.TitleConfig(color=INK, anchor="start", fontSize=13, fontWeight=600, offset=10),
-    )  # fmt: skip
-    # Altair copies a whole chart with every call that changes it, so everything is given at once.
-    layers = [first.add_params(*params), *others]
-    if not more:
-        fitted = alt.AutoSizeParams(type="fit-x", contains="padding")
-        return alt.layer(*layers, config=config, autosize=fitted, **size)
-    shared = alt.Resolve(scale=alt.ScaleResolveMap(color="shared", shape="shared"))
-    side_by_side = [alt.layer(*layers, **size), *(alt.layer(*found, **other) for other, found in more)]
-    return alt.concat(*side_by_side, columns=columns, spacing=24, resolve=shared, config=config)
-
-
-def _chart(rows: Sequence[Mapping[str, Any]]) -> Any:
+def chart_of(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """An Altair chart of plain rows, without marks."""
     import altair as alt
 
     return alt.Chart(alt.InlineData(values=tuple(rows)))
 
 
-def _colors(looks: Mapping[str, Look]) -> alt.Scale:
+def colors(looks: Mapping[str, Look]) -> alt.Scale:
+    """The scale of the series' colours."""
     import altair as alt
 
     names = [look.name for look in looks.values()]
     return alt.Scale(domain=names, range=[_either(look.light, look.dark) for look in looks.values()])
 
 
-def _switched() -> Any:
+def switch() -> Any:
     """The series that were clicked in the legend; all where none was."""
     import altair as alt
 
     return alt.selection_point(name="series", fields=["series"], bind="legend", toggle="true")
 
 
-def _dimmed(chosen: Any, full: float = 1.0, faint: float = 0.08, *, empty: bool = True) -> Any:
+def dimmed(chosen: Any, full: float = 1.0, faint: float = 0.08, *, empty: bool = True) -> Any:
     """Opacity of what is chosen and of the rest; `empty` says whether nothing chosen means all."""
     import altair as alt
 
@@ -768,18 +542,17 @@ def _dimmed(chosen: Any, full: float = 1.0, faint: float = 0.08, *, empty: bool 
     return alt.OpacityValue(faint, condition={"param": chosen.name, "value": full, "empty": empty})
 
 
-def _named(names: Sequence[str], *, angle: int | None = None) -> alt.Axis:
-    """An axis over indices that shows names; equal names stay apart."""
-    import altair as alt
+def written(chart: Any, text: str | list[str], *, color: Any = INK, **place: Any) -> list[Any]:
+    """Text that stays readable over points: a halo of the ground under it."""
+    look = {"text": text, "fontWeight": 600, "fontSize": 12, "lineHeight": 15, **place}
+    return [
+        chart.mark_text(stroke=GROUND, strokeWidth=4, strokeJoin="round", color=GROUND, **look),
+        chart.mark_text(color=color, **look),
+    ]
 
-    look: dict[str, Any] = {"domain": False, "ticks": False, "grid": False, "labelLimit": 170}
-    if angle is not None:
-        look["labelAngle"] = angle
-    return alt.Axis(labelExpr=f"{list(names)}[datum.value]", **look)
 
-
-def _tips(*fields: str) -> list[Any]:
-    """Tooltips: "field", or "title:field" where the two differ."""
+def tooltips(*fields: str) -> list[Any]:
+    """What the pointer tells: "field", or "title:field" where the two differ."""
     import altair as alt
 
     found = []
@@ -790,5 +563,6 @@ def _tips(*fields: str) -> list[Any]:
     return found
 
 
-def _percent(fraction: float | None) -> float | None:
+def percentage(fraction: float | None) -> Any:
+    """A fraction in percent, or None."""
     return None if fraction is None else round(100 * fraction, 3)

@@ -53,7 +53,8 @@ class Registry(dict[str, type[Any]]):
             TypeError: If `cls` is not a class, or lacks a method of the protocol.
             ValueError: If the name is empty or belongs to another class.
         """
-        lacking = [name for name in _members(self.protocol) if name not in dir(cls)]
+        asked = {name for name, value in vars(self.protocol).items() if inspect.isfunction(value)}
+        lacking = [name for name in asked if (name == "__call__" or name[0] != "_") and name not in dir(cls)]
         if not isinstance(cls, type) or lacking:
             what = f"a class with {', '.join(lacking) or 'the methods of a ' + self.kind}"
             raise TypeError(f'{self.kind} "{name}": {cls!r} is not {what}')
@@ -84,8 +85,12 @@ class Registry(dict[str, type[Any]]):
                 return self.build(given if isinstance(given, str) else named, self[named], parameters)
             given = named
         if isinstance(given, type):
-            return self._checked(self.build(given.__name__, given, parameters))
-        self._checked(given)
+            given, parameters = self.build(given.__name__, given, parameters), {}
+        if not isinstance(given, self.protocol):
+            raise TypeError(
+                f"{self.kind}={given!r} is not a name, a class or an instance of a {self.kind};"
+                f" the names are {', '.join(self)}"
+            )
         if parameters:
             raise ValueError(
                 f"{self.kind}={given!r} is an instance, so the parameters {sorted(parameters)} have no place; give them"
@@ -114,15 +119,24 @@ class Registry(dict[str, type[Any]]):
         Raises:
             ValueError: If the name is unknown, or the path cannot be imported.
         """
-        named, own = self._described(given) if isinstance(given, Mapping) else (given, dict(parameters or {}))
-        if not isinstance(named, str):
-            return named, own
+        if isinstance(given, str):
+            named, own = given, dict(parameters or {})
+        elif isinstance(given.get("class_path"), str) and set(given) <= {"class_path", "init_args"}:
+            named, own = given["class_path"], dict(given.get("init_args") or {})
+        elif isinstance(given.get("name"), str):
+            named, own = given["name"], {key: value for key, value in given.items() if key != "name"}
+        else:
+            raise ValueError(
+                f"{self.kind}={dict(given)} is not a description; write {{name: ..., parameter: ...}} or"
+                " {class_path: ..., init_args: {...}}"
+            )
         short, usual = self.published.get(named, (named, {}))
         short = next((name for name, cls in self.items() if short in (name, cls.__name__)), short)
         if short in self:
             return short, {**usual, **own}
         if "." in named:
-            return self._registered(imported(self.kind, named)), own
+            found = imported(self.kind, named)
+            return next((name for name, cls in self.items() if cls is found), found), own
         known = [*self, *self.published]
         hint = did_you_mean(named, known) or "."
         raise ValueError(f'unknown {self.kind} "{named}"{hint} Known names: {", ".join(known)}')
@@ -156,31 +170,6 @@ class Registry(dict[str, type[Any]]):
         plain = {key: value for key, value in given.items() if isinstance(value, bool | int | float | str | None)}
         return {"name": name, **plain}
 
-    def _described(self, spec: Mapping[str, Any]) -> tuple[str | Any, dict[str, Any]]:
-        """Read a description: a name or what its class path leads to, and parameters."""
-        if isinstance(spec.get("class_path"), str) and set(spec) <= {"class_path", "init_args"}:
-            path = spec["class_path"]
-            known = next((key for key, cls in self.items() if path in _paths(cls)), None)
-            return known or (imported(self.kind, path) if "." in path else path), dict(spec.get("init_args") or {})
-        if isinstance(spec.get("name"), str):
-            return spec["name"], {key: value for key, value in spec.items() if key != "name"}
-        raise ValueError(
-            f"{self.kind}={dict(spec)} is not a description; write {{name: ..., parameter: ...}} or"
-            " {class_path: ..., init_args: {...}}"
-        )
-
-    def _registered(self, found: Any) -> str | Any:
-        """The short name of a class that is registered; anything else as it is."""
-        return next((name for name, cls in self.items() if cls is found), found)
-
-    def _checked(self, instance: Any) -> Any:
-        if not isinstance(instance, self.protocol):
-            raise TypeError(
-                f"{self.kind}={instance!r} is not a name, a class or an instance of a {self.kind};"
-                f" the names are {', '.join(self)}"
-            )
-        return instance
-
 
 def imported(kind: str, path: str) -> Any:
     """Return what a dotted path leads to; modules in the current folder are found, too.
@@ -206,18 +195,3 @@ def imported(kind: str, path: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{kind}: {path} cannot be imported ({error})") from error
-
-
-def _paths(cls: type[Any]) -> tuple[str, str, str]:
-    """The paths by which a class may be named: its bare name, its own, and through the package that shows it."""
-    package = cls.__module__.rpartition(".")[0]
-    return cls.__name__, f"{cls.__module__}.{cls.__name__}", f"{package}.{cls.__name__}"
-
-
-def _members(protocol: type[Any]) -> set[str]:
-    """The methods that a protocol asks for."""
-    return {name for name, value in vars(protocol).items() if inspect.isfunction(value) and _asked(name)}
-
-
-def _asked(name: str) -> bool:
-    return name == "__call__" or not name.startswith("_")

@@ -8,8 +8,9 @@ import pytest
 
 from mlprank.experiments.records import LayerWidth
 from mlprank.experiments.store import RecordStore
-from mlprank.report.content import content_of, front_of, lost_maps, panels_of, subtitles
+from mlprank.report.content import content_of, cost_points, lost_maps, panels_of, subtitles
 from mlprank.report.page import page_html
+from mlprank.utils.charts import pareto_front
 from tests.experiments.synthetic import MEASURES, metrics, record, training, write_experiment
 
 
@@ -20,15 +21,16 @@ def cell(measure, top1, kept):
 
 def test_the_front_is_what_nothing_beats_in_both():
     cells = [cell("norm", 0.5, 10), cell("wanda", 0.4, 20), cell("random", 0.7, 20), cell("activation", 0.7, 30)]
-    front = front_of(panels_of(cells), cost="size")
-    assert [entry.label for entry in front if entry.on_front] == ["norm", "random"]
-    assert [(entry.cost, entry.point.top1.mean) for entry in front if entry.on_front] == [(16000, 0.5), (32000, 0.7)]
-    assert not any(entry.chosen for entry in front), "all lose more than a point of 88 %"
+    points = cost_points(panels_of(cells), cost="size")
+    front = pareto_front(points)
+    assert [point.series for point in front] == ["norm", "random"]
+    assert [(point.cost, point.top1) for point in front] == [(16000, 0.5), (32000, 0.7)]
+    assert not any(point.chosen for point in points), "all lose more than a point of 88 %"
 
 
 def test_the_chosen_network_is_the_cheapest_that_loses_at_most_a_point():
     cells = [cell("norm", 0.86, 10), cell("wanda", 0.871, 20), cell("random", 0.88, 30)]
-    assert [entry.label for entry in front_of(panels_of(cells), cost="size") if entry.chosen] == ["wanda"]
+    assert [point.series for point in cost_points(panels_of(cells), cost="size") if point.chosen] == ["wanda"]
 
 
 def test_measures_that_lost_the_same_share_one_heat_map(tmp_path):
@@ -195,12 +197,9 @@ def test_experiments_grid_searches_and_shrinks_are_shown_together(tmp_path):
     write_experiment(tmp_path / "cells", models=["SyntheticTwo"], amounts=(0.5,), seeds=(0,), failures=0)
     content = content_of([tmp_path / name for name in ("shrunk", "search", "cells")])
     (found,) = content.shrunk
-    assert found.dense == (4.0, 0.9)
-    assert [(p.cost, p.on_front, p.chosen) for p in found.points] == [
-        (1.0, True, True),
-        (1.2, False, False),
-        (2.0, True, False),
-    ]
+    assert found.dense == (4e6, 0.9)
+    assert [(p.cost, p.chosen) for p in found.points] == [(1e6, True), (1.2e6, False), (2e6, False)]
+    assert [p.cost for p in pareto_front(found.points)] == [1e6, 2e6]
     page = page_html(content)
     assert all(f'<section id="{name}">' in page for name in ("accuracy", "tuning", "shrunk"))
     assert (

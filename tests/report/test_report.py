@@ -12,7 +12,9 @@ from mlprank.cli import main
 from mlprank.experiments.store import RecordStore
 from mlprank.report import write_report
 from mlprank.report.content import content_of, content_of_records
-from mlprank.report.findings import (
+from mlprank.report.findings import sentences_of, tiles_of
+from mlprank.report.page import page_html
+from mlprank.report.tables import (
     Cell,
     Table,
     accuracy_tables,
@@ -22,10 +24,7 @@ from mlprank.report.findings import (
     difference_tables,
     latex_table,
     markdown_table,
-    sentences_of,
-    tiles_of,
 )
-from mlprank.report.page import page_html
 from tests.experiments.synthetic import MEASURES, record, training, write_experiment
 
 
@@ -253,7 +252,7 @@ def test_baselines_can_be_chosen(results, tmp_path, capsys):
     assert {c.baseline for c in chosen.comparisons} == {"random", "norm", "activation"}
     assert "than the average of Activation, Norm and Random" in sentences_of(chosen)[0]
     assert tiles_of(chosen)[1].name == "against the average of the others"
-    arguments = ["report", str(results), "--output", str(tmp_path / "out"), "--no-png"]
+    arguments = ["report", str(results), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--baselines", "norm", "katz"]) == 2
     assert "baselines ['katz'] have no finished cell" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -304,7 +303,7 @@ def test_every_table_is_a_file_of_each_kind(results, tmp_path):
 
 
 def test_the_command_writes_the_files_and_names_them(results, tmp_path, capsys):
-    assert main(["report", str(results), "--output", str(tmp_path / "out"), "--no-png", "--csv"]) == 0
+    assert main(["report", str(results), "--output", str(tmp_path / "out"), "--csv"]) == 0
     out = capsys.readouterr().out
     assert "252 cells finished, 2 failed" in out
     for name in ("report.html", "report.md", "results.csv"):
@@ -318,7 +317,7 @@ def test_the_command_says_what_is_wrong_and_fails(results, tmp_path, capsys):
     (tmp_path / "records.jsonl").write_text('{"schema_version": 5}\n')
     assert main(["report", str(tmp_path)]) == 2
     assert "schema version 5" in capsys.readouterr().err
-    assert main(["report", str(tmp_path), str(results), "--output", str(tmp_path / "out"), "--no-png"]) == 1
+    assert main(["report", str(tmp_path), str(results), "--output", str(tmp_path / "out")]) == 1
     told = capsys.readouterr()
     assert f"{tmp_path} is left out: " in told.err
     assert "252 cells finished" in told.out
@@ -326,7 +325,7 @@ def test_the_command_says_what_is_wrong_and_fails(results, tmp_path, capsys):
 
 def test_an_output_that_cannot_be_written_is_said(results, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["report", str(results), "--output", str(tmp_path / "file"), "--no-png"]) == 2
+    assert main(["report", str(results), "--output", str(tmp_path / "file")]) == 2
     assert "mlprank report: error" in capsys.readouterr().err
 
 

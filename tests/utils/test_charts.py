@@ -1,50 +1,52 @@
 """Charts: what they hold, how series look, and the files that they become."""
 
-import dataclasses
 import math
 import re
 
 import pytest
 
+from mlprank.experiments.statistics import Comparison, Estimate, Setting
+from mlprank.report.charts import draw_accuracy, draw_differences
+from mlprank.report.content import Curve, Panel, Point
 from mlprank.utils import charts
-from mlprank.utils.charts import (
-    AccuracyPanel,
-    AccuracyPoint,
-    CostPoint,
-    Difference,
-    DifferencePanel,
-    HeatMap,
-    ScoredLayer,
-    ScoresPanel,
-)
+from mlprank.utils.charts import CostPoint, HeatMap, ScoredLayer, compose
 
 LOOKS = charts.looks_of(["weighted_pagerank", "norm"])
-PANEL = AccuracyPanel(
-    "Net on Data",
-    0.88,
+SETTING = Setting("Net", "Data", "local", "constant", ())
+
+
+def point(amount, top1, low=None, high=None):
+    return Point(amount, Estimate(top1, low, high, (top1,)), 1.0, 1.0, None)
+
+
+def lead(baseline, mean, low, high, verdict):
+    estimate = Estimate(mean, low, high, (mean,))
+    return Comparison((SETTING,), "weighted_pagerank", baseline, None, 1, 0, 0, estimate, estimate, None, verdict)
+
+
+PANEL = Panel(
+    SETTING,
+    point(0.0, 0.88),
     (
-        AccuracyPoint("weighted_pagerank", 0.5, 0.86, 0.85, 0.87),
-        AccuracyPoint("norm", 0.5, 0.7, 0.6, 0.78),
-        AccuracyPoint("norm", 0.9, 0.2, None, None),
+        Curve("weighted_pagerank", (point(0.5, 0.86, 0.85, 0.87),), {}),
+        Curve("norm", (point(0.5, 0.7, 0.6, 0.78), point(0.9, 0.2)), {}),
     ),
 )
 POINTS = (
-    CostPoint("norm", 1.0, 0.5, "90 %", on_front=True),
-    CostPoint("norm", 2.0, 0.87, "50 %", on_front=True, chosen=True),
+    CostPoint("norm", 1.0, 0.5, "90 %"),
+    CostPoint("norm", 2.0, 0.87, "50 %", chosen=True),
     CostPoint("weighted_pagerank", 3.0, 0.86, "30 %"),
 )
-HEAT = HeatMap("Grid", ("0.1", "0.01"), ("0", "1e-5"), ((0.5, None), (0.9, 0.8)), "lr", "decay", best=(1, 0))
-SCORES = ScoresPanel("Net", (ScoredLayer("net.0", (0.5, 0.3, 0.2), (True, False, True)), ScoredLayer("net.2", (1.0,))))
-LEADS = DifferencePanel(
-    "Net", (Difference("norm", 0.02, 0.01, 0.03, "better"), Difference("random", 0.1, None, None, ""))
-)
+HEAT = HeatMap("Grid", ("0.1", "0.01"), ("0", "1e-5"), ((0.5, None), (0.9, 0.8)), "lr", "decay")
+SCORES = (ScoredLayer("net.0", (0.5, 0.3, 0.2), (True, False, True)), ScoredLayer("net.2", (1.0,)))
+LEADS = (lead("norm", 0.02, 0.01, 0.03, "better"), lead("random", 0.1, None, None, ""))
 ALL = {
-    "accuracy": charts.accuracy_chart([PANEL], LOOKS),
-    "accuracies": charts.accuracy_chart([PANEL, PANEL, PANEL], LOOKS),
-    "front": charts.front_chart(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88)),
-    "heat map": charts.heat_map_chart([HEAT], width=200),
-    "scores": charts.scores_chart([SCORES, SCORES]),
-    "differences": charts.difference_chart([LEADS], smallest_effect=0.002),
+    "accuracy": compose([draw_accuracy(PANEL, LOOKS, title="Net")]),
+    "accuracies": compose([draw_accuracy(PANEL, LOOKS, title="Net", width=380)] * 3),
+    "front": compose([charts.draw_front(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88))]),
+    "heat map": compose([charts.draw_heat_map(HEAT, title="Grid", search=True, width=200)]),
+    "scores": compose([charts.draw_scores(SCORES, title="Net")] * 2),
+    "differences": compose([draw_differences(LEADS, smallest_effect=0.002, title="Net")]),
 }
 
 
@@ -83,12 +85,12 @@ def test_dark_ground_turns_ground_and_ink_and_keeps_the_rows(tmp_path):
 
 
 def test_accuracy_axes_end_at_100_percent_at_most():
-    high = dataclasses.replace(PANEL, dense=0.999, points=(AccuracyPoint("norm", 0.95, 0.99, 0.97, 1.0),))
-    spec = charts.spec_of(charts.accuracy_chart([high], LOOKS))
+    high = Panel(SETTING, point(0.0, 0.999), (Curve("norm", (point(0.95, 0.99, 0.97, 1.0),), {}),))
+    spec = charts.spec_of(compose([draw_accuracy(high, LOOKS, title="t")]))
     domains = re.findall(r"'domain': \[(\d[^\]]*)\]", str(spec))
     assert {text.split(", ")[1] for text in domains} == {"100"}
-    front = charts.front_chart([CostPoint("norm", 1.0, 1.0)], LOOKS, title="t", cost="MB", dense=(2.0, 1.0))
-    assert "'domain': [99, 100]" in str(charts.spec_of(front))
+    front = charts.draw_front([CostPoint("norm", 1.0, 1.0)], LOOKS, title="t", cost="MB", dense=(2.0, 1.0))
+    assert "'domain': [99, 100]" in str(charts.spec_of(compose([front])))
 
 
 def test_curves_start_at_the_dense_network_and_the_pointer_tells_all_values():
@@ -129,7 +131,7 @@ def test_sorted_scores_keep_their_sum_and_their_cut():
 
 def test_a_wide_layer_has_few_corners_and_the_right_cut():
     layer = ScoredLayer("fc", tuple(1.0 + i for i in range(5000)), tuple(i >= 1234 for i in range(5000)))
-    rows = values(charts.spec_of(charts.scores_chart([ScoresPanel("wide", (layer,))])))
+    rows = values(charts.spec_of(compose([charts.draw_scores([layer], title="wide")])))
     assert len(rows) < 100
     (cut,) = [row["x"] for row in rows if row.get("run") == "0.1" and "x" in row][:1]
     assert cut == pytest.approx(100 * (5000 - 1234) / 5000)
@@ -148,12 +150,9 @@ def test_the_map_of_a_search_has_the_best_of_every_pair_and_nothing_where_trials
 
 
 def test_labels_that_do_not_fit_the_values_are_refused():
-    with pytest.raises(
-        ValueError, match=r"values must have 2 rows of 1 numbers, one for every label, got rows of \[1\]"
-    ):
-        HeatMap("t", ("a", "b"), ("c",), ((0.1,),))
-    with pytest.raises(ValueError, match=r"values must have 2 rows of 2 numbers"):
-        dataclasses.replace(HEAT, values=((0.1,),))
+    for columns, values in ((("c",), ((0.1,),)), (("c", "d"), ((0.1, 0.2), (0.3,)))):
+        with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter"):
+            charts.draw_heat_map(HeatMap("t", ("a", "b"), columns, values), title="t")
 
 
 def test_every_measure_keeps_its_look_and_no_two_share_one():

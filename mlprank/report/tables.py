@@ -1,0 +1,278 @@
+"""The tables of a report, computed from the records, and how they become Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlprank.experiments.records import DENSE, CellRecord
+from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Estimate, Setting
+from mlprank.report.content import Content, Panel, conditions_text, subtitles
+from mlprank.utils.charts import Look, display_name
+
+_SHOWN_TRIALS = 20
+_SIGNS = {"better": "▲ ", "worse": "▼ "}
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
+_TEX |= {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "…": r"\dots{}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+_PARAMETERS = {
+    "model": "Models", "dataset": "Data sets", "measure": "Measures", "measure_args": "Arguments of measures",
+    "method": "Methods", "method_args": "Arguments of methods", "amount": "Amounts", "graph": "Graph",
+    "protect_output": "Output protected", "calibration_samples": "Calibration images", "calibration_seed": "Calibration seeds",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table; `mark` is "best", "better", "worse", "undecided" or empty."""
+
+    text: str
+    note: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading; the first cell of a row names it. `kind` is what file names begin with."""
+
+    kind: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def percent(value: float, *, digits: int = 1) -> str:
+    """A fraction as a percentage: 0.877 is `87.7 %`."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def points(value: float, *, digits: int | None = None) -> str:
+    """A difference of fractions in points with its sign: 0.023 is `+2.3`; what rounds to 0 has no sign."""
+    shown = (1 if abs(value) >= 0.01 else 2) if digits is None else digits
+    text = f"{100 * value:+.{shown}f}".replace("-", "−")
+    return text if any(sign in text for sign in "123456789") else text[1:]
+
+
+def accuracy_text(estimate: Estimate) -> str:
+    """An accuracy in percent, with its interval, or with all values where trainings are too few for one."""
+    return _with_interval(estimate, lambda value: f"{100 * value:.1f}")
+
+
+def points_text(estimate: Estimate) -> str:
+    """A difference in points, with its interval, or with all values where trainings are too few for one."""
+    digits = 1 if abs(estimate.mean) >= 0.01 else 2
+    return _with_interval(estimate, lambda value: points(value, digits=digits))
+
+
+def _with_interval(estimate: Estimate, form: Callable[[float], str]) -> str:
+    if 1 < estimate.num < MIN_TRAININGS:
+        return ", ".join(form(value) for value in estimate.values)
+    if estimate.low is None or estimate.high is None or form(estimate.low) == form(estimate.high):
+        return form(estimate.mean)
+    return f"{form(estimate.mean)} [{form(estimate.low)}, {form(estimate.high)}]"
+
+
+def setting_title(setting: Setting, about: Mapping[Setting, str]) -> str:
+    """Network, method and what else tells a setting from the others: `Net on Data, local method, constant compensation`."""
+    return ", ".join(filter(None, [setting.network, f"{setting.method} method", about.get(setting, "")]))
+
+
+def count(number: int, name: str) -> str:
+    """A number with its noun: `1 cell`, `2 cells`."""
+    return f"{number} {name}" + ("" if number == 1 else "s")
+
+
+def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Table:
+    """Top-1 accuracy for every measure and amount; the highest mean of every amount is marked where there are several."""
+    means: dict[float, list[float]] = {amount: [] for amount in panel.amounts}
+    for curve in panel.curves:
+        for point in curve.points:
+            means[point.amount].append(point.top1.mean)
+    rows = []
+    for curve in panel.curves:
+        cells = [Cell(looks[curve.label].name)]
+        for amount, others in means.items():
+            found = curve.at(amount)
+            best = amount > 0.0 and len(others) > 1 and found is not None and found.top1.mean == max(others)
+            cells.append(Cell("–") if found is None else Cell(accuracy_text(found.top1), mark="best" if best else ""))
+        rows.append(tuple(cells))
+    dense = Cell("Dense network"), Cell(f"{100 * panel.dense.top1.mean:.1f}"), *[Cell("")] * (len(means) - 1)
+    columns = ("Top-1, %", *(f"{100 * amount:g} %" for amount in means))
+    return Table("accuracy", title, columns, (*rows, dense))
+
+
+def accuracy_tables(content: Content) -> tuple[Table, ...]:
+    """The accuracy table of every setting."""
+    about = subtitles(panel.setting for panel in content.panels)
+    return tuple(
+        accuracy_table(panel, content.looks, title=setting_title(panel.setting, about)) for panel in content.panels
+    )
+
+
+def difference_tables(content: Content) -> tuple[Table, ...]:
+    """Paired comparisons: one table for the claims over several settings ("claims"), then one for every setting ("differences")."""
+    tables = []
+    for claim in content.claims:
+        if len(claim[0].settings) > 1:
+            rows: list[tuple[Cell, ...]] = [
+                (Cell(display_name(c.baseline) or "Average"), _lead(c), Cell(points_text(c.retention))) for c in claim
+            ]
+            title = f"All settings with {conditions_text(claim[0].settings[0])}"
+            tables.append(Table("claims", title, ("Against", "Top-1, points", "Retention, points"), tuple(rows)))
+    about = subtitles(panel.setting for panel in content.panels)
+    by_setting: dict[Setting, dict[tuple[str, float | None], Comparison]] = {}
+    for c in content.comparisons:
+        by_setting.setdefault(c.settings[0], {})[c.baseline, c.amount] = c
+    for setting, found in by_setting.items():
+        amounts = sorted({amount for _, amount in found if amount is not None})
+        cells = {place: _lead(comparison) for place, comparison in found.items()}
+        rows = [
+            (Cell(display_name(baseline)), *(cells.get((baseline, amount), Cell("–")) for amount in (None, *amounts)))
+            for baseline in dict.fromkeys(baseline for baseline, _ in found)
+        ]
+        columns = ("Against", "All amounts", *(f"{100 * amount:g} %" for amount in amounts))
+        tables.append(Table("differences", setting_title(setting, about), columns, tuple(rows)))
+    return tuple(tables)
+
+
+def _lead(comparison: Comparison) -> Cell:
+    counts = f"{comparison.wins} – {comparison.ties} – {comparison.losses}"
+    return Cell(points_text(comparison.accuracy), counts, comparison.verdict)
+
+
+def search_tables(content: Content) -> tuple[Table, ...]:
+    """The best trials of every grid search."""
+    return tuple(
+        Table(
+            "trials",
+            f"{search.map.title}: the best of {count(len(search.trials), 'trial')}",
+            ("Trial", "Validation accuracy, %", "Note"),
+            tuple(
+                (Cell(label), Cell("–" if score is None else f"{100 * score:.2f}"), Cell(note))
+                for label, score, note in search.trials[:_SHOWN_TRIALS]
+            ),
+        )
+        for search in content.searches
+    )
+
+
+def configuration_table(records: Sequence[CellRecord]) -> Table:
+    """What was varied and what was held, from the pruned cells' own parameters."""
+    pruned = [record.parameters for record in records if record.parameters.measure != DENSE]
+    values: dict[str, set[str]] = {}
+    for field in dataclasses.fields(pruned[0]) if pruned else ():
+        if field.name not in ("checkpoint", "checkpoint_sha256"):
+            said = _PARAMETERS.get(field.name) or field.name.replace("_", " ").capitalize()
+            values[said] = {text for p in pruned if (text := _written(getattr(p, field.name)))}
+    rows = [(Cell(said), Cell(", ".join(sorted(found, key=_by_number)))) for said, found in values.items() if found]
+    checkpoints = sorted({(r.parameters.checkpoint, r.parameters.checkpoint_sha256) for r in records})
+    rows += [(Cell("Checkpoint"), Cell(path, note=f"sha256 {digest[:16]}…")) for path, digest in checkpoints]
+    return Table("configuration", "Configuration", ("Parameter", "Values"), tuple(rows))
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} = {entry}" for name, entry in sorted(value.items()))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    return (float(text) if re.fullmatch(r"[\d.e+-]+", text) else 0.0), text
+
+
+def environment_table(records: Sequence[CellRecord]) -> Table:
+    """Versions, machine and times of the cells."""
+    found: dict[str, set[str]] = {}
+    spent: dict[str, float] = {}
+    for record in records:
+        for name, value in (vars(record.versions) | dict(record.machine)).items():
+            found.setdefault(name, set()).add(value)
+        for name, seconds in record.timings.items():
+            spent[name] = spent.get(name, 0.0) + seconds
+    rows = [(Cell(name), Cell(", ".join(sorted(values)))) for name, values in found.items()]
+    stamps = sorted(record.timestamp for record in records)
+    rows += [(Cell("run"), Cell(f"{stamps[0]} to {stamps[-1]}"))] if stamps else []
+    rows += [
+        (Cell(f"time, {name.removesuffix('_s')}"), Cell(f"{spent[name]:.1f} s over all cells"))
+        for name in sorted(spent)
+    ]
+    return Table("environment", "Environment", ("What", "Value"), tuple(rows))
+
+
+def failed_table(content: Content) -> Table:
+    """Cells that failed and directories that could not be read, each with the error."""
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(str(directory), note="results directory"), Cell(text)) for directory, text in content.problems
+    ]
+    for record in content.records:
+        if record.status == "failed":
+            p = record.parameters
+            what = f"{p.model} on {p.dataset}, {display_name(p.measure)}, {p.method}, {100 * p.amount:g} %"
+            where = f"{content.owners[record.key]} · {record.key} · calibration seed {p.calibration_seed}"
+            rows.append((Cell(what, note=where), Cell(record.error or "")))
+    return Table("failed", "Failed cells", ("Cell", "Error"), tuple(rows))
+
+
+def all_tables(content: Content) -> tuple[Table, ...]:
+    """Every table of the report that has a row, in reading order."""
+    tables = [*accuracy_tables(content), *difference_tables(content), *search_tables(content), failed_table(content)]
+    tables += [configuration_table(content.records), environment_table(content.records)]
+    return tuple(table for table in tables if table.rows)
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, numbers to the right."""
+
+    def written(cell: Cell) -> str:
+        words = _SIGNS.get(cell.mark, "") + cell.text.replace("|", "\\|").replace("\n", "<br>")
+        words = f"**{words}**" if cell.mark == "best" else words
+        return f"{words} ({cell.note})" if cell.note else words
+
+    rule = ["---"] + ["---:" if len(table.columns) > 2 else "---"] * (len(table.columns) - 1)
+    rows = [table.columns, rule, *([written(cell) for cell in row] for row in table.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def latex_table(table: Table) -> str:
+    """A table in LaTeX, for the package booktabs; notes are left out."""
+
+    def written(text: str) -> str:
+        return "".join(_TEX.get(sign, sign) for sign in text.replace("\n", " "))
+
+    def row(cells: Sequence[str]) -> str:
+        return f"    {' & '.join(cells)} \\\\"
+
+    numbers = ("r" if len(table.columns) > 2 else "l") * (len(table.columns) - 1)
+    body = [
+        row([
+            rf"\textbf{{{written(cell.text)}}}" if cell.mark == "best" else written(_SIGNS.get(cell.mark, "") + cell.text)
+            for cell in cells
+        ])
+        for cells in table.rows
+    ]  # fmt: skip
+    head = [r"\begin{table}", rf"  \caption{{{written(table.title)}}}", rf"  \begin{{tabular}}{{l{numbers}}}"]
+    head += [r"    \toprule", row([written(column) for column in table.columns]), r"    \midrule"]
+    return "\n".join([*head, *body, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+
+
+def csv_table(table: Table) -> str:
+    """A table as CSV; a cell's note follows its text in a column of its own where any cell has one."""
+    noted = [any(row[place].note for row in table.rows) for place in range(len(table.columns))]
+    header = [Cell(name, f"{name}, note") for name in table.columns]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in (header, *table.rows):
+        pairs = zip(row, noted, strict=True)
+        writer.writerow([text for cell, has in pairs for text in ([cell.text, cell.note] if has else [cell.text])])
+    return buffer.getvalue()
+
+
+def slug(text: str) -> str:
+    """A title as a part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
