@@ -27,7 +27,7 @@ from mlprank.training.build import Built, build_parts, interruptible, with_weigh
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import RunLogger, finish_wandb, wandb_is_running
 from mlprank.training.parser import Config
-from mlprank.training.progress import EpochLines, RunProgress
+from mlprank.training.progress import RunProgress
 from mlprank.training.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -114,11 +114,7 @@ def build(config: Config, directory: Path | None) -> Built:
     elif loggers in (None, True):
         options["logger"] = False
     if given["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
-        if sys.stdout.isatty():
-            callbacks.append(RunProgress())
-        else:
-            options["enable_progress_bar"] = False
-            callbacks.append(EpochLines())
+        callbacks.append(RunProgress())
     options["plugins"] = [*given["plugins"], WholeCheckpointIO()]
     model: LightningModule = parts.model
     if config.checkpoint is not None and not goes_on(config):
