@@ -1,4 +1,4 @@
-"""The thesis: its entry point under its names and defaults, its conditions as published, its recipes, its trained networks."""
+"""The thesis: its entry point under its names and defaults, its conditions as published, its recipes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PUBLISHED = Recipe(
     protect_output=False,
     num_samples=64,
 )
-"""What a recipe can say of the published conditions: a chain of linear layers, whose pruned rows are zeroed, the output layer's too.
+"""What a recipe can say of the published conditions: a chain of linear layers, whose pruned rows are zeroed.
 
 The rest is in `PublishedConditions`, which `prune_mlp(..., published=True)` and `mlprank experiment --published` go by.
 """
@@ -84,9 +84,9 @@ def prune_mlp(
         top_k: Which accuracies to measure.
         device: Where to run.
         batch_size: Number of calibration images, and of images in a test batch.
-        out_path: A directory for `pruned_model.pth`, the state dict of the network with zeroed rows, and beside it, unless
-            `published`, the narrow network. A checkpoint is looked for below it, or below the current directory. None
-            writes nothing.
+        out_path: A directory for `pruned_model.pth`, the state dict of the network with zeroed rows, and beside it,
+            unless `published`, the narrow network. A checkpoint is looked for below it, or below the current directory.
+            None writes nothing.
         published: Do all that the published code did; see `PublishedConditions`.
         checkpoint: The trained network: any file that `mlprank.models.load_weights` reads. Otherwise a `.pth` as
             published, or the newest run of the thesis's recipe, is looked for.
@@ -96,12 +96,12 @@ def prune_mlp(
         seed: Seed of the calibration draw; the first images where `published`.
 
     Returns:
-        The metrics, and the scores of every layer, each of shape (n_out,); no scores where `published` and `amount` is 0.
-        Metrics, as the thesis defines them: `size` and `size_nz` (parameters, and those that are not zero),
+        The metrics, and the scores of every layer, each of shape (n_out,); no scores where `published` and `amount` is
+        0. Metrics, as the thesis defines them: `size` and `size_nz` (parameters, and those that are not zero),
         `compression_ratio` (their quotient), `actual_amount` (1 - size_nz / size), `flops` and `flops_nz`
         (multiply-accumulates of the linear layers for one image, and those with non-zero weights),
-        `theoretical_speedup` (their quotient), and `top1_acc` and the others of `top_k`, of the pruned network, in [0, 1].
-        Beside them `achieved_amount`, the share of neurons pruned in the prunable layers.
+        `theoretical_speedup` (their quotient), and `top1_acc` and the others of `top_k`, of the pruned network,
+        between 0 and 1. Beside them `achieved_amount`, the share of neurons pruned in the prunable layers.
 
     Raises:
         FileNotFoundError: If there is no checkpoint or no data; the message names the command that makes it.
@@ -241,7 +241,7 @@ class PublishedConditions:
         return PublishedPruning(pruned, scores, masks)
 
     def accuracies(self, network: nn.Module, top_k: Sequence[int] = (1, 5)) -> dict[int, float]:
-        """Return the top-k accuracies on the official test images, in [0, 1], by k; batch norms normalise by the batch."""
+        """Return the top-k accuracies on the official test images, in [0, 1], by k; batch norms go by the batch."""
         right, total = torch.zeros(max(top_k)), 0
         by_batch = any(isinstance(module, _BatchNorm) for module in network.modules())
         size = self.batch_size if by_batch else max(self.batch_size, _IMAGES_AT_ONCE)
@@ -322,8 +322,8 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
         return max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
     if recipe is None:
         raise FileNotFoundError(
-            f"checkpoint: there is no recipe for {model_name} on {dataset_name} and no {published}; give checkpoint=..., a file that"
-            " `mlprank fit` wrote"
+            f"checkpoint: there is no recipe for {model_name} on {dataset_name} and no {published}; give"
+            " checkpoint=..., a file that `mlprank fit` wrote"
         )
     found = sorted((root / "runs" / recipe).glob("*/checkpoints/best*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:

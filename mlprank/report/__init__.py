@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, Markdown, tables and, where asked for, pictures of experiments and searches; needs no torch."""
+"""The report of experiments and searches: one self-contained HTML page, Markdown, tables, pictures; needs no torch."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _SECTIONS = {
     "environment": "Environment",
 }
 _PICTURES = {"claims": "differences", "differences": ""}
-"""Which pictures stand in a section, where they are not those of its own kind: that of the differences shows the claims."""
+"""Which pictures stand in a section, where they are not those of its own kind."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ def write_report(
     """Write `report.html`, `report.md`, the tables as LaTeX and CSV, and pictures.
 
     Args:
-        results: Results directories of experiments, grid searches and shrinks. One that cannot be read is named in the report.
+        results: Results directories of experiments, grid searches and shrinks. One that cannot be read is named in the
+            report.
         output: Directory, made where it is missing.
         pictures: Which pictures to draw, of `PICTURE_KINDS`.
         formats: What they become: "png", "svg", "pdf".
@@ -114,8 +115,9 @@ def _markdown(content: Content, pictures: Sequence[Path]) -> str:
                 shown.append(markdown_table(table))
         if shown and kind in ("claims", "differences"):
             shown.append(
-                f"Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark differences of at least"
-                f" {100 * content.smallest_effect:g} points that are significant after Holm's correction over their table."
+                "Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark differences of"
+                f" at least {100 * content.smallest_effect:g} points that are significant after Holm's correction over"
+                " their table."
             )
         blocks += [f"## {heading}", *shown] if shown else []
     return "\n\n".join(blocks) + "\n"

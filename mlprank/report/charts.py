@@ -95,10 +95,12 @@ def figures_of(content: Content) -> list[Figure]:
     for search, table in zip(content.searches, search_tables(content), strict=True):
         draw = partial(charts.draw_heat_map, search.map, search=True)
         name = str(search.directory)
-        found.append(Figure("tuning", name, search.map.title, name, draw, numbers=table))
+        found.append(
+            Figure("tuning", name, f"{search.map.title}: {search.map.value_title}, %", name, draw, numbers=table)
+        )
     for shrunk in content.shrunk:
         name = str(shrunk.directory)
-        found.append(Figure("shrunk", name, shrunk.directory.name, name, partial(_draw_shrunk, shrunk)))
+        found.append(Figure("shrunk", name, shrunk.name, name, partial(_draw_shrunk, shrunk)))
     return sorted(found, key=lambda figure: PICTURE_KINDS.index(figure.kind))
 
 
@@ -225,7 +227,7 @@ def _accuracy_rows(panel: Panel, looks: Mapping[str, Look]) -> tuple[list[dict[s
         for point in curve.points:
             at, amount = point.top1, round(100 * point.amount, 6)
             table[amount][name] = f"{100 * at.mean:.2f} %"
-            if at.low is not None and at.high is not None:
+            if at.low is not None and at.high is not None and at.high - at.low >= 1e-4:
                 table[amount][name] += f" ({100 * at.low:.2f} to {100 * at.high:.2f})"
             values = {
                 key: charts.percentage(value) for key, value in (("top1", at.mean), ("low", at.low), ("high", at.high))

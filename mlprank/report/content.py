@@ -40,7 +40,7 @@ WITHIN = 0.01
 
 @dataclass(frozen=True)
 class Point:
-    """A measure at an amount, or the dense network; means over trainings. Fractions, bytes and seconds; `keys` are its cells."""
+    """A measure at an amount, or the dense network: means over trainings, in fractions, bytes and seconds."""
 
     amount: float
     top1: Estimate
@@ -112,6 +112,12 @@ class Shrunk:
     dense: tuple[float, float]
     percent: bool
 
+    @property
+    def name(self) -> str:
+        """The directory's name, with that of the directory above where it is a number."""
+        name = self.directory.name
+        return f"{self.directory.absolute().parent.name}/{name}" if name.isdecimal() else name
+
 
 @dataclass(frozen=True)
 class Content:
@@ -153,7 +159,7 @@ def content_of(
     baselines: Sequence[str] | None = None,
     smallest_effect: float = SMALLEST_EFFECT,
 ) -> Content:
-    """Read results directories of experiments, grid searches and shrinks. One that cannot be read is a problem of the report, not its end.
+    """Read results directories of experiments, grid searches and shrinks; a bad one is a problem, not the end.
 
     Args:
         results: Directories (or their `records.jsonl`); a cell that is in several counts once, the last one.
@@ -237,7 +243,7 @@ def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
 
 
 def conditions_text(setting: Setting) -> str:
-    """Compensation and conditions in words: `constant compensation, chain graph, output protected, 64 calibration images`."""
+    """Compensation and conditions in words: `constant compensation, chain graph, 64 calibration images`."""
     said = {"graph": "{} graph", "protect_output": "output protected", "calibration_samples": "{} calibration images"}
     parts = [
         "output pruned too"
@@ -263,8 +269,8 @@ def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
         cost: "latency" (seconds, measured) or "size" (bytes). Points without a measured latency are left out.
 
     Returns:
-        The cheapest that loses at most `WITHIN` of its dense accuracy is the chosen one. Nothing where no cost differs from the dense
-        network's, as under the published conditions, where nothing is removed.
+        The cheapest that loses at most `WITHIN` of its dense accuracy is the chosen one. Nothing where no cost differs
+        from the dense network's, as under the published conditions, where nothing is removed.
     """
     several = len({panel.setting.compensation for panel in panels}) > 1
     found = []
@@ -381,13 +387,14 @@ def _text(value: Any) -> str:
 
 
 def _one_of_each(records: Sequence[CellRecord], owners: Mapping[str, Path]) -> list[CellRecord]:
-    """One cell with scores for every network and measure: the local method and the amount nearest 0.5 where it can be."""
+    """One cell with scores for every network and measure: local, repaired and near the amount 0.5 where it can be."""
     chosen: dict[tuple[str, str, str], tuple[tuple[object, ...], CellRecord]] = {}
     for record in finished_cells(records):
         if not (owners[record.key] / "scores" / f"{record.key}.safetensors").is_file():
             continue
         p = record.parameters
-        rank = (p.method.lower() != "local", abs(p.amount - 0.5), p.calibration_seed, p.checkpoint, record.key)
+        how = p.method.lower() != "local", p.compensation != "least_squares"
+        rank = (*how, abs(p.amount - 0.5), p.compensation, p.calibration_seed, p.checkpoint, record.key)
         place = (p.model, p.dataset, series_label(p))
         if place not in chosen or rank < chosen[place][0]:
             chosen[place] = (rank, record)

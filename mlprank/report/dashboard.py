@@ -1,4 +1,4 @@
-"""The Weights & Biases workspace for the project's results: what pruning keeps, what it saves, and what tuning found."""
+"""The Weights & Biases workspace of the results: what pruning keeps, what it saves, and what tuning found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PanelInWords:
 
 
 def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
-    """Build the workspace; nothing is sent. W&B adds panels for everything else that was logged, pictures and tables too.
+    """Build the workspace; nothing is sent. W&B adds panels for everything else that was logged.
 
     Args:
         entity: The W&B entity that it will belong to.

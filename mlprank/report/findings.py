@@ -30,7 +30,7 @@ def title_of(content: Content) -> str:
     """What the report is about."""
     networks = list(by_network(content.panels))
     if not networks:
-        others = [*(s.map.title for s in content.searches), *(s.directory.name for s in content.shrunk)]
+        others = [*(s.map.title for s in content.searches), *(s.name for s in content.shrunk)]
         return "Pruning experiment" if content.records or not others else others[0]
     if len(networks) == 1:
         return f"Pruning {networks[0]}"
@@ -54,8 +54,9 @@ def sentences_of(content: Content) -> tuple[str, ...]:
     for shrunk in content.shrunk:
         unit, digits = (100, 1) if shrunk.percent else (1, 3)
         finding += [
-            f"{shrunk.directory.name}: the chosen network has {percent(point.cost / shrunk.dense[0], digits=0)} of the dense"
-            f" network's bytes and scores {unit * point.top1:.{digits}f}, against {unit * shrunk.dense[1]:.{digits}f} dense."
+            f"{shrunk.name}: the chosen network has {percent(point.cost / shrunk.dense[0], digits=0)} of the dense"
+            f" network's bytes and scores {unit * point.top1:.{digits}f},"
+            f" against {unit * shrunk.dense[1]:.{digits}f} dense."
             for point in shrunk.points
             if point.chosen
         ]
@@ -99,8 +100,8 @@ def _claim(claim: Sequence[Comparison], about: str) -> list[str]:
     lead = first.retention
     others = f"the average of {_joined([display_name(c.baseline) for c in each])}" if len(each) > 1 else ""
     text = (
-        f"{display_name(first.reference)} keeps {abs(100 * lead.mean):.1f} points {'more' if lead.mean >= 0 else 'less'}"
-        f" of the dense accuracy than {others or display_name(each[0].baseline)}"
+        f"{display_name(first.reference)} keeps {abs(100 * lead.mean):.1f} points"
+        f" {'more' if lead.mean >= 0 else 'less'} of the dense accuracy than {others or display_name(each[0].baseline)}"
     )
     if lead.low is not None and lead.high is not None:
         text += f" (95 % interval {points(lead.low, digits=1)} to {points(lead.high, digits=1)})"
@@ -124,7 +125,7 @@ def _claim(claim: Sequence[Comparison], about: str) -> list[str]:
 
 
 def averaged_over(claim: Comparison) -> str:
-    """Over what a claim averages: `averaged with equal weight over 2 networks, 2 methods and all amounts (10 trainings)`."""
+    """Over what a claim averages: `averaged with equal weight over 2 networks, 2 methods and all amounts`."""
     if len(claim.settings) == 1:
         (setting,) = claim.settings
         over = f"for {setting.network}, {setting.method} method, averaged over all amounts"
@@ -136,7 +137,7 @@ def averaged_over(claim: Comparison) -> str:
 
 
 def _best(panels: Sequence[Panel]) -> list[str]:
-    """The highest mean at the amount nearest a half, in the panel whose dense network is best; nothing where nothing was compared."""
+    """The highest mean near half of the neurons where the dense network is best; nothing where nothing was compared."""
     found = [
         (panel, curve.label, point)
         for panel in panels
@@ -148,8 +149,9 @@ def _best(panels: Sequence[Panel]) -> list[str]:
         return []
     panel, label, point = max(found, key=lambda e: (-abs(e[2].amount - 0.5), e[0].dense.top1.mean, e[2].top1.mean))
     return [
-        f"With {100 * point.amount:g} % of the neurons pruned, {display_name(label)} ({_how(panel)}) has the highest mean accuracy"
-        f" on {panel.setting.network}: {percent(point.top1.mean)}, against {percent(panel.dense.top1.mean)} dense."
+        f"With {100 * point.amount:g} % of the neurons pruned, {display_name(label)} ({_how(panel)}) has the highest"
+        f" mean accuracy on {panel.setting.network} ({count(point.top1.num, 'training')}): {percent(point.top1.mean)},"
+        f" against {percent(panel.dense.top1.mean)} dense."
     ]
 
 
@@ -160,9 +162,9 @@ def _smallest(panels: Sequence[Panel]) -> list[str]:
     panel, label, point = found
     share = point.num_parameters / panel.dense.num_parameters
     return [
-        f"The smallest network within {100 * WITHIN:g} point of its dense accuracy has {percent(share, digits=0)} of the parameters:"
-        f" {panel.setting.network} by {display_name(label)} ({_how(panel)}) at {100 * point.amount:g} %;"
-        f" --write-network {point.keys[0]} writes it."
+        f"The smallest network within {100 * WITHIN:g} point of its dense accuracy has {percent(share, digits=0)}"
+        f" of the parameters: {panel.setting.network} by {display_name(label)} ({_how(panel)}) at"
+        f" {100 * point.amount:g} %; --write-network {point.keys[0]} writes it."
     ]
 
 

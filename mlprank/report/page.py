@@ -30,17 +30,23 @@ HEADINGS = {
     "shrunk": "Smallest networks under a budget",
 }
 _EXPLAIN = {
-    "accuracy": "Mean top-1 accuracy over trained networks with its 95 % interval, where there are three or more; with fewer the tables"
-    " show every value. Point at a chart for exact numbers; click measures in a legend to see them alone.",
-    "differences": "Weighted PageRank against each other measure on the same trained network, calibration data, method and amount: mean"
-    " difference in points with its 95 % interval, and wins – ties – losses. ▲ (ahead) and ▼ (behind) mark differences of at least"
-    " {effect:g} points that are significant (5 %) after Holm's correction over the comparisons of their table.",
-    "latency": "Every point is a pruned network; the line is the Pareto front: no network here is both cheaper and more accurate than"
-    " one on it. The ring marks the cheapest that loses at most a point. Networks far below the best are not drawn.",
+    "accuracy": "Mean top-1 accuracy over trained networks with its 95 % interval, where there are three or more; with"
+    " fewer the tables show every value. Point at a chart for exact numbers; click measures in a legend to see them"
+    " alone.",
+    "differences": "Weighted PageRank against each other measure on the same trained network, calibration data, method"
+    " and amount: mean difference in points with its 95 % interval, and wins – ties – losses. ▲ (ahead) and ▼ (behind)"
+    " mark differences of at least {effect:g} points that are significant (5 %) after Holm's correction over the"
+    " comparisons of their table.",
+    "latency": "Every point is a pruned network; the line is the Pareto front: no network here is both cheaper and more"
+    " accurate than one on it. The ring marks the cheapest that loses at most a point. Networks far below the best are"
+    " not drawn.",
     "size": "The same networks by the bytes of their file.",
-    "lost": "Percent of a layer's neurons that were pruned.",
-    "centralities": "Each layer's neurons from the most central to the least; the height is the score, the dashed line the layer's mean.",
-    "shrunk": "Every network that a search of mlprank shrink tried, by the bytes of its file; the ring marks the chosen one.",
+    "lost": "Percent of a layer's neurons that were taken out. With constant compensation a pruned channel stays in the"
+    " network, as a constant, where a convolution that pads reads it.",
+    "centralities": "Each layer's neurons from the most central to the least; the height is the score, the dashed line"
+    " the layer's mean.",
+    "shrunk": "Every network that a search of mlprank shrink tried, by the bytes of its file; the ring marks the chosen"
+    " one.",
     "tuning": "Validation accuracy, %, of a grid search; the best run is outlined.",
 }
 _FILTERS = {"model": "models", "dataset": "data sets", "method": "methods", "conditions": "conditions"}
@@ -83,8 +89,9 @@ def page_html(content: Content) -> str:
         "lead": escape(finding[0] if finding else ""),
         "more": "".join(f"<li>{escape(sentence)}</li>" for sentence in finding[1:]),
         "tiles": "".join(
-            f'<div class="tile"><b>{escape(t.value)}</b><span>{escape(t.name)}</span><small>{escape(t.note)}</small></div>'
-            for t in tiles_of(content)
+            f'<div class="tile"><b>{escape(tile.value)}</b><span>{escape(tile.name)}</span>'
+            f"<small>{escape(tile.note)}</small></div>"
+            for tile in tiles_of(content)
         ),
         "warning": warning if failed.rows else "",
         "filters": _filters(content),
@@ -99,7 +106,7 @@ def page_html(content: Content) -> str:
 
 @contextmanager
 def _vega() -> Iterator[subprocess.Popen[str]]:
-    """Vega as one script; bundling takes more than a second, so another process does it while the charts are defined."""
+    """Vega as one script; bundling takes a second, so another process does it while the charts are defined."""
     code = "import vl_convert; print(vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;'))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         try:
@@ -114,7 +121,7 @@ def _section(anchor: str, title: str, body: str, *, explain: str = "") -> str:
 
 
 def _figures(figures: list[Figure], specs: dict[str, Any]) -> str:
-    """The cards of one kind, under a heading for every network; the specifications of their charts are put in `specs`."""
+    """The cards of one kind, under a heading for every network; the charts' specifications are put in `specs`."""
     groups = []
     for name, found in groupby(figures, key=lambda figure: figure.group):
         members = list(found)

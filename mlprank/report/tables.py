@@ -22,7 +22,8 @@ _TEX |= {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "…": r"\dots{}"} | {sig
 _PARAMETERS = {
     "model": "Models", "dataset": "Data sets", "measure": "Measures", "measure_args": "Arguments of measures",
     "method": "Methods", "method_args": "Arguments of methods", "amount": "Amounts", "graph": "Graph",
-    "protect_output": "Output protected", "calibration_samples": "Calibration images", "calibration_seed": "Calibration seeds",
+    "protect_output": "Output protected", "calibration_samples": "Calibration images",
+    "calibration_seed": "Calibration seeds",
 }  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def _with_interval(estimate: Estimate, form: Callable[[float], str]) -> str:
 
 
 def setting_title(setting: Setting, about: Mapping[Setting, str]) -> str:
-    """Network, method and what else tells a setting from the others: `Net on Data, local method, constant compensation`."""
+    """Network, method and what else tells a setting from others: `Net on Data, local method, constant compensation`."""
     return ", ".join(filter(None, [setting.network, f"{setting.method} method", about.get(setting, "")]))
 
 
@@ -87,7 +88,7 @@ def count(number: int, name: str) -> str:
 
 
 def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Table:
-    """Top-1 accuracy for every measure and amount; the highest mean of every amount is marked where there are several."""
+    """Top-1 accuracy for every measure and amount; of several measures with intervals the highest mean is marked."""
     means: dict[float, list[float]] = {amount: [] for amount in panel.amounts}
     for curve in panel.curves:
         for point in curve.points:
@@ -97,8 +98,12 @@ def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Ta
         cells = [Cell(looks[curve.label].name)]
         for amount, others in means.items():
             found = curve.at(amount)
-            best = amount > 0.0 and len(others) > 1 and found is not None and found.top1.mean == max(others)
-            cells.append(Cell("–") if found is None else Cell(accuracy_text(found.top1), mark="best" if best else ""))
+            if found is None:
+                cells.append(Cell("–"))
+                continue
+            compared = amount > 0.0 and len(others) > 1 and found.top1.num >= MIN_TRAININGS
+            best = compared and found.top1.mean == max(others)
+            cells.append(Cell(accuracy_text(found.top1), mark="best" if best else ""))
         rows.append(tuple(cells))
     dense = Cell("Dense network"), Cell(f"{100 * panel.dense.top1.mean:.1f}"), *[Cell("")] * (len(means) - 1)
     columns = ("Top-1, %", *(f"{100 * amount:g} %" for amount in means))
@@ -114,7 +119,7 @@ def accuracy_tables(content: Content) -> tuple[Table, ...]:
 
 
 def difference_tables(content: Content) -> tuple[Table, ...]:
-    """Paired comparisons: one table for the claims over several settings ("claims"), then one for every setting ("differences")."""
+    """Paired comparisons: a table for every claim over several settings, then one for every setting."""
     tables = []
     for claim in content.claims:
         if len(claim[0].settings) > 1:
@@ -251,8 +256,8 @@ def latex_table(table: Table) -> str:
     numbers = ("r" if len(table.columns) > 2 else "l") * (len(table.columns) - 1)
     body = [
         row([
-            rf"\textbf{{{written(cell.text)}}}" if cell.mark == "best" else written(_SIGNS.get(cell.mark, "") + cell.text)
-            for cell in cells
+            rf"\textbf{{{written(c.text)}}}" if c.mark == "best" else written(_SIGNS.get(c.mark, "") + c.text)
+            for c in cells
         ])
         for cells in table.rows
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""An experiment in Weights & Biases: one run with a table of all cells, tables and pictures; on request a run for every cell too."""
+"""An experiment in Weights & Biases: one run with all cells, tables and pictures; on request a run for every cell."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
 from mlprank.experiments.statistics import series_label
 from mlprank.report.charts import PICTURE_KINDS, write_pictures
-from mlprank.report.content import Content, content_of, smallest_good
-from mlprank.report.findings import sentences_of
+from mlprank.report.content import Content, conditions_text, content_of, smallest_good
+from mlprank.report.findings import averaged_over, sentences_of
 from mlprank.report.tables import Table, accuracy_tables, difference_tables
 from mlprank.utils.files import write_whole
 
 LOGGED_NAME = "wandb-logged.txt"
-"""In the results directory: the cells that have runs of their own, so that an experiment that goes on logs the others."""
+"""In the results directory: the cells that have runs of their own; an experiment that goes on logs the others."""
 ID_NAME = "wandb-id.txt"
-"""In the results directory: the id of the experiment's run, drawn at random once, so that experiments of one name never share it."""
+"""In the results directory: the id of the run, drawn once, so that experiments of one name never share it."""
 
 
 def log_experiment(
@@ -114,7 +114,7 @@ def _cells(records: Sequence[CellRecord]) -> Any:
 
 
 def _summary(content: Content) -> dict[str, Any]:
-    """What W&B shows beside the run's name: the lead of weighted PageRank, and the smallest network that is nearly as good as dense."""
+    """What W&B shows beside the run's name: the lead of weighted PageRank, and the smallest good network."""
     summary: dict[str, Any] = {
         "finding": " ".join(sentences_of(content)),
         "cells_finished": sum(record.status == "ok" for record in content.records),
@@ -123,6 +123,7 @@ def _summary(content: Content) -> dict[str, Any]:
     for claim in content.claims[:1]:
         lead = claim[0].retention
         summary |= {"retention_lead": lead.mean, "retention_lead_low": lead.low, "retention_lead_high": lead.high}
+        summary["retention_lead_over"] = f"{conditions_text(claim[0].settings[0])}; {averaged_over(claim[0])}"
     best = smallest_good(content.panels)
     if best is None:
         return summary

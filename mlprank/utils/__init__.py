@@ -1,1 +1,1 @@
-"""What every part of the package uses: files that are whole or absent, look-up by name, errors, modules as they were."""
+"""What every part of the package uses: whole files, look-up by name, errors, modules as they were, charts."""

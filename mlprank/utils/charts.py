@@ -1,7 +1,8 @@
 """How every chart of this project looks, in Altair, and the drawings that more than one package makes.
 
-A drawing is one panel; `compose` makes a chart of one or of several side by side. One definition serves light and dark ground: colours are
-expressions of the chart's parameter `dark`, which `write_chart` and the report's page set. Altair takes a second to import, so functions do.
+A drawing is one panel; `compose` makes a chart of one or of several side by side. One definition serves light and dark
+ground: colours are expressions of the chart's parameter `dark`, which `write_chart` and the report's page set. Altair
+takes a second to import, so functions do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Chart: TypeAlias = "alt.LayerChart | alt.FacetChart | alt.ConcatChart"
 FORMATS = ("png", "svg", "pdf")
 _NAMES = {"weighted_pagerank": "Weighted PageRank", "modified_pagerank": "Modified PageRank"}
 _CROSS = "M-.7,-1L0,-.3L.7,-1L1,-.7L.3,0L1,.7L.7,1L0,.3L-.7,1L-1,.7L-.3,0L-1,-.7Z"
-# Okabe and Ito 2008, Color Universal Design, with lighter tints of the same hues for dark ground; grey stands for `random`.
+# Okabe and Ito 2008, Color Universal Design, with lighter tints for dark ground; grey stands for `random`.
 _LOOKS: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
     ("#0072B2", "#4AA3EA", "circle", ()),
     ("#D55E00", "#F58A4B", "diamond", ()),
@@ -37,7 +38,8 @@ _LOOKS: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
 )
 _FIXED = ("weighted_pagerank", "reconstruction", "modified_pagerank", "wanda", "norm", "activation", "random")
 _NUM_STEPS = 80
-_ROW = 44
+_ROW, _LEAST = 44, 0.04
+"""Pixels of a layer's scores, and the share of them that a score of 0 has, so that its neuron is seen."""
 _REACH = 0.1
 """A front shows networks within this much of the best accuracy, or within twice the chosen one's loss."""
 
@@ -74,7 +76,7 @@ class Look:
 
 @dataclass(frozen=True)
 class CostPoint:
-    """One pruned network: its measure or whatever made it, its cost, its accuracy (a fraction) or score, what the pointer says of it."""
+    """One pruned network: what made it, its cost, its accuracy (a fraction) or score, and what the pointer tells."""
 
     series: str
     cost: float
@@ -113,7 +115,7 @@ class ScoredLayer:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One panel: Altair's layers and their size. A width of None fills what holds the chart; `legend` is what its legend switches."""
+    """One panel: Altair's layers, their size (None fills what holds the chart), and what its legend switches."""
 
     layers: Sequence[Any]
     title: str
@@ -182,7 +184,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The points that nothing beats: no other is at least as cheap and as accurate, and better in one of the two. By cost.
+    """The points, by cost, that nothing beats: no other is at least as cheap and accurate, and better in one of them.
 
     >>> [p.cost for p in pareto_front([CostPoint("a", 2, 0.8), CostPoint("a", 3, 0.7), CostPoint("a", 1, 0.5)])]
     [1, 2]
@@ -205,7 +207,7 @@ def draw_front(
     score: str = "top-1 accuracy",
     percent: bool = True,
 ) -> Drawing:
-    """Draw accuracy against cost with the Pareto front, and name the chosen network; only what is within reach of the best is shown.
+    """Draw accuracy against cost with the Pareto front and the chosen network's name, near the best accuracy.
 
     Args:
         points: Pruned networks.
@@ -229,7 +231,7 @@ def draw_front(
     margin = 0.05 * (best - low) or 1.0
     heights: list[float] = [low - margin, best + margin]
     if percent:
-        heights = [max(math.floor(100 * low - 0.5), 0), min(math.ceil(100 * best + 0.5), 100)]
+        heights = [max(math.floor(100 * low - 0.5), 0), min(math.ceil(100 * best + 12 * (best - low) + 0.5), 100)]
     x = alt.X(
         "cost:Q",
         title=f"{cost} (less is better)",
@@ -259,7 +261,9 @@ def draw_front(
     legend = switch()
     layers = [
         base.transform_filter("datum.front").mark_line(interpolate="step-after", color=INK, strokeWidth=1.4),
-        marks.transform_filter("!datum.front").mark_point(filled=True, size=34).encode(opacity=dimmed(legend, 0.4, 0.04)),
+        marks.transform_filter("!datum.front")
+        .mark_point(filled=True, size=34)
+        .encode(opacity=dimmed(legend, 0.4, 0.04)),
         marks.transform_filter("datum.front")
         .mark_point(filled=True, size=95, stroke=INK, strokeWidth=1.1)
         .encode(opacity=dimmed(legend)),
@@ -274,11 +278,13 @@ def draw_front(
             value = f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"
             text = [f"chosen: {looks[point.series].name}", f"{point.note}: {value}"]
             mark = chart_of([{"cost": point.cost, "top1": shown(point.top1)}]).encode(x=x, y=y)
-            middle = math.sqrt(span[0] * span[1]) if wide else sum(span) / 2
-            side = {"align": "left", "dx": 12} if point.cost < middle else {"align": "right", "dx": -12}
-            above = 2 * (shown(point.top1) or 0.0) < sum(heights)  # the name is written where there is more room
+            edge = span[0] * (span[1] / span[0]) ** 0.4 if wide else 0.4 * sum(span)
+            # Nothing is above a front; the name is written there, or below where it would leave the frame on the left.
+            side = (
+                {"align": "left", "dx": 12, "dy": 26} if point.cost < edge else {"align": "right", "dx": -12, "dy": -24}
+            )
             layers.append(mark.mark_point(size=300, color=BAD, strokeWidth=2.2, filled=False))
-            layers += written(mark, text, **side, dy=-32 if above else 26)
+            layers += written(mark, text, **side)
     return Drawing(layers, title, width, 300, legend)
 
 
@@ -335,7 +341,7 @@ def search_map(
     *,
     score: str = "accuracy",
 ) -> HeatMap:
-    """Tabulate a grid search over the two options with the most values: the best score of each pair over all other options.
+    """Tabulate a grid search over the two options with the most values: each pair's best over all other options.
 
     Args:
         title: Of the heat map.
@@ -406,7 +412,7 @@ def draw_scores(layers: Sequence[ScoredLayer], *, title: str, width: int | None 
 def _score_rows(
     layer: ScoredLayer, name: str, *, base: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
-    """Corners of the area under a layer's sorted scores × width (1 is the layer's mean), what each stretch of one state is, and the largest."""
+    """Corners of the area under a layer's sorted scores × width (mean 1), its stretches of one state, its top."""
     num = len(layer.scores)
     kept = layer.kept or (True,) * num
     order = sorted(range(num), key=lambda neuron: -layer.scores[neuron])
@@ -430,7 +436,8 @@ def _score_rows(
         if not runs or runs[-1]["state"] != state:
             rows += [rows[-1] | {"x": x}] if rows else []
             runs.append({"run": f"{base}.{len(runs)}", "state": state} | about)
-        rows.append({"x": x, "y": round(base + 0.86 * heights[place] / top, 3), "run": runs[-1]["run"]})
+        height = max(0.86 * heights[place] / top, _LEAST)
+        rows.append({"x": x, "y": round(base + height, 3), "run": runs[-1]["run"]})
     rows += [rows[-1] | {"x": 100}] if rows else []
     return rows, runs, top
 

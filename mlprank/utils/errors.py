@@ -17,7 +17,7 @@ class OptionError(ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" with the nearest known word, upper and lower case aside, or nothing where none is near.
+    """Return "; did you mean …?" with the nearest known word, whatever its case, or nothing where none is near.
 
     Examples:
         >>> did_you_mean("fitt", ["fit", "test"])

@@ -1,4 +1,4 @@
-"""Things that users name: classes by short name or dotted path, instances as they are, and errors that say what would have worked."""
+"""Things that users name: classes by short name or dotted path, instances, and errors that say what would work."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class Registry(dict[str, type[Any]]):
         """Return the instance that a user means.
 
         Args:
-            given: A short name, a name of the thesis, a dotted path to a class or instance, a description as YAML has it
-                (``{name: norm, p: 2}`` or ``{class_path: Norm, init_args: {p: 2}}``), a class, or an instance, which is
-                returned as it is.
+            given: A short name, a name of the thesis, a dotted path to a class or instance, a description as YAML has
+                it (``{name: norm, p: 2}`` or ``{class_path: Norm, init_args: {p: 2}}``), a class, or an instance, which
+                is returned as it is.
             **parameters: Parameters given beside a name or a class.
 
         Raises:
@@ -114,7 +114,7 @@ class Registry(dict[str, type[Any]]):
     def read(
         self, given: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
     ) -> tuple[str | Any, dict[str, Any]]:
-        """Return the short name that a name or description stands for, or what its dotted path leads to, and all parameters.
+        """Return what a name or description stands for, a short name or what a path leads to, and all parameters.
 
         Raises:
             ValueError: If the name is unknown, or the path cannot be imported.

@@ -40,7 +40,8 @@ await settled();
 result.tip = document.querySelector("#vg-tooltip-element")?.innerText ?? "";
 const faint = (chart) => chart.querySelectorAll('path[aria-roledescription="line mark"][opacity="0.08"]').length;
 result.before = charts.map(faint);
-const label = Array.from(charts[0].querySelectorAll(".role-legend-label text")).find((text) => text.textContent === "Norm");
+const labels = Array.from(charts[0].querySelectorAll(".role-legend-label text"));
+const label = labels.find((text) => text.textContent === "Norm");
 const place = label.getBoundingClientRect();
 const on = { clientX: place.left + 4, clientY: place.top + 4, bubbles: true, view: window };
 for (const kind of ["pointerdown", "pointerup", "click"]) {

@@ -155,6 +155,7 @@ def test_fewer_than_three_trainings_show_their_values_and_no_band_or_verdict(tmp
     assert {row["low"] for row in rows if row.get("amount", 0) > 0 and "low" in row} == {None}
     (table,) = accuracy_tables(found)
     assert re.fullmatch(r"\d\d\.\d, \d\d\.\d", table.rows[0][1].text)
+    assert {cell.mark for row in table.rows for cell in row} == {""}
     (table,) = difference_tables(found)
     assert {cell.mark for row in table.rows for cell in row} == {""}
     assert "too few trainings for a verdict (3 of every network are needed)" in " ".join(sentences_of(found))
@@ -188,7 +189,10 @@ def test_the_summary_says_who_leads_and_by_how_much():
     )
     assert "for SyntheticTwo on SyntheticData, local method, averaged over all amounts (3 trainings)" in text
     assert "It wins 3 of 3 paired comparisons and loses 0." in text
-    assert "has the highest mean accuracy on SyntheticTwo on SyntheticData: 80.0 %, against 80.0 % dense" in text
+    assert (
+        "has the highest mean accuracy on SyntheticTwo on SyntheticData (3 trainings): 80.0 %, against 80.0 % dense"
+        in text
+    )
 
 
 def test_the_summary_says_when_weighted_pagerank_loses_and_when_nothing_is_clear():
