@@ -7,7 +7,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,89 +24,59 @@ from mlprank.utils.registry import imported
 
 ToInputs = Callable[[Any], Any]
 """Makes the network's inputs of a batch."""
-
-_STEP_ERRORS = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    MisconfigurationException,
-)
+_STEP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, MisconfigurationException)
 """What a step may raise that is run outside of its loop."""
-
-_SILENCED = ("log", "log_dict", "print")
+_SILENCED = ("log", "log_dict", "print", "manual_backward", "clip_gradients", "toggle_optimizer", "untoggle_optimizer")
 """Methods of a LightningModule that do nothing while its step is only watched."""
 
 
-class OwnRandomness:
-    """A random state of one's own: swapped in for a while, and the caller's put back afterwards, whatever happens.
-
-    Covers torch, numpy and Python, and generators that a dataloader or its samplers hold.
-
-    Args:
-        seed: Where the own state starts.
-        loader: A dataloader whose generators are covered too.
-    """
-
-    def __init__(self, seed: int, loader: Any = None) -> None:
-        samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
-        held = [getattr(holder, "generator", None) for holder in (loader, *samplers)]
-        self.generators = list({id(each): each for each in held if isinstance(each, torch.Generator)}.values())
-        with self._kept():
+@contextmanager
+def own_randomness(seed: int, loader: Any) -> Iterator[None]:
+    """Seed torch, numpy, Python and what generators a dataloader and its samplers hold; the states before come back."""
+    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+    held = (getattr(holder, "generator", None) for holder in (loader, *samplers))
+    states = [(each, each.get_state()) for each in {own for own in held if isinstance(own, torch.Generator)}]
+    python, numpy = random.getstate(), np.random.get_state()
+    accelerators = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=accelerators):
+        try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
-            for generator in self.generators:
+            for generator, _ in states:
                 generator.manual_seed(seed)
-            self.state = self._state()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Draw from the own state inside the block."""
-        with self._kept():
-            self._restore(self.state)
-            try:
-                yield
-            finally:
-                self.state = self._state()
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        before = self._state()
-        try:
             yield
         finally:
-            self._restore(before)
-
-    def _state(self) -> tuple[Any, ...]:
-        accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        own = [generator.get_state() for generator in self.generators]
-        return random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator, own
-
-    def _restore(self, state: tuple[Any, ...]) -> None:
-        python, numpy, torch_state, accelerator, own = state
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(torch_state)
-        if accelerator:
-            torch.cuda.set_rng_state_all(accelerator)
-        for generator, each in zip(self.generators, own, strict=True):
-            generator.set_state(each)
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for generator, state in states:
+                generator.set_state(state)
 
 
 class _Called(BaseException):
     """Ends a step as soon as it calls the network; no handler of `Exception` in the step is to see it."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.args_given, self.kwargs_given = args, dict(kwargs)
+
+class _Ignored:
+    """Stands for an optimizer or a schedule while a step is only watched."""
+
+    param_groups: tuple[Any, ...] = ()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return _ignore
+
+
+def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+    raise _Called(args, kwargs)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stand in for what only works inside of a loop."""
 
 
 def recorded_call(
     trainer: Trainer, module: nn.Module, network: nn.Module, batch: Any, *, step: str, index: int = 0
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+) -> Inputs | None:
     """Run a module's step up to the moment at which it calls the network, and return what it calls it with.
 
     Nothing of the step after that is run: no loss, no optimizer, no logging.
@@ -120,40 +90,36 @@ def recorded_call(
         index: The batch's number.
 
     Returns:
-        Positional and keyword arguments; None where the step cannot be run outside of its loop, or calls the network by
-        another way than its `__call__`.
+        The arguments; None where the step cannot be run outside of its loop, or calls the network by another way than its
+        `__call__`.
     """
     own: Any = module
-    if not is_overridden(own, step) or not getattr(own, "automatic_optimization", True):
+    if not is_overridden(own, step):
         return None
     parameters = inspect.signature(getattr(own, step)).parameters
     if "dataloader_iter" in parameters:
         return None
     given = (batch, index) if len(parameters) > 1 else (batch,)
+    several = len(trainer.optimizers) > 1
+    silenced: dict[str, Any] = dict.fromkeys(_SILENCED, _ignore)
+    for name in ("optimizers", "lr_schedulers"):  # of manual optimization
+        silenced[name] = lambda *_, **__: [_Ignored() for _ in trainer.optimizers] if several else _Ignored()
     handle = network.register_forward_pre_hook(_stop, with_kwargs=True, prepend=True)
-    own.__dict__.update(dict.fromkeys(_SILENCED, _ignore))
+    own.__dict__.update(silenced)
     own._trainer = trainer
     try:
         with evaluating(own), torch.no_grad(), trainer.precision_plugin.train_step_context():
             getattr(own, step)(*given)
     except _Called as called:
-        return called.args_given, called.kwargs_given
+        return Inputs(*called.args)
     except _STEP_ERRORS:
         return None
     finally:
         own._trainer = None
         handle.remove()
-        for name in _SILENCED:
+        for name in silenced:
             del own.__dict__[name]
     return None
-
-
-def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-    raise _Called(args, kwargs)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stand in for what only works inside of a loop."""
 
 
 class RunBatches:
@@ -194,18 +160,15 @@ class RunBatches:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield batches as tuples, the inputs first; or the inputs."""
-        randomness = OwnRandomness(self.seed, self.loader)
-        with randomness():
+        with own_randomness(self.seed, self.loader):
             iterator = islice(iter(self.loader), self.limit)
-        index = 0
-        while True:
-            with randomness():
+        for index in count():
+            with own_randomness(self.seed + index, self.loader):
                 try:
                     batch = self._transferred(next(iterator), index)
                 except StopIteration:
                     return
             yield batch[0] if self.alone else batch
-            index += 1
 
     def _transferred(self, batch: Any, index: int) -> tuple[Any, ...]:
         hooks = self.trainer.datamodule or self.trainer.lightning_module
@@ -214,7 +177,14 @@ class RunBatches:
         batch = hooks.transfer_batch_to_device(batch, device_of(self.network), 0)
         batch = hooks.on_after_batch_transfer(batch, 0)
         inputs = self._inputs(batch, index)
-        return _in_precision(inputs, self.network), *_rest(batch)
+        dtype = next((each.dtype for each in self.network.parameters() if each.is_floating_point()), torch.float32)
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        if isinstance(inputs, Inputs):
+            inputs = inputs.mapped(cast)
+        return cast(inputs) if isinstance(inputs, Tensor) else inputs, *_rest(batch)
 
     def _inputs(self, batch: Any, index: int) -> Any:
         if self.inputs is not None:
@@ -222,20 +192,17 @@ class RunBatches:
         if self.step is not None:
             call = recorded_call(self.trainer, self.module, self.network, batch, step=self.step, index=index)
             if call is not None:
-                return Inputs(*call).sole
+                return call.sole
             self.step = None  # it will not call the network for the other batches either
         return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 def called_with(given: Any) -> Any:
     """Return the call that a user's function of a batch means: `(args, kwargs)`, a tuple of arguments, a dict, or a tensor."""
-    pair = (
-        isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple) and isinstance(given[1], Mapping)
-    )
-    if pair:
-        return Inputs(given[0], given[1]).sole
     if isinstance(given, Mapping):
         return Inputs((), given)
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple) and isinstance(given[1], Mapping):
+        return Inputs(given[0], given[1]).sole
     return Inputs(tuple(given), {}).sole if isinstance(given, (tuple, list)) else given
 
 
@@ -246,11 +213,18 @@ def _rest(batch: Any) -> tuple[Any, ...]:
     return tuple(batch[1:]) if isinstance(batch, (tuple, list)) else ()
 
 
-def find_inputs(given: ToInputs | str | None) -> ToInputs | None:
-    """Return the function that `network_inputs` names.
+def _apart(loader: Any) -> Any:
+    """A dataloader that shares no iterator with the one that the run is reading from."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    apart = copy.copy(loader)
+    apart.__dict__["persistent_workers"] = False
+    apart._iterator = None
+    return apart
 
-    Args:
-        given: A function, or the dotted path of one, such as "my_project.data.inputs_of".
+
+def find_inputs(given: ToInputs | str | None) -> ToInputs | None:
+    """Return the function that `network_inputs` names: itself, or by its dotted path, such as "my_project.data.inputs_of".
 
     Raises:
         ValueError: If the path cannot be imported.
@@ -293,10 +267,10 @@ def calibration_batches(
         ValueError: On every process, if one of them has no batch.
         TypeError: If there are several training dataloaders.
     """
-    draw = getattr(trainer.datamodule, "calibration_dataloader", None)
-    loader = draw(num_samples=num_samples, seed=seed) if callable(draw) else trainer.train_dataloader
-    what = f"{type(trainer.datamodule).__name__}.calibration_dataloader" if callable(draw) else "the training data"
-    if not callable(draw) and isinstance(loader, (list, tuple, dict)):
+    draws = _draws(trainer)
+    data: Any = trainer.datamodule
+    loader = data.calibration_dataloader(num_samples=num_samples, seed=seed) if draws else trainer.train_dataloader
+    if not draws and isinstance(loader, (list, tuple, dict)):
         raise TypeError(
             "calibration: there are several training dataloaders; give the datamodule a"
             " calibration_dataloader(num_samples, seed)"
@@ -307,29 +281,32 @@ def calibration_batches(
         module=module,
         network=network,
         inputs=inputs,
-        step=None if callable(draw) else "training_step",
+        step=None if draws else "training_step",
         seed=seed,
         limit=limit,
         alone=True,
     )
     first = next(iter(batches), None)
-    count = 0 if first is None else 1
+    size = int(first is not None)
     if isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim()):
-        count = len(first)
-    check_every_rank_has_data(trainer, count, what=what)
+        size = len(first)
+    what = f"{type(data).__name__}.calibration_dataloader" if draws else "the training data"
+    check_every_rank_has_data(trainer, size, what=what)
     return batches
+
+
+def _draws(trainer: Trainer) -> bool:
+    return callable(getattr(trainer.datamodule, "calibration_dataloader", None))
 
 
 def has_calibration_data(trainer: Trainer) -> bool:
     """Say whether a run has anything to calibrate on, without reading it."""
-    return callable(getattr(trainer.datamodule, "calibration_dataloader", None)) or trainer.train_dataloader is not None
+    return _draws(trainer) or trainer.train_dataloader is not None
 
 
 def samples_of_rank(trainer: Trainer, num_samples: int) -> int:
     """Return how many calibration samples one process reads: all of a drawn set, its share of the training data."""
-    if callable(getattr(trainer.datamodule, "calibration_dataloader", None)):
-        return num_samples
-    return -(-num_samples // trainer.world_size)
+    return num_samples if _draws(trainer) else -(-num_samples // trainer.world_size)
 
 
 def labelled_batches(
@@ -359,7 +336,7 @@ def labelled_batches(
     splits += [("validation", "validation_step", trainer.val_dataloaders)]
     for split, step, loader in splits:
         batches = None
-        if _is_loader(loader):
+        if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
             batches = RunBatches(loader, trainer=trainer, module=module, network=network, inputs=inputs, step=step)
         first: Any = next(iter(batches or ()), ())
         known = batches is not None and len(first) >= 2 and _labelled(first, batches.network)
@@ -378,17 +355,13 @@ def _test_loader(trainer: Trainer) -> Any:
     return source.test_dataloader()
 
 
-def _is_loader(loader: Any) -> bool:
-    return loader is not None and hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict))
-
-
 def _labelled(batch: tuple[Any, ...], network: nn.Module) -> bool:
-    """Whether a network gives logits for inputs that have class indices."""
+    """Whether a network gives logits for one tensor of inputs that has class indices."""
     inputs, labels = batch[:2]
     if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         return False
     if not isinstance(inputs, Tensor):
-        return False  # accuracies are measured of one input
+        return False
     with evaluating(network), torch.no_grad():
         logits = network(inputs[:1])
     return (
@@ -396,26 +369,3 @@ def _labelled(batch: tuple[Any, ...], network: nn.Module) -> bool:
         and logits.dim() == 2
         and 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
     )
-
-
-def _in_precision(inputs: Any, network: nn.Module) -> Any:
-    dtype = next(
-        (parameter.dtype for parameter in network.parameters() if parameter.is_floating_point()), torch.float32
-    )
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    if isinstance(inputs, Inputs):
-        return inputs.mapped(cast)
-    return cast(inputs) if isinstance(inputs, Tensor) else inputs
-
-
-def _apart(loader: Any) -> Any:
-    """A dataloader that shares no iterator and no generator with the one that the run is reading from."""
-    if not isinstance(loader, DataLoader):
-        return loader
-    apart = copy.copy(loader)
-    apart.__dict__["persistent_workers"] = False
-    apart._iterator = None
-    return apart

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
-from mlprank.callbacks.data import (
-    RunBatches,
-    calibration_batches,
-    has_calibration_data,
-    labelled_batches,
-    samples_of_rank,
-)
+from mlprank.callbacks.data import has_calibration_data, labelled_batches, samples_of_rank
 from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
-from mlprank.callbacks.settings import Settings
-from mlprank.callbacks.training import averaging_done, plain_state_dicts
+from mlprank.callbacks.training import (
+    Settings,
+    TrainingMasks,
+    averaging_done,
+    described_pruning,
+    plain_state_dicts,
+)
 from mlprank.models.classifier import ImageClassifier
 from mlprank.pruning.evaluation import Evaluation, evaluate, prune_amounts
 from mlprank.pruning.front import BudgetError
 from mlprank.pruning.outputs import scalars, write_outputs
-from mlprank.pruning.result import PruningResult
+from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.shrink import DEFAULTS, shrink
 from mlprank.pruning.table import print_pruning
 from mlprank.surgery.copies import COMPILED
@@ -60,18 +59,16 @@ class Finish:
         module: Its module.
         settings: What to do.
         directory: Where to write.
-        rows: Masks that training has ended with, by parameter; empty where nothing has been pruned yet.
+        masks: What training has pruned.
         dense: The network from before the first pruning, where that was in training.
-        schedule: The schedule as plain types, for the record.
     """
 
     trainer: Trainer
     module: LightningModule
     settings: Settings
     directory: Path
-    rows: Mapping[str, Tensor]
+    masks: TrainingMasks
     dense: Dense | None
-    schedule: Mapping[str, Any] | None
 
     def prune(self) -> tuple[list[Evaluation], list[dict[str, Path]], Dense | None]:
         """Prune, write, log, print and apply.
@@ -85,86 +82,92 @@ class Finish:
             )
             return [], [], self.dense
         source, dense = self._weights()
-        settings, name = self.settings, self.settings.network
-        labelled, split = labelled_batches(self.trainer, source, name, inputs=settings.inputs)
-        calibration = calibration_batches(
-            self.trainer,
-            source,
-            name,
-            num_samples=settings.num_samples,
-            seed=settings.recipe.seed,
-            inputs=settings.inputs,
-        )
+        settings, reduce = self.settings, partial(summed, self.trainer)
+        network = find_network(source, settings.network)
+        labelled, split = labelled_batches(self.trainer, source, settings.network, inputs=settings.inputs)
+        calibration = settings.calibration(self.trainer, source)
         if settings.max_drop is not None:
-            found = self._shrunk(source, calibration)
-            if found is None:
+            validation, _ = labelled_batches(
+                self.trainer, source, settings.network, inputs=settings.inputs, test=False, labels=False
+            )
+            given = {name: value for name, value in vars(settings.recipe).items() if value != getattr(Recipe(), name)}
+            samples = given.get("num_samples", DEFAULTS["num_samples"]) or settings.num_samples
+            given["num_samples"] = samples_of_rank(self.trainer, samples)
+            try:
+                front = shrink(network, calibration, validation, max_drop=settings.max_drop, reduce=reduce, **given)
+            except BudgetError as error:
+                rank_zero_warn(f"Nothing was pruned: {error}")
                 return [], [], dense
-            evaluations = [evaluate(found, labelled, split=split, reduce=partial(summed, self.trainer))]
+            rank_zero_info(str(front))
+            evaluations = [evaluate(front.best, labelled, split=split, reduce=reduce)]
         else:
             evaluations = prune_amounts(
-                find_network(source, name),
+                network,
                 calibration,
                 amounts=settings.amounts,
-                recipe=replace(settings.recipe, num_samples=samples_of_rank(self.trainer, settings.num_samples)),
+                recipe=settings.recipe_of_rank(self.trainer),
                 labelled=labelled,
                 split=split,
                 dense=self._before(),
-                reduce=partial(summed, self.trainer),
+                reduce=reduce,
             )
         for evaluation in evaluations:
             check_same_masks(self.trainer, evaluation.result.masks)
-        files = self._written(evaluations, dense)
+        files = self._written(evaluations, dense) if self.trainer.is_global_zero else []
         self._apply(evaluations[-1])
         return evaluations, files, dense
 
-    def _shrunk(self, source: nn.Module, calibration: RunBatches) -> PruningResult | None:
-        """Find the smallest network that keeps the accuracy on the validation data; None, with a warning, where none does."""
-        settings, given = self.settings, dict(self.settings.changed)
-        samples = given.get("num_samples", DEFAULTS["num_samples"]) or settings.num_samples
-        given["num_samples"] = samples_of_rank(self.trainer, samples)
-        validation, _ = labelled_batches(
-            self.trainer, source, settings.network, inputs=settings.inputs, test=False, labels=False
-        )
-        network = find_network(source, settings.network)
-        try:
-            front = shrink(
-                network,
-                calibration,
-                validation,
-                max_drop=settings.max_drop,
-                reduce=partial(summed, self.trainer),
-                **given,
-            )
-        except BudgetError as error:
-            rank_zero_warn(f"Nothing was pruned: {error}")
-            return None
-        rank_zero_info(str(front))
-        return front.best
-
     def _weights(self) -> tuple[nn.Module, Dense]:
         """Copy the module with the weights to prune, and say which network is the dense one."""
-        best = best_copy(self.trainer, self.module, self.settings.network, rows=self.rows)
+        best = self._best_copy()
         if best is not None:
             return best[0], self.dense or best[1]
+        copy = copied(self.module, self.masks.hooks.changing)
         if self.dense is not None:
-            return copied(self.module), self.dense
+            return copy, self.dense
         last = f"the dense network after {self.trainer.current_epoch} epochs, the last"
         if self.trainer.fast_dev_run:
-            return copied(self.module), Dense(None, last)
+            return copy, Dense(None, last)
         path = self.directory / "dense.ckpt"
         self.trainer.save_checkpoint(path, weights_only=True)
-        return copied(self.module), Dense(path, last)
+        return copy, Dense(path, last)
+
+    def _best_copy(self) -> tuple[nn.Module, Dense] | None:
+        """Copy the module with the best checkpoint's weights; after training under masks, the best that has all of them."""
+        rows = self.masks.rows
+        for path in _best_first(self.trainer) if rows else [best_path(self.trainer)]:
+            if path is None:
+                continue
+            try:
+                loaded = self._loaded(path)
+            except ValueError as error:
+                rank_zero_warn(f"{error}; it is passed over")
+                continue
+            network = find_network(loaded, self.settings.network)
+            if rows:
+                bake_masks(network)
+                state = network_state(network)
+                if any(bool((state[name][~kept.to(state[name].device)] != 0).any()) for name, kept in rows.items()):
+                    continue
+            mask_rows(network, rows)
+            return loaded, Dense(path, _described(self.trainer, path))
+        return None
+
+    def _loaded(self, path: Path) -> nn.Module:
+        """Copy the module with a checkpoint's weights, and its masks."""
+        state = read_weights(path)["state_dict"]
+        loaded = copied(self.module, self.masks.hooks.changing)
+        plain_state_dicts(loaded)
+        plain = {key.replace(f"{COMPILED}.", ""): value for key, value in state.items()}
+        loaded.load_state_dict(plain, strict=self.module.strict_loading)
+        return loaded
 
     def _before(self) -> nn.Module | None:
         """The network before its first pruning, where that was in training."""
         path = None if self.dense is None else self.dense.path
-        if path is None or not path.is_file():
-            return None
-        return find_network(load_copy(self.module, path), self.settings.network)
+        return None if path is None or not path.is_file() else find_network(self._loaded(path), self.settings.network)
 
     def _written(self, evaluations: list[Evaluation], dense: Dense) -> list[dict[str, Path]]:
-        if not self.trainer.is_global_zero:
-            return []
         files: list[dict[str, Path]] = []
         if not self.trainer.fast_dev_run:
             several, provenance = len(evaluations) > 1, self._provenance(dense)
@@ -173,20 +176,24 @@ class Finish:
             ]
             for evaluation, written in zip(evaluations, files, strict=True):
                 log_pruning(self.trainer, evaluation, written, dense_path=dense.path)
-        after = ", trained on under masks since then" if self.schedule is not None else ""
-        rank_zero_info(f"Before: {dense.what}. After: the pruned network{after}.")
+        after = ", trained on under masks since then" if self.masks.schedule is not None else ""
+        said = [f"Before: {dense.what}. After: the pruned network{after}."]
+        if self.masks.history:
+            said += ["Pruned while training:", *(f"  {described_pruning(each)}" for each in self.masks.history)]
+        rank_zero_info("\n".join(said))
         print_pruning(evaluations, files, dense=dense.path, config=self.directory / "config.yaml")
         return files
 
     def _provenance(self, dense: Dense) -> dict[str, Any]:
         data = type(self.trainer.datamodule).__name__ if self.trainer.datamodule is not None else None
-        source = dense.path
+        source, schedule = dense.path, self.masks.schedule
         return {
             "source": None if source is None else str(source),
             "source_sha256": None if source is None or not source.is_file() else sha256(source),
             "dense": dense.what,
             "calibration": {"data": data, "num_samples": self.settings.num_samples, "seed": self.settings.recipe.seed},
-            "schedule": None if self.schedule is None else dict(self.schedule),
+            "schedule": None if schedule is None else schedule.plain(),
+            "pruned_in_training": self.masks.history,
         }
 
     def _apply(self, evaluation: Evaluation) -> None:
@@ -251,49 +258,6 @@ def best_path(trainer: Trainer) -> Path | None:
     return Path(path) if path and Path(path).is_file() else None
 
 
-def best_copy(
-    trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]
-) -> tuple[nn.Module, Dense] | None:
-    """Copy the module with the best checkpoint's weights.
-
-    Args:
-        trainer: The run.
-        module: Its module; left untouched.
-        name: The network's name in the module.
-        rows: The masks at the end of a training under masks; only checkpoints that have all of them count.
-
-    Returns:
-        The copy and the checkpoint, or None where there is none that counts.
-    """
-    paths = _best_first(trainer) if rows else iter(path for path in [best_path(trainer)] if path)
-    for path in paths:
-        try:
-            loaded = load_copy(module, path)
-        except ValueError as error:
-            rank_zero_warn(f"{error}; it is passed over")
-            continue
-        network = find_network(loaded, name)
-        if not rows or _is_pruned(network, rows):
-            mask_rows(network, rows)
-            return loaded, Dense(path, _described(trainer, path))
-    return None
-
-
-def load_copy(module: LightningModule, path: Path) -> nn.Module:
-    """Copy a module with a checkpoint's weights, and its masks.
-
-    Raises:
-        ValueError: If the checkpoint cannot be read.
-        FileNotFoundError: If there is none.
-    """
-    state = read_weights(path)["state_dict"]
-    plain = {key.replace(f"{COMPILED}.", ""): value for key, value in state.items()}
-    loaded = copied(module)
-    plain_state_dicts(loaded)
-    loaded.load_state_dict(plain, strict=module.strict_loading)
-    return loaded
-
-
 def _best_first(trainer: Trainer) -> Iterator[Path]:
     """The checkpoints that are kept, from the best to the worst."""
     checkpoints: Any = trainer.checkpoint_callback
@@ -302,13 +266,6 @@ def _best_first(trainer: Trainer) -> Iterator[Path]:
     kept = sorted(checkpoints.best_k_models.items(), key=lambda item: float(item[1]), reverse=checkpoints.mode == "max")
     paths = dict.fromkeys([path for path, _ in kept] + [checkpoints.best_model_path])
     yield from (Path(path) for path in paths if path and Path(path).is_file())
-
-
-def _is_pruned(network: nn.Module, rows: Mapping[str, Tensor]) -> bool:
-    """Whether all rows are zero that masks keep at zero."""
-    bake_masks(network)
-    state = network_state(network)
-    return all(bool((state[name][~kept.to(state[name].device)] == 0).all()) for name, kept in rows.items())
 
 
 def log_pruning(
@@ -327,7 +284,8 @@ def log_pruning(
         if is_lightning(logger, "WandbLogger"):
             _log_wandb(logger, evaluation, files, dense_path)
         elif is_lightning(logger, "TensorBoardLogger"):
-            _log_tensorboard(logger, evaluation, trainer.global_step)
+            for name, score in evaluation.result.scores.items():
+                logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), trainer.global_step)
         logger.save()
 
 
@@ -353,8 +311,3 @@ def _log_wandb(logger: Any, evaluation: Evaluation, files: Mapping[str, Path], d
     pruned = wandb.Artifact(f"{files['pruned network'].stem}-{run.id}", type="pruned-model", metadata=metadata)
     pruned.add_file(str(files["pruned network"]))
     run.log_artifact(pruned)
-
-
-def _log_tensorboard(logger: Any, evaluation: Evaluation, step: int) -> None:
-    for name, score in evaluation.result.scores.items():
-        logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), step)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from mlprank.callbacks.data import find_inputs
 from mlprank.callbacks.finish import Dense, Finish, best_path, keep_dense
-from mlprank.callbacks.run import check_writable, run_directory
+from mlprank.callbacks.run import check_writable, is_lightning, run_directory
 from mlprank.callbacks.schedule import Linear, Schedule, get_schedule, resolve_schedule
-from mlprank.callbacks.settings import Settings, check_alone, check_resumed, refused_strategy
-from mlprank.callbacks.training import TrainingMasks, averaged_modules, plain_state_dicts, sharpen_masks
+from mlprank.callbacks.training import (
+    Settings,
+    TrainingMasks,
+    averaged_modules,
+    described_pruning,
+    plain_state_dicts,
+    sharpen_masks,
+)
 from mlprank.pruning.evaluation import Evaluation
 from mlprank.pruning.recipe import document_fields, make_recipe, takes_recipe
 from mlprank.surgery.masks import compute_own
@@ -24,23 +31,25 @@ from mlprank.surgery.masks import compute_own
 class PruningCallback(Callback):
     """Prune the network when fitting ends, or while it trains.
 
-    When fitting ends, the best checkpoint's weights are pruned where there is one, otherwise the last ones, in a copy. Written to the
-    run directory: `pruned.ckpt`, `scores.safetensors`, `metrics.json` and `pruning.png`, one set for each amount. Afterwards
-    `trainer.test()` tests the pruned network, as does `ckpt_path="best"`; the path of the dense checkpoint is in `dense_path`.
+    When fitting ends, the best checkpoint's weights are pruned where there is one, otherwise the last ones, in a copy. Written
+    to the run directory: `pruned.ckpt`, `scores.safetensors`, `metrics.json` and `pruning.png`, one set for each amount.
+    Afterwards `trainer.test()` tests the pruned network, as does `ckpt_path="best"`; the path of the dense checkpoint is in
+    `dense_path`.
 
-    With a `schedule` or `finetune_epochs` neurons go under torch's pruning masks at the start of epochs, by the network's weights and
-    the calibration data at that time; what is left is trained on. Amounts are absolute, and a pruned neuron stays pruned.
-    Checkpoints have the module's own keys all the time, with pruned rows at zero.
+    With a `schedule` or `finetune_epochs` neurons go under torch's pruning masks at the start of epochs, by the network's
+    weights and the calibration data at that time; what is left is trained on. Amounts are absolute, and a pruned neuron stays
+    pruned. Checkpoints have the module's own keys all the time, with pruned rows at zero.
 
     Neurons are ranked on the data module's `calibration_dataloader(num_samples, seed)` where it has one, otherwise on the
-    training data, with the inputs that the network gets from `training_step`.
+    training data, with the inputs that the network gets from `training_step`. Forward hooks that only observe see nothing of it.
 
     Args:
-        amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied; a mapping
-            gives shares by layer name.
-        network: Name of the submodule to prune; by default what `forward` runs, or the only submodule where there is no `forward`.
-        apply: What becomes of the trainer's module: "mask" gives it the masked weights and torch's own pruning masks, "remove" the
-            narrow network, "none" leaves it alone.
+        amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied;
+            a mapping gives shares by layer name.
+        network: Name of the submodule to prune; by default what `forward` runs, or the only submodule where there is no
+            `forward`.
+        apply: What becomes of the trainer's module: "mask" gives it the masked weights and torch's own pruning masks,
+            "remove" the narrow network, "none" leaves it alone.
         schedule: Prune in steps while training: "linear", "cubic", a registered name, a dotted path, or an instance with
             epochs, such as `Cubic(start_epoch=2)`; None prunes in one step.
         finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none without.
@@ -54,7 +63,7 @@ class PruningCallback(Callback):
 
     Raises:
         ValueError: If an argument is out of range.
-        TypeError: If `schedule` is no schedule.
+        TypeError: If `schedule` is not a schedule.
     """
 
     @takes_recipe
@@ -73,18 +82,15 @@ class PruningCallback(Callback):
     ) -> None:
         super().__init__()
         amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        self.settings = Settings(
-            amounts, make_recipe(None, fields), network, apply, find_inputs(network_inputs), max_drop
-        )
+        recipe, inputs = make_recipe(None, fields), find_inputs(network_inputs)
+        self.settings = Settings(amounts, recipe, network, apply, inputs, max_drop)
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
+        remedy = "or leave out schedule and finetune_epochs"
         if self.in_training and len(amounts) > 1:
-            raise ValueError(
-                f"amount={amount}: pruning in training reaches one amount; give one, or leave out schedule and finetune_epochs"
-            )
+            raise ValueError(f"amount={amount}: pruning in training reaches one amount; give one, {remedy}")
         if self.in_training and max_drop is not None:
             raise ValueError(
-                f"max_drop={max_drop}: pruning in training has to know its amount; give an amount, or leave out schedule and"
-                " finetune_epochs"
+                f"max_drop={max_drop}: pruning in training has to know its amount; give an amount, {remedy}"
             )
         if self.schedule is not None:
             self.schedule.check_target(amounts[0])
@@ -123,21 +129,17 @@ class PruningCallback(Callback):
         if not trainer.fast_dev_run:
             check_writable(trainer, self._directory)
         if self.masks.schedule is None and self.in_training:
-            self.masks.schedule = (
-                Linear(0, 0)
-                if trainer.fast_dev_run
-                else resolve_schedule(
-                    self.schedule, finetune_epochs=self.finetune_epochs, max_epochs=trainer.max_epochs
-                )
-            )
+            epochs = {"finetune_epochs": self.finetune_epochs, "max_epochs": trainer.max_epochs}
+            self.masks.schedule = Linear(0, 0) if trainer.fast_dev_run else resolve_schedule(self.schedule, **epochs)
         for module in averaged_modules(trainer):
             plain_state_dicts(module)
         self.masks.hold(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that there is something to prune, and keep a resumed network's masks working."""
+        """See that there is something to prune, keep a resumed network's masks working, and watch hooks in the first step."""
         self.masks.check(trainer, pl_module)
         self.masks.keep_working(trainer, pl_module)
+        self.masks.hooks.start(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune as much as the schedule says."""
@@ -150,13 +152,7 @@ class PruningCallback(Callback):
         self.masks.prune(trainer, pl_module, amount)
         for logger in trainer.loggers:
             logger.log_metrics({"pruning/achieved_amount": self.masks.achieved}, step=trainer.global_step)
-        layers = ", ".join(
-            f"{name} {wide} to {left}" for name, (wide, left) in self.masks.widths.items() if left < wide
-        )
-        rank_zero_info(
-            f"Epoch {epoch}: {self.masks.achieved:.1%} of the neurons of the prunable layers are pruned"
-            + (f": {layers}." if layers else ".")
-        )
+        rank_zero_info(described_pruning(self.masks.history[-1]) + ".")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune a copy of the best weights, write and log what came out, and apply it to the trainer's module."""
@@ -166,15 +162,7 @@ class PruningCallback(Callback):
                 f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of the way from"
                 f" {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without fine-tuning."
             )
-        finish = Finish(
-            trainer,
-            pl_module,
-            self.settings,
-            directory=self._directory,
-            rows=self.masks.rows,
-            dense=self.dense,
-            schedule=None if schedule is None else schedule.plain(),
-        )
+        finish = Finish(trainer, pl_module, self.settings, self._directory, masks=self.masks, dense=self.dense)
         self.evaluations, self.files, self.dense = finish.prune()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -183,24 +171,22 @@ class PruningCallback(Callback):
         Raises:
             ValueError: Where a process that the strategy has started refused to train; said here, in the first process.
         """
+        self.masks.hooks.stop(pl_module)
         refused = refused_strategy(trainer.strategy)
         if refused and not isinstance(exception, ValueError | KeyboardInterrupt):
             raise ValueError(refused) from exception
         if isinstance(exception, KeyboardInterrupt):
-            rank_zero_info(self._left_behind(best_path(trainer) or self.dense_path))
+            best = best_path(trainer) or self.dense_path
+            kept = f"the best checkpoint so far is {best}; mlprank prune takes it" if best else ""
+            rank_zero_info(f"Interrupted{self._interrupted()}: {kept or 'no checkpoint has been written yet'}.")
 
-    def _left_behind(self, best: Path | None) -> str:
-        kept = (
-            f"the best checkpoint so far is {best}; mlprank prune takes it"
-            if best
-            else "no checkpoint has been written yet"
-        )
+    def _interrupted(self) -> str:
         if self._finishing:
-            return f"Interrupted while pruning, whose files were not written: {kept}."
+            return " while pruning, whose files were not written"
         if self.masks.rows:
             done = f"{self.masks.achieved:.1%} of the neurons are pruned"
-            return f"Interrupted, {done} and fit(ckpt_path=...) goes on from any checkpoint: {kept}."
-        return f"Interrupted, nothing was pruned: {kept}."
+            return f", {done} and fit(ckpt_path=...) goes on from any checkpoint"
+        return ", nothing was pruned"
 
     @cached_property  # asked for around every hook, in every step
     def state_key(self) -> str:
@@ -239,9 +225,7 @@ class PruningCallback(Callback):
         """Keep masks sharp where weights are averaged."""
         sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep masks sharp where weights are averaged."""
-        sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
+    on_train_end = on_validation_epoch_start
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep masks sharp where weights are averaged."""
@@ -251,6 +235,10 @@ class PruningCallback(Callback):
         """Compute masked weights that the module holds itself: a trainer uses it without calling it."""
         compute_own(pl_module)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """Know which hooks change what the network computes, after the first step."""
+        self.masks.hooks.stop(pl_module)
+
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Compute masked weights that the module holds itself."""
         compute_own(pl_module)
@@ -259,3 +247,53 @@ class PruningCallback(Callback):
 
 
 PruningCallback.__doc__ = document_fields(PruningCallback.__doc__, skipped={"amount"})
+
+
+def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a choice of a resumed run differs from that in its checkpoint; both values are named."""
+
+    def short(value: Any) -> str:
+        """A measure or method by its name, with its parameters."""
+        if not (isinstance(value, Mapping) and "name" in value):
+            return str(value)
+        parameters = ", ".join(f"{key}={own}" for key, own in value.items() if key != "name")
+        return f"{value['name']}({parameters})" if parameters else str(value["name"])
+
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with"
+                f" {name}={short(before[name])}; resume with that {name}, or start a new run from the checkpoint's weights"
+            )
+
+
+def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
+    """Raise a ValueError if another callback prunes the same network."""
+    if any(isinstance(other, type(callback)) and other is not callback for other in callbacks):
+        raise ValueError(
+            "the trainer has two PruningCallbacks, and each would prune what the other has left, so that neither amount"
+            " came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a mapping for several layers"
+            " (amount={'fc1': 0.3, 'fc2': 0.5})"
+        )
+    if any(is_lightning(other, "ModelPruning") for other in callbacks):
+        raise ValueError(
+            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use one of them"
+        )
+
+
+def refused_strategy(strategy: Strategy) -> str | None:
+    """Say why pruning cannot go along with a strategy, and what to do; None where it can."""
+    name = type(strategy).__name__
+    if is_lightning(strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
+        return (
+            f"strategy: {name} splits the weights over processes, and ranking neurons needs whole layers; train without"
+            " the PruningCallback and prune the checkpoint (mlprank prune --ckpt_path ..., or mlprank.prune), or use"
+            ' strategy="ddp"'
+        )
+    if is_lightning(strategy.launcher, "_MultiProcessingLauncher"):
+        return (
+            f"strategy: {name} trains in processes of its own, which end with fit and take with them what the"
+            ' PruningCallback has measured and written down; in a script use strategy="ddp", in a notebook one device'
+            " (devices=1), or train without the callback and call mlprank.prune(module, data) afterwards"
+        )
+    return None

@@ -1,15 +1,16 @@
-"""A Lightning run as pruning sees it: the network in its module, its processes, and the directory that it writes to.
+"""A Lightning run as pruning sees it: the network in its module, the hooks on it, its processes, and its directory.
 
-Modules, data modules, loggers and strategies may come from `lightning.pytorch` or from `pytorch_lightning`, which have a class
-hierarchy each; so what they are is told by the names of their classes.
+Modules, data modules, loggers and strategies may come from `lightning.pytorch` or from `pytorch_lightning`, which have a
+class hierarchy each; so what they are is told by the names of their classes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_gather_object, all_reduce, broadcast
+from torch.utils._pytree import tree_leaves
 
 from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import refresh_masked
@@ -25,6 +27,9 @@ from mlprank.surgery.narrow import with_state
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+Hook = tuple[str, str, int]
+"""A forward hook: its module's name, its kind, and its key there."""
 
 
 def is_lightning(value: object, *names: str) -> bool:
@@ -40,39 +45,31 @@ def is_overridden(owner: object, method: str) -> bool:
     return function is not None and str(function.__module__).partition(".")[0] not in _LIGHTNING
 
 
-def network_name(module: nn.Module) -> str:
-    """Return the name of the submodule that a LightningModule's `forward` stands for; empty for the module itself.
-
-    Raises:
-        ValueError: If it has no `forward` and not exactly one submodule with parameters.
-    """
-    if is_overridden(module, "forward"):
-        return ""
-    children = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
-    if len(children) != 1:
-        raise ValueError(
-            f"{type(module).__name__} has no forward and {len(children)} submodules with parameters"
-            f' ({", ".join(children)}); say which to prune, as in PruningCallback(network="net")'
-        )
-    return children[0]
-
-
 def find_network(module: nn.Module, name: str | None) -> nn.Module:
     """Return the submodule to prune.
 
     Args:
         module: The LightningModule, or a copy of it, outside of `torch.compile`.
-        name: Its name; None finds it out.
+        name: Its name; None for what `forward` stands for: the module, or its only submodule where it has no `forward`.
 
     Raises:
         ValueError: If there is none of that name, or it cannot be told which.
     """
-    name = network_name(module) if name is None else name
+    if name is None and is_overridden(module, "forward"):
+        return module
+    if name is None:
+        children = [child for child, own in module.named_children() if next(own.parameters(), None) is not None]
+        if len(children) != 1:
+            raise ValueError(
+                f"{type(module).__name__} has no forward and {len(children)} submodules with parameters"
+                f' ({", ".join(children)}); say which to prune, as in PruningCallback(network="net")'
+            )
+        name = children[0]
     try:
         return module.get_submodule(name)
     except AttributeError:
-        children = ", ".join(child for child, _ in module.named_children())
-        raise ValueError(f'network="{name}" is not a submodule of {type(module).__name__}; it has {children}') from None
+        known = ", ".join(child for child, _ in module.named_children())
+        raise ValueError(f'network="{name}" is not a submodule of {type(module).__name__}; it has {known}') from None
 
 
 @contextmanager
@@ -89,22 +86,69 @@ def uncompiled(module: LightningModule) -> Iterator[None]:
         module._compiler_ctx = context
 
 
-def copied(module: LightningModule) -> nn.Module:
-    """Copy a LightningModule, masks included, without its trainer and outside of `torch.compile`."""
+def users_hooks(module: nn.Module) -> dict[Hook, Callable[..., Any]]:
+    """Return the forward hooks that are not torch's (masks, weight norm) or ours, which are parts of the network."""
+    return {
+        (name, kind, key): hook
+        for name, owner in module.named_modules()
+        for kind in _HOOKS
+        for key, hook in getattr(owner, kind).items()
+        if not type(hook).__module__.startswith(("torch.nn.utils", "mlprank."))
+    }
+
+
+def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
+    """Copy a LightningModule, masks included, without its trainer, outside of `torch.compile`, with none but some hooks."""
     with uncompiled(module):
         refresh_masked(module)
-        return with_state(module, {})
+        copy = with_state(module, {})
+    for name, kind, key in set(users_hooks(copy)) - set(hooks):
+        del getattr(copy.get_submodule(name), kind)[key]
+    return copy
+
+
+class HookWatch:
+    """Finds out which of a user's hooks change what the network computes, in a training step, where they run anyway.
+
+    Attributes:
+        changing: Those that do. The others only observe; they are put aside in copies and see nothing of pruning.
+    """
+
+    def __init__(self) -> None:
+        self.changing: set[Hook] = set()
+        self._watched: dict[Hook, Callable[..., Any]] = {}
+
+    def start(self, module: LightningModule) -> None:
+        """Look at every hook until `stop`."""
+        with uncompiled(module):
+            self._watched = users_hooks(module)
+            for (name, kind, key), hook in self._watched.items():
+                getattr(module.get_submodule(name), kind)[key] = partial(self._called, (name, kind, key), hook)
+
+    def stop(self, module: LightningModule) -> None:
+        """Let the hooks be as they were."""
+        if not self._watched:
+            return
+        with uncompiled(module):
+            for (name, kind, key), hook in self._watched.items():
+                hooks = getattr(module.get_submodule(name), kind)
+                if key in hooks:
+                    hooks[key] = hook
+        self._watched = {}
+
+    def _called(self, place: Hook, hook: Callable[..., Any], *given: Any) -> Any:
+        tensors = [leaf for leaf in tree_leaves(given[1:]) if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in tensors]
+        answer = hook(*given)
+        if answer is not None or versions != [tensor._version for tensor in tensors]:
+            self.changing.add(place)
+        return answer
 
 
 def run_directory(trainer: Trainer, dirpath: str | None) -> Path:
-    """Return the directory of a run; call it on all processes.
+    """Return the directory of a run: the user's, else the first logger's for this run, else the trainer's `default_root_dir`.
 
-    Args:
-        trainer: The run.
-        dirpath: The directory that the user chose, if any.
-
-    Returns:
-        That, else the first logger's directory for this run, else the trainer's `default_root_dir`.
+    Call it on all processes.
     """
     if dirpath is not None:
         return Path(dirpath)
@@ -129,35 +173,25 @@ def check_writable(trainer: Trainer, directory: Path) -> None:
     Raises:
         OSError: If that fails; the directory is named.
     """
-    problems = gathered(trainer, _problem(directory) if trainer.is_global_zero else None)
-    for problem in problems:
-        if isinstance(problem, OSError):
-            raise problem
-
-
-def _problem(directory: Path) -> OSError | None:
+    problem = None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=directory):
-            return None
+        if trainer.is_global_zero:
+            directory.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=directory):
+                pass
     except OSError as error:
-        return type(error)(
+        problem = type(error)(
             error.errno,
             f"PruningCallback cannot write to the run directory {directory} ({os.strerror(error.errno or 0)}); free it,"
             ' or give another one, as in PruningCallback(dirpath="runs/pruned")',
         )
+    for each in gathered(trainer, problem):
+        if isinstance(each, OSError):
+            raise each
 
 
 def summed(trainer: Trainer, total: Tensor) -> Tensor:
-    """Sum a tensor over processes; call it on all of them.
-
-    Args:
-        trainer: The run.
-        total: Any tensor, of the same shape everywhere; left untouched.
-
-    Returns:
-        The sum, on the tensor's own device.
-    """
+    """Return the sum of a tensor, of one shape everywhere, over processes, on its own device; call it on all of them."""
     if trainer.world_size == 1:
         return total
     moved = total.detach().to(trainer.strategy.root_device, copy=True)
@@ -175,9 +209,7 @@ def gathered(trainer: Trainer, value: object) -> list[object]:
 
 def share_weights(trainer: Trainer, weights: Iterable[Tensor]) -> None:
     """Give every process the first one's weights, in place; call it on all of them."""
-    if trainer.world_size == 1:
-        return
-    for weight in weights:
+    for weight in weights if trainer.world_size > 1 else ():
         moved = weight.detach().to(trainer.strategy.root_device, copy=True).contiguous()
         broadcast(moved, src=0)
         with torch.no_grad():
@@ -194,8 +226,8 @@ def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
     for name in sorted(masks):
         digest.update(name.encode() + b"\0" + bytes(masks[name].to(torch.uint8).cpu().flatten().tolist()))
     digests = gathered(trainer, digest.hexdigest())
-    if len(set(digests)) > 1:
-        different = [rank for rank, each in enumerate(digests) if each != digests[0]]
+    different = [rank for rank, each in enumerate(digests) if each != digests[0]]
+    if different:
         raise RuntimeError(
             f"the ranks {different} chose other neurons to prune than rank 0; give every rank the same weights before"
             " pruning, and calibration data that can be read twice"
@@ -209,15 +241,14 @@ def check_every_rank_has_data(trainer: Trainer, num_samples: int, *, what: str) 
         ValueError: On every process, if one has none; the ranks are named.
     """
     counts = gathered(trainer, num_samples)
-    empty = [rank for rank, count in enumerate(counts) if count == 0]
-    if not empty:
-        return
-    if len(counts) == 1:
+    empty = ", ".join(str(rank) for rank, count in enumerate(counts) if count == 0)
+    own = "a calibration_dataloader(num_samples, seed)"
+    if empty and len(counts) == 1:
         raise ValueError(
-            f"calibration: {what} is empty; give the trainer training data, or its datamodule a"
-            " calibration_dataloader(num_samples, seed) with at least one sample"
+            f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at least one sample"
         )
-    raise ValueError(
-        f"calibration: rank {', '.join(map(str, empty))} of {len(counts)} has no batch of {what}; give every rank at"
-        " least one, or the datamodule a calibration_dataloader(num_samples, seed)"
-    )
+    if empty:
+        raise ValueError(
+            f"calibration: rank {empty} of {len(counts)} has no batch of {what}; give every rank at least one, or the"
+            f" datamodule {own}"
+        )

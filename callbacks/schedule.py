@@ -1,6 +1,6 @@
 """How much is pruned after how many epochs, when pruning is spread over training.
 
-Somebody else's schedule is any object with a method `share(progress)`; it is given as it is, by a dotted path, or by a name
+Someone else's schedule is any object with a method `share(progress)`; it is given as it is, by a dotted path, or by a name
 that `register_schedule` knows. Epochs that it does not have as attributes are worked out as for `Linear`.
 """
 
@@ -70,8 +70,8 @@ class Steps(ABC):
         for value in target.values() if isinstance(target, Mapping) else [target]:
             if value < self.initial:
                 raise ValueError(
-                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not come back,"
-                    " so lower initial or raise amount"
+                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not come"
+                    " back, so lower initial or raise amount"
                 )
 
     def at(self, epoch: int, target: Amount) -> Amount | None:
@@ -96,19 +96,15 @@ class Steps(ABC):
         assert end is not None
         if not start <= epoch <= end or (epoch != end and (epoch - start) % self.every):
             return None
-        progress = (epoch - start) / max(1, end - start)
-        share = 1.0 if epoch == end else float(self.share(progress))
+        if epoch == end:
+            return target
+        progress = (epoch - start) / (end - start)
+        share = float(self.share(progress))
         if not 0.0 <= share <= 1.0 or math.isnan(share):
             raise ValueError(f"schedule: {self.plain()['name']}.share({progress:g}) is {share}; it must be in [0, 1]")
-
-        def reached(amount: float) -> float:
-            return amount if share == 1.0 else self.initial + (amount - self.initial) * share
-
-        return (
-            {name: reached(amount) for name, amount in target.items()}
-            if isinstance(target, Mapping)
-            else reached(target)
-        )
+        if isinstance(target, Mapping):
+            return {name: self.initial + (amount - self.initial) * share for name, amount in target.items()}
+        return self.initial + (target - self.initial) * share
 
     def plain(self) -> dict[str, Any]:
         """Return name, parameters and epochs as plain types."""
@@ -118,11 +114,6 @@ class Steps(ABC):
     def epochs(self) -> dict[str, Any]:
         """When it prunes, apart from how much."""
         return {name: getattr(self, name) for name in ("start_epoch", "end_epoch", "initial", "every")}
-
-
-def is_zero(amount: Amount) -> bool:
-    """Say whether an amount, or every layer's, is zero."""
-    return not any(amount.values()) if isinstance(amount, Mapping) else amount == 0
 
 
 @dataclass(frozen=True)
@@ -149,7 +140,7 @@ class Cubic(Steps):
 
 @dataclass(frozen=True)
 class Foreign(Steps):
-    """Somebody else's schedule, with epochs."""
+    """Someone else's schedule, with epochs."""
 
     curve: Schedule = field(default_factory=Linear, kw_only=True)
 
@@ -190,17 +181,15 @@ def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetun
         >>> get_schedule({"name": "cubic", "every": 2}, finetune_epochs=None)
         Cubic(start_epoch=None, end_epoch=None, initial=0.0, every=2)
     """
-    if finetune_epochs is not None and (
-        isinstance(finetune_epochs, bool) or not isinstance(finetune_epochs, int) or finetune_epochs < 0
-    ):
-        raise ValueError(f"finetune_epochs={finetune_epochs!r} must be a whole number of epochs, such as 3")
+    tuned = 0 if finetune_epochs is None else finetune_epochs
+    if isinstance(tuned, bool) or not isinstance(tuned, int) or tuned < 0:
+        raise ValueError(f"finetune_epochs={tuned!r} must be a whole number of epochs, such as 3")
     if schedule is None:
         return None
     found: Schedule = SCHEDULES.find(schedule)
     if isinstance(found, Steps):
         return found
-    usual = Linear()
-    return Foreign(**{name: getattr(found, name, value) for name, value in usual.epochs.items()}, curve=found)
+    return Foreign(**{name: getattr(found, name, value) for name, value in Linear().epochs.items()}, curve=found)
 
 
 def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max_epochs: int | None) -> Steps | None:
@@ -221,18 +210,17 @@ def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max
         return None
     last = max_epochs if max_epochs is not None and max_epochs >= 0 else None
     given = Linear() if schedule is None else schedule
-    if last is None and (finetune_epochs is not None or given.end_epoch is None):
-        raise ValueError(
-            "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or start_epoch and"
-            " end_epoch and no finetune_epochs"
-        )
-    tuned = finetune_epochs
-    if last is not None and tuned is not None and tuned > last:
+    end, tuned = given.end_epoch, finetune_epochs
+    if last is None:
+        if tuned is not None or end is None:
+            raise ValueError(
+                "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or start_epoch"
+                " and end_epoch and no finetune_epochs"
+            )
+    elif tuned is not None and tuned > last:
         raise ValueError(f"finetune_epochs={tuned} is more than Trainer(max_epochs={last}); lower it or train longer")
-    end = given.end_epoch
-    if end is None:
-        assert last is not None
-        end = max(0, last - (max(1, last // 4) if tuned is None else max(1, tuned)))
+    elif end is None:
+        end = max(0, last - max(1, last // 4 if tuned is None else tuned))
     elif tuned is not None and end + tuned != last:
         raise ValueError(
             f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to Trainer(max_epochs={last}); give one"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,8 +14,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from mlprank.callbacks.data import calibration_batches, has_calibration_data, labelled_batches, samples_of_rank
+from mlprank.callbacks.data import (
+    RunBatches,
+    ToInputs,
+    calibration_batches,
+    has_calibration_data,
+    labelled_batches,
+    samples_of_rank,
+)
 from mlprank.callbacks.run import (
+    HookWatch,
     check_same_masks,
     copied,
     find_network,
@@ -21,14 +31,17 @@ from mlprank.callbacks.run import (
     share_weights,
     summed,
     uncompiled,
+    users_hooks,
 )
-from mlprank.callbacks.schedule import Linear, Steps, is_zero
-from mlprank.callbacks.settings import Settings
+from mlprank.callbacks.schedule import Amount, Linear, Steps
 from mlprank.compensation import Regression
 from mlprank.graph.program import as_inputs
 from mlprank.graph.records import Graph
+from mlprank.pruning.budgets import Budgets
 from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.refine import Refinement
+from mlprank.pruning.selection import check_amount
 from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import (
     mask_rows,
@@ -43,6 +56,65 @@ from mlprank.surgery.masks import (
 _CHECKED_BATCHES = 2
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The choices that every pruning of a callback shares.
+
+    Attributes:
+        amounts: The amounts; one network comes out for each.
+        recipe: All other choices of a pruning.
+        network: Name of the submodule to prune; None finds it out.
+        apply: "mask", "remove" or "none".
+        inputs: Makes the network's inputs of a batch; None for what it gets in training.
+        max_drop: Percentage points of validation accuracy that may be lost; the amount is then found out.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    amounts: tuple[Amount, ...]
+    recipe: Recipe
+    network: str | None
+    apply: str
+    inputs: ToInputs | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.amounts:
+            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
+        for amount in self.amounts:
+            check_amount(amount)
+        if self.apply not in ("mask", "remove", "none"):
+            raise ValueError(f'apply="{self.apply}" is unknown; choose "mask", "remove" or "none"')
+        if self.max_drop is not None:
+            Budgets(max_drop=self.max_drop)
+            if self.amounts != (Recipe().amount,):
+                raise ValueError(
+                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and"
+                    f" max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
+                )
+
+    @property
+    def num_samples(self) -> int:
+        """Number of calibration samples, over all processes."""
+        return self.recipe.num_samples or sys.maxsize
+
+    def calibration(self, trainer: Trainer, copy: nn.Module, *, limit: int | None = None) -> RunBatches:
+        """Return the calibration data for the network in a copy of the module; call it on all processes."""
+        own: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.recipe.seed, "inputs": self.inputs}
+        return calibration_batches(trainer, copy, self.network, **own, limit=limit)
+
+    def recipe_of_rank(self, trainer: Trainer) -> Recipe:
+        """Return the recipe with the number of calibration samples that one process reads."""
+        return dataclasses.replace(self.recipe, num_samples=samples_of_rank(trainer, self.num_samples))
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a resumed run must share, as plain types."""
+        amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
+        budget = {} if self.max_drop is None else {"max_drop": self.max_drop}
+        return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts, **budget}
+
+
 class TrainingMasks:
     """The masks of a network that is pruned while it trains.
 
@@ -54,33 +126,39 @@ class TrainingMasks:
     Attributes:
         rows: For every masked parameter of the network, shape (n_out,), True for the rows that stay.
         epoch: The epoch of the last pruning; -1 before the first.
-        achieved: Pruned neurons as a share of the neurons of the prunable layers.
-        widths: Neurons before and after the last pruning, by layer.
+        history: Every pruning: its epoch, the pruned share of the neurons of the prunable layers, and widths by layer.
         schedule: When to prune how much, once the length of training is known.
+        hooks: Which of the user's hooks belong to the network.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.rows: dict[str, Tensor] = {}
-        self.epoch, self.achieved = -1, 0.0
-        self.widths: dict[str, tuple[int, int]] = {}
+        self.epoch = -1
+        self.history: list[dict[str, Any]] = []
         self.schedule: Steps | None = None
+        self.hooks = HookWatch()
         self._graph: Graph | None = None
+
+    @property
+    def achieved(self) -> float:
+        """Pruned neurons as a share of the neurons of the prunable layers."""
+        return float(self.history[-1]["achieved"]) if self.history else 0.0
 
     @property
     def complete(self) -> bool:
         """Whether the schedule, if there is one, has come to its end."""
         return self.schedule is None or self.epoch >= (self.schedule.end_epoch or 0)
 
-    def due(self, epoch: int) -> float | Mapping[str, float] | None:
+    def due(self, epoch: int) -> Amount | None:
         """Return the amount that an epoch is to start with, or None where it prunes nothing."""
         if self.schedule is None or self.schedule.end_epoch is None:
             return None
         scheduled = min(epoch, self.schedule.end_epoch)
         amount = self.schedule.at(scheduled, self.settings.amounts[0]) if self.epoch < scheduled else None
-        return None if amount is None or is_zero(amount) else amount
+        return amount if (any(amount.values()) if isinstance(amount, Mapping) else amount) else None
 
-    def prune(self, trainer: Trainer, module: LightningModule, amount: float | Mapping[str, float]) -> None:
+    def prune(self, trainer: Trainer, module: LightningModule, amount: Amount) -> None:
         """Prune up to an absolute amount; call it on all processes.
 
         Args:
@@ -105,9 +183,14 @@ class TrainingMasks:
             mask_rows(live, self.rows)
             write_weights(live, changed)
             recompute_uncalled(live, result.example)
-        prune_averages(trainer, settings.network, rows=self.rows, weights=changed)
-        self._graph, self.achieved, self.epoch = pruning.graph, result.achieved, trainer.current_epoch
-        self.widths = dict(result.widths)
+        for average in averaged_modules(trainer):  # which starts anew
+            with without_compiled(average):
+                network = find_network(average, settings.network)
+                mask_rows(network, self.rows)
+                write_weights(network, changed)
+        self._graph, self.epoch = pruning.graph, trainer.current_epoch
+        widths = {name: list(sizes) for name, sizes in result.widths.items()}
+        self.history.append({"epoch": self.epoch, "achieved": result.achieved, "widths": widths})
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         """Prune a copy on two real batches, and read the data that accuracy is measured on, before hours are spent.
@@ -120,39 +203,39 @@ class TrainingMasks:
         """
         if not has_calibration_data(trainer):
             return
+        try:
+            self._check(trainer, module)
+        except (TypeError, ValueError):
+            self.hooks.changing = set(users_hooks(module))
+            if not self.hooks.changing:
+                raise
+            self._check(trainer, module)  # a hook may be what makes the inputs fit
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        settings, refine = self.settings, self.settings.recipe.refine
         pruning = self._read(trainer, module, limit=_CHECKED_BATCHES)
-        refine = self.settings.recipe.refine
-        for amount in self.settings.amounts:
-            pruning.run(
-                amount=amount, refine=dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
-            )
-        source, settings = copied(module), self.settings
-        labelled_batches(trainer, source, settings.network, inputs=settings.inputs)
+        once = dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
+        for amount in settings.amounts:
+            pruning.run(amount=amount, refine=once)
+        copy = copied(module, self.hooks.changing)
+        labelled_batches(trainer, copy, settings.network, inputs=settings.inputs)
         if settings.max_drop is not None:
             found, _ = labelled_batches(
-                trainer, source, settings.network, inputs=settings.inputs, test=False, labels=False
+                trainer, copy, settings.network, inputs=settings.inputs, test=False, labels=False
             )
             if found is None:
                 raise ValueError(
-                    f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; give it"
-                    " a val_dataloader, or prune by an amount"
+                    f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; give"
+                    " it a val_dataloader, or prune by an amount"
                 )
         self._graph = pruning.graph if self.schedule is not None else None
 
     def _read(self, trainer: Trainer, module: LightningModule, *, limit: int | None = None) -> Pruning:
-        settings, source = self.settings, copied(module)
+        copy = copied(module, self.hooks.changing)
         return Pruning(
-            find_network(source, settings.network),
-            calibration_batches(
-                trainer,
-                source,
-                settings.network,
-                num_samples=settings.num_samples,
-                seed=settings.recipe.seed,
-                inputs=settings.inputs,
-                limit=limit,
-            ),
-            dataclasses.replace(settings.recipe, num_samples=samples_of_rank(trainer, settings.num_samples)),
+            find_network(copy, self.settings.network),
+            self.settings.calibration(trainer, copy, limit=limit),
+            self.settings.recipe_of_rank(trainer),
             reduce=partial(summed, trainer),
             traced=self._graph,
         )
@@ -169,15 +252,7 @@ class TrainingMasks:
             return
         with uncompiled(module):
             live = find_network(module, self.settings.network)
-            batches = calibration_batches(
-                trainer,
-                copied(module),
-                self.settings.network,
-                num_samples=self.settings.num_samples,
-                seed=self.settings.recipe.seed,
-                inputs=self.settings.inputs,
-                limit=1,
-            )
+            batches = self.settings.calibration(trainer, copied(module, self.hooks.changing), limit=1)
             recompute_uncalled(live, as_inputs(next(iter(batches))).first(1))
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,21 +261,27 @@ class TrainingMasks:
             "masks": {name: kept.cpu() for name, kept in self.rows.items()},
             "epoch": self.epoch,
             "achieved": self.achieved,
+            "history": list(self.history),
             "schedule": None if self.schedule is None else self.schedule.plain(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], schedule: Steps | None) -> None:
-        """Go on where `state_dict` was called.
-
-        Args:
-            state: What it returned.
-            schedule: The callback's schedule, whose epochs are those of the state from now on.
-        """
-        self.rows, self.epoch, self.achieved = dict(state["masks"]), state["epoch"], state["achieved"]
+        """Go on where `state_dict` was called, with the callback's schedule and the state's epochs."""
+        self.rows, self.epoch = dict(state["masks"]), state["epoch"]
+        known = [{"epoch": self.epoch, "achieved": state["achieved"], "widths": {}}] if self.rows else []
+        self.history = list(state.get("history", known))  # version 0.1.0 knew the last pruning only
         shape, reached = schedule or Linear(), state["schedule"]
         self.schedule = (
             None if reached is None else dataclasses.replace(shape, **{name: reached[name] for name in shape.epochs})
         )
+
+
+def described_pruning(pruning: Mapping[str, Any]) -> str:
+    """Say in words what an epoch has pruned, of an entry of `TrainingMasks.history`."""
+    layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
+    return f"Epoch {pruning['epoch']}: {pruning['achieved']:.1%} of the neurons of the prunable layers are pruned" + (
+        f": {layers}" if layers else ""
+    )
 
 
 def without_new_biases(graph: Graph) -> Graph:
@@ -229,14 +310,13 @@ def plain_state_dicts(module: nn.Module) -> None:
 
 
 def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    masked = {name for name in state if name.startswith(prefix) and name.endswith("_mask")}
-    masked = {name.removesuffix("_mask") for name in masked if f"{name.removesuffix('_mask')}_orig" in state}
+    masks = {name.removesuffix("_mask") for name in state if name.startswith(prefix) and name.endswith("_mask")}
+    masked = {name for name in masks if f"{name}_orig" in state}
     if not masked:
         return
-    entries = list(state.items())
-    values = dict(entries)
+    values = dict(state)
     state.clear()  # in place, as the module around this one holds the same dict, and in the order of the entries
-    for key, value in entries:
+    for key, value in values.items():
         name = key.removesuffix("_orig")
         if key.endswith("_orig") and name in masked:
             state[name] = value.detach() * (values[f"{name}_mask"] >= 0.5)  # an average of masks may be blurred
@@ -271,24 +351,6 @@ def averaged_modules(trainer: Trainer) -> list[LightningModule]:
 
 def _averaging(trainer: Trainer) -> list[Any]:
     return [callback for callback in trainer.callbacks if is_lightning(callback, "WeightAveraging")]
-
-
-def prune_averages(
-    trainer: Trainer, name: str | None, *, rows: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> None:
-    """Give averaged copies the masks of a pruning, and the weights that it changed: their average starts anew.
-
-    Args:
-        trainer: The run.
-        name: The network's name in the module.
-        rows: For every masked parameter, shape (n_out,), True for the rows that stay.
-        weights: The weights that compensation changed, by plain name.
-    """
-    for module in averaged_modules(trainer):
-        with without_compiled(module):
-            network = find_network(module, name)
-            mask_rows(network, rows)
-            write_weights(network, weights)
 
 
 def sharpen_masks(trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]) -> None:

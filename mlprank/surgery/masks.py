@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mlprank.graph.program import Fill, Inputs, as_inputs
+from mlprank.graph.trace import without_hooks
 from mlprank.surgery.narrow import adopt_state
 from mlprank.utils.modules import evaluating
 
@@ -163,13 +164,13 @@ def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
         example: A batch of its inputs, shape (N, ...).
     """
     called: set[nn.Module] = set()
-    hooks = [each.register_forward_pre_hook(lambda own, _: called.add(own)) for each in module.modules()]
-    try:
-        with evaluating(module), torch.no_grad():
+    with without_hooks(module), evaluating(module), torch.no_grad():
+        hooks = [each.register_forward_pre_hook(lambda own, _: called.add(own)) for each in module.modules()]
+        try:
             as_inputs(example).feed(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        finally:
+            for hook in hooks:
+                hook.remove()
     for full, (owner, name) in masked_parameters(module).items():
         path = full.rpartition(".")[0]
         outer = path

@@ -53,6 +53,17 @@ def test_only_the_first_rank_writes(directory):
     assert mlprank.load_pruned(directory / "scheduled" / "pruned.ckpt", Project()).net[0].out_features == 8
 
 
+def test_ranks_find_and_refine_the_same_network_within_a_budget(directory):
+    first, second = seen(directory, "budget")
+    assert first["problem"] == second["problem"] == ""
+    assert first["rows"] == second["rows"]
+    assert not all(kept for rows in first["rows"].values() for kept in rows)
+    assert first["weights"] == second["weights"]
+    assert first["top1"] == second["top1"]
+    assert len(first["files"]) == 4
+    assert second["files"] == []
+
+
 def test_a_rank_without_calibration_data_is_named_on_every_rank(directory):
     for rank in seen(directory, "empty"):
         assert rank["problem"].startswith(

@@ -41,6 +41,19 @@ def test_the_best_checkpoint_is_loaded_by_a_class_that_knows_nothing_of_masks(ma
     torch.testing.assert_close(loaded(INPUTS), module.eval()(INPUTS), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("schedule", [None, Linear(0, 0)])
+def test_a_checkpoint_of_a_masked_module_has_the_modules_own_keys(tmp_path, schedule):
+    callback = PruningCallback(0.5, schedule=schedule)
+    trainer = trainer_for(tmp_path, callback, max_epochs=2)
+    trainer.fit(Project(), datamodule=Blobs())
+    masked = torch.load(tmp_path / "masked.ckpt", weights_only=True)["state_dict"]
+    assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "masked.ckpt")
+    assert {name: value.shape for name, value in masked.items()} == {
+        name: value.shape for name, value in Project().state_dict().items()
+    }
+    assert int((masked["net.0.weight"] == 0).all(1).sum()) == 8
+
+
 def test_checkpoints_from_the_middle_have_the_modules_own_keys(masked):
     *_, directory = masked
     for epoch, rows in ((0, 0), (1, 8), (2, 8)):
@@ -166,6 +179,22 @@ def test_a_schedule_is_compared_with_the_best_dense_epoch(tmp_path, caplog):
     assert callback.evaluations[0].before.top_k[1] == pytest.approx(tested)
 
 
+def test_a_schedule_says_epoch_by_epoch_what_it_pruned(tmp_path, caplog):
+    callback = PruningCallback(0.5, schedule=Linear(1, 3))
+    trainer_for(tmp_path, callback, max_epochs=5).fit(Project(), datamodule=Blobs())
+    lines = [
+        "Epoch 2: 25.0% of the neurons of the prunable layers are pruned: net.0 16 to 12, net.2 16 to 12",
+        "Epoch 3: 50.0% of the neurons of the prunable layers are pruned: net.0 16 to 8, net.2 16 to 8",
+    ]
+    dense = "Before: the dense network after 2 epochs, when pruning began. After: the pruned network, trained on under masks"
+    assert f"{dense} since then.\nPruned while training:\n  {lines[0]}\n  {lines[1]}" in caplog.text
+    recorded = json.loads((tmp_path / "metrics.json").read_text())["provenance"]["pruned_in_training"]
+    assert [(each["epoch"], each["achieved"], each["widths"]["net.0"]) for each in recorded] == [
+        (2, 0.25, [16, 12]),
+        (3, 0.5, [16, 8]),
+    ]
+
+
 class Laden(Project):
     """Holds what cannot be copied."""
 
@@ -211,7 +240,33 @@ def test_observing_hooks_change_no_mask(tmp_path):
         trainer_for(tmp_path, callback, **options).fit(module, loader)
         masks.append(callback.evaluations[0].result.masks)
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
-    assert module.seen  # it was heard in training
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": Linear(0, 1)}, {"max_drop": 50.0, "amount": 0.5}])
+def test_observing_hooks_see_training_and_nothing_of_pruning(tmp_path, options):
+    module = Watched()
+    hooks = [dict(layer._forward_hooks) for layer in module.net]
+    loader = torch.utils.data.DataLoader(blobs(), batch_size=32)
+    trainer = trainer_for(tmp_path, PruningCallback(**options), max_epochs=2, enable_checkpointing=False)
+    trainer.fit(module, loader, Blobs().val_dataloader())
+    assert len(module.seen) == 5 * (2 * 8 + 2 * 4)  # layers, training steps and validation batches of two epochs
+    assert [
+        {key: hook for key, hook in layer._forward_hooks.items() if key in own}
+        for layer, own in zip(module.net, hooks, strict=True)
+    ] == hooks
+
+
+def test_a_hook_that_changes_what_the_network_computes_is_a_part_of_it(tmp_path):
+    module, callback = Project(), PruningCallback(0.5, apply="none", measure="activation")
+    gate = (torch.arange(16) % 2).float()
+    module.net[1].register_forward_hook(lambda _, __, output: output * gate)
+    trainer_for(tmp_path, callback, max_epochs=1).fit(module, datamodule=Blobs())
+    result = callback.evaluations[0].result
+    with torch.no_grad():
+        expected = module.eval()(INPUTS)
+        torch.testing.assert_close(result.dense.eval()(INPUTS), expected, atol=1e-6, rtol=1e-5)
+        module.net[1]._forward_hooks.clear()
+        assert not torch.allclose(module(INPUTS), expected, atol=0.01)
 
 
 @pytest.mark.slow
@@ -324,6 +379,34 @@ def test_the_inputs_are_those_that_the_network_gets_in_training(tmp_path, as_dic
     trainer_for(tmp_path, callback, max_epochs=1).fit(module, loader(as_dict=as_dict))
     expected = next(iter(loader()))[0][:1] * 100 + 7
     torch.testing.assert_close(callback.evaluations[0].result.example, expected)
+
+
+@pytest.mark.parametrize("optimizers", [1, 2])
+def test_the_inputs_are_those_of_training_under_manual_optimization_too(tmp_path, optimizers):
+    class Manual(Prepares):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            given = self.optimizers()
+            for optimizer in given if optimizers > 1 else [given]:
+                optimizer.zero_grad()
+            self.toggle_optimizer(given[0] if optimizers > 1 else given)
+            self.manual_backward(F.cross_entropy(self.net(batch[0] * 100 + 7), batch[1]))
+            self.untoggle_optimizer(given[0] if optimizers > 1 else given)
+            (given[0] if optimizers > 1 else given).step()
+
+        def configure_optimizers(self):
+            return [torch.optim.Adam(self.parameters(), lr=0.01) for _ in range(optimizers)]
+
+    module, callback = Manual(), PruningCallback(0.5)
+    trainer = trainer_for(tmp_path, callback, max_epochs=1)
+    trainer.fit(module, loader())
+    assert trainer.global_step == 8
+    torch.testing.assert_close(callback.evaluations[0].result.example, next(iter(loader()))[0][:1] * 100 + 7)
 
 
 def features_of(batch):

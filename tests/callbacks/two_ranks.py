@@ -69,7 +69,8 @@ def fit(case: str, out: Path) -> None:
     schedule = Linear(0, 1) if case == "scheduled" else None
     measure = "norm" if case == "different" else "activation"
     cls = Different if case == "different" else PruningCallback
-    callback = cls(0.5, schedule=schedule, num_samples=100, measure=measure)
+    amount: dict[str, Any] = {"max_drop": 5.0, "refine": 5} if case == "budget" else {"amount": 0.5}
+    callback = cls(**amount, schedule=schedule, num_samples=100, measure=measure)
     trainer = trainer_for(
         out,
         callback,
@@ -98,5 +99,5 @@ def fit(case: str, out: Path) -> None:
 
 if __name__ == "__main__":
     mlprank.pruning.evaluation._LATENCY_BUDGET_S = 0.01
-    for each in ("uneven", "scheduled", "empty", "different"):
+    for each in ("uneven", "scheduled", "budget", "empty", "different"):
         fit(each, Path(sys.argv[1]) / each)
