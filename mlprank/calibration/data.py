@@ -126,6 +126,9 @@ class Calibration:
             )
         if not any(tensor.dim() for tensor in inputs.tensors):
             raise ValueError("calibration: a batch has no dimensions; give inputs of shape (N, ...)")
+        # What a decoder would keep for its next call is nothing that tracing can return.
+        if self._signature is not None and "use_cache" in self._signature.parameters:
+            inputs = Inputs(inputs.args, {"use_cache": False, **inputs.kwargs})
         return inputs
 
     def _of_mapping(self, batch: Mapping[str, Any]) -> Inputs:

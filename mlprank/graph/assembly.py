@@ -12,6 +12,7 @@ from mlprank.graph.operations import operation, owner_of
 from mlprank.graph.program import Program
 from mlprank.graph.records import Call, Graph, Group, Layer, Norm, Place, Scale
 from mlprank.graph.rules import OUTPUT, Reading, is_stock
+from mlprank.utils.modules import config_of
 
 _NORMS = {"layer_norm", "rms_norm", "group_norm"}
 _STREAM = "they are a residual stream that a layer norm reads, which stays whole"
@@ -138,12 +139,17 @@ def _weights_with(reading: Reading, bias: fx.Node) -> int:
 
 
 def _bias_owner(reading: Reading, node: fx.Node, kind: Kind) -> str | None:
-    """The module that a use of a weight belongs to, if a bias that it is given will be added."""
+    """The module that a use of a weight belongs to, if a bias that it is given will be added and can be built again."""
     owner = owner_of(node)
     try:
         module = reading.model.get_submodule(owner) if owner else None
     except AttributeError:
         return None
+    around = [
+        reading.model.get_submodule(owner[:end]) for end in range(len(owner)) if owner[end : end + 1] == "." or not end
+    ]
+    if getattr(module, "bias", None) is None and any(config_of(each) for each in around):
+        return None  # the class would build the network without it
     stock = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return owner if is_stock(module, *stock) else None
 

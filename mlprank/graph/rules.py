@@ -857,6 +857,8 @@ class Reading:
         sizes = self._split_sizes(node, name, given, shape_of(source)[along])
         for dim, axis in self.axes.get(source, {}).items():
             start = 0
+            if dim == along and sizes is not None and len(sizes) > 1 and len(set(sizes)) == 1:
+                self._tie_parts(node, axis, len(sizes), self.words(node, name))  # pieces that are equal have to stay so
             for number, (axes, flow) in enumerate(found):
                 if dim != along:
                     place = dim - (name == "unbind" and dim > along)

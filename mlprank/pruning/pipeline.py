@@ -41,7 +41,14 @@ from mlprank.pruning.self_check import check_agreement, keep_written
 from mlprank.pruning.spending import Sensitivity, error_curves, measure_costs, measure_sensitivities, spent_amounts
 from mlprank.surgery.copies import is_plain, parametrised, plain_copy
 from mlprank.surgery.masks import fill_norms, masked_rows
-from mlprank.surgery.narrow import Removal, network_state, plan_removal, removable_neurons, with_state
+from mlprank.surgery.narrow import (
+    Removal,
+    follow_config,
+    network_state,
+    plan_removal,
+    removable_neurons,
+    with_state,
+)
 from mlprank.utils.modules import device_of
 
 
@@ -271,6 +278,7 @@ class Pruning:
         with LOCK:
             masked, narrow = with_state(self.model, made.state), with_state(self.model, removal.state)
         fill_norms(masked, fills)
+        follows = follow_config(narrow, {name: tuple(tensor.shape) for name, tensor in self.state.items()})
         keeps_bias = compensation.keeps_bias
         result = PruningResult(
             model=narrow,
@@ -282,14 +290,17 @@ class Pruning:
             held_back=made.held_back,
             slices={name: dims for name, dims in removal.slices.items() if name in self.state},
             biases=tuple(name for name in removal.state if name not in self.state),
-            parameter_masks=zeroed_parameters(self.graph, made.state, made.masks, keeps_bias=keeps_bias),
+            parameter_masks={
+                **zeroed_parameters(self.graph, made.state, made.masks, keeps_bias=keeps_bias),
+                **{norm.weight: fills[norm.module].kept for norm in self.graph.norms if norm.module in fills},
+            },
             max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),
             dense=self.model,
             example=self.calibration.example.first(1).sole,
             widths=self._widths(made.scores, removal),
             fills=fills,
             units={layer.name: layer.kind.unit for layer in self.graph.layers},
-            notes=self._notes(made.by_channel),
+            notes=self._notes(made.by_channel, follows=follows),
         )
         return self._refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
 
@@ -392,7 +403,7 @@ class Pruning:
             widths[name] = (layer.out_features, (size if kept is None else len(kept)) * ratio)
         return widths
 
-    def _notes(self, by_channel: tuple[str, ...]) -> tuple[str, ...]:
+    def _notes(self, by_channel: tuple[str, ...], *, follows: bool) -> tuple[str, ...]:
         """What a report should say besides."""
         notes = []
         if by_channel:
@@ -401,6 +412,11 @@ class Pruning:
             )
         if self.baked:
             notes.append(f"Computed before every forward pass, now plain parameters: {', '.join(quoted(self.baked))}.")
+        if not follows:
+            notes.append(
+                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the file that save()"
+                " writes, or protect the layers that end with a width of their own."
+            )
         return tuple(notes)
 
     def _arriving(self, recipe: Recipe, selection: Selection) -> Mapping[Place, Arriving]:

@@ -55,7 +55,8 @@ class PruningResult:
         held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave behind: how many.
         slices: For every tensor that became narrower, the kept indices by dimension.
         biases: Names of biases that the dense network did not have.
-        parameter_masks: For every weight and bias with zeroed rows, shape (n_out,), True for the rows that stay.
+        parameter_masks: For every weight and bias with zeroed rows, and for the gains of normalisations over pruned neurons, shape
+            (n_out,), True for the rows that stay.
         max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
         dense: The network that was given.
         example: One input, shape (1, ...), or one call where it is more than a tensor.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mlprank.calibration.statistics import fills_of
+from mlprank.graph.operations import operation
 from mlprank.graph.program import Inputs, as_inputs
 from mlprank.graph.records import Graph, State
 from mlprank.graph.trace import LOCK, without_hooks
@@ -50,29 +51,54 @@ def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) 
     """Keep neurons whole whose number is written into the forward pass, such as `x.view(-1, 512)` or `x[:, :256]`.
 
     Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can tell: a network
-    that lost one neuron of each such group, which nobody listens to, has to give what it gave with that neuron.
+    that lost one neuron of each group, which nobody listens to, has to give what it gave with that neuron.
     """
-    suspects = [
-        index for index, group in enumerate(graph.groups) if group.written and group.whole is None and group.width > 1
-    ]
+    if not any(operation(node) in _SIZED for node in graph.program.nodes):
+        return graph
+    suspects = [index for index, group in enumerate(graph.groups) if group.whole is None and group.width > 1]
+    suspects.sort(key=lambda index: (graph.groups[index].written or "", index))
     groups = list(graph.groups)
-    trials = (
-        [[index] for index in suspects]
-        if len(suspects) > 1 and not _fits(model, graph, state, suspects, example)
-        else [suspects]
-    )
-    for trial in trials if suspects else ():
-        if not _fits(model, graph, state, trial, example):
-            for index in trial:
-                reason = f"a width is written into the forward pass: {groups[index].written}"
-                groups[index] = replace(groups[index], whole=reason)
+    for index, fault in _culprits(model, graph, state, suspects, example).items():
+        line = groups[index].written
+        reason = (
+            f"a width is written into the forward pass: {line}" if line else f"without one of them the network {fault}"
+        )
+        groups[index] = replace(groups[index], whole=reason)
     return replace(graph, groups=tuple(groups))
 
 
-def _fits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> bool:
-    """Whether a network without one neuron of each of some groups does what it does with them."""
+_SIZED = {
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "unflatten",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "tensor_split",
+    "slice",
+    "narrow",
+}
+_SIZED |= {"expand", "repeat", "zeros", "ones", "full"}
+"""Operations that may hold a width as a number."""
+
+
+def _culprits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> dict[int, str]:
+    """Those of some groups that cannot lose a neuron, with what goes wrong: all are tried together, then halves."""
+    fault = _fault_without(model, graph, state, groups, example)
+    if fault is None or len(groups) == 1:
+        return {} if fault is None else {groups[0]: fault}
+    half = len(groups) // 2
+    found = {}
+    for part in (groups[:half], groups[half:]):
+        found.update(_culprits(model, graph, state, part, example))
+    return found
+
+
+def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> str | None:
+    """How a network without one neuron of each of some groups differs from itself, or None."""
     if not groups:
-        return True
+        return None
     masks = {graph.groups[index].name: torch.arange(graph.groups[index].width) > 0 for index in groups}
     silent = severed(graph, state, masks)
     removal = plan_removal(graph, silent, masks, None)
@@ -81,9 +107,9 @@ def _fits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], e
     fill_norms(masked, {norm.module: fill for norm in graph.norms if (fill := fills_of(graph, masks).get(norm.node))})
     try:
         check_agreement(masked, narrow, example.first(2), graph)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error).partition("; ")[0].removeprefix("the narrow network ")
+    return None
 
 
 def _compared(masked: nn.Module, narrow: nn.Module, inputs: Inputs, graph: Graph) -> float:

@@ -21,19 +21,17 @@ from torch.nn.utils import prune
 
 from mlprank.graph.program import Fill, Inputs, as_inputs
 from mlprank.graph.trace import without_hooks
-from mlprank.surgery.narrow import adopt_state
+from mlprank.surgery.narrow import NORMS, FillPruned, adopt_state, drop_fills
 from mlprank.utils.modules import evaluating
 
 
 class Masked(Protocol):
-    """What `apply_masks` needs of a pruning: its masked network, the rows that stay, and what normalisations read for the others."""
+    """What `apply_masks` needs of a pruning: its masked network, and the rows that stay."""
 
     @property
     def masked(self) -> nn.Module: ...  # noqa: D102
     @property
     def parameter_masks(self) -> Mapping[str, Tensor]: ...  # noqa: D102
-    @property
-    def fills(self) -> Mapping[str, Fill]: ...  # noqa: D102
 
 
 _COMPILED = re.compile(r"\b_orig_mod\.")
@@ -69,35 +67,18 @@ def _along_rows(kept: Tensor, mask: Tensor) -> Tensor:
     return kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept
 
 
-class FillPruned:
-    """Forward pre-hook that lets a normalisation read the mean of the kept neurons (or 0) in place of pruned ones.
-
-    So a masked network normalises over kept neurons alone, as a narrow one does.
-    """
-
-    belongs_to_network = True
-
-    def __init__(self, fill: Fill) -> None:
-        self.fill = fill
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Fill the first input."""
-        return (self.fill(inputs[0]), *inputs[1:])
-
-
 def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
     """Let normalisations of a masked network, by name, go over kept neurons alone, in place of what they did before."""
     for name, fill in fills.items():
-        norm = module.get_submodule(name)
-        for key in [key for key, hook in norm._forward_pre_hooks.items() if isinstance(hook, FillPruned)]:
-            del norm._forward_pre_hooks[key]
-        norm.register_forward_pre_hook(FillPruned(fill))
+        drop_fills(module.get_submodule(name))
+        module.get_submodule(name).register_forward_pre_hook(FillPruned(fill))
 
 
 def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
     """Keep rows of parameters at zero from now on; rows that are masked already stay masked.
 
-    The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters.
+    The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters. A layer, RMS or group norm
+    whose gain is masked goes over the kept neurons alone: so the masks of a state dict say all that a masked network is.
 
     Args:
         module: The network; changed in place.
@@ -218,6 +199,7 @@ def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, (owner, own) in masked_parameters(module).items():
         if name in state and f"{name}_orig" not in state:
             _unmask(owner, own)
+            drop_fills(owner)
     present = dict(module.named_parameters(remove_duplicate=False))
     for key in state:
         name = key.removesuffix("_mask")
@@ -235,9 +217,10 @@ def apply_masks(module: nn.Module, result: Masked) -> None:
         result: The pruning.
     """
     bake_masks(module)
+    for each in module.modules():
+        drop_fills(each)
     adopt_state(module, result.masked)
     mask_rows(module, result.parameter_masks)
-    fill_norms(module, result.fills)
 
 
 def _masked_names(owner: nn.Module) -> Iterator[str]:
@@ -261,10 +244,16 @@ def _mask(owner: nn.Module, name: str) -> None:
     with _ordered(owner):
         prune.custom_from_mask(owner, name, torch.ones_like(owner.get_parameter(name)))  # type: ignore[no-untyped-call]
     _make_copyable(owner)
+    if isinstance(owner, NORMS) and name == "weight":
+        drop_fills(owner)
+        owner.register_forward_pre_hook(FillPruned())
 
 
 def _unmask(owner: nn.Module, name: str) -> None:
     """Make a masked parameter plain again, zeros where the mask was."""
+    for hook in owner._forward_pre_hooks.values():
+        if isinstance(hook, FillPruned) and name == "weight":
+            hook.fill = hook.of(owner)
     with _ordered(owner):
         prune.remove(owner, name)  # type: ignore[no-untyped-call]
     if not list(_masked_names(owner)):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +20,9 @@ from torch import Tensor, nn
 from mlprank.calibration.statistics import Arriving
 from mlprank.graph.axes import pieces
 from mlprank.graph.layers import resize
+from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Layer, Place, State
+from mlprank.utils.modules import config_of
 
 Slices = Mapping[str, Mapping[int, Tensor]]
 
@@ -242,6 +247,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
         ValueError: If the network has no such tensor, or one of another size; tensor and sizes are named.
     """
     tensors = _tensors(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _gain_sizes(model)
     cut: dict[int, Tensor] = {}
     for name, dims in slices.items():
@@ -267,6 +273,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
                     own[key] = cut[id(tensor)]
     _fix_widths(model, sizes)
     _create_biases(model, {name: _zero_bias(_layer_of(model, name)) for name in biases})
+    follow_config(model, shapes)
     return model
 
 
@@ -277,6 +284,82 @@ def adopt_state(model: nn.Module, source: nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in _tensors(model).items():
             tensor.copy_(state[name])
+
+
+def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Let configurations that networks are built from, as Hugging Face's are, state the widths of a narrow network.
+
+    Which of their fields state them, building tells: a field follows where the class makes a network of these very shapes from it.
+
+    Args:
+        model: The narrow network; its configurations are changed in place.
+        shapes: The dense network's shapes by name.
+
+    Returns:
+        False where a network's configuration cannot state its widths, which are not the same in every layer, for example.
+    """
+    found = True
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        config = config_of(module)
+        if config is None or id(config) in seen:
+            continue
+        seen.add(id(config))
+        wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
+        dense = {name: shapes.get(f"{prefix}.{name}" if prefix else name, shape) for name, shape in wanted.items()}
+        if wanted != dense and _shapes(_built(module, config)) == dense:
+            found &= _follow(module, config, dense, wanted)
+    return found
+
+
+def _follow(module: nn.Module, config: Any, dense: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Find the fields of a configuration that state what became narrower, and change them."""
+    sizes: dict[int, set[int]] = {}
+    for name, shape in wanted.items():
+        for old, new in zip(dense[name], shape, strict=True):
+            sizes.setdefault(old, set()).update({new} - {old})
+    inner = {f"{key}.": part for key, part in vars(config).items() if hasattr(part, "to_dict")}
+    fields = [
+        (f"{path}{key}", new)
+        for path, part in {"": config, **inner}.items()
+        for key, value in vars(part).items()
+        if type(value) is int or (value is None and _WIDTH.search(key))
+        for new in sorted(set().union(*sizes.values()) if value is None else sizes.get(value, ()))
+    ]
+    for changes in itertools.chain.from_iterable(itertools.combinations(fields[:8], count) for count in (1, 2, 3)):
+        tried = copy.deepcopy(config)
+        for path, new in changes:
+            _set(tried, path, new)
+        built = _built(module, tried)
+        if _shapes(built) == wanted:
+            for path, new in changes:
+                _set(config, path, new)
+            for own, fresh in zip(module.modules(), built.modules(), strict=True) if built is not None else ():
+                own.__dict__.update({key: value for key, value in vars(fresh).items() if type(value) is int})
+            return True
+    return False
+
+
+_WIDTH = re.compile("inner|inter|ffn|size|dim")
+"""Fields that state a width, unless they are None and leave it to others."""
+
+
+def _set(config: Any, path: str, value: int) -> None:
+    *parts, key = path.split(".")
+    setattr(functools.reduce(getattr, parts, config), key, value)
+
+
+def _built(module: nn.Module, config: Any) -> nn.Module | None:
+    """A network of a module's class without memory of its own, or None where the class does not build it from a configuration alone."""
+    try:
+        with torch.device("meta"):
+            return type(module)(config)
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _shapes(model: nn.Module | None) -> dict[str, tuple[int, ...]] | None:
+    return None if model is None else {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -316,7 +399,42 @@ def _zero_bias(module: Any) -> Tensor:
     return bias
 
 
-_Norms = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+class FillPruned:
+    """Forward pre-hook that lets a normalisation read the mean of the kept neurons (or 0) in place of pruned ones.
+
+    So a masked network normalises over kept neurons alone, as a narrow one does.
+
+    Args:
+        fill: What to read; by default what the mask of the gain says at every call.
+    """
+
+    belongs_to_network = True
+
+    def __init__(self, fill: Fill | None = None) -> None:
+        self.fill = fill
+
+    def of(self, norm: nn.Module) -> Fill | None:
+        """What a normalisation reads, or None where everything is kept."""
+        mask = norm._buffers.get("weight_mask")
+        if self.fill is not None or mask is None:
+            return self.fill
+        grouped = isinstance(norm, nn.GroupNorm)
+        sets = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
+        return Fill(mask >= 0.5, 1 if grouped else -1, sets, not isinstance(norm, nn.RMSNorm))
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Fill the first input."""
+        fill = self.of(module)
+        return inputs if fill is None else (fill(inputs[0]), *inputs[1:])
+
+
+def drop_fills(norm: nn.Module) -> None:
+    """Let a normalisation read what it gets."""
+    for key in [key for key, hook in norm._forward_pre_hooks.items() if isinstance(hook, FillPruned)]:
+        del norm._forward_pre_hooks[key]
 
 
 def _gain_sizes(model: nn.Module) -> dict[str, int]:
@@ -324,7 +442,7 @@ def _gain_sizes(model: nn.Module) -> dict[str, int]:
     return {
         name: module.weight.numel()
         for name, module in model.named_modules()
-        if isinstance(module, _Norms) and isinstance(module.weight, Tensor)
+        if isinstance(module, NORMS) and isinstance(module.weight, Tensor)
     }
 
 
@@ -340,8 +458,9 @@ def _fix_widths(model: nn.Module, sizes: Mapping[str, int]) -> None:
             module.num_features = module.num_features if running is None else len(running)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
-        elif name in sizes and isinstance(module, _Norms) and module.weight.numel() != sizes[name]:
+        elif name in sizes and isinstance(module, NORMS) and module.weight.numel() != sizes[name]:
             size = module.weight.numel()
+            drop_fills(module)
             eps = module.eps if module.eps is not None else torch.finfo(module.weight.dtype).eps
             module.eps = eps * sizes[name] / size
             if isinstance(module, nn.GroupNorm):

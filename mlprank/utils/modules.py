@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,3 +90,9 @@ def check_fit(model: nn.Module, batch: Tensor, *, who: str) -> None:
 def first_words(error: BaseException) -> str:
     """Return the beginning of an error's text on one line."""
     return " ".join(str(error).split())[:200].rstrip(". ")
+
+
+def config_of(module: nn.Module) -> Any:
+    """The configuration that a module of Hugging Face is built from, or None."""
+    config = vars(module).get("config")
+    return config if hasattr(config, "to_dict") else None

@@ -20,6 +20,7 @@ from mlprank.surgery.masks import (
     restore_masks,
     write_weights,
 )
+from mlprank.surgery.narrow import narrow
 
 KEPT = torch.tensor([True, False, True, True])
 
@@ -167,3 +168,29 @@ def test_amounts_are_absolute_and_masked_neurons_stay_pruned(method, measure):
         gone = {name: ~mask for name, mask in result.masks.items()}
         apply_masks(module, result)
         torch.testing.assert_close(result.model(inputs), module(inputs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(8), nn.RMSNorm(8), nn.GroupNorm(2, 8)], ids=lambda norm: type(norm).__name__
+)
+def test_masks_of_gains_say_that_a_network_normalises_over_kept_neurons_alone(norm):
+    torch.manual_seed(0)
+    module, fresh = (
+        nn.Sequential(nn.Linear(6, 8), nn.Tanh(), copy.deepcopy(norm), nn.Linear(8, 3)).eval() for _ in "ab"
+    )
+    inputs = torch.randn(40, 6)
+    result = mlprank.prune(module, inputs, amount=0.5)
+    apply_masks(module, result)
+    expected = result.model(inputs)
+    torch.testing.assert_close(module(inputs), expected, atol=1e-5, rtol=0)
+    state = module.state_dict()
+    match_masks(fresh, state)
+    fresh.load_state_dict(state)
+    torch.testing.assert_close(fresh(inputs), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain_copy(fresh)(inputs), expected, atol=1e-5, rtol=0)
+    narrow(fresh_plain := plain_copy(fresh), result.slices, biases=result.biases)
+    assert fresh_plain(inputs).shape == expected.shape
+    match_masks(fresh, dense := nn.Sequential(nn.Linear(6, 8), nn.Tanh(), norm, nn.Linear(8, 3)).state_dict())
+    fresh.load_state_dict(dense)
+    assert is_plain(fresh)
+    assert not fresh[2]._forward_pre_hooks
