@@ -153,17 +153,11 @@ def prune_mlp(
 
 @dataclass(frozen=True, eq=False)
 class PublishedPruning:
-    """A network pruned as published.
+    """A network pruned as published."""
 
-    Attributes:
-        network: A copy whose pruned rows are zeroed; biases stay.
-        scores: Of every linear layer in forward order, shape (n_out,), sum 1.
-        masks: Of every linear layer, shape (n_out,), True for kept neurons.
-    """
-
-    network: nn.Module
-    scores: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
+    network: nn.Module  # a copy whose pruned rows are zeroed; biases stay
+    scores: Mapping[str, Tensor]  # of every linear layer in forward order, shape (n_out,), sum 1
+    masks: Mapping[str, Tensor]  # shape (n_out,), True for kept neurons
 
 
 class PublishedConditions:
@@ -193,15 +187,7 @@ class PublishedConditions:
             hook.remove()
 
     def scores(self, measure: Measure, *, amount: float = 0.0) -> dict[str, Tensor]:
-        """Score the neurons of every linear layer, each from the one before it.
-
-        Args:
-            measure: What scores a layer.
-            amount: The share of neurons to remove, for measures that look at it.
-
-        Returns:
-            Scores by layer, shape (n_out,), sum 1.
-        """
+        """The scores of every linear layer, each from the one before it, shape (n_out,), sum 1."""
         found: dict[str, Tensor] = {}
         previous: Tensor | None = None
         for name, layer in _linears(self.network):
@@ -218,12 +204,7 @@ class PublishedConditions:
         return found
 
     def prune(self, *, amount: float, measure: Measure, method: Method) -> PublishedPruning:
-        """Zero the rows of the least important neurons.
-
-        Args:
-            amount: Their share, in [0, 1); 0 returns the network as it is, with no scores.
-            measure: What scores a layer.
-            method: What turns scores into masks.
+        """Zero the rows of a share of the neurons, the least important; 0 returns the network as it is, with no scores.
 
         Raises:
             ValueError: If the amount is out of range, or a measure needs what was not published.

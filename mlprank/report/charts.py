@@ -42,24 +42,14 @@ _VERDICTS = {"better": "ahead", "worse": "behind", "undecided": "no clear differ
 
 @dataclass(frozen=True)
 class Figure:
-    """One panel of the report.
+    """One panel of the report, alone on the page, and beside those of its kind and group in a picture."""
 
-    Attributes:
-        kind: One of `PICTURE_KINDS`.
-        group: What it shares a picture with: its network, or the directory of its search.
-        title: Within its group.
-        note: A line under the title.
-        draw: Draws it under a title, at a width in pixels or, without one, as wide as what holds it.
-        where: What it is told apart by on the page: model, data set, method, conditions.
-        numbers: The numbers in it, as far as they are in no other table.
-    """
-
-    kind: str
-    group: str
-    title: str
-    note: str
-    draw: Callable[..., Drawing]
-    where: Mapping[str, str] = field(default_factory=dict)
+    kind: str  # of PICTURE_KINDS
+    group: str  # its network, or the directory of its search
+    title: str  # within its group
+    note: str  # a line under the title
+    draw: Callable[..., Drawing]  # under a title, at a width in pixels or, without one, as wide as what holds it
+    where: Mapping[str, str] = field(default_factory=dict)  # what the page's filters compare
     numbers: Table | None = None
 
 
@@ -118,15 +108,7 @@ def write_pictures(
     formats: Collection[str],
     on_picture: Callable[[str], None] = lambda name: None,
 ) -> tuple[Path, ...]:
-    """Draw every figure into `directory`, those of a group side by side, named `<kind>_<group>.<format>`.
-
-    Args:
-        content: What `content_of` gathered.
-        directory: It exists.
-        kinds: Which charts, of `PICTURE_KINDS`.
-        formats: "png", "svg", "pdf".
-        on_picture: Told the name of each file before it is drawn.
-    """
+    """Draw the figures of some kinds into `directory`, those of a group side by side, as `<kind>_<group>.<format>`."""
     files = []
     for (kind, group), found in groupby(figures_of(content), key=lambda figure: (figure.kind, figure.group)):
         if kind not in kinds:

@@ -121,33 +121,18 @@ class Shrunk:
 
 @dataclass(frozen=True)
 class Content:
-    """What the page, the tables and the pictures are made of.
+    """What the page, the tables and the pictures are made of."""
 
-    Attributes:
-        records: All cells, failed ones too; `owners` are their directories by key.
-        panels: The settings, see `panels_of`.
-        looks: How each measure is drawn, by label.
-        comparisons: Within every setting, see `compare`.
-        claims: Over settings, see `claims`.
-        smallest_effect: The smallest difference of accuracy that counts, a fraction.
-        directories: Where results were looked for.
-        problems: Each directory that could not be read, with the reason.
-        configs: The experiments' files with their text.
-        scores: Of one cell for every network and measure.
-        searches: Grid searches.
-        shrunk: Searches for a network within a budget.
-    """
-
-    records: tuple[CellRecord, ...]
-    owners: Mapping[str, Path]
+    records: tuple[CellRecord, ...]  # all cells, failed ones too
+    owners: Mapping[str, Path]  # their directories by key
     panels: tuple[Panel, ...]
-    looks: Mapping[str, Look]
-    comparisons: tuple[Comparison, ...]
-    claims: tuple[tuple[Comparison, ...], ...]
-    smallest_effect: float
-    directories: tuple[Path, ...] = ()
-    problems: tuple[tuple[Path, str], ...] = ()
-    configs: tuple[tuple[str, str], ...] = ()
+    looks: Mapping[str, Look]  # how each measure is drawn, by label
+    comparisons: tuple[Comparison, ...]  # within every setting
+    claims: tuple[tuple[Comparison, ...], ...]  # over settings
+    smallest_effect: float  # the smallest difference of accuracy that counts, a fraction
+    directories: tuple[Path, ...] = ()  # where results were looked for
+    problems: tuple[tuple[Path, str], ...] = ()  # those that could not be read, with the reason
+    configs: tuple[tuple[str, str], ...] = ()  # the experiments' files with their text
     scores: tuple[Scores, ...] = ()
     searches: tuple[Search, ...] = ()
     shrunk: tuple[Shrunk, ...] = ()
@@ -161,10 +146,7 @@ def content_of(
 ) -> Content:
     """Read results directories of experiments, grid searches and shrinks; a bad one is a problem, not the end.
 
-    Args:
-        results: Directories (or their `records.jsonl`); a cell that is in several counts once, the last one.
-        baselines: Measures that weighted PageRank is compared with; by default all.
-        smallest_effect: The smallest difference of accuracy that counts, a fraction.
+    A cell that is in several directories counts once, the last one. The arguments are those of `write_report`.
 
     Raises:
         ValueError: If no directory is given, or a baseline has no finished cell.
@@ -262,15 +244,10 @@ def subtitles(settings: Iterable[Setting]) -> dict[Setting, str]:
 
 
 def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
-    """Every pruned network of one network's panels with its cost, the cheapest first.
+    """Every pruned network of one network's panels with its "latency" (seconds) or "size" (bytes), the cheapest first.
 
-    Args:
-        panels: Panels of one network.
-        cost: "latency" (seconds, measured) or "size" (bytes). Points without a measured latency are left out.
-
-    Returns:
-        The cheapest that loses at most `WITHIN` of its dense accuracy is the chosen one. Nothing where no cost differs
-        from the dense network's, as under the published conditions, where nothing is removed.
+    The cheapest that loses at most `WITHIN` of its dense accuracy is the chosen one. Nothing where no cost differs from
+    the dense network's, as under the published conditions, where nothing is removed.
     """
     several = len({panel.setting.compensation for panel in panels}) > 1
     found = []
@@ -406,17 +383,13 @@ def _scores_of(record: CellRecord, directory: Path) -> Scores:
     assert found is not None
     scores, kept = found
     order = {layer.name: place for place, layer in enumerate(metrics_of(record).layers)}  # from input to output
-
-    def place(name: str) -> tuple[object, ...]:
-        return order.get(name, len(order)), [int(w) if w.isdigit() else -1 for w in name.split(".")], name
-
     layers = tuple(
         ScoredLayer(
             name,
             tuple(np.nan_to_num(scores[name].astype(float)).tolist()),
             tuple(kept[name].tolist()) if name in kept else (),
         )
-        for name in sorted(scores, key=place)
+        for name in sorted(scores, key=lambda name: order.get(name, len(order)))
         if scores[name].size
     )
     return Scores(setting_of(record.parameters).network, series_label(record.parameters), record, layers)

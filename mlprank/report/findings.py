@@ -177,12 +177,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def print_findings(records: Sequence[CellRecord], directory: Path) -> None:
-    """Print an experiment's tables and findings to the standard output.
-
-    Args:
-        records: The experiment's cells.
-        directory: The results directory.
-    """
+    """Print the tables and findings of an experiment, whose results are in `directory`, to the standard output."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -55,11 +55,7 @@ _NARROW = ("lost", "centralities")
 
 
 def page_html(content: Content) -> str:
-    """Write the whole page.
-
-    Args:
-        content: What `content_of` gathered.
-    """
+    """The whole page."""
     with _vega() as vega, unchecked():
         figures, specs = figures_of(content), dict[str, Any]()
         effect, sections = 100 * content.smallest_effect, ""

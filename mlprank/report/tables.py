@@ -101,7 +101,7 @@ def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Ta
             if found is None:
                 cells.append(Cell("–"))
                 continue
-            compared = amount > 0.0 and len(others) > 1 and found.top1.num >= MIN_TRAININGS
+            compared = amount > 0.0 and min(others) < max(others) and found.top1.num >= MIN_TRAININGS
             best = compared and found.top1.mean == max(others)
             cells.append(Cell(accuracy_text(found.top1), mark="best" if best else ""))
         rows.append(tuple(cells))

@@ -57,21 +57,13 @@ PALE, STRONG = _either("#eef4fa", "#1d2833"), _either("#08355f", "#b5dcff")
 
 @dataclass(frozen=True)
 class Look:
-    """How a series looks in every chart; told apart without colour too.
-
-    Attributes:
-        name: What a person reads.
-        light: Colour on light ground.
-        dark: Colour on dark ground.
-        shape: Vega's name of the marker, or an SVG path.
-        dash: Lengths of strokes and gaps, empty for a whole line.
-    """
+    """How a series looks in every chart; told apart without colour too."""
 
     name: str
     light: str
     dark: str
-    shape: str
-    dash: tuple[int, ...]
+    shape: str  # Vega's name of the marker, or an SVG path
+    dash: tuple[int, ...]  # lengths of strokes and gaps, empty for a whole line
 
 
 @dataclass(frozen=True)
@@ -136,13 +128,7 @@ def display_name(label: str) -> str:
 
 
 def looks_of(labels: Iterable[str]) -> dict[str, Look]:
-    """One look for every series label, in the order of the legend; a known measure always looks the same.
-
-    Args:
-        labels: Series labels; more than nine share colours, with another dash.
-
-    Returns:
-        By label.
+    """The look of every series label, in the order of the legend; more than nine share colours, with another dash.
 
     >>> looks_of(["norm", "weighted_pagerank"])["norm"].light
     '#E69F00'
@@ -215,9 +201,9 @@ def draw_front(
         title: Of the drawing.
         cost: What costs are, with the unit: "file size, MB".
         dense: Cost and accuracy of the dense network.
-        width: Pixels; None fills what holds the chart.
+        width: Pixels, or None.
         score: What `top1` is, where it is another score.
-        percent: Whether it is a fraction that is read in percent; otherwise it is drawn as it is.
+        percent: Whether it is a fraction that is read in percent.
     """
     import altair as alt
 
@@ -289,14 +275,7 @@ def draw_front(
 
 
 def draw_heat_map(table: HeatMap, *, title: str, search: bool = False, width: int | None = None) -> Drawing:
-    """Draw a table of fractions as a heat map, in percent.
-
-    Args:
-        table: The fractions.
-        title: Of the drawing.
-        search: Whether colours run from the smallest to the largest value, which is outlined, and not from 0 to 100 %.
-        width: Pixels; None fills what holds the chart.
-    """
+    """Draw a heat map in percent; that of a search runs from its smallest to its largest value, which is outlined."""
     import altair as alt
 
     rows = [
@@ -345,8 +324,8 @@ def search_map(
 
     Args:
         title: Of the heat map.
-        values: The values of every option, as text, in the order of the grid. One option gives one row.
-        trials: For each trial its option values and its score in [0, 1]; None or NaN where it failed or diverged.
+        values: The values of every option, as text, in the order of the grid.
+        trials: Each trial's option values and score in [0, 1]; None or NaN where it failed or diverged.
         score: What the scores are.
 
     >>> search_map("grid", {"lr": ["0.1", "0.2"]}, [({"lr": "0.1"}, 0.5), ({"lr": "0.2"}, None)]).values
@@ -369,11 +348,6 @@ def draw_scores(layers: Sequence[ScoredLayer], *, title: str, width: int | None 
     """Draw every layer's scores from the most central neuron to the least, and which of them were pruned.
 
     Each layer has a row of its own, as high as its largest score; a line marks the layer's mean.
-
-    Args:
-        layers: From the input to the output.
-        title: Of the drawing.
-        width: Pixels; None fills what holds the chart.
     """
     import altair as alt
 
