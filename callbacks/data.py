@@ -37,8 +37,8 @@ def own_randomness(seed: int, loader: Any) -> Iterator[None]:
     held = (getattr(holder, "generator", None) for holder in (loader, *samplers))
     states = [(each, each.get_state()) for each in {own for own in held if isinstance(own, torch.Generator)}]
     python, numpy = random.getstate(), np.random.get_state()
-    accelerators = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=accelerators):
+    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if initialised else 0)):
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
@@ -77,21 +77,10 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 def recorded_call(
     trainer: Trainer, module: nn.Module, network: nn.Module, batch: Any, *, step: str, index: int = 0
 ) -> Inputs | None:
-    """Run a module's step up to the moment at which it calls the network, and return what it calls it with.
+    """Run a step of a module's copy, such as "training_step", up to its call of the network, and return what that gets.
 
-    Nothing of the step after that is run: no loss, no optimizer, no logging.
-
-    Args:
-        trainer: The run, which the module sees for that while.
-        module: A copy of the run's LightningModule.
-        network: The network in it.
-        batch: A batch, as the step gets it.
-        step: Name of the step, such as "training_step".
-        index: The batch's number.
-
-    Returns:
-        The arguments; None where the step cannot be run outside of its loop, or calls the network by another way than its
-        `__call__`.
+    Nothing of the step after that is run: no loss, no optimizer, no logging. None where the step cannot be run outside
+    of its loop, or calls the network by another way than its `__call__`.
     """
     own: Any = module
     if not is_overridden(own, step):
@@ -128,17 +117,8 @@ class RunBatches:
     It can be read again and gives the same batches every time: a loader that shuffles or augments draws from a random
     state of its own. The run's random state and the loader's are left as they were.
 
-    Args:
-        loader: A dataloader, or any iterable of batches.
-        trainer: The run.
-        module: The LightningModule or a copy of it.
-        network: Name of the network in it that will read them; None finds it out.
-        inputs: Makes the network's inputs of a batch.
-        step: Name of the step that calls the network, to take the inputs from there; the module is then a copy. None
-            for the batch's first entry.
-        seed: Seed of whatever the loader draws.
-        limit: Read at most this many batches.
-        alone: Yield the inputs alone.
+    The inputs are what the function `inputs` makes of a batch, else what the network gets from a `step` of the module, a
+    copy, else the batch's first entry. At most `limit` batches are read; `alone` yields inputs without what comes with them.
     """
 
     def __init__(
@@ -198,7 +178,7 @@ class RunBatches:
 
 
 def called_with(given: Any) -> Any:
-    """Return the call that a user's function of a batch means: `(args, kwargs)`, a tuple of arguments, a dict, or a tensor."""
+    """Return the call that a user's function means: `(args, kwargs)`, a tuple of arguments, a dict, a tensor."""
     if isinstance(given, Mapping):
         return Inputs((), given)
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple) and isinstance(given[1], Mapping):
@@ -224,7 +204,7 @@ def _apart(loader: Any) -> Any:
 
 
 def find_inputs(given: ToInputs | str | None) -> ToInputs | None:
-    """Return the function that `network_inputs` names: itself, or by its dotted path, such as "my_project.data.inputs_of".
+    """Return the function that `network_inputs` is or names, such as "my_project.data.inputs_of".
 
     Raises:
         ValueError: If the path cannot be imported.
@@ -249,19 +229,10 @@ def calibration_batches(
     inputs: ToInputs | None = None,
     limit: int | None = None,
 ) -> RunBatches:
-    """Return the calibration data of a run; call it on all processes.
+    """Return the calibration data for the network in a copy of a run's module; call it on all processes.
 
-    Args:
-        trainer: The run, with its data attached.
-        module: A copy of its module.
-        network: Name of the network in it; None finds it out.
-        num_samples: How many samples to draw, where the datamodule can draw.
-        seed: Seed of the draw.
-        inputs: Makes the network's inputs of a batch; otherwise they are what the network gets in training.
-        limit: Read at most this many batches.
-
-    Returns:
-        The datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training data.
+    It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training data,
+    with the inputs that the network gets in training unless a function makes them.
 
     Raises:
         ValueError: On every process, if one of them has no batch.
@@ -315,24 +286,14 @@ def labelled_batches(
     network: str | None,
     *,
     inputs: ToInputs | None = None,
-    test: bool = True,
-    labels: bool = True,
+    choosing: bool = False,
 ) -> tuple[RunBatches | None, str | None]:
     """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
 
-    Args:
-        trainer: The run.
-        module: A copy of its module.
-        network: Name of the network in it; None finds it out.
-        inputs: Makes the network's inputs of a batch.
-        test: Whether test data may be used, as it may where nothing is chosen by the outcome.
-        labels: Whether batches without labels are passed over.
-
-    Returns:
-        The datamodule's test data where it has some, else the run's validation data; (None, None) where a process has
-        none with labels.
+    They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a process has
+    none with labels. Where something is chosen by the outcome, they are validation data, with or without labels.
     """
-    splits = [("test", "test_step", _test_loader(trainer) if test else None)]
+    splits = [("test", "test_step", None if choosing else _test_loader(trainer))]
     splits += [("validation", "validation_step", trainer.val_dataloaders)]
     for split, step, loader in splits:
         batches = None
@@ -340,7 +301,7 @@ def labelled_batches(
             batches = RunBatches(loader, trainer=trainer, module=module, network=network, inputs=inputs, step=step)
         first: Any = next(iter(batches or ()), ())
         known = batches is not None and len(first) >= 2 and _labelled(first, batches.network)
-        if all(gathered(trainer, known or (not labels and len(first) > 0))):
+        if all(gathered(trainer, known or (choosing and len(first) > 0))):
             return batches, split
     return None, None
 

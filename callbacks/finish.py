@@ -1,4 +1,4 @@
-"""The end of `fit`: prune the best weights in a copy, write and log it, and let the trainer's module be the pruned network."""
+"""The end of `fit`: prune the best weights in a copy, write and log it, apply it to the trainer's module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
-from mlprank.callbacks.data import has_calibration_data, labelled_batches, samples_of_rank
+from mlprank.callbacks.data import has_calibration_data, samples_of_rank
 from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
 from mlprank.callbacks.training import (
     Settings,
@@ -35,16 +35,12 @@ from mlprank.surgery.copies import COMPILED
 from mlprank.surgery.masks import apply_masks, bake_masks, mask_rows, recompute_uncalled
 from mlprank.surgery.narrow import adopt_state, narrow, network_state
 from mlprank.utils.files import whole_file
+from mlprank.utils.modules import first_words
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The network before its first pruning.
-
-    Attributes:
-        path: Its checkpoint; None where nothing is written.
-        what: Which one it is, in words.
-    """
+    """The network before its first pruning: its checkpoint, None where nothing is written, and which one it is in words."""
 
     path: Path | None
     what: str
@@ -52,16 +48,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Finish:
-    """One end of training; call everything on all processes.
-
-    Attributes:
-        trainer: The run.
-        module: Its module.
-        settings: What to do.
-        directory: Where to write.
-        masks: What training has pruned.
-        dense: The network from before the first pruning, where that was in training.
-    """
+    """One end of training; `dense` is the network from before a pruning in training. Call everything on all processes."""
 
     trainer: Trainer
     module: LightningModule
@@ -71,11 +58,7 @@ class Finish:
     dense: Dense | None
 
     def prune(self) -> tuple[list[Evaluation], list[dict[str, Path]], Dense | None]:
-        """Prune, write, log, print and apply.
-
-        Returns:
-            What was measured, the files, and the dense network; nothing where there is no data to calibrate on.
-        """
+        """Prune, write, log, print and apply; return what was measured, the files, and the dense network."""
         if not has_calibration_data(self.trainer):
             rank_zero_warn(
                 "Nothing was pruned: the run has no training data to calibrate on (is limit_train_batches=0?)."
@@ -84,12 +67,10 @@ class Finish:
         source, dense = self._weights()
         settings, reduce = self.settings, partial(summed, self.trainer)
         network = find_network(source, settings.network)
-        labelled, split = labelled_batches(self.trainer, source, settings.network, inputs=settings.inputs)
+        labelled, split = settings.labelled(self.trainer, source)
         calibration = settings.calibration(self.trainer, source)
         if settings.max_drop is not None:
-            validation, _ = labelled_batches(
-                self.trainer, source, settings.network, inputs=settings.inputs, test=False, labels=False
-            )
+            validation, _ = settings.labelled(self.trainer, source, choosing=True)
             given = {name: value for name, value in vars(settings.recipe).items() if value != getattr(Recipe(), name)}
             samples = given.get("num_samples", DEFAULTS["num_samples"]) or settings.num_samples
             given["num_samples"] = samples_of_rank(self.trainer, samples)
@@ -133,15 +114,15 @@ class Finish:
         return copy, Dense(path, last)
 
     def _best_copy(self) -> tuple[nn.Module, Dense] | None:
-        """Copy the module with the best checkpoint's weights; after training under masks, the best that has all of them."""
+        """Copy the module with the best checkpoint's weights; after training under masks, the best with all masks."""
         rows = self.masks.rows
         for path in _best_first(self.trainer) if rows else [best_path(self.trainer)]:
             if path is None:
                 continue
             try:
                 loaded = self._loaded(path)
-            except ValueError as error:
-                rank_zero_warn(f"{error}; it is passed over")
+            except (ValueError, RuntimeError) as error:  # RuntimeError: it has other keys than the module
+                rank_zero_warn(f"{path}: {first_words(error)}; it is passed over")
                 continue
             network = find_network(loaded, self.settings.network)
             if rows:
@@ -222,14 +203,9 @@ class Finish:
 
 
 def keep_dense(trainer: Trainer, path: Path) -> Dense:
-    """Keep the dense network before the first pruning; call it on all processes.
+    """Write the dense network before the first pruning to a file; call it on all processes.
 
-    Args:
-        trainer: The run, at the start of the epoch that prunes first.
-        path: Where to write it.
-
-    Returns:
-        The best checkpoint so far, where the run has one of a monitored value; otherwise the network as it is now.
+    It is the best checkpoint so far, where the run has one of a monitored value; otherwise the network as it is now.
     """
     best, monitor = best_path(trainer), getattr(trainer.checkpoint_callback, "monitor", None)
     if best is None or monitor is None:
@@ -271,14 +247,7 @@ def _best_first(trainer: Trainer) -> Iterator[Path]:
 def log_pruning(
     trainer: Trainer, evaluation: Evaluation, files: Mapping[str, Path], *, dense_path: Path | None
 ) -> None:
-    """Log the numbers of a pruning to every logger, and tables, histograms, picture and file to those that can hold them.
-
-    Args:
-        trainer: The run; call it on rank 0.
-        evaluation: The pruning.
-        files: Its files, by what they hold.
-        dense_path: The dense checkpoint, for the artifact's lineage.
-    """
+    """Log the numbers of a pruning to every logger, and tables, histograms, picture and files where they fit."""
     for logger in trainer.loggers:
         logger.log_metrics(scalars(evaluation), step=trainer.global_step)
         if is_lightning(logger, "WandbLogger"):

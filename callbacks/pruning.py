@@ -1,4 +1,4 @@
-"""When to prune a Lightning run: at the end of `fit`, or step by step while it trains, with everything a person wants to keep written down."""
+"""When to prune a Lightning run: at the end of `fit`, or step by step while it trains."""
 
 from __future__ import annotations
 
@@ -31,34 +31,36 @@ from mlprank.surgery.masks import compute_own
 class PruningCallback(Callback):
     """Prune the network when fitting ends, or while it trains.
 
-    When fitting ends, the best checkpoint's weights are pruned where there is one, otherwise the last ones, in a copy. Written
-    to the run directory: `pruned.ckpt`, `scores.safetensors`, `metrics.json` and `pruning.png`, one set for each amount.
-    Afterwards `trainer.test()` tests the pruned network, as does `ckpt_path="best"`; the path of the dense checkpoint is in
-    `dense_path`.
+    When fitting ends, the best checkpoint's weights are pruned where there is one, otherwise the last ones, in a copy.
+    Written to the run directory: `pruned.ckpt`, `scores.safetensors`, `metrics.json` and `pruning.png`, one set for
+    each amount. Afterwards `trainer.test()` tests the pruned network, as does `ckpt_path="best"`; the path of the dense
+    checkpoint is in `dense_path`.
 
-    With a `schedule` or `finetune_epochs` neurons go under torch's pruning masks at the start of epochs, by the network's
-    weights and the calibration data at that time; what is left is trained on. Amounts are absolute, and a pruned neuron stays
-    pruned. Checkpoints have the module's own keys all the time, with pruned rows at zero.
+    With a `schedule` or `finetune_epochs` neurons go under torch's pruning masks at the start of epochs, by the
+    network's weights and the calibration data at that time; what is left is trained on. Amounts are absolute, and a
+    pruned neuron stays pruned. Checkpoints have the module's own keys all the time, with pruned rows at zero.
 
-    Neurons are ranked on the data module's `calibration_dataloader(num_samples, seed)` where it has one, otherwise on the
-    training data, with the inputs that the network gets from `training_step`. Forward hooks that only observe see nothing of it.
+    Neurons are ranked on the data module's `calibration_dataloader(num_samples, seed)` where it has one, otherwise on
+    the training data, with the inputs that the network gets from `training_step`. Forward hooks that only observe see
+    nothing of it.
 
     Args:
-        amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is applied;
-            a mapping gives shares by layer name.
+        amount: The share of neurons to remove, in [0, 1); several shares give a network each, and the last one is
+            applied; a mapping gives shares by layer name.
         network: Name of the submodule to prune; by default what `forward` runs, or the only submodule where there is no
             `forward`.
         apply: What becomes of the trainer's module: "mask" gives it the masked weights and torch's own pruning masks,
             "remove" the narrow network, "none" leaves it alone.
-        schedule: Prune in steps while training: "linear", "cubic", a registered name, a dotted path, or an instance with
-            epochs, such as `Cubic(start_epoch=2)`; None prunes in one step.
-        finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none without.
+        schedule: Prune in steps while training: "linear", "cubic", a registered name, a dotted path, or an instance
+            with epochs, such as `Cubic(start_epoch=2)`; None prunes in one step.
+        finetune_epochs: Epochs of training after the last step; None for a quarter of them with a schedule, and none
+            without.
         dirpath: Where to write; the run directory by default.
         max_drop: Percentage points of validation top-1 accuracy that may be lost (of agreement with the dense network's
-            predictions, where there are no labels): finds the smallest network at the end of fit, by `mlprank.shrink`, in
-            place of an amount.
-        network_inputs: Makes the network's inputs of a batch, where neither the batch's first entry nor what the network
-            gets while training is right: a function, or its dotted path.
+            predictions, where there are no labels): finds the smallest network at the end of fit, by `mlprank.shrink`,
+            in place of an amount.
+        network_inputs: Makes the network's inputs of a batch, where neither the batch's first entry nor what the
+            network gets while training is right: a function, or its dotted path.
         **fields: The fields of `Recipe`, by name.
 
     Raises:
@@ -124,7 +126,7 @@ class PruningCallback(Callback):
             plain_state_dicts(module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that the run directory can be written to and that the schedule fits into training; go on with the masks of a resumed run."""
+        """See that the directory can be written to and the schedule fits; go on with the masks of a resumed run."""
         self._directory = run_directory(trainer, self.dirpath)
         if not trainer.fast_dev_run:
             check_writable(trainer, self._directory)
@@ -136,7 +138,7 @@ class PruningCallback(Callback):
         self.masks.hold(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that there is something to prune, keep a resumed network's masks working, and watch hooks in the first step."""
+        """See that pruning will work, keep a resumed network's masks working, and watch hooks in the first step."""
         self.masks.check(trainer, pl_module)
         self.masks.keep_working(trainer, pl_module)
         self.masks.hooks.start(pl_module)
@@ -159,7 +161,8 @@ class PruningCallback(Callback):
         schedule, self._finishing = self.masks.schedule, True
         if schedule is not None and not self.masks.complete:
             rank_zero_info(
-                f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of the way from"
+                f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of"
+                f" the way from"
                 f" {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without fine-tuning."
             )
         finish = Finish(trainer, pl_module, self.settings, self._directory, masks=self.masks, dense=self.dense)
@@ -190,7 +193,7 @@ class PruningCallback(Callback):
 
     @cached_property  # asked for around every hook, in every step
     def state_key(self) -> str:
-        """Name of the state in a checkpoint; callbacks of different choices can be told apart, to say that they cannot go together."""
+        """Name of the state in a checkpoint, which tells callbacks of different choices apart."""
         return self._generate_state_key(**self._plain())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -263,7 +266,8 @@ def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         if name in before and before[name] != value:
             raise ValueError(
                 f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with"
-                f" {name}={short(before[name])}; resume with that {name}, or start a new run from the checkpoint's weights"
+                f" {name}={short(before[name])}; resume with that {name}, or start a new run from the"
+                f" checkpoint's weights"
             )
 
 
@@ -277,7 +281,8 @@ def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
         )
     if any(is_lightning(other, "ModelPruning") for other in callbacks):
         raise ValueError(
-            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use one of them"
+            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights;"
+            " use one of them"
         )
 
 

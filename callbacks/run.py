@@ -1,7 +1,7 @@
 """A Lightning run as pruning sees it: the network in its module, the hooks on it, its processes, and its directory.
 
-Modules, data modules, loggers and strategies may come from `lightning.pytorch` or from `pytorch_lightning`, which have a
-class hierarchy each; so what they are is told by the names of their classes.
+Modules, data modules, loggers and strategies may come from `lightning.pytorch` or from `pytorch_lightning`, which have
+a class hierarchy each; so what they are is told by the names of their classes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def find_network(module: nn.Module, name: str | None) -> nn.Module:
 
 @contextmanager
 def uncompiled(module: LightningModule) -> Iterator[None]:
-    """Take back, for a while, what `torch.compile` did to a LightningModule or to its submodules; weights stay where they are."""
+    """Take back, for a while, what `torch.compile` did to a module or its submodules; weights stay."""
     context = module._compiler_ctx
     steps: dict[str, Any] = {name: module.__dict__.pop(name) for name in _STEPS if context and name in module.__dict__}
     module._compiler_ctx = None
@@ -98,7 +98,7 @@ def users_hooks(module: nn.Module) -> dict[Hook, Callable[..., Any]]:
 
 
 def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
-    """Copy a LightningModule, masks included, without its trainer, outside of `torch.compile`, with none but some hooks."""
+    """Copy a LightningModule with its masks, without trainer and `torch.compile`, and with none but some hooks."""
     with uncompiled(module):
         refresh_masked(module)
         copy = with_state(module, {})
@@ -146,7 +146,7 @@ class HookWatch:
 
 
 def run_directory(trainer: Trainer, dirpath: str | None) -> Path:
-    """Return the directory of a run: the user's, else the first logger's for this run, else the trainer's `default_root_dir`.
+    """Return the directory of a run: the user's, else the first logger's, else the trainer's `default_root_dir`.
 
     Call it on all processes.
     """
@@ -191,7 +191,7 @@ def check_writable(trainer: Trainer, directory: Path) -> None:
 
 
 def summed(trainer: Trainer, total: Tensor) -> Tensor:
-    """Return the sum of a tensor, of one shape everywhere, over processes, on its own device; call it on all of them."""
+    """Return the sum of a tensor over processes, on its own device; call it on all of them."""
     if trainer.world_size == 1:
         return total
     moved = total.detach().to(trainer.strategy.root_device, copy=True)
@@ -235,7 +235,7 @@ def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
 
 
 def check_every_rank_has_data(trainer: Trainer, num_samples: int, *, what: str) -> None:
-    """Agree on whether every process has calibration data before any of them waits for the others; call it on all of them.
+    """Agree on whether every process has calibration data before any waits for the others; call it on all.
 
     Raises:
         ValueError: On every process, if one has none; the ranks are named.
@@ -245,7 +245,8 @@ def check_every_rank_has_data(trainer: Trainer, num_samples: int, *, what: str) 
     own = "a calibration_dataloader(num_samples, seed)"
     if empty and len(counts) == 1:
         raise ValueError(
-            f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at least one sample"
+            f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at"
+            f" least one sample"
         )
     if empty:
         raise ValueError(

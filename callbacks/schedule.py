@@ -1,7 +1,7 @@
 """How much is pruned after how many epochs, when pruning is spread over training.
 
-Someone else's schedule is any object with a method `share(progress)`; it is given as it is, by a dotted path, or by a name
-that `register_schedule` knows. Epochs that it does not have as attributes are worked out as for `Linear`.
+Someone else's schedule is any object with a method `share(progress)`; it is given as it is, by a dotted path, or by a
+name that `register_schedule` knows. Epochs that it does not have as attributes are worked out as for `Linear`.
 """
 
 from __future__ import annotations
@@ -214,7 +214,8 @@ def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max
     if last is None:
         if tuned is not None or end is None:
             raise ValueError(
-                "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or start_epoch"
+                "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or"
+                " start_epoch"
                 " and end_epoch and no finetune_epochs"
             )
     elif tuned is not None and tuned > last:
@@ -223,7 +224,8 @@ def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max
         end = max(0, last - max(1, last // 4 if tuned is None else tuned))
     elif tuned is not None and end + tuned != last:
         raise ValueError(
-            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to Trainer(max_epochs={last}); give one"
+            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to"
+            f" Trainer(max_epochs={last}); give one"
             " of the two"
         )
     if last is not None and end >= last > 0:

@@ -1,4 +1,4 @@
-"""Pruning in the middle of training: masks on the live module and on its averages, and state dicts that know nothing of them."""
+"""Pruning in the middle of training: masks on the live module and its averages, and state dicts without them."""
 
 from __future__ import annotations
 
@@ -104,6 +104,12 @@ class Settings:
         own: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.recipe.seed, "inputs": self.inputs}
         return calibration_batches(trainer, copy, self.network, **own, limit=limit)
 
+    def labelled(
+        self, trainer: Trainer, copy: nn.Module, *, choosing: bool = False
+    ) -> tuple[RunBatches | None, str | None]:
+        """Return data to measure accuracy on and its name, or validation data to choose by; call it on all processes."""
+        return labelled_batches(trainer, copy, self.network, inputs=self.inputs, choosing=choosing)
+
     def recipe_of_rank(self, trainer: Trainer) -> Recipe:
         """Return the recipe with the number of calibration samples that one process reads."""
         return dataclasses.replace(self.recipe, num_samples=samples_of_rank(trainer, self.num_samples))
@@ -159,13 +165,7 @@ class TrainingMasks:
         return amount if (any(amount.values()) if isinstance(amount, Mapping) else amount) else None
 
     def prune(self, trainer: Trainer, module: LightningModule, amount: Amount) -> None:
-        """Prune up to an absolute amount; call it on all processes.
-
-        Args:
-            trainer: The run.
-            module: Its module; changed in place.
-            amount: The share of neurons that are pruned afterwards.
-        """
+        """Prune the run's module in place, up to an absolute amount; call it on all processes."""
         settings = self.settings
         pruning = self._read(trainer, module)
         if isinstance(settings.recipe.compensation, Regression):
@@ -218,16 +218,12 @@ class TrainingMasks:
         for amount in settings.amounts:
             pruning.run(amount=amount, refine=once)
         copy = copied(module, self.hooks.changing)
-        labelled_batches(trainer, copy, settings.network, inputs=settings.inputs)
-        if settings.max_drop is not None:
-            found, _ = labelled_batches(
-                trainer, copy, settings.network, inputs=settings.inputs, test=False, labels=False
+        settings.labelled(trainer, copy)
+        if settings.max_drop is not None and settings.labelled(trainer, copy, choosing=True)[0] is None:
+            raise ValueError(
+                f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; give it"
+                " a val_dataloader, or prune by an amount"
             )
-            if found is None:
-                raise ValueError(
-                    f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; give"
-                    " it a val_dataloader, or prune by an amount"
-                )
         self._graph = pruning.graph if self.schedule is not None else None
 
     def _read(self, trainer: Trainer, module: LightningModule, *, limit: int | None = None) -> Pruning:
@@ -247,7 +243,7 @@ class TrainingMasks:
                 mask_rows(find_network(each, self.settings.network), self.rows)
 
     def keep_working(self, trainer: Trainer, module: LightningModule) -> None:
-        """Let masks of a resumed run work where weights are read without calling their layer; call it on all processes."""
+        """Let masks of a resumed run work where weights are read without calling their layer; on all processes."""
         if not self.rows:
             return
         with uncompiled(module):
@@ -285,7 +281,7 @@ def described_pruning(pruning: Mapping[str, Any]) -> str:
 
 
 def without_new_biases(graph: Graph) -> Graph:
-    """Say of no layer that a bias can be created for it: an optimizer would not know a parameter that is born in training."""
+    """Say of no layer that a bias can be created for it: an optimizer would not know that parameter."""
     layers = (
         dataclasses.replace(layer, calls=tuple(dataclasses.replace(call, owner=None) for call in layer.calls))
         for layer in graph.layers
@@ -298,9 +294,6 @@ def plain_state_dicts(module: nn.Module) -> None:
 
     Checkpoints can then be loaded by whoever knows nothing of masks. A module under masks takes such a state dict and
     keeps the masks whose rows are zero in it; the others go. It takes state dicts with torch's masks as well.
-
-    Args:
-        module: The module; changed in place, once.
     """
     if any(hook is _without_masks for hook in module._state_dict_hooks.values()):
         return
@@ -325,7 +318,7 @@ def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: ob
 
 
 def _match(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Give a state dict the masks that the module has and that fit, and the module the masks that the state dict has."""
+    """Give a state dict the masks of the module that fit, and the module the masks that the state dict has."""
     for name, (owner, own) in masked_parameters(module).items():
         key, mask = prefix + name, owner.get_buffer(f"{own}_mask")
         value = state.get(key)
@@ -354,7 +347,7 @@ def _averaging(trainer: Trainer) -> list[Any]:
 
 
 def sharpen_masks(trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]) -> None:
-    """Undo what averaging did to the masks of the module and of its averaged copies, which trade places during validation.
+    """Undo what averaging did to the masks of the module and its averages, which trade places in validation.
 
     Masked weights leave their autograd graph on the way, so that the module can be copied between epochs.
     """
@@ -369,7 +362,7 @@ def sharpen_masks(trainer: Trainer, module: LightningModule, name: str | None, *
 
 @contextmanager
 def averaging_done(trainer: Trainer) -> Iterator[None]:
-    """Let a checkpoint hold the module itself although the trainer averages weights; the average is in the module by then."""
+    """Let a checkpoint hold the module although the trainer averages weights; the average is in it by then."""
     callbacks = _averaging(trainer)
     averages = [callback._average_model for callback in callbacks]
     for callback in callbacks:

@@ -1,4 +1,4 @@
-"""Augmentation of training batches by torchvision's transforms, on the model's device, every draw determined by one seed."""
+"""Augmentation of training batches by torchvision's transforms, on the model's device, seeded."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from mlprank.datamodules.batches import derive_seed, global_seed
 
 AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
 _GROUPS = 64
-"""A transform draws once for all images that it gets; so images are dealt out to so many groups, each transformed alone.
+"""A transform draws once for all images that it gets; so they are dealt out to so many groups.
 
 Neighbours are in different groups: in a batch of up to 64 images every one has draws of its own.
 """
@@ -20,18 +20,7 @@ Neighbours are in different groups: in a batch of up to 64 images every one has 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training batches, in this order.
-
-    Attributes:
-        random_crop: Pixels of black border from which a random window of the old size is cut; 0 cuts nothing.
-        random_flip: Probability of mirroring an image left to right, in [0, 1].
-        auto_augment: `cifar10` (AutoAugment's policy), `randaugment`, `augmix` or None.
-        randaugment_magnitude: Strength of `randaugment`, 0 to 30.
-        augmix_severity: Strength of `augmix`, 1 to 10.
-        random_erasing: Probability of setting a random rectangle to 0 after normalisation, in [0, 1].
-        mixup_alpha: Parameter of mixup's beta distribution; 0 turns it off.
-        cutmix_alpha: Parameter of cutmix's beta distribution; 0 turns it off. With both, either is drawn per batch.
-    """
+    """What is done to training batches, in this order; the fields are arguments of `ImageDataModule`."""
 
     random_crop: int = 0
     random_flip: float = 0.0
@@ -43,11 +32,7 @@ class Augmentation:
     cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every range.
-
-        Raises:
-            ValueError: If a value is out of its range.
-        """
+        """Raise a ValueError if a value is out of its range."""
         for name in ("random_flip", "random_erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be a probability in [0, 1], such as 0.5")
@@ -64,7 +49,7 @@ class Augmentation:
                 raise ValueError(f"{name}={value!r}: must be an integer in [{low}, {high}]")
 
     def on_bytes(self, images: Tensor, *, seed: int) -> Tensor:
-        """Crop, flip and recolour images, shape (n, C, H, W) with C 1 or 3, uint8; as given where nothing is asked for."""
+        """Crop, flip and recolour images, shape (n, C, H, W) with C 1 or 3, uint8, where that is asked for."""
         if not (self.random_crop or self.random_flip or self.auto_augment):
             return images
         from torchvision.transforms import InterpolationMode, v2  # heavy
@@ -84,7 +69,7 @@ class Augmentation:
         return by_group(images, v2.Compose(transforms), seed=derive_seed(seed, "bytes"))
 
     def on_pixels(self, pixels: Tensor, *, seed: int) -> Tensor:
-        """Erase rectangles of cast and normalised images, shape (n, C, H, W), float; as given where nothing is asked for."""
+        """Erase rectangles of normalised images, shape (n, C, H, W), float, where that is asked for."""
         if not self.random_erasing:
             return pixels
         from torchvision.transforms import v2  # heavy
@@ -94,19 +79,7 @@ class Augmentation:
     def on_batches(
         self, pixels: Tensor, labels: Tensor, *, num_classes: int, batch_size: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix the images within every batch, and their labels.
-
-        Args:
-            pixels: Shape (n, C, H, W), float.
-            labels: Shape (n,), int64.
-            num_classes: Number of classes.
-            batch_size: How many images make up a batch.
-            seed: Seed of the draws.
-
-        Returns:
-            Images, same shape and type, and labels: as given, or with mixup or cutmix of shape (n, num_classes), float,
-            every row non-negative and summing to 1.
-        """
+        """Mix images within every batch; labels, shape (n,), become shares of classes, shape (n, num_classes)."""
         if not (self.mixup_alpha or self.cutmix_alpha):
             return pixels, labels
         from torchvision.transforms import v2  # heavy

@@ -1,4 +1,4 @@
-"""Batches of an image set that lives in memory as one tensor, fetched by index, resumable at any batch; seeds of every draw."""
+"""Batches of an image set that is one tensor in memory, resumable at any batch; seeds of every draw."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ Batch = tuple[Tensor, Tensor]
 def derive_seed(seed: int, *path: int | str) -> int:
     """Return the seed of one random decision, in [0, 2**63), the same on every machine and in every Python.
 
-    A decision depends on the user's seed and on what it is for, such as `("order", epoch)`, never on what was drawn before
-    it. So a resumed run draws what an uninterrupted one would have drawn.
+    A decision depends on the user's seed and on what it is for, such as `("order", epoch)`, never on what was drawn
+    before it. So a resumed run draws what an uninterrupted one would have drawn.
     """
     digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -122,12 +122,12 @@ class EpochSampler:
 class TensorBatches:
     """An iterable of `(images, labels)` batches, as fast as indexing a tensor.
 
-    Lightning takes any sized iterable as a dataloader. This one has no worker processes and no per-image Python, finds its
-    epoch through `batch_sampler.sampler`, and saves its place in the epoch in Lightning's checkpoints, so that a run killed
-    within an epoch goes on with the very batch it would have seen next.
+    Lightning takes any sized iterable as a dataloader. This one has no worker processes and no per-image Python, finds
+    its epoch through `batch_sampler.sampler`, and saves its place in the epoch in Lightning's checkpoints, so that a
+    run killed within an epoch goes on with the very batch it would have seen next.
 
-    A step costs the more calls of torch the fewer images it works on. So some batches are fetched together, which the place
-    in the epoch alone decides: a resumed run augments them as an uninterrupted one.
+    A step costs the more calls of torch the fewer images it works on. So some batches are fetched together, which the
+    place in the epoch alone decides: a resumed run augments them as an uninterrupted one.
 
     Args:
         images: The whole image set, shape (N, C, H, W), uint8, on any device.

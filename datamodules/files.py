@@ -1,8 +1,8 @@
-"""The files of image sets: found, or downloaded whole, and read whole, or an error that names them and says how to get them.
+"""The files of image sets: found, downloaded and read whole, or an error that names them and the remedy.
 
 MNIST's are idx files, plain or gzipped. CIFAR's were pickled from dicts that hold lists, strings and one NumPy array.
-NumPy's own reconstruction trusts the array's description in the pickle, where a stranger's file may lie. So the names that
-such an array needs are replaced by stand-ins that only keep its shape and bytes, and every other name is refused.
+NumPy's own reconstruction trusts the array's description in the pickle, where a stranger's file may lie. So the names
+that such an array needs are replaced by stand-ins that only keep its shape and bytes, and every other name is refused.
 """
 
 import gzip
@@ -33,9 +33,8 @@ _AGAIN = "delete it and get it again"
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
     """Return the directory of the data sets, which need not exist yet.
 
-    Args:
-        data_dir: What the user asked for. Without it, the environment variable MLPRANK_DATA_DIR, and without that
-            `$XDG_CACHE_HOME/mlprank`, which is `~/.cache/mlprank` on most machines.
+    It is what the user asked for, else the environment variable MLPRANK_DATA_DIR, else `$XDG_CACHE_HOME/mlprank`, which
+    is `~/.cache/mlprank` on most machines.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mlprank"
     return Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or cache).expanduser()

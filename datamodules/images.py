@@ -17,7 +17,7 @@ from mlprank.datamodules.files import FileSet, resolve_data_dir
 _CAST_TOGETHER = 1024
 """Images that are cast together: 3 MB of 28×28 images."""
 _AUGMENTED_TOGETHER = 4096
-"""Images that are augmented together, in groups that share their draws: the number of torch's calls depends on the groups."""
+"""Images that are augmented together, in groups that share their draws: few calls of torch."""
 _SHARE_OF_DEVICE = 0.25
 """An image set stays in the main memory where it would fill more of what is free on an accelerator."""
 
@@ -25,8 +25,8 @@ _SHARE_OF_DEVICE = 0.25
 class ImageDataModule(LightningDataModule):
     """A set of small images, in memory as one uint8 tensor.
 
-    Images are indexed, augmented and cast as whole batches, on the trainer's device where there is a trainer: a set moves
-    there as a whole where it fits. Batches come out of their loaders ready for the model.
+    Images are indexed, augmented and cast as whole batches, on the trainer's device where there is a trainer: a set
+    moves there as a whole where it fits. Batches come out of their loaders ready for the model.
 
     Args:
         batch_size: Images per batch and process, at least 1 and at most the number of training images.
@@ -40,7 +40,7 @@ class ImageDataModule(LightningDataModule):
         auto_augment: `cifar10` (AutoAugment's policy for CIFAR-10), `randaugment` or `augmix`.
         randaugment_magnitude: Strength of `randaugment`, 0 to 30.
         augmix_severity: Strength of `augmix`, 1 to 10.
-        random_erasing: Probability of erasing a random rectangle of a training image.
+        random_erasing: Probability of setting a random rectangle of a training image to 0, after normalisation.
         mixup_alpha: Parameter of mixup, 0 for none. Training labels then are floats of shape (B, num_classes).
         cutmix_alpha: Parameter of cutmix, 0 for none; with both, every batch gets one of them.
         repeated_augmentation: How often an image stands in a training batch, each time augmented differently.
@@ -125,10 +125,7 @@ class ImageDataModule(LightningDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what a stage needs, once.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`; None reads everything.
+        """Read what a stage needs, once; None reads everything.
 
         Raises:
             FileNotFoundError: If the files are not there.
@@ -158,7 +155,8 @@ class ImageDataModule(LightningDataModule):
         if self.batch_size > sampler.num_entries:
             share = "" if world_size == 1 else f" of each of {world_size} processes"
             raise ValueError(
-                f"batch_size={self.batch_size} exceeds the {sampler.num_entries} training images{share} of {self.name}; "
+                f"batch_size={self.batch_size} exceeds the {sampler.num_entries} training images{share} of"
+                f" {self.name}; "
                 f"lower it to at most {sampler.num_entries}"
             )
         plain = self.augmentation == Augmentation() and self.train_transforms is None
@@ -178,14 +176,11 @@ class ImageDataModule(LightningDataModule):
         return self._plain("test", with_labels=False)
 
     def calibration_dataloader(self, num_samples: int = 1024, seed: int = 0) -> TensorBatches:
-        """Return batches of training images without augmentation, drawn without replacement.
+        """Return batches of training images, drawn without replacement and not augmented, the same on every process.
 
         Args:
             num_samples: Number of images, at least 1; all of the training split where it has fewer.
             seed: Seed of the draw.
-
-        Returns:
-            Batches just like those for validation, the same ones on every process.
 
         Raises:
             ValueError: If `num_samples` is less than 1.
@@ -261,7 +256,8 @@ class ImageDataModule(LightningDataModule):
             images, labels, place = self.read(part)
             if part == "train" and labels.min() == labels.max():
                 raise ValueError(
-                    f"{place}: all {len(labels)} images have label {int(labels[0])}; a classifier needs at least two classes"
+                    f"{place}: all {len(labels)} images have label {int(labels[0])}; a classifier needs at"
+                    f" least two classes"
                 )
             self._loaded[part] = images, labels
         return self._loaded[part]

@@ -1,4 +1,4 @@
-"""The image sets: scikit-learn's digits, MNIST, FashionMNIST, CIFAR-10 and CIFAR-100, and the look-up of a set by name."""
+"""The image sets: scikit-learn's digits, MNIST, FashionMNIST, CIFAR-10 and CIFAR-100, by name."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,7 +139,7 @@ class CIFAR10DataModule(ImageDataModule):
     )
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
-        """Read the training images from all files but the last, or the test images from that; see `ImageDataModule.read`."""
+        """Read the training images from all files but the last, the test images from that."""
         paths = list(self.file_set.locate(self.data_dir).values())
         batches = [
             read_cifar_batch(path, label_key=self.label_key, num_classes=self.num_classes)

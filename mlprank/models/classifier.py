@@ -121,12 +121,13 @@ class ImageClassifier(LightningModule):
         self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if not (math.isfinite(self._rate) and self._rate >= 0):
             raise ValueError(
-                f"lr_scheduler has set lr={self._rate:g} for epoch {self.current_epoch}; it must be a finite number of at "
+                f"lr_scheduler has set lr={self._rate:g} for epoch {self.current_epoch}; it must be a finite"
+                f" number of at "
                 "least 0, so check the schedule's arguments; checkpoints that were written before are kept"
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch, after stopping the run where it is not a finite number."""
+        """Return the loss of a batch; a loss that is not a finite number stops the run."""
         images, targets = batch
         loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.label_smoothing)
         self._num_samples += (samples := images.shape[0])
@@ -208,7 +209,8 @@ class ImageClassifier(LightningModule):
             metric.reset()
         if self.trainer.state.fn != "fit" and not math.isfinite(loss := float(computed[f"{stage}_loss"])):
             raise FloatingPointError(
-                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images are not finite; "
+                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images"
+                f" are not finite; "
                 "take another checkpoint (--ckpt_path), and look for non-finite images"
             )
         self.log_dict(computed, prog_bar=True, sync_dist=True)
@@ -222,15 +224,16 @@ class ImageClassifier(LightningModule):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} at step {self.global_step} (epoch {self.current_epoch}, "
-                f"lr={self._rate:g}); {_REMEDIES}, and look for non-finite images; checkpoints that were written before "
+                f"lr={self._rate:g}); {_REMEDIES}, and look for non-finite images; checkpoints that were"
+                f" written before "
                 "are kept"
             )
 
     def _match_widths(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         """Give the network the widths of a checkpoint, and return its entry "mlprank"; None for a dense network's.
 
-        The entry's "slices" are the kept indices of every parameter that was narrowed, by its name in the classifier and
-        its dimension, and its "biases" name the biases that pruning created.
+        The entry's "slices" are the kept indices of every parameter that was narrowed, by its name in the classifier
+        and its dimension, and its "biases" name the biases that pruning created.
         """
         record, was_narrow = checkpoint.get("mlprank"), self.pruning is not None
         if record is None:

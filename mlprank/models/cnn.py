@@ -69,7 +69,8 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels: Channels that come in.
         channels: Channels that go out.
-        stride: Of the first convolution. Where it is not 1, or the channels change, the shortcut is a convolution of 1×1.
+        stride: Of the first convolution. Where it is not 1, or the channels change, the shortcut is a convolution of
+            1×1.
     """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
@@ -91,7 +92,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 for small images: a stem of one 3×3 convolution, four stages of two blocks, the mean over positions, a linear.
+    """ResNet-18 for small images: a stem of one 3×3 convolution, four stages of two blocks, mean, linear.
 
     `width=64` gives the widths of the paper; the default is a quarter of it, with a sixteenth of the arithmetic.
 

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: one built from its widths, and the four of the thesis, whose names and arithmetic match its checkpoints."""
+"""Multilayer perceptrons: one built from its widths, and the thesis's four, which load its checkpoints."""
 
 from __future__ import annotations
 
@@ -105,7 +105,12 @@ def check_sizes(**sizes: int) -> None:
 
 
 class _ThesisNetwork(nn.Module):
-    """What the thesis's four share: a flatten and the record of their constructor's arguments."""
+    """What the thesis's four share: a flatten and the record of their constructor's arguments.
+
+    Args:
+        in_features: Number of input features after flattening.
+        num_classes: Number of logits.
+    """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
@@ -117,12 +122,7 @@ class _ThesisNetwork(nn.Module):
 
 
 class TwoLayerMLP(_ThesisNetwork):
-    """784-256-10, the network for MNIST.
-
-    Args:
-        in_features: Number of input features after flattening.
-        num_classes: Number of logits.
-    """
+    """784-256-10, the network for MNIST."""
 
     def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
         super().__init__(in_features, num_classes)
@@ -135,12 +135,7 @@ class TwoLayerMLP(_ThesisNetwork):
 
 
 class ThreeLayerMLP(_ThesisNetwork):
-    """784-512-512-10, the network for FashionMNIST.
-
-    Args:
-        in_features: Number of input features after flattening.
-        num_classes: Number of logits.
-    """
+    """784-512-512-10, the network for FashionMNIST."""
 
     def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
         super().__init__(in_features, num_classes)
@@ -154,10 +149,6 @@ class SixLayerMLP(_ThesisNetwork):
     """3072-512-512-256-256-128-10 with two residual additions, the network for CIFAR10.
 
     Layers of one width share one batch norm, which follows the ReLU.
-
-    Args:
-        in_features: Number of input features after flattening.
-        num_classes: Number of logits.
     """
 
     def __init__(self, in_features: int = 3072, num_classes: int = 10) -> None:
@@ -190,10 +181,6 @@ class TwelveLayerMLP(_ThesisNetwork):
     """3072-2048-2048-1024-1024-1024-1024-512-512-256-256-256-100, the network for CIFAR100.
 
     Layers of one width share one batch norm, which follows the ReLU; there is no residual addition.
-
-    Args:
-        in_features: Number of input features after flattening.
-        num_classes: Number of logits.
     """
 
     def __init__(self, in_features: int = 3072, num_classes: int = 100) -> None:

@@ -109,7 +109,8 @@ def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(found):
         raise ValueError(
-            f"{source} has no state dict: neither under 'state_dict', as Lightning writes, nor under 'model', as published"
+            f"{source} has no state dict: neither under 'state_dict', as Lightning writes, nor under 'model',"
+            f" as published"
             f" ones have it, nor as a whole; it holds {sorted(map(str, content))[:8]}"
         )
     if "state_dict" in content:

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules from factories: built, checked, described in plain types; and a warm-up before any other."""
+"""Optimizers and learning-rate schedules from factories: built, checked, described; and a warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pruned file comes back narrow, in a process that knows neither the training code's data nor its callbacks, and works on from there."""
+"""A pruned file comes back narrow, in a process without the data and the callbacks, and works on."""
 
 import copy
 import subprocess

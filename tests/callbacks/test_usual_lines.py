@@ -1,4 +1,4 @@
-"""What people write after `fit` in any Lightning project, and what they hang on their modules: it works under a PruningCallback, too."""
+"""What people write after `fit`, and what they hang on their modules: it works under a PruningCallback."""
 
 import copy
 import functools
@@ -158,6 +158,20 @@ def test_the_best_checkpoint_counts_whatever_hyper_parameters_it_holds(tmp_path,
     assert record["provenance"]["dense"].startswith("the dense network of epoch 0, the best by val_loss")
 
 
+def test_a_best_checkpoint_that_lacks_weights_is_passed_over_and_the_last_weights_are_said_to_be_the_dense_ones(
+    tmp_path, caplog
+):
+    class Partial(Project):
+        def on_save_checkpoint(self, checkpoint):
+            del checkpoint["state_dict"]["net.0.weight"]
+
+    module, callback = Partial(), PruningCallback(0.5)
+    with pytest.warns(UserWarning, match=r"\.ckpt: Error.* Missing key.* \"net.0.weight\".*it is passed over"):
+        trainer_for(tmp_path, callback, max_epochs=2).fit(module, datamodule=Blobs())
+    assert callback.dense.what == "the dense network after 2 epochs, the last"
+    assert pruned_rows(module) == HALF
+
+
 def test_a_schedule_is_compared_with_the_best_dense_epoch(tmp_path, caplog):
     class Worsens(Project):
         def on_train_epoch_start(self):
@@ -186,8 +200,9 @@ def test_a_schedule_says_epoch_by_epoch_what_it_pruned(tmp_path, caplog):
         "Epoch 2: 25.0% of the neurons of the prunable layers are pruned: net.0 16 to 12, net.2 16 to 12",
         "Epoch 3: 50.0% of the neurons of the prunable layers are pruned: net.0 16 to 8, net.2 16 to 8",
     ]
-    dense = "Before: the dense network after 2 epochs, when pruning began. After: the pruned network, trained on under masks"
-    assert f"{dense} since then.\nPruned while training:\n  {lines[0]}\n  {lines[1]}" in caplog.text
+    before = "Before: the dense network after 2 epochs, when pruning began"
+    after = "After: the pruned network, trained on under masks since then"
+    assert f"{before}. {after}.\nPruned while training:\n  {lines[0]}\n  {lines[1]}" in caplog.text
     recorded = json.loads((tmp_path / "metrics.json").read_text())["provenance"]["pruned_in_training"]
     assert [(each["epoch"], each["achieved"], each["widths"]["net.0"]) for each in recorded] == [
         (2, 0.25, [16, 12]),

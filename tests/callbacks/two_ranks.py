@@ -1,4 +1,4 @@
-"""Run by `test_ranks.py`: fits the small project on two gloo processes in several ways, and writes what each rank saw to files."""
+"""Run by `test_ranks.py`: fits on two gloo processes in several ways, and writes what each rank saw."""
 
 from __future__ import annotations
 
