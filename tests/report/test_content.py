@@ -33,6 +33,11 @@ def test_the_chosen_network_is_the_cheapest_that_loses_at_most_a_point():
     assert [point.series for point in cost_points(panels_of(cells), cost="size") if point.chosen] == ["wanda"]
 
 
+def test_networks_that_all_cost_what_the_dense_one_costs_have_no_front():
+    assert cost_points(panels_of([cell("norm", 0.8, 100), cell("wanda", 0.7, 100)]), cost="size") == ()
+    assert len(cost_points(panels_of([cell("norm", 0.8, 100), cell("wanda", 0.7, 90)]), cost="size")) == 2
+
+
 def test_measures_that_lost_the_same_share_one_heat_map(tmp_path):
     write_experiment(tmp_path, amounts=(0.3, 0.5, 0.8), seeds=(0, 1))
     for panel in content_of([tmp_path]).panels:

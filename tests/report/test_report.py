@@ -10,7 +10,7 @@ import pytest
 
 from mlprank.cli import main
 from mlprank.experiments.store import RecordStore
-from mlprank.report import write_report
+from mlprank.report import PICTURE_KINDS, write_report
 from mlprank.report.content import content_of, content_of_records
 from mlprank.report.findings import sentences_of, tiles_of
 from mlprank.report.page import page_html
@@ -349,6 +349,26 @@ def test_chosen_pictures_alone_are_drawn_in_chosen_formats_and_shown(tmp_path, c
     assert "](accuracy_" in text
     assert "](latency_" not in text
     capsys.readouterr()
+
+
+def test_pictures_are_drawn_where_they_are_asked_for(tmp_path):
+    write_experiment(tmp_path / "results", models=["SyntheticTwo"], methods=["local"], amounts=(0.5,), seeds=[0])
+    for number, (asked, kinds) in enumerate([([], set()), (["--pictures"], set(PICTURE_KINDS[:6]))]):
+        out = tmp_path / str(number)
+        assert main(["report", str(tmp_path / "results"), "--output", str(out), *asked, "--formats", "svg"]) == 0
+        assert {path.name.partition("_")[0] for path in out.glob("*.svg")} == kinds
+
+
+def test_the_best_mean_is_marked_and_equal_means_are_not():
+    cells = [
+        record(top1, measure=measure, amount=amount, checkpoint_sha256=training(n))
+        for n in range(3)
+        for measure, amount, top1 in (("norm", 0.5, 0.8), ("wanda", 0.5, 0.7), ("norm", 0.9, 0.1), ("wanda", 0.9, 0.1))
+    ]
+    (table,) = accuracy_tables(content(*cells))
+    marks = {row[0].text: [cell.mark for cell in row[1:]] for row in table.rows}
+    assert marks["Norm"] == ["best", ""]
+    assert marks["Wanda"] == ["", ""]
 
 
 def test_the_baseline_is_no_part_of_the_configuration():
