@@ -155,7 +155,7 @@ def content_of(
     if not results:
         raise ValueError("report: give at least one results directory")
     cells: dict[str, tuple[CellRecord, Path]] = {}
-    directories, searches, shrunk, problems, scores = [], [], [], [], []
+    directories, searches, shrunk, problems, scores, configs = [], [], [], [], [], []
     for source in map(Path, results):
         directory = source.parent if source.name == RECORDS_NAME else source
         directories.append(directory)
@@ -166,23 +166,24 @@ def content_of(
                 shrunk.append(read_front(directory))
             else:
                 cells |= {record.key: (record, directory) for record in read_records(source)}
+            for path in (directory / name for name in CONFIG_NAMES):
+                configs += [(str(path), path.read_text("utf-8"))] if path.is_file() else []
         except (OSError, ValueError) as error:
             problems.append((directory, str(error)))
-    if len(problems) == len(directories):
+    if len(problems) == len(directories) and not (cells or searches or shrunk):
         raise FileNotFoundError("; ".join(text for _, text in problems))
     records = tuple(record for record, _ in cells.values())
     owners = {key: directory for key, (_, directory) in cells.items()}
     for record in _one_of_each(records, owners):
         try:
             scores.append(_scores_of(record, owners[record.key]))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             problems.append((owners[record.key], str(error)))
-    configs = [directory / name for directory in directories for name in CONFIG_NAMES]
     return replace(
         content_of_records(records, owners, baselines=baselines, smallest_effect=smallest_effect),
         directories=tuple(directories),
         problems=tuple(problems),
-        configs=tuple((str(path), path.read_text("utf-8")) for path in configs if path.is_file()),
+        configs=tuple(configs),
         scores=tuple(scores),
         searches=tuple(searches),
         shrunk=tuple(shrunk),

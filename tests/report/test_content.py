@@ -178,6 +178,13 @@ def test_a_bad_directory_costs_only_itself(tmp_path):
         assert text.split(";")[0].split("'")[0] in page
 
 
+def test_a_config_that_is_no_text_costs_only_itself(tmp_path):
+    write_experiment(tmp_path, models=["SyntheticTwo"], methods=["local"], amounts=(0.5,), seeds=(0,), failures=0)
+    (tmp_path / "config.yaml").write_bytes(b"name: \xff")
+    content = content_of([tmp_path])
+    assert (len(content.records), len(content.problems), content.configs) == (len(MEASURES), 1, ())
+
+
 def test_damaged_scores_cost_only_their_picture(tmp_path):
     write_experiment(tmp_path, models=["SyntheticTwo"], methods=["local"], amounts=(0.5,), seeds=(0,), failures=0)
     broken = sorted((tmp_path / "scores").iterdir())[0]
