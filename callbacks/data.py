@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mlprank.callbacks.run import check_every_rank_has_data, find_network, gathered, is_overridden
 from mlprank.graph.program import Inputs
-from mlprank.utils.modules import device_of, evaluating
+from mlprank.utils.modules import device_of, evaluating, first_words
 from mlprank.utils.registry import imported
 
 ToInputs = Callable[[Any], Any]
@@ -101,7 +102,11 @@ def recorded_call(
             getattr(own, step)(*given)
     except _Called as called:
         return Inputs(*called.args)
-    except _STEP_ERRORS:
+    except _STEP_ERRORS as error:
+        rank_zero_warn(
+            f"{type(module).__name__}.{step} cannot be run outside of its loop ({first_words(error)}), so the network's inputs"
+            " are taken to be the first entry of every batch; if they are not, say so by PruningCallback(network_inputs=...)"
+        )
         return None
     finally:
         own._trainer = None

@@ -396,6 +396,19 @@ def test_the_inputs_are_those_that_the_network_gets_in_training(tmp_path, as_dic
     torch.testing.assert_close(callback.evaluations[0].result.example, expected)
 
 
+def test_a_step_that_needs_its_loop_is_no_secret(tmp_path):
+    class Stateful(Project):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.shift = 7
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0] + self.shift, batch[1]), batch_idx)
+
+    message = r"Stateful.training_step cannot be run outside of its loop \(.*no attribute 'shift'.*network_inputs="
+    with pytest.warns(UserWarning, match=message):
+        trainer_for(tmp_path, PruningCallback(0.5), max_epochs=1).fit(Stateful(), datamodule=Blobs())
+
+
 @pytest.mark.parametrize("optimizers", [1, 2])
 def test_the_inputs_are_those_of_training_under_manual_optimization_too(tmp_path, optimizers):
     class Manual(Prepares):
