@@ -215,7 +215,7 @@ def draw_front(
     wide = max(costs) / max(min(costs), 1e-12) > 8  # a logarithmic axis from there on
     span = [0.9 * min(costs), 1.06 * max(costs)] if wide else [0, 1.04 * max(costs)]
     margin = 0.05 * (best - low) or 1.0
-    heights: list[float] = [low - margin, best + margin]
+    heights: list[float] = [low - margin, best + 3 * margin]
     if percent:
         heights = [max(math.floor(100 * low - 0.5), 0), min(math.ceil(100 * best + 12 * (best - low) + 0.5), 100)]
     x = alt.X(
@@ -264,13 +264,12 @@ def draw_front(
             value = f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"
             text = [f"chosen: {looks[point.series].name}", f"{point.note}: {value}"]
             mark = chart_of([{"cost": point.cost, "top1": shown(point.top1)}]).encode(x=x, y=y)
-            edge = span[0] * (span[1] / span[0]) ** 0.4 if wide else 0.4 * sum(span)
-            # Nothing is above a front; the name is written there, or below where it would leave the frame on the left.
-            side = (
-                {"align": "left", "dx": 12, "dy": 26} if point.cost < edge else {"align": "right", "dx": -12, "dy": -24}
-            )
+            middle = math.sqrt(span[0] * span[1]) if wide else sum(span) / 2
+            side = {"align": "left", "dx": 6} if point.cost < middle else {"align": "right", "dx": -6}
+            top = alt.YDatum(heights[1])  # nothing is above a front, so that its name is in nobody's way up there
+            layers.append(mark.mark_rule(color=BAD, strokeDash=[2, 3]).encode(y2=alt.Y2Datum(heights[1])))
             layers.append(mark.mark_point(size=300, color=BAD, strokeWidth=2.2, filled=False))
-            layers += written(mark, text, **side)
+            layers += written(mark.encode(y=top), text, **side, dy=9)
     return Drawing(layers, title, width, 300, legend)
 
 
