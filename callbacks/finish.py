@@ -25,12 +25,10 @@ from mlprank.callbacks.training import (
     plain_state_dicts,
 )
 from mlprank.models.classifier import ImageClassifier
-from mlprank.pruning.evaluation import Evaluation, evaluate, prune_amounts
+from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, scalars, write_outputs
 from mlprank.pruning.front import BudgetError
-from mlprank.pruning.outputs import scalars, write_outputs
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.shrink import DEFAULTS, shrink
-from mlprank.pruning.table import print_pruning
 from mlprank.surgery.copies import COMPILED
 from mlprank.surgery.masks import apply_masks, bake_masks, mask_rows, recompute_uncalled
 from mlprank.surgery.narrow import adopt_state, narrow, network_state

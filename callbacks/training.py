@@ -37,7 +37,7 @@ from mlprank.callbacks.schedule import Amount, Linear, Steps
 from mlprank.compensation import Regression
 from mlprank.graph.program import as_inputs
 from mlprank.graph.records import Graph
-from mlprank.pruning.budgets import Budgets
+from mlprank.pruning.front import Budgets
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.refine import Refinement

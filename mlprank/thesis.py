@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlprank.compensation import Compensation
 from mlprank.costs.metrics import count_nonzero, count_parameters, top_k_accuracy
 from mlprank.measures import LayerRecord, Measure, get_measure
-from mlprank.measures.normalise import normalise_scores
+from mlprank.measures.record import normalise_scores
 from mlprank.methods import Global, Local, Method, get_method
 from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning

@@ -1,4 +1,4 @@
-"""Read checkpoint files of tensors and plain types, and nothing that could run code or was changed since it was written."""
+"""Read checkpoint files of tensors and plain types, and nothing that could run code or has changed since."""
 
 from __future__ import annotations
 
@@ -39,29 +39,19 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, not a checkpoint, would run code, or differs from what its checksums say.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
-        )
-    _check_zip(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their flags in one
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged, or holds objects that would run code when they are read; only files of tensors and plain types are read"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what torch raises for a zip file that was cut off
-            raise
-        raise ValueError(f"{path} is damaged: it ends too early; write it again") from error
-    except _DAMAGES as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({first_line(error)}); write it again") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their flags in one
+        checkpoint = _loaded(Path(path), weights_only=True)
     _check_digest(checkpoint, path)
     return checkpoint
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint as `read_checkpoint` does, whatever objects it holds beside tensors and plain types.
+
+    Hyper-parameters that are modules, functions and the like are passed over: code is neither imported nor run for
+    them, and `Unread` stands in their place.
+    """
+    return _loaded(Path(path), weights_only=False, pickle_module=_Pickle)
 
 
 _DAMAGES = (
@@ -75,35 +65,50 @@ _DAMAGES = (
     MemoryError,
     struct.error,
     AssertionError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
-"""What torch raises for files whose bytes are wrong."""
+"""What torch and zipfile raise for files whose bytes are wrong."""
 
 
-def _check_zip(path: Path) -> None:
-    """Compare every part of a file that is a zip with its CRC, which `torch.load` does not look at.
-
-    Raises:
-        ValueError: If one differs, or is compressed, which `torch.save` never does.
-    """
+def _loaded(path: Path, **options: Any) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
+        )
     try:
-        if not zipfile.is_zipfile(path):  # older files are bare pickles
-            return
+        if compressed := _check_zip(path):
+            raise ValueError(f"its part {compressed!r:.80} is compressed")
+        checkpoint = torch.load(path, map_location="cpu", **options)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged, or holds objects that would run code when they are read; only files of tensors and"
+            " plain types are read"
+        ) from error
+    except (OSError, *_DAMAGES) as error:
+        # EINVAL is what a file that was cut off, or a wrong place in it, gives.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)}); write it again") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def _check_zip(path: Path) -> str | None:
+    """Compare every part of a zip with its CRC, as `torch.load` does not; name one that is compressed."""
+    if zipfile.is_zipfile(path):  # older files are bare pickles
         with zipfile.ZipFile(path) as file:
             for part in file.infolist():
                 if part.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{path} is damaged: its part {part.filename!r:.80} is compressed; write it again")
+                    return part.filename
                 with file.open(part) as data:
                     while data.read(_CHUNK):
                         pass
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error, OSError, *_DAMAGES) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a wrong place in the file gives
-            raise
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is damaged: {first_line(error)}; write it again") from error
+    return None
 
 
-def _check_digest(checkpoint: Mapping[str, Any], path: Path) -> None:
+def _check_digest(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     written = checkpoint.get(DIGEST)
     if written is None:
         return
@@ -178,7 +183,7 @@ def sha256(path: str | Path) -> str:
 
 
 class Unread:
-    """Stands for an object of a checkpoint that is not a tensor or a plain type: nothing of it is imported, built or called."""
+    """Stands for an object that is not a tensor or a plain type: nothing of it is imported, built or called."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Unread:
         """Take whatever the object was made of, and keep none of it."""
@@ -220,68 +225,3 @@ class _Pickle:
     """What `torch.load` needs of a pickle module."""
 
     Unpickler = _TensorsOnly
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint on the CPU, whatever objects it holds beside tensors and plain types.
-
-    Hyper-parameters that are modules, functions and the like are passed over: code is neither imported nor run for them,
-    and `Unread` stands in their place.
-
-    Args:
-        path: A file written by `torch.save`.
-
-    Returns:
-        The dict that it holds.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or not a checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
-        )
-    _check_zip(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_Pickle)
-    except (
-        pickle.UnpicklingError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)}); write it again") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
-    return checkpoint
-
-
-def located(path: str | os.PathLike[str]) -> Path:
-    """Return where a file is, after fetching it where its address is `hf://user/name` or `hf://user/name/file`.
-
-    Raises:
-        ImportError: If an address of the Hub is given and the extra `mlprank[hub]` is not installed.
-        ValueError: If the address does not name a user and a network.
-        FileNotFoundError: If the Hub has no such file.
-    """
-    address = str(path)
-    if not address.startswith("hf:"):
-        return Path(path)
-    parts = [part for part in address.removeprefix("hf:").split("/") if part]
-    if len(parts) < 2:
-        raise ValueError(f"{address} must name a user and a network, such as hf://me/net")
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError as error:
-        raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
-    try:
-        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt"))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import errno
 import importlib.util
-import inspect
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from mlprank.artifact.record import describe_inputs
+from mlprank.graph.program import Inputs
+from mlprank.graph.trace import export_program
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import evaluating, first_words
 
@@ -50,64 +51,30 @@ class Exported:
     max_difference: float
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a model, whose tensors have the batch as their first axis.
-
-    Attributes:
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor in it, as a program numbers its inputs."""
-        return [leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return next((len(tensor) for tensor in self.tensors if tensor.dim()), 0)
-
-    def mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with other tensors where they hold the batch."""
-        size = len(self)
-
-        def changed(leaf: object) -> object:
-            batched = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size
-            return function(leaf) if batched and isinstance(leaf, Tensor) else leaf
-
-        args, kwargs = pytree.tree_map(changed, (self.args, dict(self.kwargs)))
-        return Call(args, kwargs)
-
-    def feed(self, model: Callable[..., object]) -> list[Tensor]:
-        """Call a model, and return every tensor that it gives."""
-        return [leaf for leaf in pytree.tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
-
-
-def call_of(example: object) -> Call:
-    """Return an example as a call: a tensor, a tuple of arguments, a dict of keyword arguments, or what has args and kwargs.
+def inputs_of(example: object) -> Inputs:
+    """Return a tensor, a tuple of arguments, a dict of keyword arguments, or what has args and kwargs, as a call.
 
     Raises:
         TypeError: If it is none of them.
         ValueError: If it holds no sample.
     """
-    if isinstance(example, Tensor):
-        call = Call((example,), {})
-    elif hasattr(example, "args") and hasattr(example, "kwargs"):
-        call = Call(tuple(example.args), dict(example.kwargs))
+    if hasattr(example, "args") and hasattr(example, "kwargs"):
+        inputs = Inputs(tuple(example.args), dict(example.kwargs))
     elif isinstance(example, Mapping):
-        call = Call((), dict(example))
-    elif isinstance(example, (tuple, list)):
-        call = Call(tuple(example), {})
+        inputs = Inputs((), dict(example))
+    elif isinstance(example, (Tensor, tuple, list)):
+        inputs = Inputs((example,) if isinstance(example, Tensor) else tuple(example), {})
     else:
         raise TypeError(f"example is a {type(example).__name__}; give a tensor, a tuple of arguments or a dict of them")
-    if len(call) == 0:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in call.tensors)
+    if len(inputs) == 0:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
         raise ValueError(f"export: example of shape {shapes or 'none'} must hold a sample, shape (N, ...)")
-    return call
+    return inputs
+
+
+def _outputs(inputs: Inputs, model: Callable[..., object]) -> list[Tensor]:
+    """Every tensor that a model gives."""
+    return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
 
 
 class Preprocessed(nn.Module):
@@ -182,30 +149,31 @@ def export_model(
         OSError: If the file cannot be written, as on a full disk; it is named.
     """
     check_format(format)
-    given = call_of(example)
+    given = inputs_of(example)
     network = _standalone(model)
-    call = given.mapped(lambda tensor: tensor.detach().cpu())
-    if len(call) == 1:  # torch.export would take a batch of one for a constant
-        call = call.mapped(lambda tensor: torch.cat([tensor, tensor]))
+    inputs = given.mapped(lambda tensor: tensor.detach().cpu())
+    if len(inputs) == 1:  # torch.export would take a batch of one for a constant
+        inputs = inputs.taken(torch.tensor([0, 0]))
     notes = {"inputs": describe_inputs(given.args, given.kwargs), **(metadata or {})}
     with evaluating(network), torch.no_grad(), whole_file(path) as temporary:
-        _check_fit(network, call)
+        _check_fit(network, inputs)
         try:
-            difference = _WRITERS[format](network, call, temporary, notes)
+            difference = _WRITERS[format](network, inputs, temporary, notes)
         except OSError as error:
             raise OSError(error.errno, f"{path} cannot be written: {error.strerror}; is there room for it?") from error
         num_bytes = temporary.stat().st_size
     return Exported(Path(path), format, num_bytes, difference)
 
 
-def _check_fit(network: nn.Module, call: Call) -> None:
+def _check_fit(network: nn.Module, inputs: Inputs) -> None:
     """Run a network once, to see that it takes the example and gives tensors."""
     try:
-        outputs = call.feed(network)
+        outputs = _outputs(inputs, network)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in call.tensors)
+        shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs.tensors)
         raise ValueError(
-            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_words(error)}); give an example as"
+            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_words(error)}); give an"
+            " example as"
             " the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
         ) from error
     if not outputs:
@@ -243,17 +211,14 @@ def _standalone(model: nn.Module) -> nn.Module:
     return network
 
 
-def _trace(network: nn.Module, call: Call) -> ExportedProgram:
-    size = len(call)
-    batch = Dim("batch", min=1)
-
-    def free(leaf: object) -> object:
-        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == size else None
-
-    shapes = pytree.tree_map(free, (call.args, dict(call.kwargs)))
-    dynamic = shapes[0] if not call.kwargs else {**dict(zip(_names(network), shapes[0], strict=False)), **shapes[1]}
+def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
+    size, batch = len(inputs), Dim("batch", min=1)
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in inputs.tensors:
+        if tensor.dim() and len(tensor) == size:
+            shapes[tensor] = {0: batch}
     try:
-        return torch.export.export(network, call.args, dict(call.kwargs), dynamic_shapes=dynamic)
+        return export_program(network, inputs, shapes)
     except torch._dynamo.exc.UserError as error:
         raise ValueError(
             f"export: {type(network).__name__} does not take batches of any size ({first_words(error)}); "
@@ -266,31 +231,25 @@ def _trace(network: nn.Module, call: Call) -> ExportedProgram:
         ) from error
 
 
-def _names(network: nn.Module) -> list[str]:
-    return list(inspect.signature(network.forward).parameters)
-
-
-def _write_onnx(network: nn.Module, call: Call, path: Path, metadata: Mapping[str, object]) -> float:
-    half = [tensor.dtype for tensor in call.tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
+def _write_onnx(network: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, object]) -> float:
+    half = [tensor.dtype for tensor in inputs.tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
     if half:
         raise ValueError(f"export: an ONNX file of {half[0]} inputs cannot be checked; export model.float()")
     import onnx
 
-    program = _trace(network, call)
-    sole_in, sole_out = len(call.tensors) == 1, len(call.feed(network)) == 1
     written = torch.onnx.export(
-        program,
+        _trace(network, inputs),
         dynamo=True,
         verbose=False,
-        input_names=["images"] if sole_in and not call.kwargs else None,
-        output_names=["logits"] if sole_out else None,
+        input_names=["images"] if len(inputs.tensors) == 1 and not inputs.kwargs else None,
+        output_names=["logits"] if len(_outputs(inputs, network)) == 1 else None,
     )
     assert written is not None
     proto = written.model_proto
     _name_batch_axis(proto)
     onnx.helper.set_model_props(proto, {f"mlprank.{name}": json.dumps(note) for name, note in metadata.items()})
     onnx.save(proto, str(path))
-    return _compare(network, onnx_function(path), call, "onnx")
+    return _compare(network, onnx_function(path), inputs, "onnx")
 
 
 def _name_batch_axis(proto: Any) -> None:
@@ -311,7 +270,8 @@ def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[.
         threads: Threads of one operation; torch's number when None.
 
     Returns:
-        A function of the file's inputs, by position or by name; it gives one tensor, or a tuple where the file has several outputs.
+        A function of the file's inputs, by position or by name; it gives one tensor, or a tuple where the file has
+        several outputs.
     """
     require_onnx("onnxruntime")
     import onnxruntime
@@ -330,14 +290,14 @@ def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[.
     return run
 
 
-def _write_pt2(network: nn.Module, call: Call, path: Path, metadata: Mapping[str, object]) -> float:
+def _write_pt2(network: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, object]) -> float:
     buffer = io.BytesIO()  # torch's own writer ends the process where the disk is full
-    torch.export.save(_trace(network, call), buffer)
+    torch.export.save(_trace(network, inputs), buffer)
     path.write_bytes(buffer.getvalue())
-    return _compare(network, torch.export.load(io.BytesIO(path.read_bytes())).module(), call, "pt2")
+    return _compare(network, torch.export.load(io.BytesIO(path.read_bytes())).module(), inputs, "pt2")
 
 
-def _write_safetensors(network: nn.Module, call: Call, path: Path, metadata: Mapping[str, object]) -> float:
+def _write_safetensors(network: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, object]) -> float:
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
@@ -345,7 +305,7 @@ def _write_safetensors(network: nn.Module, call: Call, path: Path, metadata: Map
     notes = {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "modules": {name: repr(module) for name, module in network.named_modules() if not list(module.children())},
-        "input_shape": list(call.tensors[0].shape[1:]),
+        "input_shape": list(inputs.tensors[0].shape[1:]),
         "shared": shared,
         **metadata,
     }
@@ -378,28 +338,26 @@ def _distinct_tensors(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, shared
 
 
-def _compare(network: nn.Module, exported: Callable[..., object], call: Call, format: str) -> float:  # noqa: A002
+def _compare(network: nn.Module, exported: Callable[..., object], inputs: Inputs, format: str) -> float:  # noqa: A002
     """Return the largest difference on a batch of one and on one larger than the example's."""
-    worst = 0.0
-    for inputs in (
-        call.mapped(lambda tensor: tensor[:1]),
-        call.mapped(lambda tensor: torch.cat([tensor, tensor.flip(0)[:1]])),
-    ):
-        outputs = zip(inputs.feed(network), inputs.feed(exported), strict=True)
-        for expected, found in outputs:
+    worst, last = 0.0, len(inputs) - 1
+    for index in ([0], [*range(len(inputs)), last]):
+        batch = inputs.taken(torch.tensor(index))
+        for expected, found in zip(_outputs(batch, network), _outputs(batch, exported), strict=True):
             expected, found = expected.double(), found.double()
             difference = float((found - expected).abs().max()) if expected.numel() else 0.0
             scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
             if not difference <= TOLERANCE * scale:
                 raise ValueError(
-                    f"export: the {format} file differs from the model by {difference:.3g} on a batch of {len(inputs)}, "
-                    f"more than {TOLERANCE:g}; nothing was written. Try another format, and report the model's operations"
+                    f"export: the {format} file differs from the model by {difference:.3g} on a batch of {len(index)}, "
+                    f"more than {TOLERANCE:g}; nothing was written. Try another format, and report the model's"
+                    " operations"
                 )
             worst = max(worst, difference)
     return worst
 
 
-_WRITERS: Mapping[str, Callable[[nn.Module, Call, Path, Mapping[str, object]], float]] = {
+_WRITERS: Mapping[str, Callable[[nn.Module, Inputs, Path, Mapping[str, object]], float]] = {
     "onnx": _write_onnx,
     "safetensors": _write_safetensors,
     "pt2": _write_pt2,

@@ -1,30 +1,29 @@
 """`pruned.ckpt`: a narrow network in a file of tensors and plain types, with all that is needed to build it again.
 
-The file is also a Lightning checkpoint. Under the key `mlprank` it holds an `Artifact`, and under `mlprank_digest` a digest over weights
-and record. It is read with `torch.load(weights_only=True)`, so a file that would run code is refused, and everything in it is checked before
-anything is built.
+The file is also a Lightning checkpoint. Under the key `mlprank` it holds an `Artifact`, and under `mlprank_digest` a
+digest over weights and record. It is read with `torch.load(weights_only=True)`, so a file that would run code is
+refused, and everything in it is checked before anything is built.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mlprank.artifact.checkpoint import DIGEST, digest_of, located, read_checkpoint
+from mlprank.artifact.checkpoint import DIGEST, digest_of, read_checkpoint
 from mlprank.artifact.record import FORMAT, Artifact, checked, is_plain, record_of, remember, versions
 from mlprank.artifact.spec import build_model, describe_model, resolve_class
 from mlprank.surgery.narrow import narrow, with_state
 from mlprank.utils.errors import first_line
-from mlprank.utils.files import whole_file
-
-__all__ = ["Artifact", "describe_network", "load_pruned", "read_artifact", "save_pruned", "write_pruned"]
+from mlprank.utils.files import whole_file, write_whole
 
 _BUILD_ERRORS = (
     TypeError,
@@ -78,21 +77,7 @@ def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
 
 
 def write_pruned(model: nn.Module, record: Artifact, path: str | Path) -> Path:
-    """Write a narrow network and the record of its pruning to a file, whole or not at all.
-
-    Args:
-        model: The narrow network.
-        record: What the file is to say of it.
-        path: The file.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: If record and network do not belong together.
-        TypeError: If the record holds anything but tensors and plain values.
-        OSError: If the file cannot be written; it is named.
-    """
+    """Write a narrow network and the record of its pruning to a file; as `save_pruned`, which looks the record up."""
     path = Path(path)
     if not is_plain(record.provenance, tensors=True):
         raise TypeError(f"provenance of {path} must hold plain values only: numbers, texts, lists and dicts")
@@ -110,7 +95,8 @@ def write_pruned(model: nn.Module, record: Artifact, path: str | Path) -> Path:
         checked(content["mlprank"], content["state_dict"], path="model")
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers changed"
+            f"{type(model).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers"
+            " changed"
             " after it was pruned? prune it again, or save its state_dict"
         ) from error
     content[DIGEST] = digest_of(content)
@@ -124,12 +110,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def describe_network(model: nn.Module, dense: nn.Module) -> dict[str, Any]:
-    """Return the fields of a record that network and dense network fill: classes, constructor arguments, shapes.
-
-    Args:
-        model: The narrow network.
-        dense: The network that it was made of.
-    """
+    """Return the fields of a record that a narrow and its dense network fill: classes, arguments, shapes."""
     return {
         "format": FORMAT,
         "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
@@ -163,17 +144,19 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     """Build a pruned network again.
 
     Args:
-        path: A file that `PruningResult.save`, `mlprank.save_pruned` or `PruningCallback` wrote, or "hf://user/name" on the Hugging Face
-            Hub, which needs the extra `mlprank[hub]`.
-        model: A dense instance of the pruned class, which is copied, or a class whose constructor arguments the file holds. Networks of
-            mlprank need neither.
+        path: A file that `PruningResult.save`, `mlprank.save_pruned` or `PruningCallback` wrote, or "hf://user/name" on
+            the Hugging Face Hub, which needs the extra `mlprank[hub]`.
+        model: A dense instance of the pruned class, which is copied, or a class whose constructor arguments the file
+            holds. Networks of mlprank need neither.
 
     Returns:
-        The narrow network, on the CPU, in evaluation mode. It can be trained, pruned again and saved (`mlprank.save_pruned`).
+        The narrow network, on the CPU, in evaluation mode. It can be trained, pruned again and saved
+        (`mlprank.save_pruned`).
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read (see `read_artifact`), or is of another network; layer and sizes are named.
+        ValueError: If the file cannot be read (see `read_artifact`), or is of another network; layer and sizes are
+            named.
 
     Examples:
         >>> import mlprank, torch
@@ -201,7 +184,8 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     missing = [name for name in missing if not name.endswith("_extra_state")]
     if missing or unexpected:
         raise ValueError(
-            f"{path}: {type(narrowed).__name__} is not the pruned class: the file lacks {missing}, and has {unexpected} besides"
+            f"{path}: {type(narrowed).__name__} is not the pruned class: the file lacks {missing}, and has"
+            f" {unexpected} besides"
         )
     remember(narrowed, artifact)
     return narrowed.eval()
@@ -215,7 +199,7 @@ def _artifact(checkpoint: Mapping[str, Any], path: str | Path) -> Artifact:
 
 
 def _narrowed(network: nn.Module, state: Mapping[str, Tensor], artifact: Artifact, path: str | Path) -> nn.Module:
-    """Cut an instance to the sizes of the file; it may be dense, or narrow from an earlier pruning of the same network."""
+    """Cut an instance to the sizes of the file; it may be dense, or narrow from an earlier pruning."""
     earlier = record_of(network)
     if earlier is None or earlier.shapes != artifact.shapes:
         _check_shapes(artifact, state, network, path)
@@ -238,8 +222,8 @@ def _narrowed(network: nn.Module, state: Mapping[str, Tensor], artifact: Artifac
 def _built(
     artifact: Artifact, state: Mapping[str, Tensor], path: str | Path, cls: type[nn.Module] | None
 ) -> tuple[nn.Module, Mapping[str, Tensor], Artifact]:
-    """Build the narrow network, on the meta device until every shape agrees, so that no file makes us allocate what it does not hold."""
-    with _quiet_random_state():
+    """Build the narrow network, on the meta device until shapes agree: no file makes us allocate what it lacks."""
+    with torch.random.fork_rng(devices=[]):  # constructors draw weights
         with torch.device("meta"):
             network = _constructed(artifact, path, cls)
         if network is not None:
@@ -248,7 +232,7 @@ def _built(
             if _is_all_state(network):
                 network = narrow(network, artifact.slices, biases=tuple(artifact.biases))
                 return _filled(network, state), state, artifact
-        # What is not in the state dict (buffers that are not saved, tensors that hang on modules) only a constructor can make.
+        # What is not in the state dict (buffers that are not saved, tensors on modules) only a constructor can make.
         real = _constructed(artifact, path, cls)
         assert real is not None
     if network is None:
@@ -257,15 +241,8 @@ def _built(
     return narrow(real, artifact.slices, biases=tuple(artifact.biases)), state, artifact
 
 
-@contextmanager
-def _quiet_random_state() -> Iterator[None]:
-    """Construct without moving the caller's random state."""
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | None) -> nn.Module | None:
-    """Call the constructor that the file names; None where a constructor of somebody else cannot run on the meta device."""
+    """Call the constructor that the file names; None where a foreign one cannot run on the meta device."""
     on_meta = torch.get_default_device().type == "meta"
     try:
         if cls is None and artifact.model is not None:
@@ -296,18 +273,15 @@ def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | No
 
 def _is_all_state(network: nn.Module) -> bool:
     """Whether the state dict holds every tensor of a network of ours, so that no constructor has to fill one."""
-    saved = set(network.state_dict())
-    every = {
-        name
-        for name, _ in (
-            *network.named_parameters(remove_duplicate=False),
-            *network.named_buffers(remove_duplicate=False),
-        )
-    }
-    ours = type(network).__module__.startswith("mlprank.")
-    return (
-        ours and every <= saved and not any(isinstance(v, Tensor) for m in network.modules() for v in vars(m).values())
+    if not type(network).__module__.startswith("mlprank."):
+        return False
+    tensors = (
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
     )
+    hanging = (value for module in network.modules() for value in vars(module).values())
+    saved = network.state_dict()
+    return all(name in saved for name, _ in tensors) and not any(isinstance(value, Tensor) for value in hanging)
 
 
 def _filled(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -363,12 +337,14 @@ def _check_shapes(artifact: Artifact, state: Mapping[str, Tensor], dense: nn.Mod
         layer = name.rpartition(".")[0] or name
         if name not in own:
             raise ValueError(
-                f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that was pruned,'
+                f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that'
+                " was pruned,"
                 f" {artifact.class_path}"
             )
         if own[name] != shape:
             raise ValueError(
-                f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned, {tuple(own[name])} in this'
+                f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned,'
+                f" {tuple(own[name])} in this"
                 f" {type(dense).__name__}; give one of the same sizes"
             )
         if name in state and state[name].is_floating_point() != tensors[name].is_floating_point():
@@ -376,3 +352,128 @@ def _check_shapes(artifact: Artifact, state: Mapping[str, Tensor], dense: nn.Mod
                 f'{path}: layer "{layer}": {name} is {state[name].dtype} in the file, {tensors[name].dtype} in this'
                 f" {type(dense).__name__}; the file is damaged or of another network"
             )
+
+
+# -- folders and the Hugging Face Hub ---------------------------------------------------------------------------------
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """Return where a file is, after fetching it where its address is `hf://user/name` or `hf://user/name/file`.
+
+    Raises:
+        ImportError: If an address of the Hub is given and the extra `mlprank[hub]` is not installed.
+        ValueError: If the address does not name a user and a network.
+        FileNotFoundError: If the Hub has no such file.
+    """
+    address = str(path)
+    if not address.startswith("hf:"):
+        return Path(path)
+    parts = [part for part in address.removeprefix("hf:").split("/") if part]
+    if len(parts) < 2:
+        raise ValueError(f"{address} must name a user and a network, such as hf://me/net")
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
+    try:
+        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt"))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | Path, *, metrics: Mapping[str, tuple[Any, Any]] | None = None
+) -> Path:
+    """Write a narrow network and its model card into a folder, as the Hub lays them out.
+
+    Args:
+        model: A narrow network: pruned, loaded, or trained since.
+        folder: The folder; it is made.
+        metrics: What to show in the card: name to the numbers of the dense and of the pruned network.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the network was never pruned.
+        OSError: If a file cannot be written.
+
+    Examples:
+        >>> import mlprank, torch
+        >>> from mlprank.models import MLP
+        >>> result = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.25)
+        >>> folder = save_pretrained(result.model, "net", metrics={"Parameters": (178, 134)})
+        >>> from_pretrained(folder).fc1.out_features
+        12
+    """
+    folder = Path(folder)
+    save_pruned(model, folder / "pruned.ckpt")
+    record = record_of(getattr(model, "_orig_mod", model))
+    assert record is not None
+    write_whole(folder / "README.md", model_card(record, metrics or {}))
+    return folder
+
+
+def from_pretrained(source: str | Path, model: nn.Module | type[nn.Module] | None = None) -> nn.Module:
+    """Load a narrow network from a folder, or from the Hub.
+
+    Args:
+        source: A folder that `save_pretrained` wrote, or "hf://user/name", which needs the extra `mlprank[hub]`.
+        model: As for `mlprank.load_pruned`.
+
+    Returns:
+        The narrow network, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If the extra is missing.
+        ValueError: As `mlprank.load_pruned`.
+    """
+    return load_pruned(source if str(source).startswith("hf:") else Path(source) / "pruned.ckpt", model)
+
+
+def push_to_hub(
+    model: nn.Module, name: str, *, metrics: Mapping[str, tuple[Any, Any]] | None = None, private: bool = False
+) -> str:
+    """Upload a narrow network and its model card to the Hub as "user/name", and return the address.
+
+    Needs the extra `mlprank[hub]` (an ImportError says so) and a log-in there; model, metrics and errors are those of
+    `save_pretrained`.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
+    api = HfApi()
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, folder, metrics=metrics)
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+
+def model_card(record: Artifact, metrics: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return the text of a model card: the record, and by name the numbers of the dense and of the pruned network."""
+    name = record.class_path.rpartition(".")[2]
+    call = "" if record.model is not None else f", {name}(...)"
+    table = ["| | dense | pruned |", "|---|---:|---:|"] if metrics else []
+    table += [f"| {key} | {_shown(before)} | {_shown(after)} |" for key, (before, after) in metrics.items()]
+    achieved = f"{record.achieved:.0%}".replace("%", " %")
+    return "\n".join(
+        [
+            "---\nlibrary_name: mlprank\ntags: [pruning]\n---\n",
+            f"# {name}, pruned\n",
+            f"{achieved} of the neurons of its prunable layers were removed; the network is narrow and dense.\n",
+            *table,
+            *[""] * bool(table),
+            "## How it was pruned\n",
+            *(f"- `{key}`: `{value}`" for key, value in record.recipe.items()),
+            "\n## Use\n\n```python\nimport mlprank\n",
+            f'network = mlprank.load_pruned("hf://user/name"{call})  # inputs of shape {tuple(record.example_shape)}',
+            "```\n",
+        ]
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)

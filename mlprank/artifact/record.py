@@ -1,10 +1,9 @@
-"""What a pruned file says of itself, as a frozen record, and the checks that such a record passes before anything is built from it."""
+"""What a pruned file says of itself, and the checks that it passes before anything is built from it."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import math
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +20,6 @@ FORMATS = (1, 2)
 
 _MOST_VALUES = 100_000
 """More plain values than this in one field are refused."""
-_PACKAGES = ("mlprank", "torch", "lightning")
 _RECORD = "_pruned_record"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.([^\W\d]\w*|<locals>))+")
 
@@ -47,8 +45,8 @@ class Artifact:
         example_dtype: Its dtype, such as "float32".
         provenance: Where the network came from: calibration, source checkpoint and whatever the caller added.
         versions: Versions of the packages that wrote the file.
-        inputs: What a call of the network looks like: for every tensor its place ("0", "1", … for positional arguments, else the keyword),
-            shape, dtype, and the least and the greatest value seen.
+        inputs: What a call of the network looks like: for every tensor its place ("0", "1", … for positional arguments,
+            else the keyword), shape, dtype, and the least and the greatest value seen.
     """
 
     format: int
@@ -128,7 +126,7 @@ class Artifact:
 
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Say what a call looks like: place, shape, dtype and range of each of its tensors, those inside lists and dicts too."""
+    """Say what a call looks like: place, shape, dtype and range of all tensors, those inside lists and dicts too."""
     places = {**{str(number): value for number, value in enumerate(args)}, **kwargs}
     described: list[Mapping[str, Any]] = []
     for place, value in places.items():
@@ -149,9 +147,6 @@ def record_of(model: nn.Module) -> Artifact | None:
     """Return what a narrow network knows of its pruning, or None for a network that was not pruned.
 
     A narrow network inside another one counts: the record is then of the whole, by the names that tensors have there.
-
-    Args:
-        model: Any network.
 
     Examples:
         >>> import mlprank, torch
@@ -188,35 +183,28 @@ def remember(model: nn.Module, record: Artifact) -> None:
 @functools.cache
 def versions() -> Mapping[str, str]:
     """Return the versions of the packages that matter to a file."""
-    return {package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    found = {"python": platform.python_version()}
+    for package in ("mlprank", "torch", "lightning"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------
 
 
 def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
-    """Check every field of a record by itself and against the weights, and return it.
-
-    Args:
-        own: The fields, as a file held them.
-        state: The weights beside it.
-        path: The file, for messages.
+    """Check every field of a record by itself and against the weights beside it, and return it.
 
     Raises:
-        ValueError: If it is of a newer version, or any type, rank, dtype or size is wrong; the field is named.
+        ValueError: If it is of a newer version, or any type, rank, dtype or size is wrong; file and field are named.
     """
     written = own.get("format")
-    if isinstance(written, bool) or not isinstance(written, int) or written not in FORMATS:
-        shown = f"{written!r}"[:40]
+    if type(written) is not int or written not in FORMATS:
         raise ValueError(
-            f"{path} has format {shown}, this version of mlprank reads {FORMAT}; install a matching mlprank"
+            f"{path} has format {_shown(written)}, this version of mlprank reads {FORMAT}; install a matching mlprank"
         )
     names = {each.name for each in fields(Artifact)} - ({"inputs"} if written == 1 else set())
     if set(own) != names:
@@ -224,14 +212,14 @@ def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
             f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has"
             f" {sorted(map(str, set(own) - names))} besides"
         )
-    for name, value in own.items():
-        problem = _CHECKS[name](value)
-        if problem:
-            raise ValueError(f"{path} is damaged: {name} of its mlprank entry {problem}; write it again")
+    for name, (holds, rule) in _CHECKS.items():
+        if name in own and not holds(own[name]):
+            raise ValueError(
+                f"{path} is damaged: {name} of its mlprank entry must be {rule}, and is {_shown(own[name])}; write it"
+                " again"
+            )
     artifact = Artifact(**own)
-    weights = _weights(state, path)
-    problem = _disagreement(artifact, weights)
-    if problem:
+    if problem := _disagreement(artifact, _weights(state, path)):
         raise ValueError(f"{path} is damaged, its weights do not fit what it says of them: {problem}; write it again")
     return artifact
 
@@ -240,17 +228,18 @@ def _weights(state: object, path: object) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} is damaged: its state_dict is a {type(state).__name__}; write it again")
     for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not _is_whole(tensor):
+        if not isinstance(name, str) or not _is_whole(tensor):
             raise ValueError(
                 f"{path} is damaged: {str(name)[:80]} of its state_dict is not a whole tensor; write it again"
             )
     return state
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_whole(tensor: object) -> bool:
     """Whether a tensor has its own numbers, each one once: a shape of a million that repeats one number is refused."""
     return (
-        tensor.layout == torch.strided
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
         and not tensor.is_quantized
         and tensor.device.type == "cpu"
         and tensor.is_contiguous()
@@ -266,24 +255,22 @@ def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None
         return f"{foreign[0]} was cut and is not in the dense network"
     expected = set(artifact.shapes) | set(artifact.biases)
     if expected != set(state):
-        return (
-            f"the weights lack {sorted(expected - set(state))[:3]} and have {sorted(set(state) - expected)[:3]} besides"
-        )
+        lacking, besides = sorted(expected - set(state))[:3], sorted(set(state) - expected)[:3]
+        return f"the weights lack {lacking} and have {besides} besides"
     for name, shape in artifact.shapes.items():
         narrow = list(shape)
         for dim, index in artifact.slices.get(name, {}).items():
             if dim >= len(shape) or int(index[-1]) >= shape[dim]:
-                layer = name.rpartition(".")[0] or name
                 return (
-                    f'layer "{layer}": {name} has shape {tuple(shape)} in the dense network, and the file keeps index'
-                    f" {int(index[-1])} of dimension {dim}"
+                    f'layer "{name.rpartition(".")[0] or name}": {name} has shape {tuple(shape)} in the dense network,'
+                    " and the"
+                    f" file keeps index {int(index[-1])} of dimension {dim}"
                 )
             narrow[dim] = len(index)
         if narrow != list(state[name].shape):
             return f"{name} has shape {tuple(state[name].shape)}, and should have {tuple(narrow)}"
-    return next(
-        (f"{name} has {state[name].dim()} dimensions" for name in artifact.biases if state[name].dim() != 1), None
-    )
+    flat = (name for name in artifact.biases if state[name].dim() != 1)
+    return next((f"{name} has {state[name].dim()} dimensions" for name in flat), None)
 
 
 def is_plain(value: object, *, tensors: bool = False) -> bool:
@@ -292,30 +279,21 @@ def is_plain(value: object, *, tensors: bool = False) -> bool:
 
 
 def _count(value: object, *, tensors: bool, depth: int) -> int:
+    """How many values there are; more than can be where one is not plain."""
     too_many = _MOST_VALUES + 1
-    if depth > 30:
-        return too_many
     if isinstance(value, Mapping):
-        if not all(isinstance(key, (str, int, float)) or key is None for key in value):
+        if not all(key is None or isinstance(key, (str, int, float)) for key in value):
             return too_many
         value = list(value.values())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and depth < 30:
         total = len(value)
         for item in value:
             if total > _MOST_VALUES:
                 break
             total += _count(item, tensors=tensors, depth=depth + 1)
         return total
-    if isinstance(value, Tensor):
-        return 1 if tensors else too_many
-    return 1 if value is None or isinstance(value, (bool, int, float, str)) else too_many
-
-
-_Check = Callable[[Any], str | None]
-
-
-def _said(holds: Callable[[Any], bool], rule: str) -> _Check:
-    return lambda value: None if holds(value) else f"must be {rule}, and is {_shown(value)}"
+    plain = value is None or isinstance(value, (bool, int, float, str)) or (tensors and isinstance(value, Tensor))
+    return 1 if plain else too_many
 
 
 def _shown(value: object) -> str:
@@ -324,49 +302,56 @@ def _shown(value: object) -> str:
     return f"{value!r:.60}" if isinstance(value, (int, float, str)) or value is None else f"a {type(value).__name__}"
 
 
-def _texts(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item)
+def _by_name(holds: Callable[[Any], bool], *, key: type = str) -> Callable[[Any], bool]:
+    """Whether something is a mapping of names, or of what `key` says, to what holds."""
+    return lambda value: (
+        isinstance(value, Mapping) and all(type(name) is key and holds(each) for name, each in value.items())
+    )
 
 
-def _sizes(value: object) -> bool:
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_sizes(value: object) -> bool:
     whole = isinstance(value, list) and len(value) <= 16
     return whole and all(type(size) is int and 0 <= size < 2**40 for size in value)  # type: ignore[attr-defined]
 
 
-def _is_index(value: object, *, empty: bool) -> bool:
+def _is_index(value: object) -> bool:
     if not isinstance(value, Tensor) or not _is_whole(value) or value.dtype != torch.int64 or value.dim() != 1:
         return False
-    if not len(value):
-        return empty
-    return int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all())
+    return not len(value) or (int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all()))
 
 
-def _is_slices(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and isinstance(dims, Mapping)
-        and all(type(dim) is int and 0 <= dim < 16 and _is_index(index, empty=False) for dim, index in dims.items())
-        for name, dims in value.items()
+def _is_dims(value: object) -> bool:
+    """Whether something is kept indices by dimension."""
+    return _by_name(lambda index: _is_index(index) and len(index) > 0, key=int)(value) and all(
+        0 <= dim < 16
+        for dim in value  # type: ignore[attr-defined]
     )
 
 
 def _is_spec(value: object) -> bool:
-    if value is None:
-        return True
-    known = isinstance(value, Mapping) and set(value) == {"class_path", "init_args"} and is_plain(value)
-    return known and isinstance(value["class_path"], str) and isinstance(value["init_args"], Mapping)  # type: ignore[index]
+    return value is None or (
+        isinstance(value, Mapping)
+        and set(value) == {"class_path", "init_args"}
+        and isinstance(value["class_path"], str)
+        and isinstance(value["init_args"], Mapping)
+        and is_plain(value)
+    )
 
 
 def _is_arguments(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and is_plain(value)
+    return _by_name(lambda each: True)(value) and is_plain(value)
 
 
 def _is_dtype(value: object) -> bool:
     return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
 
 
-def _is_number(value: object, *, most: float = math.inf) -> bool:
-    return type(value) in (int, float) and 0 <= value <= most  # type: ignore[operator]
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and value >= 0  # type: ignore[operator]
 
 
 def _is_input(value: object) -> bool:
@@ -374,50 +359,36 @@ def _is_input(value: object) -> bool:
         isinstance(value, Mapping)
         and set(value) == {"place", "shape", "dtype", "min", "max"}
         and isinstance(value["place"], str)
-        and _sizes(value["shape"])
+        and _is_sizes(value["shape"])
         and _is_dtype(value["dtype"])
         and all(isinstance(value[end], float) for end in ("min", "max"))
     )
 
 
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value)
+
+
 _INDICES = "one-dimensional int64 tensors of ascending indices"
-_CHECKS: Mapping[str, _Check] = {
-    "format": lambda value: None,
-    "class_path": _said(lambda value: isinstance(value, str) and bool(_DOTTED.fullmatch(value)), "an import path"),
-    "model": _said(_is_spec, "None, or class_path and init_args of plain values"),
-    "hyper_parameters": _said(lambda value: value is None or _is_arguments(value), "None, or plain values by name"),
-    "slices": _said(_is_slices, f"{_INDICES} by dimension by name"),
-    "biases": _said(
-        lambda value: (
-            isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
-        ),
-        "a list of names",
-    ),
-    "shapes": _said(
-        lambda value: (
-            isinstance(value, Mapping) and all(isinstance(name, str) and _sizes(shape) for name, shape in value.items())
-        ),
-        "lists of sizes by name",
-    ),
-    "kept": _said(
-        lambda value: (
-            isinstance(value, Mapping)
-            and all(isinstance(name, str) and _is_index(index, empty=True) for name, index in value.items())
-        ),
-        f"{_INDICES} by layer",
-    ),
-    "whole": _said(_texts, "reasons by layer"),
-    "recipe": _said(_is_arguments, "plain values by name"),
-    "achieved": _said(lambda value: _is_number(value, most=1.0), "a number in [0, 1]"),
-    "max_difference": _said(_is_number, "a number of at least 0"),
-    "example_shape": _said(lambda value: _sizes(value) and bool(value), "a list of sizes"),
-    "example_dtype": _said(_is_dtype, "the name of a dtype"),
-    "provenance": _said(
-        lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True), "plain values by name"
-    ),
-    "versions": _said(_texts, "versions by package"),
-    "inputs": _said(
+_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "class_path": (lambda value: _is_text(value) and bool(_DOTTED.fullmatch(value)), "an import path"),
+    "model": (_is_spec, "None, or class_path and init_args of plain values"),
+    "hyper_parameters": (lambda value: value is None or _is_arguments(value), "None, or plain values by name"),
+    "slices": (_by_name(_is_dims), f"{_INDICES} by dimension by name"),
+    "biases": (_is_names, "a list of names"),
+    "shapes": (_by_name(_is_sizes), "lists of sizes by name"),
+    "kept": (_by_name(_is_index), f"{_INDICES} by layer"),
+    "whole": (_by_name(_is_text), "reasons by layer"),
+    "recipe": (_is_arguments, "plain values by name"),
+    "achieved": (lambda value: _is_number(value) and value <= 1, "a number in [0, 1]"),
+    "max_difference": (_is_number, "a number of at least 0"),
+    "example_shape": (lambda value: _is_sizes(value) and bool(value), "a list of sizes"),
+    "example_dtype": (_is_dtype, "the name of a dtype"),
+    "provenance": (lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True), "plain values by name"),
+    "versions": (_by_name(_is_text), "versions by package"),
+    "inputs": (
         lambda value: isinstance(value, list) and len(value) < 1000 and all(map(_is_input, value)),
         "a list of descriptions of tensors",
     ),
 }
+"""What every field holds, as a test and in words."""

@@ -15,19 +15,15 @@ T = TypeVar("T")
 
 
 def describe_model(model: nn.Module) -> dict[str, Any] | None:
-    """Say how a network was built, in plain types.
+    """Say how a network was built, in plain types: `{"class_path": str, "init_args": dict}`.
 
-    Args:
-        model: A network; ours record their constructor's arguments as `init_args`, and any other class may do so too.
-
-    Returns:
-        `{"class_path": str, "init_args": dict}`, or None for a network that records nothing.
+    Ours record their constructor's arguments as `init_args`, and any other class may do so too; None for one that
+    records nothing.
     """
-    cls = type(model)
     init_args = getattr(model, "init_args", None)
     if not isinstance(init_args, Mapping):
         return None
-    return {"class_path": class_path_of(cls), "init_args": dict(init_args)}
+    return {"class_path": class_path_of(type(model)), "init_args": dict(init_args)}
 
 
 def class_path_of(cls: type) -> str:
@@ -37,17 +33,7 @@ def class_path_of(cls: type) -> str:
 
 
 def build_model(spec: Mapping[str, Any]) -> nn.Module:
-    """Build a network from what `describe_model` wrote; its weights are freshly drawn.
-
-    Args:
-        spec: `{"class_path": str, "init_args": dict}`.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: If the class may not be resolved (see `resolve_class`) or the arguments do not fit it.
-    """
+    """Build a network from what `describe_model` wrote, with weights freshly drawn; errors are those of `build`."""
     return build(spec, nn.Module)
 
 

@@ -14,10 +14,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from mlprank.artifact.checkpoint import sha256
-from mlprank.pruning.evaluation import prune_amounts
-from mlprank.pruning.outputs import write_outputs
+from mlprank.pruning.evaluation import print_pruning, prune_amounts, write_outputs
 from mlprank.pruning.recipe import Recipe, make_recipe
-from mlprank.pruning.table import print_pruning
 from mlprank.training.build import Opened, open_checkpoint
 from mlprank.training.run import quieten
 from mlprank.training.runs import CONFIG, claimed, home_of

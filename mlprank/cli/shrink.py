@@ -18,14 +18,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from mlprank.artifact.checkpoint import sha256
 from mlprank.cli.prune import calibration_of, labelled_split
 from mlprank.methods.adaptive import Adaptive
-from mlprank.pruning.budgets import COUNTS, Budgets
-from mlprank.pruning.evaluation import evaluate
-from mlprank.pruning.front import BudgetError, Front
-from mlprank.pruning.outputs import write_outputs
+from mlprank.pruning.evaluation import evaluate, print_pruning, write_outputs
+from mlprank.pruning.front import COUNTS, BudgetError, Budgets, Front
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.refine import Refinement
 from mlprank.pruning.shrink import DEFAULTS, Progress, shrink
-from mlprank.pruning.table import print_pruning
 from mlprank.training.build import Opened, open_checkpoint
 from mlprank.training.run import quieten
 from mlprank.training.runs import CONFIG, claimed, home_of

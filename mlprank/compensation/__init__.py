@@ -1,7 +1,7 @@
 """What a pruned neuron leaves behind.
 
-`constant` and `zero` leave the neuron's constant output to its readers, exactly. `mean` and `least_squares` change what the readers
-do with the kept neurons instead, so that on the calibration data they miss the pruned ones least.
+`constant` and `zero` leave the neuron's constant output to its readers, exactly. `mean` and `least_squares` change what
+the readers do with the kept neurons instead, so that on the calibration data they miss the pruned ones least.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Compensation(Protocol):
 
 @dataclass(frozen=True)
 class Targets:
-    """What a reader sees of its kept inputs, and what it computed of all of them in the dense network: sums over rows, float64.
+    """What a reader sees of its kept inputs, and what it computed of all in the dense network: sums over rows, float64.
 
     Attributes:
         count: Number of rows.
@@ -128,7 +128,7 @@ class LeastSquares:
             raise ValueError(f"least_squares: ridge={self.ridge} must be a positive number")
 
     def predict(self, moments: Moments, mask: Tensor) -> Prediction:
-        """Solve `(G_KK + lambda I) B = G_KP` with `lambda = ridge * mean(diag(G_KK))`, larger where that cannot be factorised."""
+        """Solve `(G_KK + lambda I) B = G_KP` with `lambda = ridge * mean(diag(G_KK))`; see `cholesky`."""
         kept, pruned = moments.gram[mask][:, mask], moments.gram[mask][:, ~mask]
         if not float(kept.diagonal().sum()):
             return Mean().predict(moments, mask)
@@ -136,10 +136,11 @@ class LeastSquares:
         return Prediction(coefficients, moments.mean[~mask] - coefficients.T @ moments.mean[mask])
 
     def refit(self, targets: Targets, weight: Tensor) -> Tensor:
-        """Solve `(C^T C + lambda I) D = C^T (z - W c)` for the change D of the weights: the penalty draws them to what they were.
+        """Solve `(C^T C + lambda I) D = C^T (z - W c)` for the change D of the weights: the penalty is on change.
 
-        To `lambda = ridge * mean(diag(C^T C))` comes 1e-4 of the mean square of the inputs' means: inputs that hardly vary beside their
-        size, such as two neurons behind a layer norm, would get weights so large that rounding decides what they give.
+        To `lambda = ridge * mean(diag(C^T C))` comes 1e-4 of the mean square of the inputs' means: inputs that hardly
+        vary beside their size, such as two neurons behind a layer norm, would get weights so large that rounding
+        decides what they give.
         """
         changed = weight.double().clone()
         for group, gram in enumerate(targets.gram):
@@ -156,12 +157,18 @@ class LeastSquares:
             raise ValueError(
                 "least_squares: the moments of the kept neurons are not finite; check the calibration data"
             )
-        ridge, eye = self.ridge, torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
-        while int(failed):
-            ridge *= 10
-            factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
-        return torch.cholesky_solve(right, factor)
+        return torch.cholesky_solve(right, cholesky(gram, ridge=self.ridge, scale=scale))
+
+
+def cholesky(matrix: Float[Tensor, "n n"], *, ridge: float, scale: float) -> Float[Tensor, "n n"]:
+    """Factorise `matrix + ridge * scale * I`, with a larger ridge where that cannot be done."""
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
+    while int(failed):
+        ridge *= 10
+        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
+    found: Tensor = factor
+    return found
 
 
 COMPENSATIONS = Registry(

@@ -24,17 +24,7 @@ _MAX_BYTES = 2 << 30
 
 
 def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
-    """Return the weights with the rows of pruned neurons zeroed.
-
-    Args:
-        graph: The network's graph.
-        state: Its weights.
-        masks: For every layer to change, shape (n_out,), True for kept neurons.
-        keeps_bias: Leave the pruned neurons' biases as they are.
-
-    Returns:
-        A new state; tensors that do not change are the given ones.
-    """
+    """Return the weights with zero rows where masks of layers, shape (n_out,), are not True, as for kept neurons."""
     changed = dict(state)
     for name, rows in zeroed_parameters(graph, state, masks, keeps_bias=keeps_bias).items():
         changed[name] = changed[name] * along_rows(rows, changed[name])
@@ -49,9 +39,8 @@ def along_rows(rows: Tensor, parameter: Tensor) -> Tensor:
 def zeroed_parameters(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
     """Return what stays of which weights and biases, by parameter name.
 
-    Returns:
-        Shape (n_out,), True for rows that stay, where outputs are a parameter's first dimension, otherwise of all its dimensions, of size
-        1 where it makes no difference.
+    Shape (n_out,), True for rows that stay, where outputs are a parameter's first dimension; otherwise of all its
+    dimensions, of size 1 where it makes no difference.
     """
     found: dict[str, Tensor] = {}
     for name, mask in masks.items():
@@ -76,14 +65,8 @@ def zeroed_parameters(graph: Graph, state: State, masks: State, *, keeps_bias: b
 class SideBySide:
     """A network before and after pruning on the same calibration batches, layer by layer in forward order.
 
-    Both runs of a batch are halted where a layer reads and go on from there, so that all layers together cost two passes. Batches whose
-    values do not fit into memory take no part; there is always one that does.
-
-    Args:
-        graph: The network's graph.
-        dense: The weights before pruning.
-        calibration: The data.
-        num_samples: Number of its samples.
+    Both runs of a batch are halted where a layer reads and go on from there, so that all layers together cost two
+    passes. Batches whose values do not fit into memory take no part; there is always one that does.
     """
 
     def __init__(self, graph: Graph, dense: State, calibration: Calibration, *, num_samples: int) -> None:
@@ -93,12 +76,9 @@ class SideBySide:
     def read(
         self, state: State, nodes: Mapping[str, str], fills: Mapping[str, Fill]
     ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-        """Yield for every batch what operations read in the dense network and in the pruned one.
+        """Yield for every batch what operations read in the dense network and in the pruned one as it is now.
 
-        Args:
-            state: The pruned network's weights as they are by now.
-            nodes: Operations, and the value that each reads; none of them behind one that was asked for before.
-            fills: What normalisations read in place of pruned neurons.
+        `nodes` gives the value that each operation reads; none of them lies behind one that was asked for before.
         """
         program = self.graph.program
         ordered = sorted(nodes, key=program.order.__getitem__)
@@ -136,14 +116,7 @@ class SideBySide:
         self._runs = kept if keeps else self._runs
 
     def targets(self, state: State, readers: Sequence[Layer], kept: Tensor, fills: Mapping[str, Fill]) -> Targets:
-        """Sum up what readers of the same values see of their kept inputs, and what they compute of all of them in the dense network.
-
-        Args:
-            state: The pruned network's weights as they are by now.
-            readers: Layers with one geometry that read the same values.
-            kept: Which inputs are kept, shape (n_in,).
-            fills: What normalisations read in place of pruned neurons.
-        """
+        """Sum up what readers of one geometry see of kept inputs, shape (n_in,), and compute in the dense network."""
         first = readers[0]
         nodes = {call.node: call.source for call in first.calls}
         kinds = {call.node: call.kind for call in first.calls}
@@ -191,19 +164,10 @@ def can_refit(layer: Layer, kept: Tensor, flat_patch: int) -> bool:
 def refit(state: State, readers: Sequence[Layer], kept: Tensor, targets: Targets, *, by: Refit) -> dict[str, Tensor]:
     """Return the weights with readers fitted to what they computed in the dense network.
 
-    For what a reader sees of its kept inputs, c, and what it computed, z (without its bias), its weights there become W' and its bias
-    moves by `mean(z) - W' mean(c)`; its weights on pruned inputs become zero. A reader that has no place for a bias is fitted without an
-    intercept.
-
-    Args:
-        state: The network's weights.
-        readers: The layers that `targets` is of.
-        kept: Which inputs are kept, shape (n_in,).
-        targets: What they see and computed.
-        by: How to fit.
-
-    Returns:
-        A new state; biases that did not exist are in it under the name that they will have.
+    For what a reader sees of its kept inputs, c, and what it computed, z (without its bias), its weights there become
+    W' and its bias moves by `mean(z) - W' mean(c)`; its weights on pruned inputs become zero. A reader that has no
+    place for a bias is fitted without an intercept. Biases that did not exist are in the new state under the name that
+    they will have.
     """
     changed = dict(state)
     start = 0
@@ -254,21 +218,12 @@ def predict(
     *,
     by: Regression,
 ) -> dict[str, Tensor]:
-    """Return the weights with a reader making up for pruned neurons by those that are kept of their group, one coefficient a neuron.
+    """Return the weights with a reader making up for pruned neurons by kept ones of their group, a coefficient each.
 
-    For the weights W of a reader, `W_K += W_P B^T` at every position of the kernel and `b += W_P (mean_P - B^T mean_K)`; its weights on
-    pruned neurons become zero. A reader that has no place for a bias is regressed without an intercept.
-
-    Args:
-        graph: The network's graph.
-        state: The network's weights.
-        layer: The reader.
-        masks: Masks of groups by name, shape (width,), True for kept neurons.
-        moments: Moments of what it sees of every group.
-        by: The regression.
-
-    Returns:
-        A new state; biases that did not exist are in it under the name that they will have.
+    For the weights W of a reader, `W_K += W_P B^T` at every position of the kernel and `b += W_P (mean_P - B^T
+    mean_K)`; its weights on pruned neurons become zero. A reader that has no place for a bias is regressed without an
+    intercept. Masks of groups are by name, shape (width,), True for kept neurons; biases that did not exist are in the
+    new state under the name that they will have.
     """
     changed, weight = dict(state), state[layer.weight]
     places = dict.fromkeys(call.bias_place for call in layer.calls)
@@ -281,7 +236,8 @@ def predict(
         mask = mask.to(weight.device)
         for view in views_of(layer, index):
             part, inside = divmod(view.start, flat.shape[2])
-            own = flat[part, :, inside : inside + view.width * view.block].unflatten(1, (view.width, view.block))  # type: ignore[no-untyped-call]
+            own = flat[part, :, inside : inside + view.width * view.block]
+            own = own.view(len(own), view.width, view.block, -1)
             pruned = own[:, ~mask].clone()
             if view in moments and not layer.tied:
                 seen = moments[view]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mlprank.artifact.export import export_model, onnx_function, require_onnx
-from mlprank.costs.latency import Latency, measure_latency
-from mlprank.costs.metrics import ModelMetrics, measure_model
+from mlprank.costs.metrics import Latency, ModelMetrics, measure_latency, measure_model
 from mlprank.utils.modules import check_fit
 
 BACKENDS = ("eager", "compiled", "onnxruntime")
@@ -86,13 +85,14 @@ def bench(
         Counts, latencies, and what was skipped with its reason: no C++ compiler, or no onnxruntime.
 
     Raises:
-        ValueError: If there is no model, a backend is unknown, a number is out of range, or a model does not take inputs
-            of this shape.
+        ValueError: If there is no model, a backend is unknown, a number is out of range, or a model does not take
+            inputs of this shape.
     """
     _check(models, backends, batch_sizes, repeats=repeats, threads=threads)
     on_step("counts")
     # A model in half or double precision takes inputs of its own precision.
-    example = _images(2, input_shape, dtype=_dtype(models))
+    floats = (each.dtype for model in models.values() for each in model.parameters() if each.is_floating_point())
+    example = _images(2, input_shape, dtype=next(floats, torch.float32))
     for name, model in models.items():
         check_fit(model, example, who=f"bench: {name}")
     metrics = {name: measure_model(model, example) for name, model in models.items()}
@@ -102,7 +102,7 @@ def bench(
         for backend in dict.fromkeys(backends):
             on_step(f"{backend}, getting ready")
             try:
-                runners = _RUNNERS[backend](models, example, Path(folder))
+                runners = _runners(backend, models, example, Path(folder))
                 for size in batch_sizes:
                     on_step(f"{backend}, batch {size}")
                     images = _images(size, input_shape, dtype=example.dtype)
@@ -111,40 +111,29 @@ def bench(
             except ImportError as error:
                 skipped[backend] = str(error)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                skipped[backend] = _reason(error)
+                text = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0][:200]
+                remedy = "; install one, such as g++" if "Compiler" in text else ""
+                skipped[backend] = f"torch.compile failed ({text}){remedy}"
         num_threads = torch.get_num_threads()
     return Bench(metrics, tuple(timings), skipped, num_threads)
 
 
-def num_steps(backends: Sequence[str] = BACKENDS, batch_sizes: Sequence[int] = BATCH_SIZES) -> int:
+def num_steps(backends: Sequence[str], batch_sizes: Sequence[int]) -> int:
     """Say how often `bench` calls `on_step` when nothing is skipped."""
     return 1 + len(dict.fromkeys(backends)) * (1 + len(batch_sizes))
 
 
 def as_json(result: Bench) -> dict[str, Any]:
     """Return a bench as plain types: counts, and one record a backend, batch size and model; times in seconds."""
+    counts = ("num_parameters", "num_nonzero", "flops", "flops_nonzero", "size_bytes")
     return {
         "threads": result.threads,
         "torch": torch.__version__,
         "models": {
-            name: {
-                "num_parameters": metrics.num_parameters,
-                "num_nonzero": metrics.num_nonzero,
-                "flops": metrics.flops,
-                "flops_nonzero": metrics.flops_nonzero,
-                "size_bytes": metrics.size_bytes,
-            }
-            for name, metrics in result.metrics.items()
+            name: {count: getattr(metrics, count) for count in counts} for name, metrics in result.metrics.items()
         },
         "latency": [
-            {
-                "backend": timing.backend,
-                "batch_size": timing.batch_size,
-                "model": name,
-                "median_s": latency.median_s,
-                "iqr_s": latency.iqr_s,
-                "repeats": latency.repeats,
-            }
+            {"backend": timing.backend, "batch_size": timing.batch_size, "model": name, **asdict(latency)}
             for timing in result.timings
             for name, latency in timing.latency.items()
         ],
@@ -152,15 +141,12 @@ def as_json(result: Bench) -> dict[str, Any]:
     }
 
 
-def _eager(models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
-    return models
-
-
-def _compiled(models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
-    return {name: torch.compile(model, dynamic=False) for name, model in models.items()}
-
-
-def _onnxruntime(models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
+def _runners(backend: str, models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
+    """What a backend makes of every model."""
+    if backend == "eager":
+        return models
+    if backend == "compiled":
+        return {name: torch.compile(model, dynamic=False) for name, model in models.items()}
     require_onnx()
     paths = {name: folder / f"{index}.onnx" for index, name in enumerate(models)}
     for name, model in models.items():
@@ -168,20 +154,8 @@ def _onnxruntime(models: Mapping[str, nn.Module], example: Tensor, folder: Path)
     return {name: onnx_function(path) for name, path in paths.items()}
 
 
-_RUNNERS: Mapping[str, Callable[[Mapping[str, nn.Module], Tensor, Path], Runners]] = {
-    "eager": _eager,
-    "compiled": _compiled,
-    "onnxruntime": _onnxruntime,
-}
-
-
 def _images(num: int, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
     return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-
-
-def _dtype(models: Mapping[str, nn.Module]) -> torch.dtype:
-    parameters = (parameter for model in models.values() for parameter in model.parameters())
-    return next((parameter.dtype for parameter in parameters if parameter.is_floating_point()), torch.float32)
 
 
 @contextmanager
@@ -204,9 +178,9 @@ def _check(
 ) -> None:
     if not models:
         raise ValueError("bench: models is empty; give at least one model to measure")
-    unknown = [backend for backend in backends if backend not in BACKENDS]
-    if unknown:
-        raise ValueError(f"bench: backend {unknown[0]!r} is unknown; choose from {', '.join(BACKENDS)}")
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise ValueError(f"bench: backend {backend!r} is unknown; choose from {', '.join(BACKENDS)}")
     if any(size < 1 for size in batch_sizes) or not batch_sizes:
         raise ValueError(f"bench: batch_sizes={list(batch_sizes)} must hold sizes of at least 1, such as 1 64 1024")
     if repeats < 1:
@@ -216,12 +190,6 @@ def _check(
         raise ValueError(
             f"bench: threads={threads} must be from 1 to {most}, {_THREADS_A_CORE} for each core of this machine"
         )
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0][:200]
-    remedy = "; install one, such as g++" if "Compiler" in text else ""
-    return f"torch.compile failed ({text}){remedy}"
 
 
 def bench_table(result: Bench) -> Table:
@@ -236,38 +204,32 @@ def bench_table(result: Bench) -> Table:
         table.add_column(name, justify="right")
     for name in names[1:]:
         table.add_column("ratio" if len(names) == 2 else f"{name} ratio", justify="right")
-    counts = result.metrics.values()
-    table.add_row("parameters", *_counts([m.num_parameters for m in counts]))
-    if any(m.num_nonzero != m.num_parameters for m in counts):
-        table.add_row("non-zero parameters", *_counts([m.num_nonzero for m in counts]))
-    table.add_row("FLOPs of one image", *_counts([m.flops for m in counts]))
-    table.add_row("bytes", *_counts([m.size_bytes for m in counts]))
+    metrics = list(result.metrics.values())
+    counts = {"parameters": "num_parameters", "FLOPs of one image": "flops", "bytes": "size_bytes"}
+    if any(each.num_nonzero != each.num_parameters for each in metrics):
+        counts = {"parameters": "num_parameters", "non-zero parameters": "num_nonzero", **counts}
+    for title, attribute in counts.items():
+        values = [getattr(each, attribute) for each in metrics]
+        table.add_row(title, *(f"{value:,}" for value in values), *_ratios(values))
     backend = ""
     for timing in result.timings:
         if timing.backend != backend:
             table.add_section()
             backend = timing.backend
         latencies = [timing.latency[name] for name in names]
-        medians = [latency.median_s for latency in latencies]
-        cells = [_time(latency) for latency in latencies]
-        table.add_row(f"{backend}, batch {timing.batch_size}", *cells, *_ratios(medians))
+        ratios = _ratios([latency.median_s for latency in latencies])
+        table.add_row(f"{backend}, batch {timing.batch_size}", *map(_time, latencies), *ratios)
     for skipped in result.skipped:
         table.add_section()
         table.add_row(skipped, *["not run"] * len(names), *[""] * (len(names) - 1))
     return table
 
 
-def _counts(values: Sequence[int]) -> list[str]:
-    return [f"{value:,}" for value in values] + _ratios(values)
-
-
 def _ratios(values: Sequence[float]) -> list[str]:
-    first = values[0]
-    return [f"{value / first:.3f}" if first else "-" for value in values[1:]]
+    return [f"{value / values[0]:.3f}" if values[0] else "-" for value in values[1:]]
 
 
 def _time(latency: Latency) -> str:
-    unit, factor = next(
-        ((unit, factor) for unit, factor in (("s", 1.0), ("ms", 1e3)) if latency.median_s * factor >= 1.0), ("µs", 1e6)
-    )
+    units = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
+    unit, factor = next(((unit, factor) for unit, factor in units if latency.median_s * factor >= 1.0), units[-1])
     return f"{latency.median_s * factor:.3g} ± {latency.iqr_s / 2 * factor:.2g} {unit}"

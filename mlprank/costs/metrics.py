@@ -1,33 +1,27 @@
-"""What a model costs and how well it does: parameters, FLOPs, bytes, latency, top-k accuracy."""
+"""What a model costs and how well it does: parameters, FLOPs, bytes, latency, top-k accuracy.
+
+FLOPs are twice the multiply-accumulates (FLOPs = 2 MACs) of the matrix products, convolutions and attention;
+element-wise operations and normalisations count as nothing, as in torch's own counter.
+"""
 
 from __future__ import annotations
 
-import copy
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from mlprank.costs.flops import count_flops, count_flops_nonzero, flops_of
-from mlprank.costs.latency import Latency, measure_latency
-from mlprank.graph.program import Inputs
-from mlprank.utils.modules import device_of, evaluating, sole_tensor
-
-__all__ = [
-    "Latency",
-    "ModelMetrics",
-    "count_flops",
-    "count_flops_nonzero",
-    "count_nonzero",
-    "count_parameters",
-    "measure_latency",
-    "measure_model",
-    "size_bytes",
-    "top_k_accuracy",
-]
+from mlprank.graph.program import Inputs, as_inputs
+from mlprank.utils.modules import device_of, evaluating, sole_tensor, synchronise
 
 
 @dataclass(frozen=True)
@@ -53,34 +47,13 @@ class ModelMetrics:
     top_k: Mapping[int, float] = field(default_factory=dict)
 
 
-def measure_model(
-    model: nn.Module,
-    example: Tensor | Inputs,
-    *,
-    latency_s: float | None = None,
-    top_k: Mapping[int, float] | None = None,
-) -> ModelMetrics:
-    """Count everything that needs no data, and keep beside it what was measured on data.
+def measure_model(model: nn.Module, example: Tensor | Inputs) -> ModelMetrics:
+    """Count everything that needs no data; FLOPs are those of one sample of the example, shape (N, ...)."""
+    flops, flops_nonzero = _flops(model, example)
+    return ModelMetrics(count_parameters(model), count_nonzero(model), flops, flops_nonzero, size_bytes(model))
 
-    Args:
-        model: The model; left as it was.
-        example: One input batch, shape (N, ...).
-        latency_s: Seconds from `measure_latency`, where they were measured.
-        top_k: Accuracies from `top_k_accuracy`, where they were measured.
 
-    Returns:
-        The model's numbers; FLOPs are those of one sample.
-    """
-    flops, flops_nonzero = flops_of(model, example)
-    return ModelMetrics(
-        num_parameters=count_parameters(model),
-        num_nonzero=count_nonzero(model),
-        flops=flops,
-        flops_nonzero=flops_nonzero,
-        size_bytes=size_bytes(model),
-        latency_s=latency_s,
-        top_k=dict(top_k or {}),
-    )
+# -- parameters and bytes --------------------------------------------------------------------------------------------
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -89,29 +62,22 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_nonzero(model: nn.Module) -> int:
-    """Count the parameters that are not exactly zero.
+    """Count the parameters that are not exactly zero, a shared one once.
 
-    A parameter under a mask of `torch.nn.utils.prune` counts as the model uses it: times its mask. A parameter that
-    several modules share counts once.
+    A parameter under a mask of `torch.nn.utils.prune` counts as the model uses it: times its mask.
     """
-    seen: set[int] = set()
-    total = 0
+    used: dict[int, Tensor] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
             mask = getattr(module, name.removesuffix("_orig") + "_mask", None) if name.endswith("_orig") else None
-            used = parameter.detach() if mask is None else parameter.detach() * mask
-            total += int(torch.count_nonzero(used))
-    return total
+            used.setdefault(id(parameter), parameter.detach() if mask is None else parameter.detach() * mask)
+    return sum(int(torch.count_nonzero(tensor)) for tensor in used.values())
 
 
 class _ByteCounter(io.RawIOBase):
     """A file that keeps nothing but its length."""
 
-    def __init__(self) -> None:
-        self.num_bytes = 0
+    num_bytes = 0
 
     def writable(self) -> bool:
         return True
@@ -130,32 +96,190 @@ def size_bytes(model: nn.Module) -> int:
     """
     state = model.state_dict()  # a fresh dict of the model's own tensors
     for name, value in state.items():
-        state[name] = _compact(value)
+        if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size():
+            state[name] = value.clone()
     counter = _ByteCounter()
     torch.save(state, counter)  # type: ignore[arg-type]
     return counter.num_bytes
 
 
-def _compact(value: object) -> object:
-    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size():
-        return value.clone()
-    return value
+# -- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+def count_flops(model: nn.Module, example: Tensor | Inputs) -> int:
+    """Count the FLOPs of one sample with torch's own counter.
+
+    Args:
+        model: The model; run once in evaluation mode, left as it was.
+        example: One input batch, shape (N, ...), N at least 1; the count is divided by N.
+
+    Returns:
+        FLOPs of one sample, 2 for each multiply-accumulate.
+
+    Raises:
+        ValueError: If `example` has no sample.
+    """
+    return _flops(model, example)[0]
+
+
+def count_flops_nonzero(model: nn.Module, example: Tensor | Inputs) -> int:
+    """Count the FLOPs of one sample that are left when products with zero weights are skipped.
+
+    A linear layer counts 2 FLOPs for each non-zero weight and each position (row of its input). Whatever multiplies no
+    two-dimensional weight of the model (convolutions, attention scores) counts in full. This is the thesis's
+    theoretical cost `flops_nz`: what a masked network would need on a machine that skips zeros.
+    """
+    return _flops(model, example)[1]
+
+
+def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
+    """All FLOPs of one sample, and those of non-zero weights, from one run of the model."""
+    inputs = as_inputs(example)
+    if len(inputs) == 0:
+        shape = tuple(inputs.tensors[0].shape)
+        raise ValueError(
+            f"example of shape {shape}: counting FLOPs needs a batch of at least one sample, shape (N, ...)"
+        )
+    # The counter cannot look into compiled code; where nothing was compiled, importing the compiler would take seconds.
+    compiled = "torch._dynamo" in sys.modules
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # Fused attention kernels hide their products from the counter: take the plain path while counting.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            evaluating(model),
+            eager,
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            _ZeroProducts(model) as zeros,
+            FlopCounterMode(display=False) as counter,
+        ):
+            inputs.to(device_of(model)).feed(getattr(model, "_orig_mod", model))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    total = counter.get_total_flops()
+    return total // len(inputs), (total - 2 * zeros.num_macs) // len(inputs)
+
+
+class _ZeroProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the multiply-accumulates with weights that are exactly zero.
+
+    A weight is an operand of a matrix product that lives in a parameter, or in the plain tensor that a mask of
+    `torch.nn.utils.prune` leaves on its module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_macs = 0
+        self._model = model
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operands = _PRODUCTS.get(func)
+        if operands is not None:
+            left, right = args[operands], args[operands + 1]
+            if self._is_weight(right):
+                self.num_macs += left.shape[-2] * int((right == 0).sum())
+            elif self._is_weight(left):
+                self.num_macs += right.shape[-1] * int((left == 0).sum())
+        return func(*args, **(kwargs or {}))
+
+    def _is_weight(self, operand: Tensor) -> bool:
+        plain = (value for module in self._model.modules() for value in vars(module).values())
+        weights = (*self._model.parameters(), *(value for value in plain if isinstance(value, Tensor)))
+        storage = operand.untyped_storage()._cdata
+        return any(storage == tensor.untyped_storage()._cdata for tensor in weights)
+
+
+# Operation -> position of its left operand; the right one follows.
+_PRODUCTS: Mapping[Callable[..., Any], int] = {
+    torch.ops.aten.mm.default: 0,
+    torch.ops.aten.bmm.default: 0,
+    torch.ops.aten.addmm.default: 1,
+    torch.ops.aten.baddbmm.default: 1,
+}
+
+
+# -- latency ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of one call on one batch.
+
+    Attributes:
+        median_s: Median over the runs, seconds.
+        iqr_s: Spread: third quartile minus first quartile, seconds.
+        repeats: Number of timed runs.
+    """
+
+    median_s: float
+    iqr_s: float
+    repeats: int
+
+
+def measure_latency(
+    models: Mapping[str, Callable[..., object]],
+    example: Tensor | Inputs,
+    *,
+    repeats: int = 30,
+    warmup: int = 5,
+) -> dict[str, Latency]:
+    """Time several models on the same batch, taking turns (A B A B ...), so that a busy moment hits all of them.
+
+    Runs in `torch.inference_mode`; modules are in evaluation mode meanwhile and get their own mode back.
+
+    Args:
+        models: Name to callable: modules, compiled modules, or functions of one tensor.
+        example: One batch, shape (N, ...), on the device where the models are.
+        repeats: Timed runs of each model, at least 1.
+        warmup: Untimed runs of each model before the first timed one, at least 0.
+
+    Returns:
+        One `Latency` for each name, seconds for the whole batch.
+
+    Raises:
+        ValueError: If there is no model, or `repeats` or `warmup` is out of range.
+    """
+    if not models:
+        raise ValueError("measure_latency: models is empty; give at least one model to time")
+    for argument, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
+        if value < least:
+            raise ValueError(f"measure_latency: {argument}={value} must be at least {least}")
+    inputs = as_inputs(example)
+    device = inputs.tensors[0].device
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with evaluating(*models.values()), torch.inference_mode():
+        for turn in range(warmup + repeats):
+            for name, model in models.items():
+                synchronise(device)
+                start = time.perf_counter()
+                inputs.feed(model)
+                synchronise(device)
+                if turn >= warmup:
+                    times[name].append(time.perf_counter() - start)
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    found = {}
+    for name, seconds in times.items():
+        first, median, third = torch.tensor(seconds, dtype=torch.float64).quantile(quartiles).tolist()
+        found[name] = Latency(median_s=median, iqr_s=third - first, repeats=repeats)
+    return found
+
+
+# -- accuracy --------------------------------------------------------------------------------------------------------
 
 
 def top_k_accuracy(
-    model: nn.Module,
-    batches: Iterable[Sequence[Tensor]],
-    k: Sequence[int] = (1, 5),
-    device: torch.device | str | None = None,
+    model: nn.Module, batches: Iterable[Sequence[Tensor]], k: Sequence[int] = (1, 5)
 ) -> dict[int, float]:
     """Measure the share of images whose true class is among the k largest logits.
 
     Args:
-        model: Maps images (N, ...) to logits (N, num_classes), num_classes at least 2; left as it was. Where `device`
-            is not the model's, a copy runs there.
+        model: Maps images (N, ...) to logits (N, num_classes), num_classes at least 2; left as it was.
         batches: Pairs (images, labels); labels of shape (N,) with integers in [0, num_classes).
         k: Which k, each at least 1. A k above num_classes is counted as num_classes and keeps its name in the result.
-        device: Where to run; the model's own device when None.
 
     Returns:
         k to accuracy in [0, 1], over all images of this process (ranks are not reduced).
@@ -164,37 +288,32 @@ def top_k_accuracy(
         ValueError: If `batches` holds no image, a k is below 1, or a label names no class.
         TypeError: If the model returns anything but one tensor.
     """
+    hits, num_images = count_hits(model, batches, k)
+    return {each: count / num_images for each, count in hits.items()}
+
+
+def count_hits(
+    model: nn.Module, batches: Iterable[Sequence[Tensor]], k: Sequence[int] = (1, 5)
+) -> tuple[dict[int, int], int]:
+    """Return for every k how many images count as right, and the number of images; see `top_k_accuracy`."""
     if not k or min(k) < 1:
         raise ValueError(f"top_k_accuracy: k={tuple(k)} must hold integers of at least 1, such as (1, 5)")
-    target = device_of(model) if device is None else torch.device(device)
-    network = model if target == device_of(model) else copy.deepcopy(model).to(target)
-    metrics: dict[int, Any] = {}
-    num_images = 0
-    with evaluating(network), torch.inference_mode():
+    device = device_of(model)
+    hits, num_images = dict.fromkeys(k, 0), 0
+    with evaluating(model), torch.inference_mode():
         for images, labels, *_ in batches:
             if len(images) == 0:
                 continue
-            logits = sole_tensor(network(images.to(target)), who="top_k_accuracy").float()
-            labels = labels.to(target)
+            logits = sole_tensor(model(images.to(device)), who="top_k_accuracy")
+            labels = labels.to(device)
             _check_labels(logits, labels)
-            metrics = metrics or _accuracies(logits.shape[1], k, target)
-            for metric in metrics.values():
-                metric.update(logits, labels)
+            for each in hits:
+                best = logits.topk(min(each, logits.shape[1]), dim=1).indices
+                hits[each] += int((best == labels[:, None]).sum())
             num_images += len(images)
     if not num_images:
         raise ValueError("top_k_accuracy: batches holds no image; give at least one (images, labels) pair")
-    return {each: float(metric.compute()) for each, metric in metrics.items()}
-
-
-def _accuracies(num_classes: int, k: Sequence[int], device: torch.device) -> dict[int, Any]:
-    from torchmetrics.classification import MulticlassAccuracy  # takes a second to import
-
-    def accuracy(each: int) -> Any:
-        # A test may run on one rank alone: never wait for the others.
-        options: dict[str, Any] = {"average": "micro", "validate_args": False, "sync_on_compute": False}
-        return MulticlassAccuracy(num_classes, top_k=min(each, num_classes), **options).to(device)
-
-    return {each: accuracy(each) for each in k}
+    return hits, num_images
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import sha256
-from mlprank.costs.latency import measure_latency
-from mlprank.costs.metrics import count_flops, count_parameters, size_bytes
+from mlprank.costs.metrics import count_flops, count_parameters, measure_latency, size_bytes
 from mlprank.datamodules import get_dataset
 from mlprank.experiments.cells import Trained, load_network, recipe_of
 from mlprank.experiments.config import ExperimentConfig

@@ -75,7 +75,7 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
 
 
 def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, int]]) -> ExportedProgram:
-    """Run `torch.export`, quietly."""
+    """Trace for any number of samples; an error says what stands in the way."""
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     size = len(inputs)
     for number, tensor in enumerate(inputs.tensors):
@@ -85,16 +85,21 @@ def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, i
         if dims:
             shapes[tensor] = dims
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            kwargs = dict(inputs.kwargs)
-            dynamic = shapes.dynamic_shapes(model, inputs.args, kwargs)  # type: ignore[no-untyped-call]
-            return torch.export.export(model, inputs.args, kwargs, dynamic_shapes=dynamic, strict=False)
+        return export_program(model, inputs, shapes)
     except (*_CANNOT_RUN, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
             f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {first_line(error)}; write its"
             f" forward without control flow that depends on data{_cache_hint(error)}, or prune the part of it that can be traced"
         ) from error
+
+
+def export_program(model: nn.Module, inputs: Inputs, shapes: ShapesCollection) -> ExportedProgram:
+    """Run `torch.export`, quietly and under the lock; what it raises passes as it is."""
+    with LOCK, warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        kwargs = dict(inputs.kwargs)
+        dynamic = shapes.dynamic_shapes(model, inputs.args, kwargs)  # type: ignore[no-untyped-call]
+        return torch.export.export(model, inputs.args, kwargs, dynamic_shapes=dynamic, strict=False)
 
 
 def _cache_hint(error: BaseException) -> str:

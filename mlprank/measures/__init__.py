@@ -1,20 +1,16 @@
 """Measures: from one layer's record to its neurons' scores.
 
-A new measure is one file here, one line in `MEASURES` and one slow loop in ``tests/reference.py``. Somebody else's is
+A new measure is one class here, one line in `MEASURES` and one slow loop in ``tests/reference.py``. Somebody else's is
 registered with `register_measure`, or simply given to `mlprank.prune` as an instance.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from mlprank.measures.activation import Activation
-from mlprank.measures.modified_pagerank import ModifiedPageRank
-from mlprank.measures.norm import Norm
-from mlprank.measures.random import Random
+from mlprank.measures.baselines import Activation, Norm, Random, Wanda
+from mlprank.measures.pagerank import ModifiedPageRank, WeightedPageRank
 from mlprank.measures.reconstruction import Reconstruction
 from mlprank.measures.record import LayerRecord, Measure, Reader
-from mlprank.measures.wanda import Wanda
-from mlprank.measures.weighted_pagerank import WeightedPageRank
 from mlprank.utils.registry import Registry
 
 PUBLISHED_MEASURES: dict[str, str] = {

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mlprank.measures.normalise import normalise_scores, score_dtype
-from mlprank.measures.record import LayerRecord, Reader
+from mlprank.measures.record import LayerRecord, Reader, normalise_scores, score_dtype
 
 # A neuron with less than this share of the mean variance left is a combination of those already taken.
 _SPANNED = 1e-4

@@ -1,13 +1,13 @@
-"""What a measure is given for one layer, and what it has to be."""
+"""What a measure is given for one layer, what it has to be, and scores that sum to 1."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from mlprank.measures.normalise import check_non_negative, score_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +30,15 @@ class LayerRecord:
 
     Attributes:
         name: The layer's or group's name, for messages.
-        weight: Raw signed weights, shape (n_out, n_in); of a kernel, or of the block of inputs that a neuron below sends, the sum of the
-            absolute values.
+        weight: Raw signed weights, shape (n_out, n_in); of a kernel, or of the block of inputs that a neuron below
+            sends, the sum of the absolute values.
         previous: Scores of what the layer reads, shape (n_in,), unitless, summing to 1.
         input_norms: L2 norms over the calibration samples of what the layer reads, shape (n_in,), activation units.
         output_norms: L2 norms over the calibration samples of what each neuron emits, shape (n_out,),
             activation units.
         amount: The requested fraction of neurons to remove, in [0, 1).
-        kernels: All raw weights of every neuron, shape (n_out, m), where `weight` holds sums over kernels or blocks; None where it does not.
+        kernels: All raw weights of every neuron, shape (n_out, m), where `weight` holds sums over kernels or blocks;
+            None where it does not.
         readers: Gives the layers that read these neurons, with their Gram matrices; called only by a measure
             that needs them, because the matrices cost a pass over the calibration data.
 
@@ -90,3 +91,52 @@ class Measure(Protocol):
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return scores, shape (n_out,), unitless, non-negative, summing to 1; larger means keep."""
         ...
+
+
+def score_dtype(weight: Tensor, *, place: str = "") -> torch.dtype:
+    """Return the precision of a layer's scores: float64 for float64 weights, else float32."""
+    if not weight.dtype.is_floating_point:
+        raise TypeError(
+            f"{place}weight has dtype {weight.dtype}; a measure needs real floating-point weights: "
+            "convert the model with model.float() first"
+        )
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def check_non_negative(values: Tensor, *, argument: str, place: str = "") -> None:
+    """Raise a ValueError if a vector is empty or has a negative, NaN or infinite entry."""
+    if values.numel() == 0:
+        raise ValueError(f"{place}{argument} is empty; a layer needs at least one neuron on either side")
+    low, high = values.aminmax()
+    if low.item() >= 0.0 and high.item() < math.inf:
+        return
+    index = int((~((values >= 0) & (values < float("inf")))).nonzero()[0])
+    raise ValueError(
+        f"{place}{argument}[{index}]={float(values[index])}, but it must be finite and at least 0; "
+        "look for NaN, overflow or a sign error in the calibration data, the weights or the layer below"
+    )
+
+
+def normalise_scores(scores: Float[Tensor, " n"], *, argument: str = "scores") -> Float[Tensor, " n"]:
+    """Divide scores by their sum; scores without a direction become uniform.
+
+    Args:
+        scores: Non-negative values, shape (n,), any unit.
+        argument: What the caller calls them, for the message.
+
+    Returns:
+        Scores, shape (n,), unitless, summing to 1; ``1 / n`` each where all are 0.
+
+    Raises:
+        ValueError: If they are empty or have a negative, NaN or infinite entry.
+    """
+    check_non_negative(scores, argument=argument)
+    total = scores.sum().item()
+    if torch.finfo(scores.dtype).tiny <= total < math.inf:
+        return scores / total
+    # The sum of very large or very small scores leaves the range of their type; relative to the peak it does not.
+    peak = scores.max()
+    if peak == 0:
+        return torch.full_like(scores, 1.0 / scores.numel())
+    relative = scores.to(torch.float64) / peak
+    return (relative / relative.sum()).to(scores.dtype)

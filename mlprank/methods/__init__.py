@@ -1,6 +1,6 @@
 """Methods: from scores to masks.
 
-A new method is one file here, one line in `METHODS` and one slow loop in ``tests/reference.py``; or an instance of
+A new method is one class here, one line in `METHODS` and one slow loop in ``tests/reference.py``; or an instance of
 somebody else's, given to `mlprank.prune` as it is.
 """
 
@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlprank.methods.adaptive import Adaptive
-from mlprank.methods.global_ import Global
-from mlprank.methods.local import Local
-from mlprank.methods.selection import Method
+from mlprank.methods.ranked import Global, Local, Method
 from mlprank.utils.registry import Registry
 
 METHODS = Registry(
@@ -33,7 +31,7 @@ def register_method(name: str, cls: type[Any]) -> None:
 
 
 def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameters: Any) -> Method:
-    """Return a method by name (``"Global"``, the thesis's, does not normalise), dotted path, description, class or as it is.
+    """Return a method by name (the thesis's ``"Global"`` does not normalise), dotted path, description, class or as is.
 
     Examples:
         >>> from mlprank.methods import get_method

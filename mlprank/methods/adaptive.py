@@ -1,4 +1,4 @@
-"""Spend a budget where it costs least: uneven widths from error curves, counted in neurons, parameters, FLOPs, bytes or seconds."""
+"""Spend a budget where it costs least: uneven widths from error curves, counted in neurons or in what they cost."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlprank.methods.local import Local
+from mlprank.methods.ranked import Local
 
 Counted = Literal["neurons", "parameters", "flops", "bytes", "latency"]
 COUNTED: tuple[Counted, ...] = ("neurons", "parameters", "flops", "bytes", "latency")
@@ -21,13 +21,15 @@ _STEPS = 128
 class Adaptive(Local):
     """Remove more neurons where that costs less of the output.
 
-    Every layer has an error curve: what a number of kept neurons leaves unexplained of what the next layers compute, weighted by what
-    a change there does to the network's output. The sum of the curves is kept small under a budget, step by step: the next neurons go
-    where the curve rises least for what is saved. Which neurons of a layer go, its scores decide, as with `Local`.
+    Every layer has an error curve: what a number of kept neurons leaves unexplained of what the next layers compute,
+    weighted by what
+    a change there does to the network's output. The sum of the curves is kept small under a budget, step by step: the
+    next neurons go where the curve rises least for what is saved. Which neurons of a layer go, its scores decide, as
+    with `Local`.
 
     Attributes:
-        count: What `amount` is a share of: "neurons" (those of the prunable layers), "parameters", "flops" of one sample, "bytes" of the
-            weights, or "latency" (measured on the device in use) of the whole network.
+        count: What `amount` is a share of: "neurons" (those of the prunable layers), "parameters", "flops" of one
+            sample, "bytes" of the weights, or "latency" (measured on the device in use) of the whole network.
         batch_size: Samples in the batch whose latency is measured.
 
     Raises:
@@ -54,7 +56,8 @@ class Term:
 
     Attributes:
         factor: What one entry costs.
-        dims: For every dimension the entries that stay whatever is pruned, and for each unit how many a neuron of it adds.
+        dims: For every dimension the entries that stay whatever is pruned, and for each unit how many a neuron of it
+            adds.
     """
 
     factor: float
@@ -180,16 +183,7 @@ def spend(
 ) -> dict[str, int]:
     """Return the widths that keep a budget with the least error that `narrowing` finds.
 
-    Args:
-        curves: As for `narrowing`.
-        costs: What the budget counts.
-        budget: The most that the network may cost.
-        widths: As for `narrowing`.
-        min_neurons: As for `narrowing`.
-        round_to: As for `narrowing`.
-
-    Returns:
-        The number of neurons that every unit keeps.
+    Returned is the number of neurons that every unit keeps; arguments are those of `narrowing`.
 
     Raises:
         ValueError: If no widths keep the budget; the least that can be reached is named.
@@ -216,7 +210,8 @@ def spend(
                 left[unit] = more
             return left
     raise ValueError(
-        f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of {costs.total(_widths(curves, widths)):,.6g}"
+        f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of"
+        f" {costs.total(_widths(curves, widths)):,.6g}"
     )
 
 

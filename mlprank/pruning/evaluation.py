@@ -1,20 +1,28 @@
-"""Prune a network by one or several amounts, and measure what that costs and gives."""
+"""Prune by one or several amounts, measure what that costs and gives, and show and write what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlprank.calibration.data import own
-from mlprank.costs.metrics import Latency, ModelMetrics, measure_latency, top_k_accuracy
+from mlprank.costs.metrics import Latency, ModelMetrics, count_hits, measure_latency
 from mlprank.graph.program import Inputs, as_inputs
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
-from mlprank.pruning.result import PruningResult
+from mlprank.pruning.result import PruningResult, pruning_table
+from mlprank.utils.charts import write_chart
 
 LATENCY_BATCH = 64
 _LATENCY_BUDGET_S = 1.0
@@ -49,7 +57,8 @@ def evaluate(
 
     Args:
         result: The pruning.
-        batches: Pairs of inputs, shape (N, ...), and labels, shape (N,), that can be read twice; None measures no accuracy.
+        batches: Pairs of inputs, shape (N, ...), and labels, shape (N,), that can be read twice; None measures no
+            accuracy.
         split: What to call them.
         dense_top_k: The dense network's accuracies, where they have been measured already.
         reduce: Sums a tensor over processes, where each of them has its share of the batches.
@@ -62,8 +71,8 @@ def evaluate(
     before: Mapping[int, float] = {}
     after: Mapping[int, float] = {}
     if batches is not None:
-        before = dense_top_k or _accuracy(result.dense, batches, reduce=reduce)
-        after = _accuracy(result.model, batches, reduce=reduce)
+        before = dense_top_k or accuracy(result.dense, batches, reduce=reduce)
+        after = accuracy(result.model, batches, reduce=reduce)
     return Evaluation(
         result=result,
         before=replace(result.metrics.before, latency_s=latency["before"].median_s, top_k=before),
@@ -72,27 +81,17 @@ def evaluate(
     )
 
 
-def _accuracy(
-    network: nn.Module, batches: Iterable[Sequence[Tensor]], *, reduce: Callable[[Tensor], Tensor]
+def accuracy(
+    network: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    k: Sequence[int] = (1, 5),
+    *,
+    reduce: Callable[[Tensor], Tensor],
 ) -> dict[int, float]:
-    """Top-k accuracy over all processes' batches."""
-    counted = _Counted(batches)
-    top_k = top_k_accuracy(network, counted)
-    right = [share * counted.num_samples for share in top_k.values()]
-    *totals, num_samples = reduce(torch.tensor([*right, counted.num_samples], dtype=torch.float64)).tolist()
-    return {k: total / num_samples for k, total in zip(top_k, totals, strict=True)}
-
-
-class _Counted:
-    """Batches, and how many samples went by."""
-
-    def __init__(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        self.batches, self.num_samples = batches, 0
-
-    def __iter__(self) -> Iterator[Sequence[Tensor]]:
-        for batch in self.batches:
-            self.num_samples += len(batch[0])
-            yield batch
+    """Return top-k accuracy over all processes' batches; see `mlprank.costs.metrics.top_k_accuracy`."""
+    hits, num_samples = count_hits(network, batches, k)
+    *totals, total = reduce(torch.tensor([*hits.values(), num_samples], dtype=torch.float64)).tolist()
+    return {each: right / total for each, right in zip(hits, totals, strict=True)}
 
 
 def _latency(result: PruningResult, example: Inputs) -> dict[str, Latency]:
@@ -122,13 +121,128 @@ def prune_amounts(
         recipe: All other choices.
         labelled: Pairs of inputs and labels to measure accuracy on, or None.
         split: What to call them.
-        dense: The network before any pruning, to measure its accuracy, where `network` has been pruned and trained on already.
+        dense: The network before any pruning, to measure its accuracy, where `network` has been pruned and trained on
+            already.
         reduce: Sums a tensor over processes, where each of them has its share of the data.
 
     Returns:
         One evaluation for each amount.
     """
     pruning = Pruning(network, calibration, recipe, reduce=reduce)
-    dense_top_k = None if labelled is None else _accuracy(dense or network, labelled, reduce=reduce)
+    dense_top_k = None if labelled is None else accuracy(dense or network, labelled, reduce=reduce)
     results = [pruning.run(amount=amount) for amount in amounts]
     return [evaluate(result, labelled, split=split, dense_top_k=dense_top_k, reduce=reduce) for result in results]
+
+
+def write_outputs(
+    evaluation: Evaluation, directory: Path, *, several: bool, provenance: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Write a pruning to files: all of them, or none where writing fails or is interrupted.
+
+    Args:
+        evaluation: The pruning with its numbers.
+        directory: Where to write; made if it is not there.
+        several: Whether the directory holds prunings of several amounts; file names then carry the amount.
+        provenance: Plain values that say where the network came from.
+
+    Returns:
+        The files, by what they hold.
+
+    Raises:
+        OSError: If a file cannot be written; it is named.
+    """
+    result = evaluation.result
+    amount = result.recipe.amount
+    suffix = "" if not several else f"-{amount:g}" if isinstance(amount, int | float) else f"-{result.achieved:.3f}"
+    files = {
+        "pruned network": directory / f"pruned{suffix}.ckpt",
+        "scores": directory / f"scores{suffix}.safetensors",
+        "metrics": directory / f"metrics{suffix}.json",
+        "picture": directory / f"pruning{suffix}.png",
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=directory, prefix=".pruning-") as temporary:
+        drafts = {what: Path(temporary) / path.name for what, path in files.items()}
+        result.save(drafts["pruned network"], **provenance)
+        save_file({name: score.contiguous().cpu() for name, score in result.scores.items()}, drafts["scores"])
+        drafts["metrics"].write_text(json.dumps(metrics_record(evaluation, provenance), indent=2) + "\n")
+        write_chart(result.plot(), drafts["picture"])
+        for what, draft in drafts.items():
+            os.replace(draft, files[what])
+    return files
+
+
+def metrics_record(evaluation: Evaluation, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that was measured as plain types, for `metrics.json`."""
+    result = evaluation.result
+    return {
+        "recipe": result.recipe.plain(),
+        "achieved": result.achieved,
+        "max_difference": result.max_difference,
+        "split": evaluation.split,
+        "layers": {
+            name: {
+                "before": wide,
+                "after": narrow,
+                "pruned": int((~result.masks[name]).sum()) if name in result.masks else 0,
+            }
+            for name, (wide, narrow) in result.widths.items()
+        },
+        "whole": dict(result.whole),
+        "before": asdict(evaluation.before),
+        "after": asdict(evaluation.after),
+        "latency_batch": LATENCY_BATCH,
+        "provenance": dict(provenance),
+    }
+
+
+def scalars(evaluation: Evaluation) -> dict[str, float]:
+    """Return the numbers of a pruning under the names that loggers get, such as `pruned/top1`."""
+    values: dict[str, float] = {
+        "pruned/achieved_amount": evaluation.result.achieved,
+        "pruned/max_difference": evaluation.result.max_difference,
+    }
+    for prefix, metrics in (("dense", evaluation.before), ("pruned", evaluation.after)):
+        values |= {f"{prefix}/top{k}": accuracy for k, accuracy in metrics.top_k.items()}
+        values |= {f"{prefix}/num_parameters": metrics.num_parameters, f"{prefix}/flops": metrics.flops}
+        values |= {f"{prefix}/size_bytes": metrics.size_bytes}
+        if metrics.latency_s is not None:
+            values[f"{prefix}/latency_s"] = metrics.latency_s
+    return values
+
+
+def print_pruning(
+    evaluations: Sequence[Evaluation], files: Sequence[Mapping[str, Path]], *, dense: Path | None, config: Path
+) -> None:
+    """Print the table of every pruning, the files that hold it, and a command to try next.
+
+    Args:
+        evaluations: The prunings.
+        files: The files of each, by what they hold; empty if none were written.
+        dense: The dense checkpoint.
+        config: The run's config, for the next command; the hint is for the library where there is none.
+    """
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    for evaluation in evaluations:
+        console.print(pruning_table(evaluation.result, evaluation.before, evaluation.after, split=evaluation.split))
+    if not files:
+        return
+    rows = [("dense network", dense)] if dense is not None else []
+    rows += [(what, path) for written in files for what, path in written.items()]
+    rows += [("config", config)] if config.is_file() else []
+    console.print("\nWritten:")
+    for what, path in rows:
+        console.print(f"  {what:<15} {_from_here(path)}", soft_wrap=True)
+    if config.is_file() and dense is not None:
+        amount = max((evaluation.result.achieved for evaluation in evaluations), default=0.0)
+        further = round(1 - (1 - amount) / 2, 2)  # half of what is left
+        hint = f"mlprank prune --config {_from_here(config)} --ckpt_path {_from_here(dense)} --amount {further:g}"
+    else:
+        pruned = _from_here(files[-1]["pruned network"])
+        hint = f"python -c \"import mlprank; print(mlprank.load_pruned('{pruned}', YourNetwork()))\""
+    console.print(f"Next: {hint}", soft_wrap=True)
+
+
+def _from_here(path: Path) -> Path:
+    """A path below the current directory as a relative one; Lightning makes its paths absolute."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

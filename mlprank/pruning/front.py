@@ -1,4 +1,4 @@
-"""What a search for a budget found: every network tried, the chosen one, and how a person sees them."""
+"""Budgets as people state them, and what a search for the smallest network that keeps them found."""
 
 from __future__ import annotations
 
@@ -6,15 +6,130 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mlprank.pruning.budgets import COUNTS, Budgets, format_count
-from mlprank.pruning.result import PruningResult
+from mlprank.methods.adaptive import Counted
+from mlprank.pruning.result import PruningResult, format_bytes
 from mlprank.utils.charts import Chart, CostPoint, compose, draw_front, looks_of
 from mlprank.utils.files import write_whole
+
+_DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "max_params": _DECIMAL,
+    "max_flops": _DECIMAL,
+    "max_bytes": {"": 1.0, **_BYTES},
+    "max_latency": _SECONDS,
+}
+_EXAMPLES = {"max_params": "50000 or 50k", "max_flops": "2M", "max_bytes": "1MB", "max_latency": "2ms"}
+COUNTS: Mapping[str, Counted] = {
+    "max_params": "parameters",
+    "max_flops": "flops",
+    "max_bytes": "bytes",
+    "max_latency": "latency",
+}
+"""What each size budget counts."""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What a smaller network must keep; at least one of them.
+
+    A number up to 1, such as 0.3, is a share of the dense network; larger numbers and texts with a unit are absolute.
+
+    Attributes:
+        max_drop: The most that the score may fall: percentage points of top-1 accuracy or agreement, or what a score
+            function returns.
+        max_bytes: The largest file, such as "1MB", "500kB" or 0.3.
+        max_params: The most parameters, such as 50000, "50k" or 0.3.
+        max_flops: The most FLOPs of a sample, such as "2M" or 0.3.
+        max_latency: The longest time of a batch, such as "2ms" or 0.5.
+
+    Raises:
+        ValueError: If there is none, or one is not a positive number with a unit that it can have.
+
+    Examples:
+        >>> Budgets(max_drop=0.5, max_bytes="1MB").limit("max_bytes", dense=2.7e6)
+        1000000.0
+        >>> Budgets(max_flops=0.3).limit("max_flops", dense=1000)
+        300.0
+    """
+
+    max_drop: float | None = None
+    max_bytes: float | str | None = None
+    max_params: float | str | None = None
+    max_flops: float | str | None = None
+    max_latency: float | str | None = None
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, field.name) is None for field in fields(self)):
+            raise ValueError(
+                f"there is no budget; give at least one of {', '.join(field.name for field in fields(self))}, such as"
+                " max_drop=0.5"
+            )
+        if self.max_drop is not None and (isinstance(self.max_drop, (bool, str)) or not 0 <= self.max_drop < math.inf):
+            raise ValueError(
+                f"max_drop={self.max_drop!r} must be a number of at least 0: percentage points that may be lost, such"
+                " as 0.5"
+            )
+        for name in self.sizes:
+            self._read(name)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The size budgets that are given."""
+        return tuple(name for name in COUNTS if getattr(self, name) is not None)
+
+    def limit(self, name: str, *, dense: float) -> float:
+        """Return a size budget as an absolute number, in what it counts (seconds for latency)."""
+        value, is_share = self._read(name)
+        return value * dense if is_share else value
+
+    def _read(self, name: str) -> tuple[float, bool]:
+        """A size budget's value, and whether it is a share."""
+        given, units = getattr(self, name), _UNITS[name]
+        found = re.fullmatch(r"\s*([-+.\deE]+|nan|inf)\s*([^\W\d]*)\s*", str(given))
+        try:
+            value = float(found[1]) if found else math.nan
+        except ValueError:
+            value = math.nan
+        unit = found[2] if found else ""
+        if isinstance(given, bool) or not 0 < value < math.inf:
+            raise ValueError(
+                f"{name}={given!r} must be a positive number, such as {_EXAMPLES[name]}, or a share of the dense"
+                " network, such as 0.3"
+            )
+        if not unit and value <= 1:
+            return value, True
+        if unit not in units:
+            shown = ", ".join(each for each in units if each)
+            what = f'"{unit}" is not a unit of it' if unit else "it has no unit"
+            raise ValueError(f"{name}={given!r}: {what}; give one of {shown}, such as {_EXAMPLES[name]}")
+        return value * units[unit], False
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) is not None
+        )
+
+
+def format_count(name: str, value: float) -> str:
+    """Return a size as a person reads it, by the name of its budget.
+
+    Examples:
+        >>> format_count("max_bytes", 1234567), format_count("max_latency", 0.00213), format_count("max_params", 50000)
+        ('1.23 MB', '2.13 ms', '50,000')
+    """
+    if name == "max_latency":
+        return f"{1e3 * value:.3g} ms"
+    return format_bytes(value) if name == "max_bytes" else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -114,13 +229,12 @@ class Front:
         Returns:
             An Altair chart, which a notebook shows; `mlprank.utils.charts.write_chart` writes it as PNG, SVG or PDF.
         """
-        budget = next((name for name, count in COUNTS.items() if count == self.count), "max_params")
-        title, unit = {
-            "max_params": ("parameters", 1.0),
-            "max_flops": ("FLOPs of a sample", 1.0),
-            "max_bytes": ("file size, MB", 1e6),
-            "max_latency": ("latency of a batch, ms", 1e-3),
-        }[budget]
+        titles = {
+            "flops": ("max_flops", "FLOPs of a sample", 1.0),
+            "bytes": ("max_bytes", "file size, MB", 1e6),
+            "latency": ("max_latency", "latency of a batch, ms", 1e-3),
+        }
+        budget, title, unit = titles.get(self.count, ("max_params", "parameters", 1.0))
         series = self.best.recipe.plain()["measure"]["name"]
         points = [
             CostPoint(
@@ -138,70 +252,61 @@ class Front:
             title=f"{type(self.best.model).__name__}: {self.budgets}",
             cost=title,
             dense=(self.dense.size(budget) / unit, self.dense.score),
-            score=self.score if not self.in_percent else {"top-1": "top-1 accuracy"}.get(self.score, self.score),
+            score="top-1 accuracy" if self.score == "top-1" else self.score,
             percent=self.in_percent,
         )
         return compose([drawing])
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
+    def _shown(self, score: float) -> str:
+        return f"{100 * score:.2f} %" if self.in_percent else f"{score:.4f}"
+
+    def _table(self) -> list[list[str]]:
+        """The header, and a row for the dense network and every one that was tried."""
         latency = self.dense.latency_s is not None
-        header = [
-            "",
-            "removed",
-            "parameters",
-            "FLOPs",
-            "file",
-            *(["latency"] if latency else []),
-            self.score,
-            "drop",
-            "",
+        rows = [
+            ["", "removed", "parameters", "FLOPs", "file", *["latency"] * latency, self.score, "drop", ""],
         ]
-        rows = []
         for point in (self.dense, *self.points):
-            scale, digits = (100, 2) if self.in_percent else (1, 4)
-            keeps = "" if point is self.dense else "keeps the budgets" if point.keeps else "does not"
+            dense = point is self.dense
             rows.append(
                 [
-                    "dense" if point is self.dense else "→" if point is self.best_point else "",
+                    "dense" if dense else "→" if point is self.best_point else "",
                     f"{point.amount:.1%}",
                     f"{point.num_parameters:,} ({point.num_parameters / self.dense.num_parameters:.1%})",
                     f"{point.flops:,}",
                     format_count("max_bytes", point.size_bytes),
-                    *([format_count("max_latency", point.latency_s or math.nan)] if latency else []),
-                    f"{scale * point.score:.{digits}f}{' %' if self.in_percent else ''}",
-                    f"{point.drop:.{digits}f}",
-                    keeps,
+                    *[format_count("max_latency", point.latency_s or math.nan)] * latency,
+                    self._shown(point.score),
+                    f"{point.drop:.{2 if self.in_percent else 4}f}",
+                    "" if dense else "keeps the budgets" if point.keeps else "does not",
                 ]
             )
-        return header, rows
+        return rows
 
     def __str__(self) -> str:
-        header, rows = self._table()
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [header, *rows]
-        ]
+        rows = self._table()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
         ended = ", interrupted: the best so far" if self.interrupted else ""
-        best = self.best_point
-        chosen = (
-            f"Chosen ({self.budgets}{ended}): {best.num_parameters:,} of {self.dense.num_parameters:,} parameters"
-            f" ({best.num_parameters / self.dense.num_parameters:.1%}), {self.score} {rows[0][-3]} → "
-            + next(row[-3] for row, point in zip(rows[1:], self.points, strict=True) if point is best)
-            + "."
+        best, dense = self.best_point, self.dense
+        return "\n".join(
+            [
+                *lines,
+                f"Chosen ({self.budgets}{ended}): {best.num_parameters:,} of {dense.num_parameters:,} parameters"
+                f" ({best.num_parameters / dense.num_parameters:.1%}), {self.score} {self._shown(dense.score)} →"
+                f" {self._shown(best.score)}.",
+            ]
         )
-        return "\n".join([*lines, chosen])
 
     def _repr_html_(self) -> str:
-        header, rows = self._table()
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-        body = "".join(
-            f"<tr{' style=font-weight:bold' if row[0] == '→' else ''}>"
-            + "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in row)
-            + "</tr>"
-            for row in rows
+        head, *rows = (
+            "<tr>" + "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in self._table()
         )
-        return f"<table><caption>{html.escape(str(self.budgets))}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        chosen = next(row for row in rows if ">→<" in row)
+        body = "".join(rows).replace(chosen, chosen.replace("<tr>", "<tr style=font-weight:bold>"))
+        caption = html.escape(str(self.budgets))
+        return f"<table><caption>{caption}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 class BudgetError(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,46 +25,25 @@ from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Layer, State
 from mlprank.measures import get_measure
 from mlprank.methods import get_method
-from mlprank.pruning.importance import group_scores, readers_of, score_group
 from mlprank.pruning.recipe import Recipe
-from mlprank.pruning.selection import Selection, choose
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A masked network.
-
-    Attributes:
-        scores: For every layer, shape (n_out,).
-        masks: For every layer that may be pruned, shape (n_out,), True for kept neurons.
-        groups: For every group that may be pruned and removed, by name, shape (width,), True for neurons that some layer keeps.
-        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave behind: how many.
-        by_channel: Layers that were mended by one coefficient a neuron, as they see too much for whole weights to be fitted anew.
-        state: The weights: rows of pruned neurons are zero, their readers are compensated.
-    """
-
-    scores: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
-    groups: Mapping[str, Tensor]
-    held_back: Mapping[str, int]
-    by_channel: tuple[str, ...]
-    state: State
+from mlprank.pruning.selection import Selection, choose, group_scores, layer_scores, readers_of, score_group
 
 
 class MaskedWeights:
     """Masks a network group by group and compensates it reader by reader; lives for one pruning.
 
-    A reader is fitted on what arrives when everything before it has been pruned and compensated. Rows of pruned neurons are zeroed at
-    the end then: nobody listens to them any more, and a later reader must still see what it is to predict.
+    A reader is fitted on what arrives when everything before it has been pruned and compensated. Rows of pruned neurons
+    are zeroed at the end then: nobody listens to them any more, and a later reader must still see what it is to
+    predict.
 
-    Args:
-        graph: The network's graph.
-        state: Its weights.
-        recipe: How to prune it.
-        selection: What of it.
-        removable: For every group that is not whole, which neurons can go; see `mlprank.surgery.narrow.removable_neurons`.
-        norms: Its norms on the calibration data.
-        calibration: The data.
+    Attributes:
+        state: The weights: in the end rows of pruned neurons are zero, their readers are compensated.
+        scores: For every layer, shape (n_out,).
+        masks: For every layer that may be pruned, shape (n_out,), True for kept neurons.
+        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave
+            behind: how many.
+        by_channel: Layers that were mended by one coefficient a neuron, as they see too much for whole weights to be
+            fitted anew.
     """
 
     def __init__(
@@ -87,15 +65,15 @@ class MaskedWeights:
         self.by_channel: list[str] = []
         self.passes = SideBySide(graph, state, calibration, num_samples=norms.num_samples)
 
-    def from_scores(self, scores: Mapping[str, Tensor]) -> Masked:
+    def from_scores(self, scores: Mapping[str, Tensor]) -> None:
         """Mask by scores of the dense network."""
         self._mask(scores if self.recipe.chain else group_scores(self.graph, scores))
         for readers in self._steps():
             self._compensate(readers)
-        return self._finished(scores)
+        self._finish(scores)
 
-    def from_pruned(self) -> Masked:
-        """Score every group when everything below it has been pruned, for measures that ask for that (`reads_pruned`)."""
+    def from_pruned(self) -> None:
+        """Score every group when all below it has been pruned, for measures that ask for that (`reads_pruned`)."""
         scores: dict[int, Tensor] = {}
         for readers in self._steps():
             for index in readers[0].read_groups:
@@ -105,8 +83,7 @@ class MaskedWeights:
         for index in range(len(self.graph.groups)):
             if index not in scores:
                 scores[index] = self._score(index)
-        of_layers = {layer.name: _assembled(layer, scores) for layer in self.graph.layers}
-        return self._finished(of_layers)
+        self._finish({layer.name: layer_scores(layer, scores) for layer in self.graph.layers})
 
     def _steps(self) -> Iterator[tuple[Layer, ...]]:
         """Layers that read neurons in forward order, together where they read the same values in the same way."""
@@ -134,7 +111,7 @@ class MaskedWeights:
 
     def _moments(self, views: Sequence[View]) -> PooledMoments:
         """Moments of what layers read in the pruned network as it is by now."""
-        fills = self._fills()
+        fills = self.fills()
         if not views:
             return {}
         if not isinstance(self.compensation, Regression):
@@ -146,10 +123,11 @@ class MaskedWeights:
                 sums.add(nodes[node], value)
         return sums.moments(self.calibration)
 
-    def _fills(self) -> dict[str, Fill]:
-        return fills_of(self.graph, self._groups())
+    def fills(self) -> dict[str, Fill]:
+        """What normalisations read in place of pruned neurons, by operation."""
+        return fills_of(self.graph, self.groups())
 
-    def _groups(self) -> dict[str, Tensor]:
+    def groups(self) -> dict[str, Tensor]:
         """Masks of the groups that lose neurons for real: those that no layer of the group keeps."""
         groups: dict[str, Tensor] = {}
         for group in self.graph.groups:
@@ -195,7 +173,7 @@ class MaskedWeights:
         self.state = zero_rows(self.graph, self.state, chosen, keeps_bias=self.compensation.keeps_bias)
 
     def _compensate(self, readers: tuple[Layer, ...]) -> None:
-        by, groups = self.compensation, self._groups()
+        by, groups = self.compensation, self.groups()
         kept = self.graph.kept_entries(groups, readers[0].read, self.state[readers[0].weight].device)
         if not isinstance(by, Regression) or bool(kept.all()):
             return
@@ -210,24 +188,12 @@ class MaskedWeights:
             moments = {} if layer.tied else self._moments(views)
             self.state = predict(self.graph, self.state, layer, groups, moments, by=by)
         if fitted and isinstance(by, Refit):
-            targets = self.passes.targets(self.state, fitted, kept, self._fills())
+            targets = self.passes.targets(self.state, fitted, kept, self.fills())
             self.state = refit(self.state, fitted, kept, targets, by=by)
         for layer in readers:
             if layer.tied:  # its weights on pruned neurons are rows of theirs
                 self._zero([name for index in layer.read_groups for name in self.graph.groups[index].layers])
 
-    def _finished(self, scores: Mapping[str, Tensor]) -> Masked:
-        masks = self._layer_masks()
-        state = zero_rows(self.graph, self.state, masks, keeps_bias=self.compensation.keeps_bias)
-        return Masked(scores, masks, self._groups(), self.held_back, tuple(self.by_channel), state)
-
-
-def _assembled(layer: Layer, scores: Mapping[int, Tensor]) -> Tensor:
-    """The scores of a layer from those of its groups."""
-    if len(layer.made) == 1 and layer.made[0].block == 1:
-        return scores[layer.made_groups[0]]
-    parts = [
-        scores[segment.space].repeat_interleave(segment.block) for segment in layer.made if segment.space is not None
-    ]
-    joined = torch.cat(parts)
-    return joined / joined.sum()
+    def _finish(self, scores: Mapping[str, Tensor]) -> None:
+        self.scores, self.masks = scores, self._layer_masks()
+        self.state = zero_rows(self.graph, self.state, self.masks, keeps_bias=self.compensation.keeps_bias)

@@ -1,11 +1,10 @@
-"""The pipeline: a network and calibration data in, a narrower network and the proof that it computes the same function out."""
+"""The pipeline: a network and calibration data in, a narrower one and the proof that it does the same out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,14 +30,13 @@ from mlprank.graph.trace import LOCK, trace
 from mlprank.measures import Reader, get_measure
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
-from mlprank.pruning.importance import readers_of, score_layers
 from mlprank.pruning.masked_weights import MaskedWeights
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
-from mlprank.pruning.selection import Selection, amounts_by_name, select
+from mlprank.pruning.selection import Selection, amounts_by_name, readers_of, score_layers, select
 from mlprank.pruning.self_check import check_agreement, keep_written
-from mlprank.pruning.spending import Sensitivity, error_curves, measure_costs, measure_sensitivities, spent_amounts
+from mlprank.pruning.spending import error_curves, measure_costs, measure_sensitivities, spent_amounts
 from mlprank.surgery.copies import is_plain, parametrised, plain_copy
 from mlprank.surgery.masks import fill_norms, masked_rows
 from mlprank.surgery.narrow import (
@@ -66,8 +64,8 @@ def prune(
     Args:
         model: A network, or a LightningModule; left untouched. Neurons that torch's pruning masks
             (`torch.nn.utils.prune`) keep at zero count as pruned, and stay so.
-        calibration: A batch, an iterable of batches, a DataLoader or a LightningDataModule. A batch is a tensor of shape
-            (N, ...), a tuple of inputs and labels, or a dict of keyword arguments.
+        calibration: A batch, an iterable of batches, a DataLoader or a LightningDataModule. A batch is a tensor of
+            shape (N, ...), a tuple of inputs and labels, or a dict of keyword arguments.
         recipe: All choices in one record; those below that are given change it.
         inputs: Makes a call of a batch where the batch does not say it:
             `inputs=lambda batch: ((batch["ids"],), {"mask": batch["mask"]})`.
@@ -104,8 +102,9 @@ def score(
     Args:
         model: As for `prune`; left untouched.
         calibration: As for `prune`.
-        recipe: All choices in one record; those below that are given change it. Scores depend on `measure`, `graph`, the
-            calibration data and, for measures that look at it (`modified_pagerank` with `z_importance`), on `amount`.
+        recipe: All choices in one record; those below that are given change it. Scores depend on `measure`, `graph`,
+            the calibration data and, for measures that look at it (`modified_pagerank` with `z_importance`), on
+            `amount`.
         inputs: As for `prune`.
         **fields: The fields of `Recipe`, by name.
 
@@ -179,6 +178,13 @@ class Pruning:
         self.graph = traced
         rows = masked_rows(inner, {layer.weight: layer.kind.weight_out for layer in self.graph.layers})
         self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
+        # What has been measured of the dense network, each once.
+        self._known_norms: dict[bool, Norms] = {}
+        self._known_moments: dict[View, Moments] = {}
+        self._known_curves: dict[str, Tensor] = {}
+        self._known_sensitivities: dict[str, Tensor] = {}
+        self._known_costs: dict[tuple[Adaptive, tuple[str, ...]], Costs] = {}
+        self._known_arriving: dict[tuple[tuple[str, ...], bool], Mapping[Place, Arriving]] = {}
 
     def norms(self, *, chain: bool) -> Norms:
         """Norms of the dense network on the calibration data; each reading's are measured once."""
@@ -186,20 +192,14 @@ class Pruning:
             self._known_norms[chain] = measure_norms(self.graph, self.state, self.calibration, chain=chain)
         return self._known_norms[chain]
 
-    @cached_property
-    def _known_norms(self) -> dict[bool, Norms]:
-        return {}
-
     def moments(self, views: Iterable[View]) -> PooledMoments:
         """Measure moments of what layers read in the dense network, each once."""
         wanted = list(dict.fromkeys(views))
-        missing = [view for view in wanted if view not in self._moments]
-        self._moments.update(measure_moments(self.graph, self.state, self.calibration, missing) if missing else {})
-        return {view: self._moments[view] for view in wanted if view in self._moments}
-
-    @cached_property
-    def _moments(self) -> dict[View, Moments]:
-        return {}
+        missing = [view for view in wanted if view not in self._known_moments]
+        self._known_moments.update(
+            measure_moments(self.graph, self.state, self.calibration, missing) if missing else {}
+        )
+        return {view: self._known_moments[view] for view in wanted if view in self._known_moments}
 
     @takes_recipe
     def scores(
@@ -208,7 +208,8 @@ class Pruning:
         """Score every layer of the dense network, as `mlprank.score` does.
 
         Args:
-            recipe: All choices in one record, the one this was made with by default; those below that are given change it.
+            recipe: All choices in one record, the one this was made with by default; those below that are given change
+                it.
             amounts: The amount of every layer, where it has been worked out already.
             **fields: The fields of `Recipe`, by name.
         """
@@ -266,41 +267,38 @@ class Pruning:
         )
         amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
         if recipe.scores_on_pruned:
-            made = weights.from_pruned()
+            weights.from_pruned()
         else:
-            made = weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
-        fills = {
-            norm.module: fill
-            for norm in self.graph.norms
-            if (fill := fills_of(self.graph, made.groups).get(norm.node)) is not None
-        }
-        removal = plan_removal(self.graph, made.state, made.groups, arriving if folds else None)
+            weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
+        filled = weights.fills()
+        fills = {norm.module: filled[norm.node] for norm in self.graph.norms if norm.node in filled}
+        removal = plan_removal(self.graph, weights.state, weights.groups(), arriving if folds else None)
         with LOCK:
-            masked, narrow = with_state(self.model, made.state), with_state(self.model, removal.state)
+            masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
         fill_norms(masked, fills)
         follows = follow_config(narrow, {name: tuple(tensor.shape) for name, tensor in self.state.items()})
         keeps_bias = compensation.keeps_bias
         result = PruningResult(
             model=narrow,
             masked=masked,
-            scores=made.scores,
-            masks=made.masks,
+            scores=weights.scores,
+            masks=weights.masks,
             recipe=recipe,
             whole=selection.whole,
-            held_back=made.held_back,
+            held_back=weights.held_back,
             slices={name: dims for name, dims in removal.slices.items() if name in self.state},
             biases=tuple(name for name in removal.state if name not in self.state),
             parameter_masks={
-                **zeroed_parameters(self.graph, made.state, made.masks, keeps_bias=keeps_bias),
+                **zeroed_parameters(self.graph, weights.state, weights.masks, keeps_bias=keeps_bias),
                 **{norm.weight: fills[norm.module].kept for norm in self.graph.norms if norm.module in fills},
             },
             max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),
             dense=self.model,
             example=self.calibration.example.first(1).sole,
-            widths=self._widths(made.scores, removal),
+            widths=self._widths(weights.scores, removal),
             fills=fills,
             units={layer.name: layer.kind.unit for layer in self.graph.layers},
-            notes=self._notes(made.by_channel, follows=follows),
+            notes=self._notes(weights.by_channel, follows=follows),
         )
         return self._refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
 
@@ -335,7 +333,7 @@ class Pruning:
         missing = {unit: group for unit, group in units.items() if unit not in self._known_curves}
         if missing:
             if not self._known_sensitivities:
-                self._known_sensitivities.update(measure_sensitivities(self.graph, self.state, self.calibration))
+                self._known_sensitivities = measure_sensitivities(self.graph, self.state, self.calibration)
             views = [
                 view
                 for group in missing.values()
@@ -365,31 +363,19 @@ class Pruning:
             )
         return self._known_costs[kind]
 
-    @cached_property
-    def _known_curves(self) -> dict[str, Tensor]:
-        return {}
-
-    @cached_property
-    def _known_sensitivities(self) -> dict[str, Sensitivity]:
-        return {}
-
-    @cached_property
-    def _known_costs(self) -> dict[tuple[Adaptive, tuple[str, ...]], Costs]:
-        return {}
-
     def _refined(self, result: PruningResult, by: Refinement, on_step: OnStep | None) -> PruningResult:
         """Refine the narrow network, and give the masked one the same changes."""
-        found = refine(result.model, self.model, self.calibration, by=by, on_step=on_step)
-        before, after, masked = (network_state(each) for each in (result.model, found.model, result.masked))
+        refined, losses = refine(result.model, self.model, self.calibration, by=by, on_step=on_step)
+        before, after, masked = (network_state(each) for each in (result.model, refined, result.masked))
         for norm in {norm.weight: norm for norm in self.graph.norms}.values():
             # The gain of a narrower normalisation is larger than the masked one's by this factor.
             factor = math.sqrt(len(after[norm.weight]) / len(masked[norm.weight]))
             before[norm.weight], after[norm.weight] = before[norm.weight] * factor, after[norm.weight] * factor
         return replace(
             result,
-            model=found.model,
+            model=refined,
             masked=with_state(result.masked, lifted(masked, before, after, result.slices)),
-            losses=(found.loss_before, found.loss_after),
+            losses=losses,
         )
 
     def _widths(self, scores: Mapping[str, Tensor], removal: Removal) -> dict[str, tuple[int, int]]:
@@ -403,18 +389,20 @@ class Pruning:
             widths[name] = (layer.out_features, (size if kept is None else len(kept)) * ratio)
         return widths
 
-    def _notes(self, by_channel: tuple[str, ...], *, follows: bool) -> tuple[str, ...]:
+    def _notes(self, by_channel: list[str], *, follows: bool) -> tuple[str, ...]:
         """What a report should say besides."""
         notes = []
         if by_channel:
             notes.append(
-                f"Mended by one coefficient a neuron, as whole weights see too much to be fitted: {', '.join(quoted(list(by_channel)))}."
+                "Mended by one coefficient a neuron, as whole weights see too much to be fitted:"
+                f" {', '.join(quoted(by_channel))}."
             )
         if self.baked:
             notes.append(f"Computed before every forward pass, now plain parameters: {', '.join(quoted(self.baked))}.")
         if not follows:
             notes.append(
-                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the file that save()"
+                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the"
+                " file that save()"
                 " writes, or protect the layers that end with a width of their own."
             )
         return tuple(notes)
@@ -427,7 +415,8 @@ class Pruning:
         ]
         if isinstance(compensation, Regression) and recipe.chain and tied:
             raise ValueError(
-                f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons; there'
+                f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons;'
+                " there"
                 ' compensation="constant" and "zero" are defined, or use graph="dag"'
             )
         keeps_bias = compensation.keeps_bias
@@ -453,10 +442,6 @@ class Pruning:
             fills = fills_of(self.graph, groups)
             self._known_arriving[kind] = measure_constants(self.graph, emptied, self.calibration, fills=fills)
         return self._known_arriving[kind]
-
-    @cached_property
-    def _known_arriving(self) -> dict[tuple[tuple[str, ...], bool], Mapping[Place, Arriving]]:
-        return {}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -9,17 +9,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import wraps
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor
-
 from mlprank.compensation import COMPENSATIONS, Compensation
 from mlprank.measures import MEASURES, Measure
 from mlprank.methods import METHODS, Method
 from mlprank.pruning.refine import Refinement, get_refinement
-from mlprank.pruning.selection import Selection, check_amount
-
-_LEAST = 1e-300
-"""A score above 0 that changes no other score in float64."""
+from mlprank.pruning.selection import check_amount
 
 _PARTS = {"measure": MEASURES, "method": METHODS, "compensation": COMPENSATIONS}
 """The fields that hold something callable, and where its names are looked up."""
@@ -34,8 +28,9 @@ class Recipe:
             file names; layers that no name matches stay whole).
         measure: What scores neurons: weighted_pagerank, modified_pagerank, random, norm, activation, wanda,
             reconstruction; with parameters as in {name: norm, p: 2}; a dotted path; or an instance.
-        method: What turns scores into masks: local, global, adaptive (a budget spent where it costs least; `{name: adaptive,
-            count: parameters}` counts `amount` in parameters, flops, bytes or latency), a dotted path, or an instance.
+        method: What turns scores into masks: local, global, adaptive (a budget spent where it costs least; `{name:
+            adaptive, count: parameters}` counts `amount` in parameters, flops, bytes or latency), a dotted path, or an
+            instance.
         compensation: What a pruned neuron leaves behind: constant, zero, mean, least_squares, a dotted path, or an
             instance.
         graph: "dag", the true graph of neurons, or "chain", the published reading.
@@ -44,8 +39,9 @@ class Recipe:
         protect: Names of layers to keep whole, matched like those of `amount`.
         min_neurons: At least so many neurons stay in every layer.
         round_to: The number of kept neurons becomes a multiple of this, where the layer is wide enough.
-        refine: So many steps of distillation towards the dense network's outputs on the calibration data, without labels, after
-            the self-check; 0 for none; `{steps: 1000, loss: kl}` says more, see `mlprank.pruning.refine.Refinement`.
+        refine: So many steps of distillation towards the dense network's outputs on the calibration data, without
+            labels, after the self-check; 0 for none; `{steps: 1000, loss: kl}` says more, see
+            `mlprank.pruning.refine.Refinement`.
         num_samples: Number of calibration samples to read; None for all of them.
         seed: Seed of their draw, where a data module draws them.
 
@@ -107,26 +103,9 @@ class Recipe:
         ours = type(self.measure).__module__.partition(".")[0] == "mlprank"
         return bool(getattr(self.measure, "reads_amount", not ours))
 
-    def masks(self, selection: Selection, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the masks of every selected layer that is scored, shape (n_out,), True for kept neurons."""
-        units = {
-            unit: _pruned_first(scores[unit], selection.already.get(unit)) for unit in selection.units if unit in scores
-        }
-        amounts = {unit: selection.amounts[unit] for unit in units}
-        method: Method = METHODS.find(self.method)
-        chosen = method(units, amounts, min_neurons=self.min_neurons, round_to=self.round_to) if units else {}
-        for unit, left in selection.already.items():
-            chosen.update({unit: chosen[unit] & left.to(chosen[unit].device)} if unit in chosen else {})
-        return {name: mask for unit, mask in chosen.items() for name in selection.units[unit]}
-
     def plain(self) -> dict[str, Any]:
         """Return the fields as plain types; `Recipe(**plain)` is the same recipe."""
         return {field.name: _plain(field.name, getattr(self, field.name)) for field in fields(self)}
-
-
-def _pruned_first(scores: Tensor, left: Tensor | None) -> Tensor:
-    """Rank neurons that have been pruned before below all others; in float64 nothing else changes."""
-    return scores if left is None else torch.where(left.to(scores.device), scores.double() + _LEAST, 0.0)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -168,8 +147,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def takes_recipe(function: _Function) -> _Function:
     """Show the fields of `Recipe` as keyword parameters in place of a function's `**fields`.
 
-    Signature, annotations and documentation (in place of the docstring's line on `**fields`) come from the one definition,
-    so that a field added to `Recipe` appears in every function and class that takes one. Fields that the
+    Signature, annotations and documentation (in place of the docstring's line on `**fields`) come from the one
+    definition, so that a field added to `Recipe` appears in every function and class that takes one. Fields that the
     function names itself stay as they are.
     """
     hints = typing.get_type_hints(Recipe)
@@ -209,6 +188,3 @@ def document_fields(doc: str | None, *, skipped: set[str] | frozenset[str] = fro
         entries[-1].append(indent + text[4:])
     shown = [entry for entry in entries if entry[0].strip().partition(":")[0] not in skipped]
     return doc.replace(line, "\n".join("\n".join(entry) for entry in shown))
-
-
-__all__ = ["Recipe", "document_fields", "make_recipe", "takes_recipe"]

@@ -1,7 +1,8 @@
 """Refinement without labels: a short distillation of the narrow network towards the dense network's outputs.
 
-The calibration data goes through the dense network once; then the narrow network is trained on what came out. It needs no label, and
-what dropout and batch statistics would do in training is left aside: both networks run in evaluation mode.
+The calibration data goes through the dense network once; then the narrow network is trained on what came out. It needs
+no label, and what dropout and batch statistics would do in training is left aside: both networks run in evaluation
+mode.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class Refinement:
         steps: Number of steps of Adam.
         learning_rate: Of the first step; it falls to 0 along a cosine.
         batch_size: Calibration samples in a step, over all processes.
-        loss: "mse", the mean squared error of the outputs, for any network; "kl", the divergence of class probabilities, where the outputs
-            are logits: probable classes then count more, which keeps more of the accuracy at high amounts.
+        loss: "mse", the mean squared error of the outputs, for any network; "kl", the divergence of class
+            probabilities, where the outputs are logits: probable classes then count more, which keeps more of the
+            accuracy at high amounts.
         seed: Seed of the order in which samples are drawn.
 
     Raises:
@@ -64,7 +66,7 @@ class Refinement:
 
 
 def get_refinement(refine: int | Mapping[str, Any] | Refinement) -> Refinement | None:
-    """Return the refinement that `refine=` means: a number of steps, a description as YAML has it, or an instance; None for 0.
+    """Return the refinement that a number of steps, a description as YAML has it or an instance means; None for 0.
 
     Raises:
         TypeError: If it is none of these.
@@ -90,21 +92,6 @@ def get_refinement(refine: int | Mapping[str, Any] | Refinement) -> Refinement |
     return Refinement(steps=refine) if refine else None
 
 
-@dataclass(frozen=True, eq=False)
-class Refined:
-    """A refined network.
-
-    Attributes:
-        model: The narrow network with new weights.
-        loss_before: Its loss on the calibration data before, as a share of what a constant output would lose ("mse"), or in nats ("kl").
-        loss_after: The same afterwards; never larger, since weights that are no better are not taken.
-    """
-
-    model: nn.Module
-    loss_before: float
-    loss_after: float
-
-
 def refine(
     narrow: nn.Module,
     dense: nn.Module,
@@ -112,21 +99,17 @@ def refine(
     *,
     by: Refinement,
     on_step: OnStep | None = None,
-) -> Refined:
+) -> tuple[nn.Module, tuple[float, float]]:
     """Train a narrow network towards the dense network's outputs on the calibration data.
 
-    Every step draws the same samples on every run. With several processes each draws from its own calibration data, gradients are
-    averaged, and all end with the same weights. All calibration data is held in memory, on the network's device.
-
-    Args:
-        narrow: The network to refine; left untouched.
-        dense: The network to learn from; left untouched.
-        calibration: The data.
-        by: How.
-        on_step: Told after every step.
+    Every step draws the same samples on every run. With several processes each draws from its own calibration data,
+    gradients are averaged, and all end with the same weights. All calibration data is held in memory, on the network's
+    device. Both networks are left untouched; `on_step` is told after every step.
 
     Returns:
-        The refined network in the mode of the given one, with the losses before and after.
+        The refined network in the mode of the given one, and its loss on the calibration data before and after, as a
+        share of what a constant output would lose ("mse"), or in nats ("kl"). It is never larger after: weights that
+        are no better are not taken.
 
     Raises:
         ValueError: If the loss stops being a number, or no gradient comes from the outputs.
@@ -159,20 +142,14 @@ def refine(
             each.requires_grad_(False)
     for module, given in zip(learner.modules(), narrow.modules(), strict=True):
         module.training = given.training
-    return Refined(learner, before, after)
+    return learner, (before, after)
 
 
 def lifted(masked: State, before: State, after: State, slices: Slices) -> dict[str, Tensor]:
-    """Give a masked network the changes that its narrow one has gone through, so that both compute the same function again.
+    """Give a masked network the changes that its narrow one has gone through, so that both are one function again.
 
-    Args:
-        masked: The masked network's weights, at dense shapes.
-        before: The narrow network's weights when both agreed.
-        after: The narrow network's weights now.
-        slices: For every tensor that is narrower, the kept indices by dimension.
-
-    Returns:
-        The masked network's new weights; biases that only the narrow network has are in it.
+    `slices` are the kept indices by dimension of every tensor that is narrower. Biases that only the narrow network has
+    are in the result.
     """
     state = dict(masked)
     for name, new in after.items():
@@ -207,7 +184,8 @@ def _train(
         value = loss(_outputs(learner, inputs), targets)
         if not value.requires_grad:
             raise ValueError(
-                f"refine: the outputs of {type(learner).__name__} do not depend on its weights in a way that gives a gradient (its"
+                f"refine: the outputs of {type(learner).__name__} do not depend on its weights in a way that gives a"
+                " gradient (its"
                 " forward runs without autograd); leave out refine"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -289,13 +267,14 @@ class _Loss:
             targets = pool.parts[0][1]
             if len(targets) != 1 or targets[0].dim() < 2:
                 raise ValueError(
-                    'refine: loss="kl" needs one output of logits, shape (N, num_classes) or (N, positions, num_classes); use loss="mse"'
+                    'refine: loss="kl" needs one output of logits, shape (N, num_classes) or (N, positions,'
+                    ' num_classes); use loss="mse"'
                 )
             self.class_dim = 1 if targets[0].dim() > 3 else -1
         self.scales = [1.0] if kind == "kl" else self._variances()
 
     def _variances(self) -> list[float]:
-        """The variance of every target about its mean over the samples, so that outputs of different size count alike."""
+        """The variance of every target over the samples, so that outputs of different size count alike."""
         scales = []
         for number in range(len(self.pool.parts[0][1])):
             targets = [targets[number].double().flatten(1) for _, targets in self.pool.parts]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
-from mlprank.artifact.hub import push_to_hub, save_pretrained
-from mlprank.artifact.pruned import Artifact, describe_network, write_pruned
-from mlprank.artifact.record import describe_inputs, record_of, remember
+from mlprank.artifact.pruned import describe_network, push_to_hub, save_pretrained, write_pruned
+from mlprank.artifact.record import Artifact, describe_inputs, record_of, remember
 from mlprank.costs.metrics import ModelMetrics, measure_model
 from mlprank.graph.program import Fill, Inputs
+from mlprank.graph.records import describe_whole
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.narrow import Slices
 from mlprank.utils.charts import Chart, ScoredLayer, compose, display_name, draw_scores
@@ -31,7 +36,8 @@ class PruningMetrics:
         after: The narrow network.
         requested: The amount that was asked for.
         achieved: Removed neurons as a share of the neurons of the prunable layers.
-        max_difference: Largest difference between the outputs of the masked and the narrow network on a calibration batch.
+        max_difference: Largest difference between the outputs of the masked and the narrow network on a calibration
+            batch.
     """
 
     before: ModelMetrics
@@ -52,11 +58,12 @@ class PruningResult:
         masks: For every prunable layer, shape (n_out,), True for kept neurons.
         recipe: How it was pruned.
         whole: Why each other layer stays whole.
-        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave behind: how many.
+        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave
+            behind: how many.
         slices: For every tensor that became narrower, the kept indices by dimension.
         biases: Names of biases that the dense network did not have.
-        parameter_masks: For every weight and bias with zeroed rows, and for the gains of normalisations over pruned neurons, shape
-            (n_out,), True for the rows that stay.
+        parameter_masks: For every weight and bias with zeroed rows, and for the gains of normalisations over pruned
+            neurons, shape (n_out,), True for the rows that stay.
         max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
         dense: The network that was given.
         example: One input, shape (1, ...), or one call where it is more than a tensor.
@@ -64,8 +71,8 @@ class PruningResult:
         fills: What normalisations of the masked network read in place of pruned neurons, by module.
         units: What the neurons of a layer are called: "neurons" or "channels".
         notes: What else a report should say.
-        losses: Loss on the calibration data before and after `refine`; None where nothing was refined. `max_difference` is then that of
-            the networks before, which had the same weights.
+        losses: Loss on the calibration data before and after `refine`; None where nothing was refined. `max_difference`
+            is then that of the networks before, which had the same weights.
 
     Examples:
         >>> import mlprank, torch
@@ -105,7 +112,7 @@ class PruningResult:
 
     @property
     def zeroed(self) -> dict[str, int]:
-        """Neurons that every pruned layer of the narrow network still has although its mask is False there: their rows are zero.
+        """Neurons that every layer of the narrow network has although its mask is False there: their rows are zero.
 
         They are outputs, or tied to neurons of another layer that are kept (`graph="chain"`).
         """
@@ -128,33 +135,15 @@ class PruningResult:
         Args:
             path: The file, `pruned.ckpt` by custom.
             **provenance: Further plain values that say where the network came from.
-
-        Returns:
-            The path.
         """
         return write_pruned(self.model, self.record(**provenance), path)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
-        """Upload the narrow network and a model card with the metrics to the Hugging Face Hub; see `mlprank.artifact.hub`.
-
-        Args:
-            name: "user/name".
-            private: Whether only the user sees it.
-
-        Returns:
-            The address of the upload.
-        """
+        """Upload the narrow network and a model card to the Hugging Face Hub as "user/name"; return the address."""
         return push_to_hub(self.model, name, metrics=self._card(), private=private)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the narrow network and a model card with the metrics into a folder, which `from_pretrained` reads.
-
-        Args:
-            folder: The folder; it is made.
-
-        Returns:
-            The folder.
-        """
+        """Write the narrow network and a model card with the metrics into a folder, which `from_pretrained` reads."""
         return save_pretrained(self.model, folder, metrics=self._card())
 
     def _card(self) -> dict[str, tuple[int, int]]:
@@ -214,6 +203,102 @@ class PruningResult:
         return compose([draw_scores(layers, title=title, width=460)])
 
     def __str__(self) -> str:
-        from mlprank.pruning.table import render
+        text = io.StringIO()
+        console = Console(file=text, width=110, color_system=None, highlight=False)
+        console.print(pruning_table(self, self.metrics.before, self.metrics.after))
+        return text.getvalue().rstrip()
 
-        return render(self)
+
+def pruning_table(
+    result: PruningResult, before: ModelMetrics, after: ModelMetrics, *, split: str | None = None
+) -> RenderableType:
+    """Lay out what a pruning did.
+
+    Args:
+        result: The pruning.
+        before: The dense network's numbers, with accuracies and latency where they were measured.
+        after: The narrow network's.
+        split: The data that accuracies were measured on.
+
+    Returns:
+        Something for a rich console: neurons per layer, then the totals, then what stays whole and the proof.
+    """
+    table = Table(title=_title(result), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    for name, (wide, narrow) in result.widths.items():
+        zeroed = result.zeroed.get(name, 0)
+        note = f" ({zeroed} zeroed)" if zeroed else ""
+        unit = result.units.get(name, "neurons")
+        table.add_row(
+            name, f"{wide} {unit}", f"{narrow} {unit}{note}", _percent(narrow, wide) if narrow != wide else "whole"
+        )
+    table.add_section()
+    for row in _totals(before, after, split):
+        table.add_row(*row)
+    lines: list[RenderableType] = [table]
+    requested = result.recipe.amount
+    asked = (
+        f"{requested:.1%}"
+        if isinstance(requested, float | int)
+        else ", ".join(f"{k} {v:.0%}" for k, v in requested.items())
+    )
+    lines.append(Text(f"Pruned {result.achieved:.1%} of the neurons of the prunable layers ({asked} requested)."))
+    lines.append(
+        Text(f"Masked and removed network agree: their outputs differ by at most {result.max_difference:.1e}.")
+    )
+    if result.losses is not None:
+        kind, (first, last) = result.recipe.plain()["refine"], result.losses
+        lines.append(
+            Text(
+                f"Refined without labels in {kind['steps']:,} steps: loss ({kind['loss']}) on the calibration data"
+                f" {first:.3g} → {last:.3g};"
+                " the agreement above is that of the networks before."
+            )
+        )
+    if result.held_back:
+        layers = ", ".join(f'"{name}" {count}' for name, count in result.held_back.items())
+        lines.append(Text(f"Kept though chosen, as nothing can take the constants they would leave behind: {layers}."))
+    lines += [Text(note) for note in result.notes]
+    if result.whole:
+        lines.append(Text(f"Whole: {describe_whole(result.whole)}."))
+    return Group(*lines)
+
+
+def _title(result: PruningResult) -> str:
+    plain = result.recipe.plain()
+    names = [plain["measure"]["name"], plain["method"]["name"], plain["compensation"]["name"], plain["graph"]]
+    return f"{type(result.model).__name__} pruned by {', '.join(names)}"
+
+
+def _totals(before: ModelMetrics, after: ModelMetrics, split: str | None) -> list[tuple[str, str, str, str]]:
+    rows = [
+        (
+            f"{split} top-{k}" if split else f"top-{k}",
+            f"{before.top_k[k]:.2%}",
+            f"{after.top_k[k]:.2%}",
+            f"{100 * (after.top_k[k] - before.top_k[k]):+.2f} points",
+        )
+        for k in sorted(set(before.top_k) & set(after.top_k))
+    ]
+    for name, wide, narrow, shown in (
+        ("parameters", before.num_parameters, after.num_parameters, "{:,}".format),
+        ("FLOPs per image", before.flops, after.flops, "{:,}".format),
+        ("file size", before.size_bytes, after.size_bytes, format_bytes),
+    ):
+        rows.append((name, shown(wide), shown(narrow), _percent(narrow, wide)))
+    if before.latency_s is not None and after.latency_s is not None:
+        wide_ms, narrow_ms = (f"{1e3 * seconds:.3f} ms" for seconds in (before.latency_s, after.latency_s))
+        faster = f"{before.latency_s / after.latency_s:.2f} times as fast"
+        rows.append(("latency of 64 images", wide_ms, narrow_ms, faster))
+    return rows
+
+
+def _percent(after: float, before: float) -> str:
+    return f"{(after - before) / before:+.1%}" if before else ""
+
+
+def format_bytes(count: float) -> str:
+    """Return a size as a person reads it, such as "1.23 MB"."""
+    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

@@ -27,20 +27,12 @@ _NUM_SAMPLES = 256
 def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inputs, graph: Graph) -> float:
     """Run both networks on a calibration batch and compare their outputs.
 
-    Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on the way.
-
-    Args:
-        masked: The network with zeroed rows.
-        narrow: The network without them.
-        example: A batch of inputs, shape (N, ...), or a call.
-        graph: The dense network's graph, for the names of suspects.
-
-    Returns:
-        The largest absolute difference of two outputs.
+    Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on
+    the way. Returned is the largest absolute difference of two outputs.
 
     Raises:
-        ValueError: If the narrow network cannot run, or differs by more than 1e-5 in float32 or 1e-12 in float64 (times the largest
-            output where that is above 1).
+        ValueError: If the narrow network cannot run, or differs by more than 1e-5 in float32 or 1e-12 in float64 (times
+            the largest output where that is above 1).
     """
     inputs = as_inputs(example).first(_NUM_SAMPLES)
     with LOCK, contextlib.nullcontext() if graph.hooked else without_hooks(masked, narrow):
@@ -50,8 +42,9 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
 def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) -> Graph:
     """Keep neurons whole whose number is written into the forward pass, such as `x.view(-1, 512)` or `x[:, :256]`.
 
-    Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can tell: a network
-    that lost one neuron of each group, which nobody listens to, has to give what it gave with that neuron.
+    Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can
+    tell: a network that lost one neuron of each group, which nobody listens to, has to give what it gave with that
+    neuron.
     """
     if not any(operation(node) in _SIZED for node in graph.program.nodes):
         return graph
@@ -168,4 +161,7 @@ def _suspects(graph: Graph) -> str:
     if not graph.reshapes:
         return "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
     lines = "; ".join(graph.reshapes)
-    return f"a width is written into the forward pass: {lines}; take sizes from the tensor (x.flatten(1), x.shape[-1]) or protect the layer"
+    return (
+        f"a width is written into the forward pass: {lines}; take sizes from the tensor (x.flatten(1), x.shape[-1]) or"
+        " protect the layer"
+    )

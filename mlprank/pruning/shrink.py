@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.calibration.data import own
-from mlprank.costs.latency import measure_latency
-from mlprank.costs.metrics import measure_model, top_k_accuracy
+from mlprank.costs.metrics import measure_latency, measure_model
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
-from mlprank.methods.local import Local
-from mlprank.pruning.budgets import COUNTS, Budgets, format_count
-from mlprank.pruning.front import BudgetError, Front, FrontPoint
+from mlprank.methods.ranked import Local
+from mlprank.pruning.evaluation import accuracy
+from mlprank.pruning.front import COUNTS, BudgetError, Budgets, Front, FrontPoint, format_count
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.refine import Refinement
 from mlprank.pruning.result import PruningResult
-from mlprank.utils.modules import evaluating, sole_tensor
+from mlprank.utils.modules import device_of, evaluating, sole_tensor
 
 DEFAULTS: Mapping[str, Any] = {"measure": "reconstruction", "refine": 1000, "num_samples": 4096}
 """Where a search starts from other fields than `Recipe` does."""
 
 Score = Callable[[nn.Module], float]
+_Tried = tuple[FrontPoint, PruningResult]
 _MOST_CANDIDATES = 14
 _CLOSE_ENOUGH = 1.06
 """The search ends when the smallest network that keeps the budgets is within this factor of one that does not."""
@@ -70,25 +70,27 @@ def shrink(
 ) -> Front:
     """Find the smallest network that keeps a budget.
 
-    With `max_drop` it is the smallest network that loses no more, and that must keep the other budgets too; without, it is the one of
-    the best score that size budgets leave room for, which is the largest. What counts as small is what the first size budget counts,
-    else parameters. The network is traced and calibrated once, whatever is tried. After Ctrl-C the best so far is returned, where
-    there is one.
+    With `max_drop` it is the smallest network that loses no more, and that must keep the other budgets too; without, it
+    is the one of the best score that size budgets leave room for, which is the largest. What counts as small is what
+    the first size budget counts, else parameters. The network is traced and calibrated once, whatever is tried. After
+    Ctrl-C the best so far is returned, where there is one.
 
     Args:
         model: As for `mlprank.prune`; left untouched.
         calibration: As for `mlprank.prune`; no labels are needed.
-        validation: Data to choose by: batches of inputs and labels (classes), or of inputs alone; a DataLoader, an iterable that can be
-            read again, a pair of tensors, or a LightningDataModule, whose `val_dataloader()` is read. None where `score` needs none.
-        recipe: How to prune; fields that are given change it. The measure is reconstruction, refinement 1,000 steps and calibration
-            4,096 samples unless said otherwise; `method` may be adaptive (the default) or local.
-        max_drop: The most that the score may fall: percentage points of top-1 accuracy or agreement, or in the unit of a score function.
+        validation: Data to choose by: batches of inputs and labels (classes), or of inputs alone; a DataLoader, an
+            iterable that can be read again, a pair of tensors, or a LightningDataModule, whose `val_dataloader()` is
+            read. None where `score` needs none.
+        recipe: How to prune; fields that are given change it. The measure is reconstruction, refinement 1,000 steps and
+            calibration 4,096 samples unless said otherwise; `method` may be adaptive (the default) or local.
+        max_drop: The most that the score may fall: percentage points of top-1 accuracy or agreement, or in the unit of
+            a score function.
         max_bytes: The largest file of weights, such as "1MB", or a share of the dense network's, such as 0.3.
         max_params: The most parameters, such as 50000, "50k" or 0.3.
         max_flops: The most FLOPs of a sample, such as "2M" or 0.3.
         max_latency: The longest time of a batch on the network's device, such as "2ms" or 0.5.
-        score: "top1" accuracy (where there are labels, the default), "agreement" with the dense network's predictions (where there are
-            none), or a function that takes the network and returns a number, larger being better.
+        score: "top1" accuracy (where there are labels, the default), "agreement" with the dense network's predictions
+            (where there are none), or a function that takes the network and returns a number, larger being better.
         batch_size: Samples in the batch whose latency is measured.
         progress: Told how far the search is.
         reduce: Sums a tensor over processes, where each of them has its share of the data.
@@ -115,7 +117,8 @@ def shrink(
     budgets = Budgets(max_drop, max_bytes, max_params, max_flops, max_latency)
     if "amount" in fields:
         raise ValueError(
-            f"amount={fields['amount']!r} and a budget ({budgets}) contradict each other: a budget says what must be kept, and the amount"
+            f"amount={fields['amount']!r} and a budget ({budgets}) contradict each other: a budget says what must be"
+            " kept, and the amount"
             " follows; give one of them (mlprank.prune takes amounts)"
         )
     counted = COUNTS[budgets.sizes[0]] if budgets.sizes else "parameters"
@@ -128,7 +131,7 @@ def shrink(
             f"method={method!r}: a search needs adaptive or local, which can say how wide a network becomes"
         )
     scoring = _Scoring(model, validation, score, reduce=reduce)
-    if isinstance(recipe.refine, Refinement) and "refine" not in fields and scoring.by_class:
+    if isinstance(recipe.refine, Refinement) and "refine" not in fields and scoring.function is None:
         recipe = replace(recipe, refine=replace(recipe.refine, loss="kl"))
     pruning = Pruning(model, calibration, recipe, reduce=reduce)
     return _Search(pruning, budgets, scoring, batch_size=batch_size, progress=progress).run()
@@ -139,7 +142,6 @@ class _Scoring:
 
     def __init__(self, model: nn.Module, validation: Any, score: Any, *, reduce: Callable[[Tensor], Tensor]) -> None:
         self.reduce, self.function = reduce, score if callable(score) else None
-        self.batches: Any = None if self.function is not None else _batches(validation)
         if self.function is not None:
             self.name = getattr(score, "__name__", type(score).__name__)
             return
@@ -147,74 +149,65 @@ class _Scoring:
             raise ValueError(
                 f'score={score!r} is unknown; choose "top1", "agreement", or give a function of the network'
             )
-        labels = _labels(self.batches)
-        if score == "top1" and labels is None:
+        self.batches = _batches(validation)
+        first = next(iter(self.batches))
+        targets = first[1] if isinstance(first, (tuple, list)) and len(first) > 1 else None
+        are_classes = (
+            isinstance(targets, Tensor)
+            and targets.dim() == 1
+            and not (targets.is_floating_point() or targets.is_complex())
+        )
+        if score == "top1" and not are_classes:
             raise ValueError(
-                'validation: its batches have no labels of classes, shape (N,), which score="top1" needs; give batches of (inputs, labels), or'
-                ' use score="agreement" with the dense network\'s predictions'
+                'validation: its batches have no labels of classes, shape (N,), which score="top1" needs; give batches'
+                " of (inputs, labels),"
+                ' or use score="agreement" with the dense network\'s predictions'
             )
-        if score is None and labels is None and _has_targets(self.batches):
+        if score is None and targets is not None and not are_classes:
             raise ValueError(
-                "validation: its targets are not classes, integers of shape (N,), so there is no accuracy; give score=, a function of the"
+                "validation: its targets are not classes, integers of shape (N,), so there is no accuracy; give"
+                " score=, a function of the"
                 ' network that returns a number, or score="agreement"'
             )
-        self.name = "top-1" if score == "top1" or (score is None and labels is not None) else "agreement"
-        self.predicted: list[Tensor] = [] if self.name == "top-1" else list(self._predictions(model))
-
-    @property
-    def by_class(self) -> bool:
-        """Whether the outputs are taken for logits of classes."""
-        return self.function is None
+        self.name = "top-1" if are_classes and score != "agreement" else "agreement"
+        self.predicted = [] if self.name == "top-1" else list(self._predictions(model))
 
     def __call__(self, network: nn.Module) -> float:
         if self.function is not None:
-            with evaluating(network), torch.no_grad():
-                value: Any = self.function(network)
-            if isinstance(value, Tensor) and value.numel() == 1:
-                value = value.item()
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-                raise TypeError(
-                    f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number, larger being better"
-                )
-            return float(value)
-        right, seen = 0.0, 0
+            return self._called(self.function, network)
         if self.name == "top-1":
-            counted = _Counted(self.batches)
-            right = top_k_accuracy(network, counted, (1,))[1]
-            seen = counted.num_samples
-            right *= seen
-        else:
-            for before, now in zip(self.predicted, self._predictions(network), strict=True):
-                right += float((before == now).double().sum())
-                seen += before.numel()
-        total, count = self.reduce(torch.tensor([right, seen], dtype=torch.float64)).tolist()
-        return float(total / count)
+            return accuracy(network, self.batches, (1,), reduce=self.reduce)[1]
+        pairs = zip(self.predicted, self._predictions(network), strict=True)
+        counts = [(float((before == now).sum()), now.numel()) for before, now in pairs]
+        right, seen = self.reduce(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
+        return float(right / seen)
+
+    def _called(self, function: Score, network: nn.Module) -> float:
+        with evaluating(network), torch.no_grad():
+            value: Any = function(network)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise TypeError(
+                f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number, larger being"
+                " better"
+            )
+        return float(value)
 
     def _predictions(self, network: nn.Module) -> Iterator[Tensor]:
-        device = next((each.device for each in network.parameters()), torch.device("cpu"))
+        device = device_of(network)
         with evaluating(network), torch.inference_mode():
             for batch in self.batches:
                 inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
                 logits = sole_tensor(network(inputs.to(device)), who="shrink")
                 if logits.dim() < 2 or logits.shape[1] < 2:
                     raise ValueError(
-                        f"validation: agreement compares predicted classes, and outputs of shape {tuple(logits.shape)} are no logits of"
+                        f"validation: agreement compares predicted classes, and outputs of shape {tuple(logits.shape)}"
+                        " are no logits of"
                         " classes; give score=, a function of the network that returns a number"
                     )
                 yield logits.argmax(1 if logits.dim() != 3 else -1)
-
-
-class _Counted:
-    """Batches of inputs and labels, and how many samples went by."""
-
-    def __init__(self, batches: Iterable[Sequence[Tensor]]) -> None:
-        self.batches, self.num_samples = batches, 0
-
-    def __iter__(self) -> Iterator[Sequence[Tensor]]:
-        for batch in self.batches:
-            self.num_samples += len(batch[0])
-            yield batch
 
 
 def _batches(validation: Any) -> Any:
@@ -225,9 +218,8 @@ def _batches(validation: Any) -> Any:
         validation.prepare_data()
         validation.setup("fit")
         validation = validation.val_dataloader()
-    if isinstance(validation, Tensor):
-        return [validation]
-    if isinstance(validation, tuple) and len(validation) == 2 and all(isinstance(each, Tensor) for each in validation):
+    is_pair = isinstance(validation, tuple) and len(validation) == 2 and all(isinstance(x, Tensor) for x in validation)
+    if isinstance(validation, Tensor) or is_pair:
         return [validation]
     if isinstance(validation, Iterator):
         validation = list(validation)
@@ -240,20 +232,6 @@ def _batches(validation: Any) -> Any:
     return validation
 
 
-def _has_targets(batches: Any) -> bool:
-    first = next(iter(batches))
-    return isinstance(first, (tuple, list)) and len(first) > 1
-
-
-def _labels(batches: Any) -> Tensor | None:
-    """The first batch's labels, where they are classes."""
-    first = next(iter(batches))
-    if not (isinstance(first, (tuple, list)) and len(first) > 1 and isinstance(first[1], Tensor)):
-        return None
-    labels = first[1]
-    return labels if labels.dim() == 1 and not labels.is_floating_point() and not labels.is_complex() else None
-
-
 @dataclass
 class _Search:
     """Tries networks; lives for one search."""
@@ -263,10 +241,14 @@ class _Search:
     scoring: _Scoring
     batch_size: int
     progress: Callable[[Progress], None] | None
-    tried: list[tuple[FrontPoint, PruningResult]] = field(default_factory=list)
-    by_widths: dict[tuple[int, ...], tuple[FrontPoint, PruningResult]] = field(default_factory=dict)
+    by_widths: dict[tuple[int, ...], _Tried] = field(default_factory=dict)
     expected: float = 8.0
     dense_s: float = 0.0
+
+    @property
+    def tried(self) -> list[_Tried]:
+        """Every network so far."""
+        return list(self.by_widths.values())
 
     def run(self) -> Front:
         self.method = get_method(self.pruning.recipe.method)
@@ -276,7 +258,8 @@ class _Search:
         self.limits = {name: self.budgets.limit(name, dense=self.dense.size(name)) for name in self.budgets.sizes}
         if self.budgets.max_drop is None and all(self.dense.size(name) <= limit for name, limit in self.limits.items()):
             raise ValueError(
-                f"the dense network already keeps {self.budgets} ({self._sizes(self.dense)}); give smaller budgets, or max_drop to shrink it"
+                f"the dense network already keeps {self.budgets} ({self._sizes(self.dense)}); give smaller budgets, or"
+                " max_drop to shrink it"
                 " as far as its score allows"
             )
         self.least = self._least_share()
@@ -286,10 +269,10 @@ class _Search:
             kept = [pair for pair in self.tried if pair[0].keeps]
             if not kept:
                 raise
-            return replace(self._front(*self._smallest(kept)), interrupted=True)
+            return replace(self._front(*_smallest(kept)), interrupted=True)
 
     def _by_drop(self) -> Front:
-        """Halve what is left until too much is lost, then close in on the smallest network that loses no more than allowed."""
+        """Halve what is left until too much is lost, then close in on the smallest network that keeps the budget."""
         kept, lost, share = 1.0, 0.0, 0.5
         for _ in range(_MOST_CANDIDATES):
             point, _ = self._try(share)
@@ -305,22 +288,25 @@ class _Search:
                 break
             else:
                 share = math.sqrt(kept * lost)
-            self.expected = len(self.tried) + (self._steps_within(kept, lost) if lost else 5)
+            halvings = math.log2(math.log(kept / lost) / math.log(_CLOSE_ENOUGH)) if lost else 5
+            self.expected = len(self.tried) + max(0.0, math.ceil(halvings))
         losing_little = [pair for pair in self.tried if pair[0].drop <= self._max_drop]
         if not losing_little:
             nearest = min(self.tried, key=lambda pair: pair[0].drop)
             raise BudgetError(
                 f"no smaller network keeps {self.budgets}: the nearest, with {nearest[0].num_parameters:,} of"
-                f" {self.dense.num_parameters:,} parameters, loses {nearest[0].drop:.3g}; allow max_drop={_up(nearest[0].drop):g}",
+                f" {self.dense.num_parameters:,} parameters, loses {nearest[0].drop:.3g}; allow"
+                f" max_drop={_up(nearest[0].drop):g}",
                 self._front(*nearest),
             )
-        point, result = self._smallest(losing_little)
+        point, result = _smallest(losing_little)
         if point.keeps:
             return self._front(point, result)
         smaller = self._largest_in_sizes()
         offer = ", ".join(f"{name}={format_count(name, point.size(name))}" for name in self.limits)
         raise BudgetError(
-            f"no network keeps {self.budgets}: the smallest that loses no more than {self._max_drop:g} has {self._sizes(point)}"
+            f"no network keeps {self.budgets}: the smallest that loses no more than {self._max_drop:g} has"
+            f" {self._sizes(point)}"
             + (f", and one that is small enough loses {smaller[0].drop:.3g}" if smaller else "")
             + f"; allow {offer}"
             + (f", or max_drop={_up(smaller[0].drop):g}" if smaller else ""),
@@ -338,14 +324,15 @@ class _Search:
                 self.tried, key=lambda pair: max(pair[0].size(name) / limit for name, limit in self.limits.items())
             )
             raise BudgetError(
-                f"no network keeps {self.budgets}: the smallest has {self._sizes(nearest[0])}; allow that, or lower min_neurons and"
+                f"no network keeps {self.budgets}: the smallest has {self._sizes(nearest[0])}; allow that, or lower"
+                " min_neurons and"
                 " protect fewer layers",
                 self._front(*nearest),
             )
         return self._front(*found)
 
-    def _largest_in_sizes(self) -> tuple[FrontPoint, PruningResult] | None:
-        """Try the largest network that costs tell to be small enough; a little less where what was measured says otherwise."""
+    def _largest_in_sizes(self) -> _Tried | None:
+        """Try the largest network that costs tell to be small enough; a little less where measuring says otherwise."""
         share = self._share_in_sizes()
         for _ in range(5):
             share = min(1.0, max(share, self.least))
@@ -399,16 +386,15 @@ class _Search:
         amounts = self.pruning.selection(self._recipe(share)).amounts
         return {unit: max(1, round((1 - amounts[unit]) * width)) for unit, width in self._full.items()}
 
-    def _try(self, share: float) -> tuple[FrontPoint, PruningResult]:
+    def _try(self, share: float) -> _Tried:
         """Prune and score a network; one of the same widths is not made twice."""
         widths = tuple(self._widths(share).values())
         if widths not in self.by_widths:
             self.by_widths[widths] = self._made(share)
-            self.tried.append(self.by_widths[widths])
             self._tell()
         return self.by_widths[widths]
 
-    def _made(self, share: float) -> tuple[FrontPoint, PruningResult]:
+    def _made(self, share: float) -> _Tried:
         started, recipe = time.perf_counter(), self._recipe(share)
 
         def on_step(done: int, total: int) -> None:
@@ -456,7 +442,8 @@ class _Search:
         score = self.scoring(self.pruning.model)
         if not math.isfinite(score):
             raise ValueError(
-                f"score: {self.scoring.name} is {score} for the dense network, which no budget can be held against; it must be a finite number"
+                f"score: {self.scoring.name} is {score} for the dense network, which no budget can be held against; it"
+                " must be a finite number"
             )
         return self._point(self.pruning.model, score, 0.0, started, widths={}, dense=True)
 
@@ -469,9 +456,6 @@ class _Search:
         self.dense_s = self.dense_s or timed["dense"].median_s
         total, ranks = self.scoring.reduce(torch.tensor([ratio * self.dense_s, 1.0], dtype=torch.float64)).tolist()
         return float(total / ranks)
-
-    def _smallest(self, pairs: list[tuple[FrontPoint, PruningResult]]) -> tuple[FrontPoint, PruningResult]:
-        return max(pairs, key=lambda pair: pair[0].amount)
 
     def _sizes(self, point: FrontPoint) -> str:
         names = {"max_params": "parameters", "max_flops": "FLOPs", "max_bytes": "", "max_latency": ""}
@@ -493,18 +477,20 @@ class _Search:
             count=self.count,
         )
 
-    def _steps_within(self, kept: float, lost: float) -> float:
-        return max(0.0, math.ceil(math.log2(math.log(kept / lost) / math.log(_CLOSE_ENOUGH))))
-
     def _tell(self, text: str = "", *, part: float = 0.0) -> None:
         if self.progress is None:
             return
         kept = [pair for pair in self.tried if pair[0].drop <= self._max_drop]
         if not text and kept:
-            best = self._smallest(kept)[0]
-            text = f"best so far {best.num_parameters / self.dense.num_parameters:.1%} of the parameters, drop {best.drop:.2f}"
+            best = _smallest(kept)[0]
+            share = best.num_parameters / self.dense.num_parameters
+            text = f"best so far {share:.1%} of the parameters, drop {best.drop:.2f}"
         done = len(self.tried) + part
         self.progress(Progress(done, max(self.expected, math.ceil(done)), text or "trying"))
+
+
+def _smallest(pairs: list[_Tried]) -> _Tried:
+    return max(pairs, key=lambda pair: pair[0].amount)
 
 
 def _up(drop: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from mlprank.calibration.data import Calibration
 from mlprank.calibration.statistics import PooledMoments, views_of
-from mlprank.costs.flops import count_flops
-from mlprank.costs.latency import measure_latency
-from mlprank.costs.metrics import size_bytes
+from mlprank.compensation import cholesky
+from mlprank.costs.metrics import count_flops, measure_latency, size_bytes
 from mlprank.graph.layers import Embedding, rows
 from mlprank.graph.program import Inputs, as_inputs
 from mlprank.graph.records import Graph, Group, State
@@ -30,43 +28,15 @@ _MOST_SAMPLES = 1024
 _JITTER = 1e-10
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """What a change of a layer's pre-activations does to the network's outputs.
-
-    Attributes:
-        matrix: Shape (m, m), float64: `d @ matrix @ d` is the expected squared change of all outputs of a sample when every
-            position of the layer changes by d, changes at different positions taken as independent.
-    """
-
-    matrix: Float[Tensor, "m m"]
-
-    def root(self) -> Float[Tensor, "m m"]:
-        """Return R with `R @ R.T = matrix`."""
-        size = len(self.matrix)
-        scale = float(self.matrix.diagonal().mean()) or 1.0
-        eye, jitter = torch.eye(size, dtype=self.matrix.dtype, device=self.matrix.device), _JITTER
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(self.matrix + jitter * scale * eye)
-        while int(failed):
-            jitter *= 10
-            factor, failed = torch.linalg.cholesky_ex(self.matrix + jitter * scale * eye)
-        return factor
-
-
-def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) -> dict[str, Sensitivity]:
+def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) -> dict[str, Float[Tensor, "m m"]]:
     """Measure how the outputs answer to every layer, by gradients of random combinations of the outputs.
 
-    With `r` random signs over the outputs and `g` the gradient of `r @ outputs` to a layer, the mean of `g g^T` is `J^T J`, J the
-    Jacobian of the outputs (Hutchinson's estimator).
-
-    Args:
-        graph: The network's graph.
-        state: Its weights.
-        calibration: The data; at most 1,024 samples of it are looked at.
+    With `r` random signs over the outputs and `g` the gradient of `r @ outputs` to a layer, the mean of `g g^T` is `J^T
+    J`, J the Jacobian of the outputs (Hutchinson's estimator). At most 1,024 samples are looked at.
 
     Returns:
-        The sensitivity of every layer, by name.
+        For every layer, by name, shape (m, m), float64: `d @ matrix @ d` is the expected squared change of all outputs
+        of a sample when every position of the layer changes by d, changes at different positions taken as independent.
 
     Raises:
         ValueError: If the network computes something that has no gradient.
@@ -96,7 +66,7 @@ def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) 
     found = {}
     for layer in graph.layers:
         zero = torch.zeros(layer.out_features, layer.out_features, dtype=torch.float64, device=calibration.device)
-        found[layer.name] = Sensitivity(calibration.reduce(sums.get(layer.name, zero)) / total)
+        found[layer.name] = calibration.reduce(sums.get(layer.name, zero)) / total
     return found
 
 
@@ -134,25 +104,17 @@ def error_curves(
     units: Mapping[str, Group],
     *,
     moments: PooledMoments,
-    sensitivities: Mapping[str, Sensitivity],
+    sensitivities: Mapping[str, Tensor],
 ) -> dict[str, Float[Tensor, " n_plus_1"]]:
-    """Return what each number of kept neurons leaves unexplained of what the readers compute, as a squared change of the outputs.
+    """Return what k kept neurons leave unexplained of what the readers compute, for k from 0 to n.
 
-    Args:
-        graph: The network's graph.
-        state: Its weights.
-        units: The groups to give curves for, by the name of the unit.
-        moments: Moments of what their readers read in the dense network.
-        sensitivities: What the outputs answer to, by layer.
-
-    Returns:
-        For every unit, shape (n + 1,), float64: the error with k neurons kept, the mean over the samples.
+    Shape (n + 1,), float64, for every unit: the mean over the samples of the squared change of the outputs.
     """
     curves = {}
     for unit, group in units.items():
         readers, total = [], 0.0
         for layer in graph.readers_of(group):
-            root, flat = sensitivities[layer.name].root(), layer.kind.flat(state[layer.weight]).double()
+            root, flat = root_of(sensitivities[layer.name]), layer.kind.flat(state[layer.weight]).double()
             outputs, per_group = flat.shape[1:3]
             for view in views_of(layer, graph.group_by_name[group.name]):
                 if view not in moments:
@@ -164,13 +126,15 @@ def error_curves(
                 weight, gram = weight.reshape(-1, view.width), moments[view].gram / moments[view].count
                 readers.append(Reader(weight, gram))
                 total += float(((weight @ gram) * weight).sum())
-        curves[unit] = error_curve(reconstruction_gains(readers), total) if readers else _unread(group)
+        # Neurons that nothing reads can all go.
+        gains = reconstruction_gains(readers) if readers else torch.zeros(group.width, dtype=torch.float64)
+        curves[unit] = error_curve(gains, total)
     return curves
 
 
-def _unread(group: Group) -> Tensor:
-    """The curve of neurons that nothing reads: they can all go."""
-    return torch.zeros(group.width + 1, dtype=torch.float64)
+def root_of(matrix: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
+    """Return R with `R @ R.T = matrix`, positive semi-definite."""
+    return cholesky(matrix, ridge=_JITTER, scale=float(matrix.diagonal().mean()) or 1.0)
 
 
 def measure_costs(
@@ -184,16 +148,7 @@ def measure_costs(
 ) -> Costs:
     """Return what the network costs as a function of its units' widths.
 
-    Args:
-        graph: The network's graph.
-        model: The dense network.
-        state: Its weights.
-        units: The groups whose widths change, by the name of the unit.
-        count: What to count.
-        example: A call; latency is measured on it.
-
-    Returns:
-        The costs: neurons, parameters, FLOPs of one sample, bytes as `torch.save` writes them, or seconds of the batch.
+    That is neurons, parameters, FLOPs of one sample, bytes as `torch.save` writes them, or seconds of the example.
     """
     example = as_inputs(example)
     if count == "neurons":
@@ -276,18 +231,7 @@ def spent_amounts(
     min_neurons: int,
     round_to: int,
 ) -> dict[str, float]:
-    """Return every unit's amount when the budget is spent where it costs least.
-
-    Args:
-        selection: What may be pruned; its units have one amount, of what the method counts.
-        curves: The units' error curves.
-        costs: What the network costs in what the method counts.
-        method: The method.
-        min_neurons: So many neurons stay in every unit.
-        round_to: Widths become multiples of this.
-
-    Returns:
-        The share of its neurons that every unit loses, such that the count comes out exactly.
+    """Return the share of its neurons that every unit loses when one amount of what the method counts is spent best.
 
     Raises:
         ValueError: If several amounts were given, or no widths keep the budget.
@@ -296,7 +240,8 @@ def spent_amounts(
     if len(requested) > 1:
         given = ", ".join(f'"{name}": {amount}' for name, amount in selection.amounts.items())
         raise ValueError(
-            f'method="adaptive" spends one amount over all layers, but was given {given}; use method="local" for an amount per layer'
+            f'method="adaptive" spends one amount over all layers, but was given {given}; use method="local" for an'
+            " amount per layer"
         )
     amount = requested.pop()
     widths = {unit: len(curve) - 1 for unit, curve in curves.items()}

@@ -15,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mlprank.pruning.budgets import Budgets
+from mlprank.pruning.front import Budgets
 from mlprank.tuning.trial import Trial, format_value, trial_config, trial_key, without_places
 from mlprank.utils.errors import OptionError, did_you_mean
 

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 
 from mlprank.artifact import export
 from mlprank.artifact.export import FORMATS, export_model, onnx_function
+from mlprank.graph.program import Inputs
 from mlprank.utils.files import whole_file
 
 ONNX = pytest.mark.slow  # the exporter takes seconds to import
@@ -187,7 +188,7 @@ def calls() -> dict[str, tuple[nn.Module, object]]:
     return {
         "two": (TwoInputs(), (torch.randn(4, 6), torch.randn(4, 6))),
         "named": (TwoInputs(), {"left": torch.randn(4, 6), "right": torch.randn(4, 6)}),
-        "words": (Words(), export.Call((ids,), {"mask": (ids > 2).float()})),
+        "words": (Words(), Inputs((ids,), {"mask": (ids > 2).float()})),
         "cnn": (Cnn(), torch.randn(2, 3, 9, 9)),
     }
 
@@ -204,10 +205,10 @@ def test_models_of_several_named_and_integer_inputs_and_of_convolutions_are_expo
     result = export_model(model, example, tmp_path / f"m.{form}", form)
     assert 0 <= result.max_difference <= 1e-4
     if form != "safetensors":
-        call = export.call_of(example).mapped(lambda tensor: torch.cat([tensor, tensor, tensor[:1]]))
-        model.eval()
-        for expected, found in zip(call.feed(model), call.feed(reload(result.path, form)), strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        inputs = export.inputs_of(example)
+        batch = inputs.taken(torch.tensor([*range(len(inputs)), *range(len(inputs)), 0]))
+        expected, found = batch.feed(model.eval()), batch.feed(reload(result.path, form))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @ONNX

@@ -1,4 +1,4 @@
-"""A part of what `tests/fuzz_artifact.py` tries: no mutation of a pruned file gives another network, or an error without a name."""
+"""A part of `tests/fuzz_artifact.py`: no mutation of a pruned file gives another network or an unnamed error."""
 
 import pytest
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mlprank
-from mlprank.artifact.hub import from_pretrained
+from mlprank.artifact.pruned import from_pretrained
 from mlprank.models import MLP
 from tests.networks import difference, outputs, randomise
 
@@ -72,7 +72,7 @@ def test_without_the_extra_an_address_names_it_and_a_bad_one_is_refused(
 
 
 def test_a_network_that_was_never_pruned_is_refused(tmp_path: Path) -> None:
-    from mlprank.artifact.hub import save_pretrained
+    from mlprank.artifact.pruned import save_pretrained
 
     with pytest.raises(ValueError, match="was never pruned"):
         save_pretrained(nn.Linear(3, 2), tmp_path / "net")

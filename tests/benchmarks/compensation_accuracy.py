@@ -4,7 +4,8 @@ Run: uv run python tests/benchmarks/compensation_accuracy.py --seeds 3
 
 Trains one network a seed (8 epochs, Adam, learning rate 0.001) and keeps it under `runs/compensation_accuracy`,
 calibrates on 1,024 images, prunes locally with the output protected, and prints Markdown: top-1 on the 10,000 test
-images, mean over the seeds.
+images, mean over the seeds. With `--checkpoints "runs/four_layer/seed{seed}.ckpt"` it takes networks that `mlprank fit`
+trained on FashionMNIST instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.measures import MEASURES
 from mlprank.models import ThreeLayerMLP
 from mlprank.pruning.pipeline import Pruning
+from mlprank.training.networks import load_network
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COMPENSATIONS = ("constant", "zero", "mean", "least_squares")
@@ -54,6 +56,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--checkpoints", help="a path with {seed} in it")
+    parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--measures", nargs="+", default=list(MEASURES))
     parser.add_argument("--compensations", nargs="+", default=list(COMPENSATIONS))
     parser.add_argument("--amounts", nargs="+", type=float, default=list(AMOUNTS))
@@ -62,11 +66,12 @@ def main() -> None:
     dense: list[float] = []
     for seed in range(options.seeds):
         data = FashionMNISTDataModule(seed=seed)
-        network = trained(seed, data)
+        path = options.checkpoints and options.checkpoints.format(seed=seed)
+        network = load_network(path, input_shape=(1, 28, 28)).model if path else trained(seed, data)
         test = list(itertools.islice(data.test_dataloader(), None))
         batch: list[tuple[Tensor, Tensor]] = [(torch.cat([x for x, _ in test]), torch.cat([y for _, y in test]))]
         dense.append(top_k_accuracy(network, batch, (1,))[1])
-        pruning = Pruning(network, data.calibration_dataloader(num_samples=1024, seed=seed))
+        pruning = Pruning(network, data.calibration_dataloader(num_samples=options.num_samples, seed=seed))
         for measure, compensation, amount in itertools.product(
             options.measures, options.compensations, options.amounts
         ):

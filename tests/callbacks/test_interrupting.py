@@ -2,7 +2,7 @@
 
 import pytest
 
-import mlprank.pruning.outputs
+import mlprank.pruning.evaluation
 from mlprank.callbacks import Linear, PruningCallback
 from mlprank.callbacks import finish as finishing_module
 from tests.callbacks.projects import Blobs, Project, pruned_rows, trainer_for
@@ -58,7 +58,7 @@ def test_an_interrupted_schedule_says_how_far_it_came_and_goes_on(tmp_path, capl
 
 @pytest.mark.parametrize("place", ["save_file", "write_chart", "metrics_record"])
 def test_interrupted_writing_leaves_no_file_of_the_pruning(tmp_path, caplog, monkeypatch, place):
-    monkeypatch.setattr(mlprank.pruning.outputs, place, interrupt)
+    monkeypatch.setattr(mlprank.pruning.evaluation, place, interrupt)
     module = Project()
     with pytest.raises(SystemExit):
         trainer_for(tmp_path, PruningCallback(0.5), max_epochs=1).fit(module, datamodule=Blobs())

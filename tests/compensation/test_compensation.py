@@ -119,7 +119,7 @@ def test_a_singular_gram_matrix_is_solved() -> None:
 
 
 def test_the_ridge_grows_until_the_matrix_can_be_factorised() -> None:
-    # Two equal neurons, and a rounding error that makes the matrix indefinite: a ridge of 1e-18 of the variance is lost in it.
+    # Two equal neurons, and a rounding error that makes the matrix indefinite: a ridge of 1e-18 is lost in it.
     gram = torch.full((3, 3), 4.0, dtype=torch.float64)
     gram[0, 1] = gram[1, 0] = 4.0 * (1 + 1e-12)
     moments = Moments(10, torch.zeros(3, dtype=torch.float64), gram)

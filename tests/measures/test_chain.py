@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlprank.measures import LayerRecord, get_measure
-from mlprank.measures.normalise import normalise_scores
+from mlprank.measures.record import normalise_scores
 from tests import reference
 from tests.measures.records import array, assert_close
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlprank.pruning.budgets import Budgets, format_count
+from mlprank.pruning.front import Budgets, format_count
 
 
 @pytest.mark.parametrize(

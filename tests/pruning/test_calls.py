@@ -1,4 +1,4 @@
-"""Networks as people have them: several inputs, dicts, lengths that differ, hooks, threads, and what training alone uses."""
+"""Networks as people have them: several inputs, dicts, lengths that differ, hooks, threads, training."""
 
 from __future__ import annotations
 

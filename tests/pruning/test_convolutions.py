@@ -252,7 +252,8 @@ def test_channels_with_masks_of_torch_count_as_pruned() -> None:
     network = settled(nn.Sequential(conv(3, 8), conv(8, 6), *head(6)))
     before = torch.ones(8, dtype=torch.bool)
     before[:3] = False
-    torch_prune.custom_from_mask(network[0][0], "weight", before.view(-1, 1, 1, 1).expand(8, 3, 3, 3))  # type: ignore[index, no-untyped-call]
+    mask = before.view(-1, 1, 1, 1).expand(8, 3, 3, 3)
+    torch_prune.custom_from_mask(network[0][0], "weight", mask)  # type: ignore[index, no-untyped-call]
     result = agreeing(network, images(), amount=0.5)
     assert not result.masks["0.0"][:3].any()
     assert result.widths["0.0"] == (8, 4)

@@ -187,7 +187,7 @@ def is_expected_refusal(
     return "independently although they share their neurons" in message and tied
 
 
-# Every example traces a network, so shrinking one that fails would take minutes; the failing description is short as it is.
+# Every example traces a network, so shrinking one that fails would take minutes.
 settled = settings(
     deadline=None,
     derandomize=True,

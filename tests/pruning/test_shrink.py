@@ -108,7 +108,7 @@ def test_several_sizes_are_all_kept():
 
 
 def test_latency_is_measured_and_kept(monkeypatch):
-    from mlprank.costs.latency import Latency
+    from mlprank.costs.metrics import Latency
     from mlprank.pruning import shrink as module
     from mlprank.pruning import spending
 
@@ -292,7 +292,8 @@ def test_the_table_the_page_the_file_and_the_picture_show_every_network(tmp_path
 def test_a_budget_that_the_dense_network_already_keeps():
     with pytest.raises(
         ValueError,
-        match=r"the dense network already keeps max_params=100k \(2,195 parameters\); give smaller budgets, or max_drop",
+        match=r"the dense network already keeps max_params=100k \(2,195 parameters\); give smaller"
+        r" budgets, or max_drop",
     ):
         search(max_params="100k")
 

@@ -14,7 +14,7 @@ from mlprank.calibration.data import Calibration
 from mlprank.graph.trace import trace
 from mlprank.methods import Adaptive
 from mlprank.models import MLP, FourLayerCNN
-from mlprank.pruning.spending import measure_costs, measure_sensitivities
+from mlprank.pruning.spending import measure_costs, measure_sensitivities, root_of
 from mlprank.surgery.narrow import network_state
 from tests.networks import difference, outputs, randomise
 
@@ -56,10 +56,10 @@ def test_sensitivities_are_the_mean_of_the_squared_jacobian():
     for unit in range(output.shape[1]):
         (gradient,) = torch.autograd.grad(output[:, unit].sum(), seen[0], retain_graph=True)
         exact += gradient.T @ gradient / len(x)
-    assert torch.allclose(found["fc_last"].matrix, torch.eye(5, dtype=torch.float64), atol=0.25)
-    assert float((found["fc3"].matrix - exact).norm() / exact.norm()) < 0.15
-    root = found["fc3"].root()
-    assert torch.allclose(root @ root.T, found["fc3"].matrix, atol=1e-6 * float(found["fc3"].matrix.abs().max()))
+    assert torch.allclose(found["fc_last"], torch.eye(5, dtype=torch.float64), atol=0.25)
+    assert float((found["fc3"] - exact).norm() / exact.norm()) < 0.15
+    root = root_of(found["fc3"])
+    assert torch.allclose(root @ root.T, found["fc3"], atol=1e-6 * float(found["fc3"].abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_share_of_what_is_counted_is_removed_and_hardly_more(count):
 
 
 def test_latency_is_counted_where_a_clock_says_so(monkeypatch):
-    from mlprank.costs.latency import Latency
+    from mlprank.costs.metrics import Latency
     from mlprank.pruning import spending
 
     def by_parameters(models, example, **_):

@@ -1,4 +1,4 @@
-"""Weighted PageRank of one layer's neurons, in two reads of its weights."""
+"""The thesis's two measures: weighted PageRank, in two reads of a layer's weights, and modified PageRank."""
 
 import math
 from dataclasses import dataclass
@@ -7,11 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mlprank.measures.normalise import normalise_scores, score_dtype
-from mlprank.measures.record import LayerRecord
+from mlprank.measures.record import LayerRecord, normalise_scores, score_dtype
 
-# A block of rows whose absolute values stay in the cache between being written and being read. Smaller ones would
-# stay in a faster cache, but what a call costs then counts for more.
+# A block of rows whose absolute values stay in the cache between being written and being read.
 _BLOCK_BYTES = 2**21
 
 
@@ -58,45 +56,31 @@ def _shares(
 ) -> tuple[Float[Tensor, " n_out"], Float[Tensor, " n_out"]]:
     """Return ``Ŵ p`` and ``Â p`` without building either matrix: ``Ŵ p = W (p / colsum)``.
 
-    Both passes go over blocks of rows, so that the absolute values never reach main memory. A block's 0/1 matrix
-    is made only where the block's smallest absolute value says that it has a zero.
+    It goes over blocks of rows, so that the absolute values never reach main memory.
     """
     num_out, num_in = weight.shape
-    rows = num_out if weight.is_cuda else max(1, min(num_out, _BLOCK_BYTES // (num_in * previous.itemsize)))
-    blocks = torch.split(weight, rows)
-    last = len(blocks) - 1
-    # All views are made beforehand: in the loops, a view costs as much as a product.
-    buffer, ones = previous.new_empty((rows, num_in)), previous.new_ones(rows)
-    rest = num_out - last * rows
-    buffers = [*([buffer] * last), buffer[:rest]]
-    ones_of = [*([ones] * last), ones[:rest]]
-    sums = previous.new_empty((len(blocks), num_in))
-    counts: dict[int, Tensor] = {}
-    for index, (block, column_sum) in enumerate(zip(blocks, sums.unbind(), strict=True)):
-        absolute = _absolute(block, buffers[index])
+    rows = num_out if weight.is_cuda else max(1, _BLOCK_BYTES // (num_in * previous.itemsize))
+    blocks, ones, dtype = torch.split(weight, rows), previous.new_ones(min(rows, num_out)), previous.dtype
+    buffer = previous.new_empty(len(ones), num_in)
+
+    def absolute_of(block: Tensor) -> Tensor:
+        return torch.abs(block.to(dtype), out=buffer[: len(block)])
+
+    total, complete = torch.zeros_like(previous), True
+    for block in blocks:
+        absolute = absolute_of(block)
         # A matrix-vector product, unlike a matrix product, is never run in TF32 or bfloat16.
-        torch.mv(absolute.t(), ones_of[index], out=column_sum)
-        if not absolute.amin().item() > 0.0:
-            counts[index] = torch.mv(absolute.sign_().t(), ones_of[index])
-    per_weight = _divide(previous, sums.sum(0) if last else sums[0])
-    full_rows = num_out - sum(blocks[index].shape[0] for index in counts)
-    degrees = sum(counts.values(), start=previous.new_full((num_in,), full_rows)) if counts else None
-    per_edge = previous / num_out if degrees is None else _divide(previous, degrees)
-    by_weight, by_degree = previous.new_empty(num_out), per_edge.sum().expand(num_out).clone()
-    by_weight_of = torch.split(by_weight, rows)
-    # Backwards: what was read last is still in the cache, and the last block's absolute values are in the buffer.
-    for index in range(last, -1, -1):
-        at_hand = index == last and index not in counts
-        absolute = buffers[index] if at_hand else _absolute(blocks[index], buffers[index])
-        torch.mv(absolute, per_weight, out=by_weight_of[index])
-        if index in counts:
-            torch.mv(absolute.sign_(), per_edge, out=by_degree[index * rows : (index + 1) * rows])
-    return by_weight, by_degree
-
-
-def _absolute(block: Float[Tensor, "rows n_in"], buffer: Float[Tensor, "rows n_in"]) -> Float[Tensor, "rows n_in"]:
-    """Write a block's absolute values into the buffer, in the buffer's precision."""
-    return torch.abs(block, out=buffer) if block.dtype == buffer.dtype else buffer.copy_(block).abs_()
+        total += torch.mv(absolute.t(), ones[: len(block)])
+        complete = complete and absolute.amin().item() > 0.0
+    per_weight = _divide(previous, total)
+    # Backwards: what was read last is still in the cache.
+    by_weight = torch.cat([torch.mv(absolute_of(block), per_weight) for block in blocks[::-1]][::-1])
+    if complete:  # every neuron has an edge from every input
+        return by_weight, (previous.sum() / num_out).expand(num_out)
+    edges = [(block != 0).to(dtype) for block in blocks]
+    degrees = torch.stack([torch.mv(each.t(), ones[: len(each)]) for each in edges]).sum(0)
+    per_edge = _divide(previous, degrees)
+    return by_weight, torch.cat([torch.mv(each, per_edge) for each in edges])
 
 
 def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> Float[Tensor, " n_in"]:
@@ -139,3 +123,59 @@ class WeightedPageRank:
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `weighted_pagerank`."""
         return weighted_pagerank(layer.weight, layer.previous, layer.output_norms, gamma=self.gamma, theta=self.theta)
+
+
+def modified_pagerank(
+    weight: Float[Tensor, "n_out n_in"],
+    previous: Float[Tensor, " n_in"],
+    activation: Float[Tensor, " n_out"],
+    *,
+    ignored: int = 0,
+) -> Float[Tensor, " n_out"]:
+    """Rank one layer's neurons by activation times weighted sum of the scores below.
+
+    Args:
+        weight: Layer weights, shape (n_out, n_in). The sign is ignored.
+        previous: Scores of the layer below, shape (n_in,), summing to 1.
+        activation: Calibration L2 norms, shape (n_out,), non-negative; all zero counts as uniform.
+        ignored: How many of the smallest entries of `previous` count as 0; of equal ones the lower index first.
+
+    Returns:
+        Scores, as `weighted_pagerank`, which has the errors and the source, too.
+    """
+    dtype = score_dtype(weight)
+    received = previous.detach().to(dtype)
+    if ignored:
+        received = received.clone()
+        received[received.argsort(stable=True)[:ignored]] = 0.0
+    own = normalise_scores(activation.detach().to(dtype), argument="activation")
+    linked = normalise_scores(torch.mv(weight.detach().to(dtype).abs(), received), argument="weight @ previous")
+    return normalise_scores(own * linked)
+
+
+@dataclass(frozen=True)
+class ModifiedPageRank:
+    """Modified PageRank with its parameter.
+
+    Attributes:
+        z_importance: Ignore the ``int(amount * n_in)`` least central inputs, those that pruning will take away.
+
+    Raises:
+        TypeError: If `z_importance` is not a bool.
+    """
+
+    z_importance: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.z_importance, bool):
+            raise TypeError(f"ModifiedPageRank: z_importance={self.z_importance!r} must be True or False")
+
+    @property
+    def reads_amount(self) -> bool:
+        """Whether scores depend on the amount."""
+        return self.z_importance
+
+    def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
+        """Return the layer's scores; see `modified_pagerank`."""
+        ignored = int(layer.amount * layer.previous.numel()) if self.z_importance else 0
+        return modified_pagerank(layer.weight, layer.previous, layer.output_norms, ignored=ignored)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlprank.pruning.table import print_pruning
+from mlprank.pruning.evaluation import print_pruning
 
 
 def printed(capsys, dense: Path, config: Path) -> str:

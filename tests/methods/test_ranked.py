@@ -1,4 +1,4 @@
-"""Laws of both methods."""
+"""Local and global: what they remove, their guards, their errors."""
 
 import pytest
 import torch
@@ -148,3 +148,88 @@ def test_scores_that_are_no_scores_name_the_layer(method, value):
 def test_scores_of_another_shape_name_the_layer(method, shape):
     with pytest.raises(ValueError, match=r'layer "fc1": scores of shape .* must be a vector, not empty'):
         method({"fc1": torch.ones(shape)}, {"fc1": 0.5})
+
+
+@pytest.mark.parametrize(("amount", "removed"), [(0.5, 2), (0.3, 2), (0.1, 0), (0.7, 4), (0.75, 4), (0.9, 4)])
+def test_half_is_rounded_to_even_and_one_neuron_stays(amount, removed):
+    mask = Local()({"fc1": torch.arange(5.0)}, {"fc1": amount})["fc1"]
+    assert int((~mask).sum()) == removed == min(round(amount * 5), 4)
+
+
+def test_every_layer_has_its_own_amount():
+    scores = {"a": torch.arange(10.0), "b": torch.arange(10.0)}
+    masks = Local()(scores, {"a": 0.2, "b": 0.7})
+    assert [int(mask.sum()) for mask in masks.values()] == [8, 3]
+
+
+@pytest.mark.parametrize(("amount", "kept"), [(0.5, 56), (0.51, 56), (0.95, 8), (0.01, 100), (0.0, 100), (0.2, 80)])
+def test_round_to_rounds_what_is_kept_up_but_never_above_the_layer(amount, kept):
+    mask = Local()({"fc1": torch.rand(100)}, {"fc1": amount}, round_to=8)["fc1"]
+    assert int(mask.sum()) == kept
+
+
+def test_min_neurons_above_the_width_keeps_the_layer_whole():
+    masks = Local()({"a": torch.rand(3), "b": torch.rand(20)}, {"a": 0.9, "b": 0.9}, min_neurons=4)
+    assert [int(mask.sum()) for mask in masks.values()] == [3, 4]
+
+
+def sizes(masks):
+    return [int(mask.sum()) for mask in masks.values()]
+
+
+def test_without_width_normalisation_the_widest_layer_empties_first():
+    scores = {"wide": torch.full((8,), 1 / 8), "narrow": torch.full((4,), 1 / 4)}
+    assert sizes(Global(normalise="none")(scores, dict.fromkeys(scores, 0.5))) == [2, 4]
+
+
+def test_with_width_normalisation_layers_are_compared_relative_to_their_mean():
+    wide, narrow = torch.arange(1.0, 9.0), torch.arange(1.0, 5.0)
+    scores = {"wide": wide / wide.sum(), "narrow": narrow / narrow.sum()}
+    amounts = dict.fromkeys(scores, 0.5)
+    assert sizes(Global(normalise="none")(scores, amounts)) == [3, 3]
+    assert sizes(Global()(scores, amounts)) == [4, 2]
+
+
+def test_the_number_removed_is_the_ceiling_over_all_layers():
+    scores = {"a": torch.rand(7), "b": torch.rand(6)}
+    assert 13 - sum(sizes(Global()(scores, dict.fromkeys(scores, 0.4)))) == 6
+
+
+def test_a_spared_neuron_is_replaced_by_the_next_smallest_of_another_layer():
+    scores = {"low": torch.tensor([0.1, 0.2, 0.3]), "high": torch.tensor([1.0, 2.0, 3.0])}
+    masks = Global(normalise="none")(scores, dict.fromkeys(scores, 0.5))
+    assert masks["low"].tolist() == [False, False, True]
+    assert masks["high"].tolist() == [False, True, True]
+
+
+def test_where_all_layers_are_at_the_least_less_is_removed_than_asked_for():
+    scores = {"a": torch.rand(3), "b": torch.rand(4)}
+    assert sizes(Global()(scores, dict.fromkeys(scores, 0.9), min_neurons=2)) == [2, 2]
+
+
+def test_a_layer_narrower_than_min_neurons_stays_whole():
+    scores = {"a": torch.tensor([0.0, 0.1]), "b": torch.rand(8) + 1}
+    assert sizes(Global(normalise="none")(scores, dict.fromkeys(scores, 0.5), min_neurons=3)) == [2, 3]
+
+
+def test_of_equal_scores_the_earlier_layer_goes_first():
+    scores = {"a": torch.full((4,), 0.25), "b": torch.full((4,), 0.25)}
+    assert sizes(Global()(scores, dict.fromkeys(scores, 0.25))) == [2, 4]
+
+
+def test_different_amounts_are_an_error_that_says_to_use_local():
+    scores = {"a": torch.rand(4), "b": torch.rand(4)}
+    with pytest.raises(ValueError, match=r'takes one amount, but was given "a": 0.2, "b": 0.3; use method="local"'):
+        Global()(scores, {"a": 0.2, "b": 0.3})
+
+
+def test_layers_of_different_precision_are_compared():
+    scores = {"a": torch.tensor([0.4, 0.6]), "b": torch.tensor([0.1, 0.9], dtype=torch.float64)}
+    masks = Global()(scores, dict.fromkeys(scores, 0.5))
+    assert [mask.tolist() for mask in masks.values()] == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("normalise", ["Width", "", None, 1])
+def test_an_unknown_normalisation_is_an_error(normalise):
+    with pytest.raises(ValueError, match=r'Global: normalise=.* is unknown; use "width" or "none"'):
+        Global(normalise=normalise)

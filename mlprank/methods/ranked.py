@@ -1,0 +1,178 @@
+"""The thesis's two methods: they remove the smallest scores of a layer or of the network. What methods share."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Anything that turns scores into masks.
+
+    A method that chooses in every layer by that layer's scores alone says so by the attribute ``layer_by_layer =
+    True``; measures with ``reads_pruned`` then rank a layer after the layers below it have been pruned.
+    """
+
+    def __call__(
+        self,
+        scores: Mapping[str, Float[Tensor, " n_out"]],
+        amounts: Mapping[str, float],
+        *,
+        min_neurons: int = 1,
+        round_to: int = 1,
+    ) -> dict[str, Bool[Tensor, " n_out"]]:
+        """Return which neurons every layer keeps.
+
+        Args:
+            scores: Each layer's scores, shape (n_out,); larger means keep.
+            amounts: The fraction to remove, in [0, 1), by layer; the same keys.
+            min_neurons: How many neurons every layer keeps at least (all, if it has fewer).
+            round_to: What the number of kept neurons is rounded up to a multiple of, where the layer has as many.
+
+        Returns:
+            Masks by layer, shape (n_out,), True is kept. The guards may remove less than was asked for, never more.
+
+        Raises:
+            ValueError: If the keys differ, an amount, `min_neurons` or `round_to` is out of range, or a layer's scores
+                are empty, not a vector, or have a negative, NaN or infinite entry.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """In every layer, remove the ``round(amount * n_out)`` neurons with the smallest scores.
+
+    Rounding is Python's: a half goes to the even number. Of equal scores the lower index goes first.
+    """
+
+    layer_by_layer: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        scores: Mapping[str, Float[Tensor, " n_out"]],
+        amounts: Mapping[str, float],
+        *,
+        min_neurons: int = 1,
+        round_to: int = 1,
+    ) -> dict[str, Bool[Tensor, " n_out"]]:
+        """Return which neurons every layer keeps; see `Method`."""
+        check_request(scores, amounts, min_neurons=min_neurons, round_to=round_to)
+        masks = {}
+        for name, values in scores.items():
+            size = values.numel()
+            wanted = size - round(amounts[name] * size)
+            masks[name] = keep_largest(values, _guarded(wanted, size, min_neurons=min_neurons, round_to=round_to))
+        return masks
+
+
+@dataclass(frozen=True)
+class Global:
+    """Over all layers together, remove the ``ceil(amount * total)`` neurons with the smallest scores.
+
+    Of equal scores the earlier layer goes first, within a layer the lower index. The `min_neurons` best neurons of
+    every layer are not candidates: others go in their place, as long as there are any.
+
+    Attributes:
+        normalise: ``"width"`` multiplies a layer's scores by its width, so that their mean is 1 in every layer;
+            ``"none"`` compares them as they are, as published, which empties the widest layers first.
+
+    Raises:
+        ValueError: If `normalise` is neither.
+    """
+
+    normalise: Literal["width", "none"] = "width"
+
+    def __post_init__(self) -> None:
+        if self.normalise not in ("width", "none"):
+            raise ValueError(f'Global: normalise={self.normalise!r} is unknown; use "width" or "none"')
+
+    def __call__(
+        self,
+        scores: Mapping[str, Float[Tensor, " n_out"]],
+        amounts: Mapping[str, float],
+        *,
+        min_neurons: int = 1,
+        round_to: int = 1,
+    ) -> dict[str, Bool[Tensor, " n_out"]]:
+        """Return which neurons every layer keeps; see `Method`.
+
+        All layers have one amount, a share of all their neurons.
+        """
+        check_request(scores, amounts, min_neurons=min_neurons, round_to=round_to)
+        if not scores:
+            return {}
+        if len(set(amounts.values())) > 1:
+            given = ", ".join(f'"{name}": {amount}' for name, amount in amounts.items())
+            raise ValueError(
+                f'method="global" ranks all layers together and takes one amount, but was given {given}; '
+                'use method="local" for an amount per layer'
+            )
+        sizes = [values.numel() for values in scores.values()]
+        device = next(iter(scores.values())).device
+        flat = torch.cat(
+            [
+                values.to(device=device, dtype=torch.float64) * (values.numel() if self.normalise == "width" else 1)
+                for values in scores.values()
+            ]
+        )
+        removed = math.ceil(next(iter(amounts.values())) * flat.numel())
+        masks = torch.split(keep_largest(flat, flat.numel() - removed), sizes)
+        if any(int(mask.count_nonzero()) < min(min_neurons, mask.numel()) for mask in masks):
+            for part in torch.split(flat, sizes):
+                part[keep_largest(part, min(min_neurons, part.numel()))] = math.inf
+            candidates = int(flat.isfinite().count_nonzero())
+            masks = torch.split(keep_largest(flat, flat.numel() - min(removed, candidates)), sizes)
+        rounded = {}
+        for name, mask in zip(scores, masks, strict=True):
+            kept = int(mask.count_nonzero())
+            wanted = _guarded(kept, mask.numel(), min_neurons=min_neurons, round_to=round_to)
+            chosen = mask.clone() if wanted == kept else keep_largest(scores[name], wanted)
+            rounded[name] = chosen.to(scores[name].device)
+        return rounded
+
+
+def keep_largest(scores: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
+    """Return the mask of the `count` largest scores, from 0 to n; of equal scores the lower index goes first."""
+    removed = scores.numel() - count
+    if removed == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    values = scores.detach()
+    threshold = values.kthvalue(removed).values
+    mask = values >= threshold
+    surplus = int(mask.count_nonzero()) - count
+    mask[(values == threshold).nonzero()[:surplus, 0]] = False
+    return mask
+
+
+def _guarded(wanted: int, size: int, *, min_neurons: int, round_to: int) -> int:
+    """How many of its neurons a layer keeps once the guards have been heard, from 1 to `size`."""
+    return min(-(-max(wanted, min_neurons) // round_to) * round_to, size)
+
+
+def check_request(
+    scores: Mapping[str, Tensor], amounts: Mapping[str, float], *, min_neurons: int, round_to: int
+) -> None:
+    """Raise the errors of `Method`; the message names the layer."""
+    for argument, value in (("min_neurons", min_neurons), ("round_to", round_to)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{argument}={value!r} is not an integer of at least 1; give 1 to switch it off")
+    for name in scores.keys() ^ amounts.keys():
+        has, lacks = ("scores", "amount") if name in scores else ("an amount", "scores")
+        raise ValueError(f'layer "{name}" has {has} but no {lacks}; give amounts the same keys as scores')
+    for name, values in scores.items():
+        if not 0.0 <= amounts[name] < 1.0:
+            raise ValueError(f'layer "{name}": amount={amounts[name]} is not in [0, 1); give the fraction to remove')
+        if values.ndim != 1 or values.numel() == 0:
+            raise ValueError(f'layer "{name}": scores of shape {tuple(values.shape)}; they must be a vector, not empty')
+        low, high = values.aminmax()
+        if not (low.item() >= 0.0 and high.item() < math.inf):
+            raise ValueError(
+                f'layer "{name}": scores from {low.item()} to {high.item()} are not all finite and at least 0; '
+                "look for the fault in the measure that gave them"
+            )
