@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mlprank.experiments.statistics import Comparison, Setting, setting_of
+from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Setting, setting_of
 from mlprank.report.content import (
     Content,
     Curve,
@@ -302,11 +302,13 @@ def _scores_figure(scores: Scores, where: Mapping[str, str]) -> Figure:
 
 
 def _best_at_middle(panel: Panel) -> str:
-    """The highest mean at the amount nearest a half, where there are several measures."""
+    """The highest mean at the amount nearest a half, where there are several measures with three trainings."""
     amounts = [amount for amount in panel.amounts if amount > 0.0]
     if not amounts or len(panel.curves) < 2:
         return ""
     amount = min(amounts, key=lambda amount: (abs(amount - 0.5), amount))
-    found = [(point.top1.mean, curve.label) for curve in panel.curves if (point := curve.at(amount)) is not None]
-    value, label = max(found)
+    found = [(point, curve.label) for curve in panel.curves if (point := curve.at(amount)) is not None]
+    if len(found) < 2 or min(point.top1.num for point, _ in found) < MIN_TRAININGS:
+        return ""
+    value, label = max((point.top1.mean, label) for point, label in found)
     return f"Highest mean at {100 * amount:g} %: {display_name(label)}, {percent(value)}"

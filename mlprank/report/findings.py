@@ -99,10 +99,9 @@ def _claim(claim: Sequence[Comparison], about: str) -> list[str]:
     first, each = claim[0], [c for c in claim if c.baseline]
     lead = first.retention
     others = f"the average of {_joined([display_name(c.baseline) for c in each])}" if len(each) > 1 else ""
-    text = (
-        f"{display_name(first.reference)} keeps {abs(100 * lead.mean):.1f} points"
-        f" {'more' if lead.mean >= 0 else 'less'} of the dense accuracy than {others or display_name(each[0].baseline)}"
-    )
+    amount = f"{abs(100 * lead.mean):.1f} points {'more' if lead.mean >= 0 else 'less'} of the dense accuracy than"
+    amount = "as much of the dense accuracy as" if abs(lead.mean) < 0.0005 else amount
+    text = f"{display_name(first.reference)} keeps {amount} {others or display_name(each[0].baseline)}"
     if lead.low is not None and lead.high is not None:
         text += f" (95 % interval {points(lead.low, digits=1)} to {points(lead.high, digits=1)})"
     if first.verdict == "undecided":
@@ -143,7 +142,8 @@ def _best(panels: Sequence[Panel]) -> list[str]:
         for panel in panels
         for curve in panel.curves
         for point in curve.points
-        if point.amount > 0.0 and sum(other.at(point.amount) is not None for other in panel.curves) > 1
+        if point.amount > 0.0 and point.top1.num >= MIN_TRAININGS
+        if sum(other.at(point.amount) is not None for other in panel.curves) > 1
     ]
     if not found:
         return []
