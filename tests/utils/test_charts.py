@@ -1,37 +1,13 @@
 """Charts: what they hold, how series look, and the files that they become."""
 
 import math
-import re
 
 import pytest
 
-from mlprank.experiments.statistics import Comparison, Estimate, Setting
-from mlprank.report.charts import draw_accuracy, draw_differences
-from mlprank.report.content import Curve, Panel, Point
 from mlprank.utils import charts
 from mlprank.utils.charts import CostPoint, HeatMap, ScoredLayer, compose
 
 LOOKS = charts.looks_of(["weighted_pagerank", "norm"])
-SETTING = Setting("Net", "Data", "local", "constant", ())
-
-
-def point(amount, top1, low=None, high=None):
-    return Point(amount, Estimate(top1, low, high, (top1,)), 1.0, 1.0, None)
-
-
-def lead(baseline, mean, low, high, verdict):
-    estimate = Estimate(mean, low, high, (mean,))
-    return Comparison((SETTING,), "weighted_pagerank", baseline, None, 1, 0, 0, estimate, estimate, None, verdict)
-
-
-PANEL = Panel(
-    SETTING,
-    point(0.0, 0.88),
-    (
-        Curve("weighted_pagerank", (point(0.5, 0.86, 0.85, 0.87),), {}),
-        Curve("norm", (point(0.5, 0.7, 0.6, 0.78), point(0.9, 0.2)), {}),
-    ),
-)
 POINTS = (
     CostPoint("norm", 1.0, 0.5, "90 %"),
     CostPoint("norm", 2.0, 0.87, "50 %", chosen=True),
@@ -39,14 +15,10 @@ POINTS = (
 )
 HEAT = HeatMap("Grid", ("0.1", "0.01"), ("0", "1e-5"), ((0.5, None), (0.9, 0.8)), "lr", "decay")
 SCORES = (ScoredLayer("net.0", (0.5, 0.3, 0.2), (True, False, True)), ScoredLayer("net.2", (1.0,)))
-LEADS = (lead("norm", 0.02, 0.01, 0.03, "better"), lead("random", 0.1, None, None, ""))
 ALL = {
-    "accuracy": compose([draw_accuracy(PANEL, LOOKS, title="Net")]),
-    "accuracies": compose([draw_accuracy(PANEL, LOOKS, title="Net", width=380)] * 3),
     "front": compose([charts.draw_front(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88))]),
     "heat map": compose([charts.draw_heat_map(HEAT, title="Grid", search=True, width=200)]),
     "scores": compose([charts.draw_scores(SCORES, title="Net")] * 2),
-    "differences": compose([draw_differences(LEADS, smallest_effect=0.002, title="Net")]),
 }
 
 
@@ -76,39 +48,20 @@ def test_another_ending_is_refused_and_leaves_no_file(tmp_path):
 
 
 def test_dark_ground_turns_ground_and_ink_and_keeps_the_rows(tmp_path):
-    light, dark = (charts.spec_of(ALL["accuracy"], dark=dark) for dark in (False, True))
+    light, dark = (charts.spec_of(ALL["front"], dark=dark) for dark in (False, True))
     assert values(light) == values(dark)
-    texts = [charts.write_chart(ALL["accuracy"], tmp_path / f"{d}.svg", dark=d).read_text() for d in (False, True)]
+    texts = [charts.write_chart(ALL["front"], tmp_path / f"{d}.svg", dark=d).read_text() for d in (False, True)]
     assert ["#ffffff" in text and "#171e26" not in text for text in texts] == [True, False]
     assert [LOOKS["norm"].light in text for text in texts] == [True, False]
     assert [LOOKS["norm"].dark in text for text in texts] == [False, True]
 
 
-def test_accuracy_axes_end_at_100_percent_at_most():
-    high = Panel(SETTING, point(0.0, 0.999), (Curve("norm", (point(0.95, 0.99, 0.97, 1.0),), {}),))
-    spec = charts.spec_of(compose([draw_accuracy(high, LOOKS, title="t")]))
-    domains = re.findall(r"'domain': \[(\d[^\]]*)\]", str(spec))
-    assert {text.split(", ")[1] for text in domains} == {"100"}
+def test_fronts_end_at_100_percent_at_most():
     front = charts.draw_front([CostPoint("norm", 1.0, 1.0)], LOOKS, title="t", cost="MB", dense=(2.0, 1.0))
     assert "'domain': [99, 100]" in str(charts.spec_of(compose([front])))
 
 
-def test_curves_start_at_the_dense_network_and_the_pointer_tells_all_values():
-    rows = values(charts.spec_of(ALL["accuracy"]))
-    starts = [row for row in rows if row.get("amount") == 0]
-    assert {row["series"] for row in starts} == {"Norm", "Weighted PageRank"}
-    assert {row["top1"] for row in starts} == {88.0}
-    (told,) = [row for row in rows if "Weighted PageRank" in row]
-    assert (told["left"], told["right"]) == (0, 70), "half way to the neighbours"
-    assert {k: v for k, v in told.items() if k not in ("left", "right")} == {
-        "amount": 50.0,
-        "Weighted PageRank": "86.00 % (85.00 to 87.00)",
-        "Norm": "70.00 % (60.00 to 78.00)",
-    }
-
-
 def test_the_legend_switches_series():
-    assert "'bind': 'legend'" in str(charts.spec_of(ALL["accuracy"]))
     assert "'bind': 'legend'" in str(charts.spec_of(ALL["front"]))
 
 
