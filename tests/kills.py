@@ -1,11 +1,15 @@
 """Kill -9 at random moments, the same command again, and count what was lost, repeated or torn.
 
-Run: python -m tests.kills --kills 10 --what batched local ray experiment
+A search or an experiment is killed within a fresh or half-done grid, `mlprank fit` after its first checkpoint; it then
+goes on with `--ckpt_path last`, and must end with the weights, to the bit, of a run that nobody killed.
+
+Run: python -m tests.kills --kills 10 --what batched local ray experiment; python -m tests.kills --kills 20 --what fit
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -17,12 +21,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlprank.experiments.records import CorruptRecordError, from_line
-from mlprank.grids.store import read_record
+import torch
+
+from mlprank.artifact.checkpoint import read_checkpoint
+from mlprank.experiments.records import from_line
+from mlprank.grids.store import CorruptRecordError, read_record
 from tests.experiments.trained import write_digits_experiment
 
 LR = "model.optimizer.init_args.lr"
 _DEADLINE_S = 600
+_EPOCHS = 40
 _CONFIG = """\
 seed_everything: 0
 trainer: {max_epochs: 40, accelerator: cpu}
@@ -90,6 +98,60 @@ def records_of(what: str, out: Path) -> tuple[dict[str, str], int, int]:
             twice += record.key in found
             found[record.key] = line.decode()
     return found, torn, twice
+
+
+def run_fit(*, kills: int, folder: Path) -> Tally:
+    """Kill a training after its first checkpoint so often, three times a run; then finish it."""
+    tally, draw, attempt = Tally(), random.Random(time.time_ns()), 0
+    whole = _trained(folder / "whole", kills=0, draw=draw, tally=Tally())
+    while tally.kills < kills:
+        attempt += 1
+        place = folder / str(attempt)
+        found = _trained(place, kills=min(3, kills - tally.kills), draw=draw, tally=tally)
+        tally.repeated += any(not torch.equal(tensor, found[name]) for name, tensor in whole.items())
+        with (place / "out" / "001" / "metrics.csv").open() as file:
+            epochs = [int(row["epoch"]) for row in csv.DictReader(file) if row["train_loss"]]
+        tally.records += len(epochs)
+        tally.lost += _EPOCHS - len(set(epochs))
+        tally.repeated += len(epochs) - len(set(epochs))
+        tally.torn += sum(1 for path in (place / "out").rglob(".[0-9]*"))
+    return tally
+
+
+def _trained(place: Path, *, kills: int, draw: random.Random, tally: Tally) -> dict[str, torch.Tensor]:
+    """Train to the end, killed on the way, and return the weights after the last epoch."""
+    place.mkdir()
+    config, out = place / "small.yaml", place / "out"
+    config.write_text(_CONFIG)
+    last = out / "001" / "checkpoints" / "last.ckpt"
+    arguments = ["fit", f"--config={config}", f"--trainer.default_root_dir={out}"]
+    epoch = -1
+    for _ in range(kills):
+        process = start([*arguments, *(["--ckpt_path=last"] if last.is_file() else [])], place / "log.txt")
+        before, begun = last.stat().st_mtime_ns if last.is_file() else 0, time.monotonic()
+        while process.poll() is None and time.monotonic() - begun < _DEADLINE_S:
+            if last.is_file() and last.stat().st_mtime_ns != before:
+                break  # a checkpoint of this process
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 2.0))
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        tally.kills += 1
+        try:
+            reached = int(read_checkpoint(last)["epoch"])
+            read_checkpoint(last.with_name("best.ckpt"))
+        except (ValueError, OSError):
+            tally.torn += 1
+        else:
+            tally.lost += reached < epoch
+            epoch = reached
+    process = start([*arguments, *(["--ckpt_path=last"] if last.is_file() else [])], place / "log.txt")
+    if process.wait(timeout=_DEADLINE_S) != 0:
+        raise RuntimeError((place / "log.txt").read_text()[-2000:])
+    state: dict[str, torch.Tensor] = read_checkpoint(last)["state_dict"]
+    return state
 
 
 def run(what: str, *, kills: int, folder: Path) -> Tally:
@@ -163,11 +225,15 @@ def main() -> None:
     """Print a line for each engine."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--what", nargs="+", default=["batched", "local", "ray", "experiment"])
+    parser.add_argument("--what", nargs="+", default=["batched", "local", "ray", "experiment", "fit"])
     arguments = parser.parse_args()
     for what in arguments.what:
         with tempfile.TemporaryDirectory() as folder:
-            tally = run(what, kills=arguments.kills, folder=Path(folder))
+            place = Path(folder)
+            fit = what == "fit"
+            tally = (
+                run_fit(kills=arguments.kills, folder=place) if fit else run(what, kills=arguments.kills, folder=place)
+            )
         print(f"{what}: {tally}", flush=True)
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlprank.cli.vocabulary import CommandParser
-from mlprank.experiments.config import THESIS_PAIRS, ExperimentConfig, check_keys, read_config, write_config
+from mlprank.experiments.config import (
+    PUBLISHED_AXES,
+    THESIS_PAIRS,
+    ExperimentConfig,
+    check_keys,
+    read_config,
+    write_config,
+)
 
 if TYPE_CHECKING:
     from mlprank.experiments.cells import Missing
@@ -151,9 +158,7 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
         given["checkpoints"] = {networks[0]: arguments.checkpoint}
     values |= given
     if arguments.published:
-        from mlprank.experiments.published import AXES
-
-        values |= AXES
+        values |= PUBLISHED_AXES
     check_keys(values, place="command line")
     return ExperimentConfig(**values)
 

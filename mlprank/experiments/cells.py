@@ -29,6 +29,13 @@ from mlprank.utils.registry import Registry
 
 NOT_PRUNED = "none"
 """Method, compensation and graph of the dense baseline."""
+_NOT_PRUNED: dict[str, Any] = {
+    **dict.fromkeys(("method", "compensation", "graph"), NOT_PRUNED),
+    "amount": 0.0,
+    "protect_output": True,
+    "calibration_samples": 0,
+    "calibration_seed": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: its class and its data, by name or dotted path with arguments, and its file with the SHA-256 of it."""
+    """A trained network: class and data, by name or dotted path with arguments, and its file with its SHA-256."""
 
     model: str
     dataset: str
@@ -61,12 +68,6 @@ class Missing:
 
 def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[Missing, ...]]:
     """Look for the checkpoints of an experiment.
-
-    Args:
-        config: The experiment.
-
-    Returns:
-        The checkpoints that are there, each content once, and the networks that have none.
 
     Raises:
         ValueError: If a model or a data set is unknown; the nearest known one is named.
@@ -88,20 +89,13 @@ def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[
 def load_network(trained: Trained) -> nn.Module:
     """Build a network and load its weights.
 
-    Args:
-        trained: Which; without `model_args` it is built from what the checkpoint of `mlprank fit` says, else from its defaults.
-
-    Returns:
-        The network, on the CPU, in evaluation mode.
-
     Raises:
         ValueError: If the file is damaged, of another network, or the arguments do not fit.
     """
-    if trained.model_args is not None:
-        network = _built(trained.model, trained.model_args)
-    else:
-        spec = _recorded(read_checkpoint(trained.path), trained.model)
-        network = _built(trained.model, {}) if spec is None else build_model(spec)
+    spec = None if trained.model_args is not None else _recorded(read_checkpoint(trained.path), trained.model)
+    if spec is not None:
+        return load_weights(trained.path, build_model(spec))
+    network = build(trained.model, get_model(trained.model), trained.model_args or {}, key="model_args")
     return load_weights(trained.path, network)
 
 
@@ -126,13 +120,17 @@ def _files(config: ExperimentConfig, network: str, missing: list[Missing]) -> li
     return files
 
 
-def _built(model: str, arguments: Mapping[str, Any]) -> nn.Module:
-    cls = get_model(model)
+def build(name: str, cls: Any, arguments: Mapping[str, Any], *, key: str) -> Any:
+    """Make an object of a class that the config names.
+
+    Raises:
+        ValueError: If an argument is missing or unknown; `key` says where they are given.
+    """
     try:
         inspect.signature(cls).bind(**arguments)
     except TypeError as error:
         raise ValueError(
-            f"{model} cannot be built from {dict(arguments)}: {error}; give its arguments under model_args in the config"
+            f"{name} cannot be built from {dict(arguments)}: {error}; give its arguments under {key} in the config"
         ) from error
     return cls(**arguments)
 
@@ -150,24 +148,22 @@ def measures_of(config: ExperimentConfig) -> tuple[Choice, ...]:
     """Return the measures of an experiment under their short names.
 
     Raises:
-        ValueError: If a name is unknown (the nearest is named), an argument does not fit, or arguments are given for a measure that is
-            not in the grid.
+        ValueError: If a name is unknown (the nearest is named), an argument does not fit, or arguments are given for a
+            measure that is not in the grid.
         TypeError: If an argument has the wrong type.
     """
-    chosen = [_choice(MEASURES, given) for given in config.measures]
+    chosen = _choices(MEASURES, config.measures)
     names = {choice.name for choice in chosen}
     extra: dict[str, Mapping[str, Any]] = {}
     for given, arguments in config.measure_args.items():
-        name = _choice(MEASURES, given).name
-        if name not in names:
+        [choice] = _choices(MEASURES, [given])
+        if choice.name not in names:
             raise ValueError(
-                f"measure_args: {given!r} is not in the grid{did_you_mean(given, names)}; its measures are {', '.join(sorted(names))}"
+                f"measure_args: {given!r} is not in the grid{did_you_mean(given, names)}; its measures are "
+                f"{', '.join(sorted(names))}"
             )
-        extra[name] = arguments
-    merged = [Choice(choice.name, {**extra.get(choice.name, {}), **choice.arguments}) for choice in chosen]
-    for choice in merged:
-        MEASURES.find({"name": choice.name, **choice.arguments})
-    return _unique(merged)
+        extra[choice.name] = arguments
+    return _choices(MEASURES, [{"name": y.name, **extra.get(y.name, {}), **y.arguments} for y in chosen])
 
 
 def methods_of(config: ExperimentConfig) -> tuple[Choice, ...]:
@@ -176,8 +172,7 @@ def methods_of(config: ExperimentConfig) -> tuple[Choice, ...]:
     Raises:
         ValueError: If a name is unknown (the nearest is named) or an argument does not fit.
     """
-    chosen = [_choice(METHODS, given) for given in config.methods]
-    return _unique(chosen)
+    return _choices(METHODS, config.methods)
 
 
 def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[CellParameters, ...]:
@@ -185,21 +180,19 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
 
     Cells that share work stand together: checkpoint, then graph and calibration seed, then measure.
 
-    Args:
-        config: The experiment.
-        networks: The checkpoints that are there.
-
     Raises:
         ValueError: As `measures_of` and `methods_of`, or if a compensation is unknown.
     """
     measures, methods = measures_of(config), methods_of(config)
-    compensations = _unique(_choice(COMPENSATIONS, given) for given in config.compensations)
+    compensations = _choices(COMPENSATIONS, config.compensations)
     further = [dict(zip(config.recipe, values, strict=True)) for values in product(*config.recipe.values())]
     for fields in further:
         make_recipe(None, fields)
     cells: dict[str, CellParameters] = {}
     for trained in networks:
-        dense = dense_cell(trained)
+        of = {name: getattr(trained, name) for name in ("model", "dataset")}
+        of |= {"checkpoint": trained.path, "checkpoint_sha256": trained.sha256}
+        dense = CellParameters(measure=DENSE, **_NOT_PRUNED, **of)
         cells[dense.key] = dense
         for graph, seed, compensation, protected, fields, measure, method, amount in product(
             config.graphs,
@@ -212,8 +205,7 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
             config.amounts,
         ):
             cell = CellParameters(
-                model=trained.model,
-                dataset=trained.dataset,
+                **of,
                 measure=measure.name,
                 measure_args=_seeded(measure, seed),
                 method=method.name,
@@ -226,29 +218,9 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
                 protect_output=protected,
                 calibration_samples=config.calibration_samples,
                 calibration_seed=seed,
-                checkpoint=trained.path,
-                checkpoint_sha256=trained.sha256,
             )
             cells[cell.key] = cell
     return tuple(cells.values())
-
-
-def dense_cell(trained: Trained) -> CellParameters:
-    """Return the baseline of a checkpoint: nothing is scored, nothing removed."""
-    return CellParameters(
-        model=trained.model,
-        dataset=trained.dataset,
-        measure=DENSE,
-        method=NOT_PRUNED,
-        amount=0.0,
-        compensation=NOT_PRUNED,
-        graph=NOT_PRUNED,
-        protect_output=True,
-        calibration_samples=0,
-        calibration_seed=0,
-        checkpoint=trained.path,
-        checkpoint_sha256=trained.sha256,
-    )
 
 
 def recipe_of(cell: CellParameters) -> Recipe:
@@ -273,29 +245,25 @@ def recipe_of(cell: CellParameters) -> Recipe:
     )
 
 
-def _choice(registry: Registry, given: object) -> Choice:
-    """Read a name or a description; a name of the thesis becomes the short one with the arguments that it stands for."""
-    if not isinstance(given, str | Mapping):
-        raise TypeError(f"{registry.kind} {given!r} is neither a name nor a mapping with one")
-    named, arguments = registry.read(given)
-    name = named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}"
-    registry.find({"name": name, **arguments})
-    return Choice(name, arguments)
+def _choices(registry: Registry, many: Iterable[object]) -> tuple[Choice, ...]:
+    """Read names and descriptions, each once; a name of the thesis becomes the short one with its arguments."""
+    found: list[Choice] = []
+    for given in many:
+        if not isinstance(given, str | Mapping):
+            raise TypeError(f"{registry.kind} {given!r} is neither a name nor a mapping with one")
+        named, arguments = registry.read(given)
+        choice = Choice(named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}", arguments)
+        registry.find({"name": choice.name, **arguments})
+        if choice not in found:
+            found.append(choice)
+    return tuple(found)
 
 
 def _seeded(measure: Choice, seed: int) -> dict[str, Any]:
-    """A measure that draws takes the calibration's seed where it was given none, so that seeds make replicates of it."""
+    """A measure that draws takes the calibration's seed where it has none, so that seeds make replicates."""
     arguments = dict(measure.arguments)
     found, _ = MEASURES.read(measure.name)
     cls = MEASURES[found] if isinstance(found, str) else found
     if isinstance(cls, type) and "seed" in inspect.signature(cls).parameters:
         arguments.setdefault("seed", seed)
     return arguments
-
-
-def _unique(choices: Iterable[Choice]) -> tuple[Choice, ...]:
-    found: list[Choice] = []
-    for choice in choices:
-        if choice not in found:
-            found.append(choice)
-    return tuple(found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlprank.grids.ray import check_ray, check_share
 from mlprank.utils.errors import did_you_mean
 
 PUBLISHED_MEASURES = (
@@ -40,7 +41,16 @@ _LISTS = (
     "protect_output",
     "calibration_seeds",
 )
-_GRAPHS = ("chain", "dag", "published")
+PUBLISHED = "published"
+"""As the graph of a cell it stands for all published conditions."""
+PUBLISHED_AXES = {
+    "graphs": [PUBLISHED],
+    "compensations": ["constant"],
+    "protect_output": [False],
+    "calibration_seeds": [0],
+}
+"""What the published conditions leave no choice in; `--published` sets it."""
+_GRAPHS = ("chain", "dag", PUBLISHED)
 _OWN = {
     "amount": "amounts",
     "measure": "measures",
@@ -61,23 +71,26 @@ class ExperimentConfig:
 
     Attributes:
         name: What it is called; names the results directory and the W&B group.
-        networks: "MODEL@DATASET" each, such as "ThreeLayerMLP@FashionMNIST", names or dotted paths to classes; a name without a data
-            set takes the thesis's.
-        checkpoints: By network, the files of trained networks; `*` matches as in a shell. Networks that are not in it are looked for
-            below `checkpoint_root`.
-        model_args: By network, arguments of its class, such as `{MLP@Digits: {in_features: 64, widths: [64], num_classes: 10}}`.
+        networks: "MODEL@DATASET" each, such as "ThreeLayerMLP@FashionMNIST", names or dotted paths to classes; a name
+            without a data set takes the thesis's.
+        checkpoints: By network, the files of trained networks; `*` matches as in a shell. Networks that are not in it
+            are looked for below `checkpoint_root`.
+        model_args: By network, arguments of its class, such as `{MLP@Digits: {in_features: 64, widths: [64],
+            num_classes: 10}}`.
         data_args: By network, arguments of its data's class.
         checkpoint_root: Directory that holds `runs/` or published `<model>_<dataset>.pth` files.
         measures: Names, dotted paths, or descriptions such as `{name: norm, p: 2}`.
         measure_args: By measure, arguments of its class.
         methods: Names, or `{name: global, normalise: none}`.
         amounts: Shares of neurons to take out, in [0, 1).
-        graphs: "chain", "dag"; "published" stands for all published conditions (see `mlprank.thesis.PublishedConditions`).
+        graphs: "chain", "dag"; "published" stands for all published conditions (see
+            `mlprank.thesis.PublishedConditions`).
         compensations: What a pruned neuron leaves behind; named like measures.
         protect_output: Whether the output layer stays whole.
         calibration_samples: Number of calibration images, at least 1.
         calibration_seeds: Seeds of the calibration draw.
-        recipe: Values of any further fields of `mlprank.Recipe`, by name, such as `{round_to: [1, 8]}`; axes of the grid, too.
+        recipe: Values of any further fields of `mlprank.Recipe`, by name, such as `{round_to: [1, 8]}`; axes of the
+            grid, too.
         data_dir: Where the image files are.
         device: Where to prune and test.
         latency: Whether to measure latencies.
@@ -135,15 +148,16 @@ class ExperimentConfig:
         for graph in self.graphs:
             if graph not in _GRAPHS:
                 raise ValueError(
-                    f'graphs: {graph!r} is unknown{did_you_mean(str(graph), _GRAPHS)}; use "chain", "dag" or "published"'
+                    f'graphs: {graph!r} is unknown{did_you_mean(str(graph), _GRAPHS)}; use "chain", "dag" or '
+                    '"published"'
                 )
         if "published" in self.graphs and (tuple(self.compensations), tuple(self.protect_output)) != (
             ("constant",),
             (False,),
         ):
             raise ValueError(
-                'graphs: "published" stands for all published conditions, which have compensations: [constant] and protect_output:'
-                " [false]; --published sets all of them"
+                'graphs: "published" stands for all published conditions, which have compensations: [constant] and '
+                "protect_output: [false]; --published sets all of them"
             )
         if not isinstance(self.recipe, Mapping):
             raise TypeError(
@@ -155,17 +169,18 @@ class ExperimentConfig:
         object.__setattr__(self, "recipe", further)
         if self.engine not in ("local", "ray"):
             raise ValueError(f'engine={self.engine!r} is neither "local" nor "ray"')
+        if self.engine == "ray":
+            check_ray("engine: ray")
         for name in ("cpus_per_cell", "gpus_per_cell"):
-            value = getattr(self, name)
-            if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
-                raise ValueError(f"{name}={value} must be a fraction in (0, 1) or a whole number of at least 1")
+            check_share(name, getattr(self, name))
         if self.device.partition(":")[0] not in _DEVICES:
             raise ValueError(f"device={self.device!r} is none of {', '.join(_DEVICES)}")
         if not isinstance(self.measure_args, Mapping) or not all(
             isinstance(arguments, Mapping) for arguments in self.measure_args.values()
         ):
             raise TypeError(
-                f'measure_args={self.measure_args!r} must hold arguments by measure, such as {{"ChannelNorm": {{"p": 2}}}}'
+                f"measure_args={self.measure_args!r} must hold arguments by measure, such as "
+                '{"ChannelNorm": {"p": 2}}'
             )
 
     @property
@@ -200,12 +215,6 @@ class ExperimentConfig:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read the YAML file of an experiment.
-
-    Args:
-        path: The file. Its stem is the experiment's name where it gives none.
-
-    Returns:
-        Arguments of `ExperimentConfig`.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from mlprank.grids.records import (
+from mlprank.grids.store import (
     CorruptRecordError,
     SchemaVersionError,
     canonical,
@@ -33,7 +33,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True, kw_only=True)
 class CellParameters:
-    """What was run: a trained network, its data, and the fields of the `Recipe`. Two cells with the same parameters are the same cell.
+    """What was run: a trained network, its data, and the fields of the `Recipe`; the same parameters are the same cell.
 
     Attributes:
         model: The network's class, by name or dotted path.
@@ -78,12 +78,12 @@ class CellParameters:
     @functools.cached_property
     def key(self) -> str:
         """Hash of the parameters without the checkpoint's path: 16 hexadecimal digits, equal on every machine."""
-        return self._hash("checkpoint")
-
-    @functools.cached_property
-    def pair(self) -> str:
-        """Hash of all but measure, amount and path: cells with the same one can be compared, amount by amount."""
-        return self._hash("checkpoint", "measure", "measure_args", "amount")
+        plain: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
+        plain["amount"] = float(self.amount)
+        # fields that version 0.1.0 did not know count where they were given, so that its keys stay what they were
+        empty = {name for name in ("compensation_args", "recipe_args") if not plain[name]}
+        return short_hash(canonical({name: plain[name] for name in plain if name not in empty | {"checkpoint"}}))
 
     @property
     def label(self) -> str:
@@ -95,14 +95,6 @@ class CellParameters:
         return (
             f"{network}, {self.measure}, {self.method}, {100 * self.amount:g} %{output}, seed {self.calibration_seed}"
         )
-
-    def _hash(self, *left_out: str) -> str:
-        plain: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        plain |= {name: dict(value) for name, value in plain.items() if isinstance(value, Mapping)}
-        plain["amount"] = float(self.amount)
-        # fields that version 0.1.0 did not know count where they were given, so that its keys stay what they were
-        empty = {name for name in ("compensation_args", "recipe_args") if not plain[name]}
-        return short_hash(canonical({name: plain[name] for name in plain if name not in empty | set(left_out)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,10 +211,6 @@ def to_line(record: CellRecord) -> str:
 def from_line(line: str, where: str) -> CellRecord:
     """Read one line, checking its digest, every field, its type, and that the key is that of the parameters.
 
-    Args:
-        line: One line of JSON.
-        where: File and line, for the error text.
-
     Raises:
         SchemaVersionError: If another schema version wrote it.
         CorruptRecordError: If it is not a whole record.
@@ -254,18 +242,3 @@ def from_line(line: str, where: str) -> CellRecord:
             f"{where}: key {key!r} is not that of the parameters ({record.key}); the line was edited by hand"
         )
     return record
-
-
-__all__ = [
-    "DENSE",
-    "CellMetrics",
-    "CellParameters",
-    "CellRecord",
-    "CorruptRecordError",
-    "LayerWidth",
-    "SchemaVersionError",
-    "Versions",
-    "current_versions",
-    "from_line",
-    "to_line",
-]

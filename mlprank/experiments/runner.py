@@ -1,34 +1,27 @@
-"""Run the cells of an experiment: what they share is done once, every finished cell is recorded, a failed one stops nothing."""
+"""Run the cells of an experiment: what they share is done once, every one is recorded, a failed one stops nothing."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from types import TracebackType
-from typing import Any, Self
 
 import torch
-from torch import Tensor
 
-from mlprank.experiments import published
-from mlprank.experiments.cells import NOT_PRUNED, Trained
+from mlprank.experiments.cells import Trained
 from mlprank.experiments.config import ExperimentConfig
-from mlprank.experiments.records import DENSE, CellMetrics, CellParameters, CellRecord, current_versions
-from mlprank.experiments.store import Outbox, RecordStore
-from mlprank.experiments.variants import Accuracy
-from mlprank.experiments.workbench import Pruned, TestData, Traces, Workbench, load_data
-from mlprank.grids.engine import FAILURES, Silent, Watcher
+from mlprank.experiments.records import CellParameters, CellRecord, current_versions
+from mlprank.experiments.store import Array, Outbox, RecordStore
+from mlprank.experiments.workbench import Outcome, TestData, Workbench, load_data
+from mlprank.graph.records import Graph
+from mlprank.grids.progress import FAILURES, Watcher
 from mlprank.grids.ray import ray_places, run_units
 
 CELL_ERRORS = (*FAILURES, OSError)
 """What a network, a measure or data of somebody's can raise; such a cell is recorded as failed."""
-
-_MAX_WAITING_BYTES = 1 << 29
 
 
 class Runner:
@@ -46,12 +39,12 @@ class Runner:
     ) -> None:
         self.config, self.store, self.watcher = config, store, watcher
         self._networks = {(trained.model, trained.dataset, trained.sha256): trained for trained in networks}
-        self._traces = Traces()
+        self._graphs: dict[object, Graph] = {}
         self._data: dict[object, TestData] = {}
 
     def share(self, other: Runner) -> None:
         """Take over data and graphs that another runner of the same experiment has read."""
-        self._traces, self._data = other._traces, other._data
+        self._graphs, self._data = other._graphs, other._data
 
     def run(self, cells: Iterable[CellParameters]) -> None:
         """Run cells, those of one checkpoint standing together, and record every one.
@@ -60,118 +53,60 @@ class Runner:
             OSError: If a record cannot be written.
         """
         pending = [cell for cell in cells if not self.store.is_finished(cell.key)]
-        with Recorder(self.store, self.watcher, device=self.config.device) as self._recorder:
-            for key, found in groupby(pending, key=lambda cell: (cell.model, cell.dataset, cell.checkpoint_sha256)):
-                self._run_checkpoint(self._networks[key], list(found))
-
-    def _run_checkpoint(self, trained: Trained, cells: list[CellParameters]) -> None:
-        self.watcher.started(cells[:1])
-        try:
-            bench = self._bench(trained)
-        except CELL_ERRORS as error:
-            self._fail(cells, error)
-            return
-        for _, found in groupby(cells, key=lambda cell: (cell.graph, cell.calibration_samples, cell.calibration_seed)):
-            drawn = list(found)
-            if drawn[0].graph == NOT_PRUNED:
-                self._run_dense(bench, drawn)
-                continue
-            if drawn[0].graph == published.GRAPH:
-                self._run_published(bench, drawn)
-                continue
+        for key, found in groupby(pending, key=lambda cell: (cell.model, cell.dataset, cell.checkpoint_sha256)):
+            together = list(found)
             try:
-                bench.calibrate(drawn[0])
+                bench = self._bench(self._networks[key])
             except CELL_ERRORS as error:
-                self._fail(drawn, error)
+                self._record(together, error)
                 continue
-            for _, together in groupby(drawn, key=lambda cell: (cell.compensation, cell.protect_output, cell.measure)):
-                self._run_together(bench, list(together))
+            for _, drawn in groupby(together, key=_drawn):
+                self._run_drawn(bench, list(drawn))
 
     def _bench(self, trained: Trained) -> Workbench:
-        device = self.config.device
-        key = trained.dataset, str(sorted(trained.data_args.items()))
+        key, device = (trained.dataset, str(sorted(trained.data_args.items()))), self.config.device
         if key not in self._data:
-            self._data[key] = load_data(
-                trained.dataset, trained.data_args, data_dir=self.config.data_dir, device=device
-            )
-        data = self._data[key]
-        return Workbench(trained, data, traces=self._traces, device=device, latency=self.config.latency)
+            data_dir = self.config.data_dir
+            self._data[key] = load_data(trained.dataset, trained.data_args, data_dir=data_dir, device=device)
+        latency = self.config.latency
+        return Workbench(trained, self._data[key], graphs=self._graphs, device=device, latency=latency)
 
-    def _run_dense(self, bench: Workbench, cells: Iterable[CellParameters]) -> None:
-        for cell in cells:
-            assert cell.measure == DENSE
-            self._recorder.record(cell, metrics=bench.dense_metrics())
-
-    def _run_published(self, bench: Workbench, cells: Sequence[CellParameters]) -> None:
-        """Prune and test under the published conditions, one cell after the other."""
+    def _run_drawn(self, bench: Workbench, cells: list[CellParameters]) -> None:
         try:
-            conditions = published.PublishedBench(
-                bench.network, bench.data.module, num_samples=cells[0].calibration_samples, flops=bench.before.flops
-            )
+            bench.calibrate(cells[0])
         except CELL_ERRORS as error:
-            self._fail(cells, error)
+            self._record(cells, error)
             return
         for cell in cells:
             self.watcher.started([cell])
+            found: Outcome | BaseException
             try:
-                found = conditions.run(cell)
+                found = bench.run(cell)
             except CELL_ERRORS as error:
-                self._fail([cell], error)
-            else:
-                self._recorder.record(
-                    cell, metrics=found.metrics, timings=found.timings, scores=found.scores, kept=found.kept
-                )
+                found = error
+            self._record([cell], found)
 
-    def _run_together(self, bench: Workbench, cells: Sequence[CellParameters]) -> None:
-        """Prune in every way, then test all that came out together."""
-        self.watcher.started(cells)
-        for group in _within_memory(self._pruned(bench, cells)):
-            started = time.perf_counter()
-            accuracies = bench.test.accuracies([pruned.variant for pruned in group])
-            share = (time.perf_counter() - started) / len(group)
-            tested: list[tuple[Pruned, Accuracy]] = []
-            for pruned, accuracy in zip(group, accuracies, strict=True):
-                if isinstance(accuracy, ValueError):
-                    self._fail([pruned.cell], accuracy)
-                else:
-                    tested.append((pruned, accuracy))
-            for (pruned, _), metrics in zip(tested, bench.measure(tested), strict=True):
-                timings = {**pruned.timings, "evaluate_s": share}
-                self._recorder.record(
-                    pruned.cell, metrics=metrics, timings=timings, scores=pruned.scores, kept=pruned.kept
-                )
-
-    def _pruned(self, bench: Workbench, cells: Iterable[CellParameters]) -> Iterator[Pruned]:
+    def _record(self, cells: Iterable[CellParameters], found: Outcome | BaseException) -> None:
+        """Record what came out, or why nothing did."""
+        done = found if isinstance(found, Outcome) else None
+        scores, kept = (None, None) if done is None else (_arrays(done.scores), _arrays(done.kept))
         for cell in cells:
-            try:
-                pruned = bench.prune(cell)
-            except CELL_ERRORS as error:
-                self._fail([cell], error)
-            else:
-                yield pruned
-
-    def _fail(self, cells: Iterable[CellParameters], error: BaseException) -> None:
-        for cell in cells:
-            self._recorder.record(cell, error=f"{type(error).__name__}: {error}")
-
-
-def _within_memory(pruned: Iterator[Pruned]) -> Iterator[list[Pruned]]:
-    """Groups of pruned networks that are small enough to be kept at the same time."""
-    group: list[Pruned] = []
-    num_bytes = 0
-    for each in pruned:
-        group.append(each)
-        num_bytes += each.after.size_bytes
-        if num_bytes > _MAX_WAITING_BYTES:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
+            record = CellRecord(
+                parameters=cell,
+                status="ok" if done else "failed",
+                metrics=done.metrics if done else None,
+                error=None if done else f"{type(found).__name__}: {found}",
+                timings=done.timings if done else {},
+                versions=current_versions(),
+                machine=describe_machine(self.config.device),
+            )
+            self.store.append(record, scores=scores, kept=kept)
+            tell(self.watcher, record)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one actor of Ray runs at a time: cells of one checkpoint and calibration draw."""
+    """What one actor of Ray runs at a time: cells of one checkpoint, calibration draw and measure."""
 
     config: ExperimentConfig
     directory: str
@@ -186,7 +121,9 @@ def run_on_ray(
     watcher: Watcher,
     cells: Iterable[CellParameters],
 ) -> None:
-    """Run what is not finished yet on all devices of this machine or of a cluster, which see the results directory under the same path.
+    """Run what is not finished yet on all devices of this machine or of a cluster.
+
+    All nodes see the results directory under the same path.
 
     Args:
         config: The experiment.
@@ -197,22 +134,22 @@ def run_on_ray(
     """
     trained = {(found.model, found.dataset, found.sha256): found for found in networks}
     pending = [cell for cell in cells if not store.is_finished(cell.key)]
-    groups = [list(found) for _, found in groupby(pending, key=lambda cell: (*_drawn(cell), cell.measure))]
-    with ray_places(
-        config.address, cpus=config.cpus_per_cell, gpus=config.gpus_per_cell, option="{}_per_cell"
-    ) as places:
-        device = "cuda" if places.gpus else config.device
+    option = "{}_per_cell"
+    with ray_places(config.address, cpus=config.cpus_per_cell, gpus=config.gpus_per_cell, option=option) as places:
+        there = dataclasses.replace(config, device="cuda" if places.gpus else config.device)
+        directory = str(store.directory.resolve())
+        groups = (tuple(found) for _, found in groupby(pending, key=lambda cell: (_drawn(cell), cell.measure)))
         units = [
-            Unit(
-                dataclasses.replace(config, device=device),
-                str(store.directory.resolve()),
-                trained[group[0].model, group[0].dataset, group[0].checkpoint_sha256],
-                tuple(group),
-            )
+            Unit(there, directory, trained[group[0].model, group[0].dataset, group[0].checkpoint_sha256], group)
             for group in groups
         ]
         watcher.note(f"ray: {len(units)} units of work on {places.slots} places")
-        run_units(units, worker=f"{__name__}:UnitRunner", places=places, look=lambda: _absorb(store, watcher))
+
+        def look() -> None:
+            for record in store.absorb():
+                tell(watcher, record)
+
+        run_units(units, worker=f"{__name__}:UnitRunner", places=places, look=look)
 
 
 class UnitRunner:
@@ -224,15 +161,10 @@ class UnitRunner:
     def run(self, unit: Unit) -> None:
         """Run the cells of a unit that have no record yet."""
         before, outbox = self._runner, Outbox(unit.directory)
-        self._runner = Runner(unit.config, [unit.trained], outbox, Silent())
+        self._runner = Runner(unit.config, [unit.trained], outbox, Watcher())
         if before is not None and before.config == unit.config:
             self._runner.share(before)
         self._runner.run(unit.cells)
-
-
-def _absorb(store: RecordStore, watcher: Watcher) -> None:
-    for record in store.absorb():
-        tell(watcher, record)
 
 
 def tell(watcher: Watcher, record: CellRecord) -> None:
@@ -245,87 +177,22 @@ def tell(watcher: Watcher, record: CellRecord) -> None:
 
 def _drawn(cell: CellParameters) -> tuple[object, ...]:
     """What cells share that are pruned from one calibration."""
-    return cell.model, cell.dataset, cell.checkpoint_sha256, cell.graph, cell.calibration_samples, cell.calibration_seed
+    return cell.checkpoint_sha256, cell.model, cell.dataset, cell.graph, cell.calibration_samples, cell.calibration_seed
 
 
-class Recorder:
-    """Writes records in order. Leaving it waits until all are on the disk.
-
-    Args:
-        store: Where they go.
-        watcher: Is told of every record, by the thread that wrote it.
-        device: Where the cells run.
-    """
-
-    def __init__(self, store: RecordStore | Outbox, watcher: Watcher, *, device: str) -> None:
-        self._store, self._watcher = store, watcher
-        self._machine = describe_machine(device)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
-        self._waiting: list[Future[None]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=True)
-        if error is None:
-            self._raise_if_failed(self._waiting)
-
-    def record(
-        self,
-        cell: CellParameters,
-        *,
-        metrics: CellMetrics | None = None,
-        error: str | None = None,
-        timings: Mapping[str, float] | None = None,
-        scores: Mapping[str, Tensor] | None = None,
-        kept: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Hand over one cell.
-
-        Raises:
-            OSError: If an earlier one could not be written.
-        """
-        record = CellRecord(
-            parameters=cell,
-            status="ok" if error is None else "failed",
-            metrics=metrics,
-            error=error,
-            timings=timings or {},
-            versions=current_versions(),
-            machine=self._machine,
-        )
-        done = [future for future in self._waiting if future.done()]
-        self._waiting = [future for future in self._waiting if not future.done()]
-        self._raise_if_failed(done)
-        self._waiting.append(self._pool.submit(self._write, record, _arrays(scores), _arrays(kept)))
-
-    def _write(self, record: CellRecord, scores: dict[str, Any] | None, kept: dict[str, Any] | None) -> None:
-        self._store.append(record, scores=scores, kept=kept)
-        tell(self._watcher, record)
-
-    @staticmethod
-    def _raise_if_failed(futures: Sequence[Future[None]]) -> None:
-        for future in futures:
-            future.result()
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array] | None:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()} or None
 
 
+@functools.cache
 def describe_machine(device: str) -> dict[str, str]:
     """Say where cells run: the processor or accelerator, and the number of threads."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    else:
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8") as file:
+                name = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        except (OSError, StopIteration):
+            name = platform.processor() or platform.machine()
     return {"device": name, "threads": str(torch.get_num_threads())}
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _arrays(tensors: Mapping[str, Tensor] | None) -> dict[str, Any] | None:
-    return None if tensors is None else {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

@@ -1,9 +1,10 @@
 """Estimates with intervals, paired comparisons of measures, and claims over several settings; needs no torch.
 
-What is independent is a training: amounts, methods and calibration draws of one trained network share its luck, so they are averaged before
-anything is said. Three rules hold everywhere: an interval and a verdict need at least `MIN_TRAININGS` trainings; networks with different
-compensations (with and without repair) are never averaged; a difference counts if it is at least `smallest_effect` and significant after
-Holm's correction over the comparisons that are shown together.
+What is independent is a training: amounts, methods and calibration draws of one trained network share its luck, so they
+are averaged before anything is said. Three rules hold everywhere: an interval and a verdict need at least
+`MIN_TRAININGS` trainings; networks with different compensations (with and without repair) are never averaged; a
+difference counts if it is at least `smallest_effect` and significant after Holm's correction over the comparisons that
+are shown together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, variance
 from typing import Any
 
 from mlprank.experiments.records import DENSE, CellMetrics, CellParameters, CellRecord
@@ -28,14 +30,9 @@ _NAMED = {"model", "dataset", "method", "method_args", "compensation", "compensa
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What the cells of one comparison share: network, method, compensation and conditions.
+    """What the cells of one comparison share: network, data, method, compensation, with arguments, and conditions.
 
-    Attributes:
-        model: Name of the network.
-        dataset: Name of its data.
-        method: With its arguments: `global, normalise=width`.
-        compensation: With its arguments.
-        conditions: All other parameters of a cell but measure, amount, training and calibration draw, as names and values.
+    These are all other parameters of a cell but measure, amount, training and calibration draw, as names and values.
     """
 
     model: str
@@ -52,13 +49,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over trainings with its 95 % interval.
+    """A mean over trainings with its 95 % interval, None for fewer than `MIN_TRAININGS` or where nothing varies.
 
-    Attributes:
-        mean: Mean of the values.
-        low: Lower end; None where there are fewer than `MIN_TRAININGS` values, or they do not vary.
-        high: Upper end, or None.
-        values: One value for every training (for a claim, of every network one after another).
+    `values` are one for every training (for a claim, of every network one after another).
     """
 
     mean: float
@@ -106,12 +99,8 @@ class Comparison:
 def mean_interval(values: Iterable[float], *, confidence: float = 0.95) -> Estimate:
     """Mean and Student's t interval of independent values.
 
-    Args:
-        values: At least one finite number.
-        confidence: Coverage in (0, 1).
-
     Raises:
-        ValueError: If there is no value, one is not finite, or the confidence is out of range.
+        ValueError: If there is no value, one is not finite, or the confidence is not in (0, 1).
 
     Source:
         Student 1908.
@@ -122,42 +111,6 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95) -> Estim
     >>> mean_interval([1.0, 2.0]).low is None
     True
     """
-    return _average([_checked(values, confidence)], confidence=confidence)[0]
-
-
-def accuracy_interval(values: Iterable[float], *, confidence: float = 0.95) -> Estimate:
-    """Mean of accuracies and an interval that stays within [0, 1]: Student's t on the logit of the mean, by the delta method.
-
-    Args:
-        values: At least one fraction.
-        confidence: Coverage in (0, 1).
-
-    Raises:
-        ValueError: If there is no value, one is outside [0, 1], or the confidence is out of range.
-
-    Source:
-        Agresti 2013, Categorical Data Analysis, sections 3.1.6 and 16.1: standard error of logit(m) is that of m over m (1 - m).
-
-    >>> found = accuracy_interval([0.97, 0.99, 0.999])
-    >>> found.high < 1.0
-    True
-    """
-    numbers = _checked(values, confidence)
-    if not all(0.0 <= value <= 1.0 for value in numbers):
-        raise ValueError(f"accuracy_interval: accuracies are fractions in [0, 1], got {numbers}; divide percent by 100")
-    found = _average([numbers], confidence=confidence)[0]
-    if found.low is None or found.high is None:
-        return found
-    half = (found.high - found.mean) / (found.mean * (1.0 - found.mean))
-    center = math.log(found.mean / (1.0 - found.mean))
-    return dataclasses.replace(found, low=_logistic(center - half), high=_logistic(center + half))
-
-
-def _logistic(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
-
-
-def _checked(values: Iterable[float], confidence: float) -> list[float]:
     numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("interval: values must hold at least one number, got none")
@@ -165,36 +118,56 @@ def _checked(values: Iterable[float], confidence: float) -> list[float]:
         raise ValueError(f"interval: values must be finite, got {numbers}")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"interval: confidence must be in (0, 1), got {confidence!r}; 0.95 is usual")
-    return numbers
+    return _average([numbers], confidence=confidence)[0]
+
+
+def accuracy_interval(values: Iterable[float], *, confidence: float = 0.95) -> Estimate:
+    """Mean of accuracies and an interval within [0, 1]: Student's t on the logit of the mean, by the delta method.
+
+    Raises:
+        ValueError: As `mean_interval`, or if a value is outside [0, 1].
+
+    Source:
+        Agresti 2013, Categorical Data Analysis, sections 3.1.6 and 16.1: standard error of logit(m) is that of m over m
+        (1 - m).
+
+    >>> found = accuracy_interval([0.97, 0.99, 0.999])
+    >>> found.high < 1.0
+    True
+    """
+    found = mean_interval(values, confidence=confidence)
+    if not all(0.0 <= value <= 1.0 for value in found.values):
+        raise ValueError(
+            f"accuracy_interval: accuracies are fractions in [0, 1], got {list(found.values)}; divide percent by 100"
+        )
+    if found.low is None or found.high is None:
+        return found
+    from scipy.special import expit, logit
+
+    half = (found.high - found.mean) / (found.mean * (1.0 - found.mean))
+    center = logit(found.mean)
+    return dataclasses.replace(found, low=float(expit(center - half)), high=float(expit(center + half)))
 
 
 def _average(groups: Sequence[Sequence[float]], *, confidence: float = 0.95) -> tuple[Estimate, float | None]:
     """Mean of the groups' means (equal weight), its interval, and the two-sided p-value of a mean of 0.
 
-    One group gives Student's interval. Several independent ones (networks with trainings of their own) add their variances; the degrees of
-    freedom are Satterthwaite's. Every group needs `MIN_TRAININGS` values.
-
-    Source:
-        Satterthwaite 1946, An approximate distribution of estimates of variance components.
+    One group gives Student's interval. Several independent ones (networks with trainings of their own) add their
+    variances; the degrees of freedom are Satterthwaite's (1946). Every group needs `MIN_TRAININGS` values.
     """
-    from scipy.special import stdtr, stdtrit  # Student's distribution and its inverse; scipy.stats takes a second
+    from scipy import stats
 
     everything = tuple(value for group in groups for value in group)
-    means = [_mean(group) for group in groups]
-    mean = _mean(means)
+    mean = fmean(map(fmean, groups))
     if min(map(len, groups)) < MIN_TRAININGS:
         return Estimate(mean, None, None, everything), None
-    parts = [
-        math.fsum((value - center) ** 2 for value in group) / (len(group) - 1) / len(group) / len(groups) ** 2
-        for group, center in zip(groups, means, strict=True)
-    ]
-    variance = math.fsum(parts)
-    if variance <= (1e-12 * max(map(abs, everything))) ** 2:  # nothing varies but by rounding
+    parts = [variance(group) / len(group) / len(groups) ** 2 for group in groups]
+    if math.fsum(parts) <= (1e-12 * max(map(abs, everything))) ** 2:  # nothing varies but by rounding
         return Estimate(mean, None, None, everything), 1.0 if abs(mean) < 1e-12 else 0.0
-    freedom = variance**2 / math.fsum(part**2 / (len(g) - 1) for part, g in zip(parts, groups, strict=True))
-    error = math.sqrt(variance)
-    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
-    return Estimate(mean, mean - half, mean + half, everything), float(2 * stdtr(freedom, -abs(mean) / error))
+    freedom = math.fsum(parts) ** 2 / math.fsum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
+    spread = stats.t(freedom, scale=math.sqrt(math.fsum(parts)))
+    half = float(spread.ppf(0.5 + confidence / 2))
+    return Estimate(mean, mean - half, mean + half, everything), float(2 * spread.sf(abs(mean)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -255,19 +228,11 @@ def metrics_of(record: CellRecord) -> CellMetrics:
 
 
 def by_training(cells: Iterable[CellRecord], values: Iterable[float]) -> list[float]:
-    """Average what belongs to one training (calibration draws, seeds of a measure).
-
-    Args:
-        cells: Finished cells.
-        values: One for every cell.
-
-    Returns:
-        One mean for every training, in order of first appearance.
-    """
+    """Average what belongs to one training (calibration draws, seeds of a measure), in order of first appearance."""
     grouped: dict[str, list[float]] = defaultdict(list)
     for cell, value in zip(cells, values, strict=True):
         grouped[cell.parameters.checkpoint_sha256].append(value)
-    return [_mean(found) for found in grouped.values()]
+    return [fmean(found) for found in grouped.values()]
 
 
 def find_reference(records: Iterable[CellRecord], *, measure: str = REFERENCE) -> str | None:
@@ -289,8 +254,9 @@ def compare(
 ) -> tuple[Comparison, ...]:
     """Compare the reference with every other measure within every setting, at every amount and over all amounts.
 
-    Two cells are a pair if they agree in everything but the measure. Seeds of a measure are averaged first; amount 0 prunes nothing and is
-    left out. Holm's correction runs over the comparisons of one setting, which is one table of the report.
+    Two cells are a pair if they agree in everything but the measure. Seeds of a measure are averaged first; amount 0
+    prunes nothing and is left out. Holm's correction runs over the comparisons of one setting, which is one table of
+    the report.
 
     Args:
         records: Cells; failed ones are ignored.
@@ -299,7 +265,8 @@ def compare(
         smallest_effect: The smallest difference of accuracy that counts, a fraction.
 
     Returns:
-        Sorted by setting and baseline; per baseline the amounts ascending, where there are several, then the average over them (None).
+        Sorted by setting and baseline; per baseline the amounts ascending, where there are several, then the average
+        over them (None).
 
     Raises:
         ValueError: If a baseline is not among the finished cells.
@@ -318,23 +285,17 @@ def claims(
     baselines: Sequence[str] | None = None,
     smallest_effect: float = SMALLEST_EFFECT,
 ) -> tuple[tuple[Comparison, ...], ...]:
-    """Average the comparisons over networks, methods and amounts, for each compensation and its conditions by themselves.
+    """Average the comparisons over networks, methods and amounts, for each compensation and its conditions.
 
-    A training gives one number, its mean over amounts and settings; every setting of a network and every network has equal weight. Only
-    amounts and settings that all trainings of a network have are averaged. The published figure is a lead of 6.09 points of retention over
-    three baselines.
+    A training gives one number, its mean over amounts and settings; every setting of a network and every network has
+    equal weight. Only amounts and settings that all trainings of a network have are averaged. The published figure is a
+    lead of 6.09 points of retention over three baselines.
 
-    Args:
-        records: As `compare`.
-        reference: As `compare`.
-        baselines: As `compare`.
-        smallest_effect: As `compare`.
+    Arguments and errors are those of `compare`.
 
     Returns:
-        For each compensation and conditions: the average over the baselines (its `baseline` is empty) first, then each baseline.
-
-    Raises:
-        ValueError: If a baseline is not among the finished cells.
+        For each compensation and conditions: the average over the baselines (its `baseline` is empty) first, then each
+        baseline.
     """
     grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[tuple[Setting, _Leads]]] = defaultdict(list)
     label = ""
@@ -379,8 +340,8 @@ def _leads(cells: Sequence[CellRecord], reference: str, baselines: Sequence[str]
         for place in sorted(ours.keys() & gathered[baseline].keys()):
             amount, training, _ = place
             top1, retention = (
-                _mean(getattr(m, name) for m in ours[place])
-                - _mean(getattr(m, name) for m in gathered[baseline][place])
+                fmean(getattr(m, name) for m in ours[place])
+                - fmean(getattr(m, name) for m in gathered[baseline][place])
                 for name in ("top1", "retention")
             )
             at_amount = leads.setdefault(baseline, {}).setdefault(amount, {})
@@ -417,9 +378,10 @@ def _average_settings(settings: Sequence[tuple[Setting, _Leads]], reference: str
 
 
 def _means(by_setting: Mapping[Any, _Leads]) -> list[tuple[float, float]]:
-    """One (accuracy, retention) for every training of a network; settings, baselines and amounts have equal weight, in this order.
+    """One (accuracy, retention) for every training of a network; settings, baselines and amounts have equal weight.
 
-    Only trainings that every setting and baseline has count, and of these only amounts that all of them have. Empty where nothing is left.
+    Only trainings that every setting and baseline has count, and of these only amounts that all of them have. Empty
+    where nothing is left.
     """
     sides = [by_amount for leads in by_setting.values() for by_amount in leads.values()]
     trainings = sorted(set.intersection(*({t for found in by_amount.values() for t in found} for by_amount in sides)))
@@ -431,17 +393,12 @@ def _means(by_setting: Mapping[Any, _Leads]) -> list[tuple[float, float]]:
         return []
 
     def lead(training: str, part: int) -> float:
-        return _mean(
-            _mean(_mean(_mean(pair[part] for pair in found[training]) for found in amounts) for amounts in setting)
+        return fmean(
+            fmean(fmean(fmean(pair[part] for pair in found[training]) for found in amounts) for amounts in setting)
             for setting in complete
         )
 
     return [(lead(training, 0), lead(training, 1)) for training in trainings]
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return math.fsum(numbers) / len(numbers)
 
 
 def _comparison(
@@ -452,28 +409,14 @@ def _comparison(
     values: Sequence[Sequence[tuple[float, float]]],
     pairs: Sequence[Mapping[float, Mapping[str, Sequence[tuple[float, float]]]]],
 ) -> Comparison:
-    """A comparison before Holm's correction; `values` are networks × trainings, `pairs` what is counted as won or lost."""
+    """A comparison before Holm's correction of `values`, networks × trainings; `pairs` are won or lost."""
     accuracy, p_value = _average([[pair[0] for pair in network] for network in values])
     retention, _ = _average([[pair[1] for pair in network] for network in values])
-    differences = [
-        pair[0]
-        for by_amount in pairs
-        for trainings in by_amount.values()
-        for found in trainings.values()
-        for pair in found
-    ]
+    found = [pair[0] for amounts in pairs for each in amounts.values() for drawn in each.values() for pair in drawn]
+    wins, losses = sum(difference > 0 for difference in found), sum(difference < 0 for difference in found)
+    ties = len(found) - wins - losses
     return Comparison(
-        settings=settings,
-        reference=reference,
-        baseline=baseline,
-        amount=amount,
-        wins=sum(difference > 0 for difference in differences),
-        ties=sum(difference == 0 for difference in differences),
-        losses=sum(difference < 0 for difference in differences),
-        accuracy=accuracy,
-        retention=retention,
-        p_value=p_value,
-        verdict="",
+        settings, reference, baseline, amount, wins, ties, losses, accuracy, retention, p_value, verdict=""
     )
 
 

@@ -10,12 +10,10 @@ DIRECTORY/lock                       held by the process that writes
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,8 +22,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from mlprank.experiments.records import CellRecord, CorruptRecordError, from_line, to_line
-from mlprank.grids.store import Journal, only_writer, read_lines, remove_drafts
+from mlprank.experiments.records import CellRecord, from_line, to_line
+from mlprank.grids.store import CorruptRecordError, Journal, only_writer, read_lines, remove_drafts, write_csv
 from mlprank.utils.files import BusyError, write_whole
 
 RECORDS_NAME = "records.jsonl"
@@ -40,8 +38,8 @@ class ResultsLockedError(OSError):
 class RecordStore:
     """The one writer of a results directory.
 
-    Opening takes the lock, takes away what a killed process left, and repairs a last line that kill -9 tore: its bytes are moved
-    to `records.torn-N.jsonl` and `notice` says so. Closing, or the death of the process, gives the lock back.
+    Opening takes the lock, takes away what a killed process left, and repairs a last line that kill -9 tore: its bytes
+    are moved to `records.torn-N.jsonl` and `notice` says so. Closing, or the death of the process, gives the lock back.
 
     Args:
         directory: Made where it is missing.
@@ -62,7 +60,7 @@ class RecordStore:
                 raise ResultsLockedError(str(error)) from error
             for folder in ("scores", "incoming"):
                 remove_drafts(self.directory / folder)
-            self._journal = stack.enter_context(Journal(self.path, read=from_line, write=to_line))
+            self._journal = stack.enter_context(closing(Journal(self.path, read=from_line, write=to_line)))
             self.notice = self._journal.notice
             self.absorb()
             self._open = stack.pop_all()
@@ -90,11 +88,6 @@ class RecordStore:
         kept: Mapping[str, Array] | None = None,
     ) -> None:
         """Write the scores, then the line, whole and on the disk when this returns.
-
-        Args:
-            record: The finished cell.
-            scores: Scores (n_out,) by layer name; `.numpy()` of what `mlprank.score` returns.
-            kept: Boolean masks (n_out,) by layer name, True is kept.
 
         Raises:
             ValueError: If the cell is already recorded as finished, or a number is not finite.
@@ -140,7 +133,7 @@ class RecordStore:
 
 
 class Outbox:
-    """Records of a process that is not the writer of its results directory: they lie in `incoming/` until that has appended them.
+    """Records of a process that does not write its results directory: they wait in `incoming/` for the one that does.
 
     Args:
         directory: The results directory.
@@ -160,13 +153,7 @@ class Outbox:
         scores: Mapping[str, Array] | None = None,
         kept: Mapping[str, Array] | None = None,
     ) -> None:
-        """Write the scores, then the record, whole and on the disk when this returns.
-
-        Args:
-            record: The cell.
-            scores: As for `RecordStore.append`.
-            kept: As for `RecordStore.append`.
-        """
+        """Write the scores, then the record, whole and on the disk when this returns."""
         if scores is not None:
             write_scores(self.directory, record.key, scores, kept=kept)
         write_whole(self.directory / "incoming" / f"{record.key}.json", to_line(record))
@@ -177,9 +164,6 @@ def read_records(source: str | Path) -> tuple[CellRecord, ...]:
 
     A last line without its end belongs to a writer that is still at it, or was killed; it is left out. Where a cell
     was recorded more than once (failed, then run again), the latest counts.
-
-    Args:
-        source: The results directory or its `records.jsonl`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -235,10 +219,4 @@ def to_csv(records: Iterable[CellRecord], path: str | Path) -> Path:
         row |= {f"machine.{name}": value for name, value in record.machine.items()}
         row["error"] = record.error
         rows.append({name: json.dumps(v) if isinstance(v, dict | tuple | list) else v for name, v in row.items()})
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(Path(path), buffer.getvalue().encode())
-    return Path(path)
+    return write_csv(Path(path), rows)

@@ -1,51 +1,52 @@
-"""One checkpoint on the bench: loaded once with its data, traced once, and pruned in as many ways as there are cells."""
+"""One checkpoint on the bench: loaded once with its data, traced once, pruned in as many ways as there are cells."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import sha256
-from mlprank.costs.metrics import count_flops, count_parameters, measure_latency, size_bytes
+from mlprank.costs.metrics import count_flops, count_nonzero, count_parameters, measure_latency, size_bytes
 from mlprank.datamodules import get_dataset
-from mlprank.experiments.cells import Trained, load_network, recipe_of
-from mlprank.experiments.config import ExperimentConfig
+from mlprank.experiments.cells import NOT_PRUNED, Trained, build, load_network, recipe_of
+from mlprank.experiments.config import PUBLISHED, ExperimentConfig
 from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord, LayerWidth
-from mlprank.experiments.variants import Accuracy, MemoryTest, Variant
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
+from mlprank.measures import get_measure
+from mlprank.methods import get_method
 from mlprank.pruning.pipeline import Pruning, prune
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.result import PruningResult
+from mlprank.thesis import PublishedConditions
+from mlprank.utils.modules import check_fit, evaluating, sole_tensor
 
 BATCH_SIZE = 64
 """As in `mlprank.prune_mlp`."""
-_LATENCY_BUDGET_S = 0.006
-_LATENCY_REPEATS = (5, 30)
+_CHUNK = 2560
+_LATENCY_REPEATS, _LATENCY_BUDGET_S = (5, 30), 0.006
 
 _Sizes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
 class TestData:
-    """A data set: its test images (N, C, H, W) and labels (N,) in memory, and its module, whose training images are being read."""
+    """A data set: its test images (N, C, H, W) and labels (N,) in memory, and its module, ready for training too."""
 
     module: Any
     images: Tensor
     labels: Tensor
-    training: Future[None]
 
     def calibration(self, num_samples: int, *, seed: int) -> Any:
         """Return calibration batches, or the data module itself where it draws none."""
-        self.training.result()
         draw = getattr(self.module, "calibration_dataloader", None)
         return self.module if draw is None else draw(num_samples, seed=seed)
 
@@ -60,31 +61,13 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A cell that has been pruned and waits for its test. Times are seconds."""
+class Outcome:
+    """What came out of a cell. Masks are True for kept neurons, times seconds."""
 
-    cell: CellParameters
-    variant: Variant
-    after: Costs
-    achieved: float
-    layers: tuple[LayerWidth, ...]
-    scores: Mapping[str, Tensor]
-    kept: Mapping[str, Tensor]
-    timings: Mapping[str, float]
-
-
-@dataclass
-class Traces:
-    """Graphs by class and sizes of the network: checkpoints of one network are read once."""
-
-    graphs: dict[tuple[object, ...], Graph] = field(default_factory=dict)
-
-    def of(self, network: nn.Module, example: Tensor) -> Graph:
-        """Return the graph of a network, reading it where none of its kind has been."""
-        kind = (type(network), str(getattr(network, "init_args", None)), _sizes(network))
-        if kind not in self.graphs:
-            self.graphs[kind] = trace(network, example)
-        return self.graphs[kind]
+    metrics: CellMetrics
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, device: str) -> TestData:
@@ -103,21 +86,12 @@ def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, 
     cls: Any = get_dataset(name)
     known = inspect.signature(cls).parameters
     usual = {key: value for key, value in {"batch_size": BATCH_SIZE, "data_dir": data_dir}.items() if key in known}
-    try:
-        inspect.signature(cls).bind(**{**usual, **arguments})
-    except TypeError as error:
-        raise ValueError(
-            f"{name} cannot be built: {error}; give its arguments under data_args in the config"
-        ) from error
-    module = cls(**{**usual, **arguments})
+    module = build(name, cls, {**usual, **arguments}, key="data_args")
     module.prepare_data()
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training images")
-    training = pool.submit(module.setup, "fit")
-    pool.shutdown(wait=False)
+    module.setup("fit")
     module.setup("test")
-    batches = list(module.test_dataloader())
-    images = torch.cat([images for images, _ in batches]).to(device)
-    return TestData(module, images, torch.cat([labels for _, labels in batches]).to(device), training)
+    images, labels = (torch.cat(parts).to(device) for parts in zip(*module.test_dataloader(), strict=True))
+    return TestData(module, images, labels)
 
 
 class Workbench:
@@ -126,7 +100,7 @@ class Workbench:
     Args:
         trained: The checkpoint.
         data: Its data set.
-        traces: Graphs that are known already.
+        graphs: Graphs that are known already, by class and sizes of the network; a new one is added.
         device: Where to work.
         latency: Whether to measure latencies.
 
@@ -134,29 +108,23 @@ class Workbench:
         ValueError: If the checkpoint is damaged, of another network or of another data set.
     """
 
-    def __init__(self, trained: Trained, data: TestData, *, traces: Traces, device: str, latency: bool) -> None:
-        self.trained, self.data, self.latency = trained, data, latency
+    def __init__(
+        self, trained: Trained, data: TestData, *, graphs: dict[object, Graph], device: str, latency: bool
+    ) -> None:
+        self.data, self.latency = data, latency
         self.network = load_network(trained).to(device)
         example = data.images[:BATCH_SIZE]
-        self.graph = traces.of(self.network, example)
-        self.test = MemoryTest(self.network, data.images, data.labels)
-        self.before = Costs(
-            num_parameters=count_parameters(self.network),
-            flops=count_flops(self.network, example[:1]),
-            size_bytes=size_bytes(self.network),
-        )
-        weights = [self.network.get_parameter(layer.weight) for layer in self.graph.layers]
-        self._each_once = self.before.flops == 2 * sum(weight.numel() for weight in weights)
-        self._pruning: tuple[object, Pruning] | None = None
+        check_fit(self.network, example[:2], who="experiment")
+        self.dense = accuracies(self.network, data.images, data.labels)
+        kind = (type(self.network), str(getattr(self.network, "init_args", None)), _sizes(self.network))
+        if kind not in graphs:
+            graphs[kind] = trace(self.network, example)
+        self.graph = graphs[kind]
         self._scores: dict[object, dict[str, Tensor]] = {}
-        self._counts: dict[object, Costs] = {}
+        self._costs: dict[_Sizes, Costs] = {}
         self._latencies: dict[_Sizes, tuple[float, float]] = {}
-
-    def dense_metrics(self) -> CellMetrics:
-        """Return the baseline's metrics."""
-        layers = [LayerWidth(name=y.name, width=y.out_features, kept=y.out_features) for y in self.graph.layers]
-        [latency] = self._latencies_of([self.network])
-        return self._metrics(self.before, self.test.dense, achieved=0.0, layers=tuple(layers), latency=latency)
+        self.before = self._costs_of(self.network)
+        self._drawn: Pruning | PublishedConditions | None = None
 
     def calibrate(self, cell: CellParameters) -> None:
         """Make ready for the cells of one graph and calibration draw; what was measured for another is dropped.
@@ -164,46 +132,65 @@ class Workbench:
         Raises:
             ValueError: If the network cannot be pruned, or its activations are not finite.
         """
-        kind = (cell.graph, cell.calibration_samples, cell.calibration_seed)
-        if self._pruning is None or self._pruning[0] != kind:
+        self._scores.clear()
+        if cell.graph == PUBLISHED:
+            # Under the published conditions the dense network is tested with batch norms in training mode, too.
+            self._drawn = PublishedConditions(self.network, self.data.module, batch_size=cell.calibration_samples)
+            self._published_dense = self._drawn.accuracies(self._drawn.network)
+        elif cell.graph != NOT_PRUNED:
             loader = self.data.calibration(cell.calibration_samples, seed=cell.calibration_seed)
-            self._scores.clear()
-            self._pruning = kind, Pruning(self.network, loader, recipe_of(cell), traced=self.graph)
+            self._drawn = Pruning(self.network, loader, recipe_of(cell), traced=self.graph)
 
-    def prune(self, cell: CellParameters) -> Pruned:
-        """Prune in the way of a cell; `calibrate` comes first.
+    def run(self, cell: CellParameters) -> Outcome:
+        """Prune in the way of a cell and test; `calibrate` comes first.
 
         Raises:
-            ValueError: As `mlprank.prune`.
+            ValueError: As `mlprank.prune`, or if logits of the pruned network are not finite.
         """
-        assert self._pruning is not None
-        pruning = self._pruning[1]
-        recipe = recipe_of(cell)
+        if cell.graph == NOT_PRUNED:
+            layers = tuple(
+                LayerWidth(name=y.name, width=y.out_features, kept=y.out_features) for y in self.graph.layers
+            )
+            return Outcome(self._metrics(self.network, self.dense, achieved=0.0, layers=layers))
+        if isinstance(self._drawn, PublishedConditions):
+            return self._run_published(self._drawn, cell)
+        assert self._drawn is not None
         started = time.perf_counter()
-        scores = self._scored(pruning, cell, recipe)
+        recipe = recipe_of(cell)
+        scores = self._scored(self._drawn, cell, recipe)
         scored = time.perf_counter()
-        result = pruning.run(recipe, scores=scores)
-        return Pruned(
-            cell=cell,
-            variant=Variant(result.model, result.slices),
-            after=self._counted(result),
-            achieved=result.achieved,
-            layers=_layers(result),
-            scores=result.scores,
-            kept=result.masks,
-            timings={"score_s": scored - started, "prune_s": time.perf_counter() - scored},
-        )
+        result = self._drawn.run(recipe, scores=scores)
+        pruned = time.perf_counter()
+        top = accuracies(result.model, self.data.images, self.data.labels)
+        tested = time.perf_counter()
+        widths = {name: result.masks.get(name, torch.ones(len(found))) for name, found in result.scores.items()}
+        metrics = self._metrics(result.model, top, achieved=result.achieved, layers=_layers(widths))
+        timings = {"score_s": scored - started, "prune_s": pruned - scored, "evaluate_s": tested - pruned}
+        return Outcome(metrics, result.scores, result.masks, timings)
 
-    def measure(self, tested: Sequence[tuple[Pruned, Accuracy]]) -> list[CellMetrics]:
-        """Return the metrics of cells that were tested together; their latencies are measured here."""
-        latencies = self._latencies_of([pruned.variant.model for pruned, _ in tested])
-        return [
-            self._metrics(pruned.after, accuracy, achieved=pruned.achieved, layers=pruned.layers, latency=latency)
-            for (pruned, accuracy), latency in zip(tested, latencies, strict=True)
-        ]
+    def _run_published(self, conditions: PublishedConditions, cell: CellParameters) -> Outcome:
+        """Nothing is removed, as published: parameters and FLOPs after pruning are those that are not zero."""
+        started = time.perf_counter()
+        measure, method = get_measure(cell.measure, **cell.measure_args), get_method(cell.method, **cell.method_args)
+        pruned = conditions.prune(amount=cell.amount, measure=measure, method=method)
+        ended = time.perf_counter()
+        found = conditions.accuracies(pruned.network)
+        timings = {"prune_s": ended - started, "evaluate_s": time.perf_counter() - ended}
+        total = sum(map(len, pruned.masks.values()))
+        zeros = sum(int((pruned.network.get_parameter(f"{name}.weight") == 0).sum()) for name in pruned.masks)
+        metrics = self._metrics(
+            self.network,
+            (found[1], found[5]),
+            dense=(self._published_dense[1], self._published_dense[5]),
+            after=Costs(count_nonzero(pruned.network), self.before.flops - 2 * zeros, self.before.size_bytes),
+            achieved=sum(int((~mask).sum()) for mask in pruned.masks.values()) / total if total else 0.0,
+            layers=_layers(pruned.masks),
+            latency=False,
+        )
+        return Outcome(metrics, pruned.scores, pruned.masks, timings)
 
     def _scored(self, pruning: Pruning, cell: CellParameters, recipe: Recipe) -> dict[str, Tensor] | None:
-        """The dense network's scores, computed once a measure; None where they depend on more than measure and calibration."""
+        """The dense network's scores, computed once a measure; None where they depend on more than measure and draw."""
         if recipe.scores_by_amount or recipe.scores_on_pruned:
             return None
         key = (cell.measure, str(sorted(cell.measure_args.items())))
@@ -211,34 +198,44 @@ class Workbench:
             self._scores[key] = pruning.scores(recipe, amounts={})
         return self._scores[key]
 
-    def _counted(self, result: PruningResult) -> Costs:
-        """Parameters, FLOPs and bytes of a pruned network, which follow from its sizes."""
-        sizes = _sizes(result.model)
-        if sizes not in self._counts:
-            weights = [result.model.get_parameter(layer.weight) for layer in self.graph.layers]
-            flops = 2 * sum(weight.numel() for weight in weights)
-            self._counts[sizes] = Costs(
-                num_parameters=count_parameters(result.model),
-                flops=flops if self._each_once else count_flops(result.model, result.example),
-                size_bytes=size_bytes(result.model),
-            )
-        return self._counts[sizes]
+    def _costs_of(self, network: nn.Module) -> Costs:
+        """Parameters, FLOPs and bytes, which follow from the sizes."""
+        sizes = _sizes(network)
+        if sizes not in self._costs:
+            flops = count_flops(network, self.data.images[:1])
+            self._costs[sizes] = Costs(count_parameters(network), flops, size_bytes(network))
+        return self._costs[sizes]
+
+    def _latencies_of(self, network: nn.Module) -> tuple[float, float]:
+        """Seconds of a batch, dense and pruned, which take turns; every size is timed once."""
+        sizes, models = _sizes(network), {"dense": self.network, "pruned": network}
+        if sizes not in self._latencies:
+            example = self.data.images[:BATCH_SIZE]
+            once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
+            least, most = _LATENCY_REPEATS
+            repeats = max(least, min(most, int(len(models) * _LATENCY_BUDGET_S / once)))
+            timed = measure_latency(models, example, repeats=repeats, warmup=0)
+            self._latencies[sizes] = timed["dense"].median_s, timed["pruned"].median_s
+        return self._latencies[sizes]
 
     def _metrics(
         self,
-        after: Costs,
-        accuracy: Accuracy,
+        network: nn.Module,
+        top: tuple[float, float],
         *,
         achieved: float,
         layers: tuple[LayerWidth, ...],
-        latency: tuple[float | None, float | None],
+        dense: tuple[float, float] | None = None,
+        after: Costs | None = None,
+        latency: bool = True,
     ) -> CellMetrics:
-        dense, before = self.test.dense, self.before
+        dense, after, before = dense or self.dense, after or self._costs_of(network), self.before
+        timed = self._latencies_of(network) if latency and self.latency else (None, None)
         return CellMetrics(
-            top1=accuracy.top1 / accuracy.num_images,
-            top5=accuracy.top5 / accuracy.num_images,
-            dense_top1=dense.top1 / dense.num_images,
-            dense_top5=dense.top5 / dense.num_images,
+            top1=top[0],
+            top5=top[1],
+            dense_top1=dense[0],
+            dense_top5=dense[1],
             achieved_amount=achieved,
             num_parameters_before=before.num_parameters,
             num_parameters_after=after.num_parameters,
@@ -246,26 +243,36 @@ class Workbench:
             flops_after=after.flops,
             size_bytes_before=before.size_bytes,
             size_bytes_after=after.size_bytes,
-            latency_s_before=latency[0],
-            latency_s_after=latency[1],
+            latency_s_before=timed[0],
+            latency_s_after=timed[1],
             layers=layers,
         )
 
-    def _latencies_of(self, networks: Sequence[nn.Module]) -> list[tuple[float | None, float | None]]:
-        """Seconds of a batch, dense and pruned; all networks and the dense one take turns, and each size is timed once."""
-        if not self.latency:
-            return [(None, None)] * len(networks)
-        new = {sizes: network for network in networks if (sizes := _sizes(network)) not in self._latencies}
-        if new:
-            models = {"dense": self.network, **{str(n): network for n, network in enumerate(new.values())}}
-            example = self.data.images[:BATCH_SIZE]
-            once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
-            least, most = _LATENCY_REPEATS
-            repeats = max(least, min(most, int(_LATENCY_BUDGET_S * len(models) / once)))
-            timed = measure_latency(models, example, repeats=repeats, warmup=0)
-            before = timed["dense"].median_s
-            self._latencies |= {sizes: (before, timed[str(n)].median_s) for n, sizes in enumerate(new)}
-        return [self._latencies[_sizes(network)] for network in networks]
+
+def accuracies(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[Tensor, " n"]) -> tuple[float, float]:
+    """Return top-1 and top-5 accuracy, fractions, on images in memory; of equal logits the lower class comes first.
+
+    Raises:
+        ValueError: If a logit is not finite, or a label is not a class of the network.
+    """
+    hits = torch.zeros(2, dtype=torch.int64, device=images.device)
+    with evaluating(network), torch.inference_mode():
+        for start in range(0, len(images), _CHUNK):
+            batch, wanted = images[start : start + _CHUNK], labels[start : start + _CHUNK]
+            logits = sole_tensor(network(batch), who="experiment")
+            if not logits.isfinite().all():
+                raise ValueError("the network gives logits that are not finite; look at its weights and at the amount")
+            if int(wanted.max()) >= logits.shape[1]:
+                raise ValueError(
+                    f"label {int(wanted.max())} is not a class of a network with {logits.shape[1]} outputs; is the "
+                    "checkpoint one for another data set?"
+                )
+            true = logits.gather(1, wanted[:, None])
+            lower = torch.arange(logits.shape[1], device=logits.device) < wanted[:, None]
+            rank = ((logits > true) | ((logits == true) & lower)).sum(1)
+            hits += torch.stack([(rank < 1).sum(), (rank < 5).sum()])
+    top1, top5 = (hits.double() / len(images)).tolist()
+    return top1, top5
 
 
 def _sizes(network: nn.Module) -> _Sizes:
@@ -273,14 +280,8 @@ def _sizes(network: nn.Module) -> _Sizes:
     return tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
 
 
-def _layers(result: PruningResult) -> tuple[LayerWidth, ...]:
-    """What every layer's mask keeps."""
-    return tuple(
-        LayerWidth(
-            name=name, width=len(scores), kept=int(result.masks[name].sum()) if name in result.masks else len(scores)
-        )
-        for name, scores in result.scores.items()
-    )
+def _layers(masks: Mapping[str, Tensor]) -> tuple[LayerWidth, ...]:
+    return tuple(LayerWidth(name=name, width=len(mask), kept=int(mask.sum())) for name, mask in masks.items())
 
 
 def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, Any]) -> PruningResult:
@@ -295,13 +296,11 @@ def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, 
         FileNotFoundError: If the checkpoint or the data are not there.
         ValueError: If the checkpoint has changed since, or other neurons are kept than were recorded.
     """
-    p = record.parameters
+    p, place = record.parameters, f"cell {record.key}"
     if not Path(p.checkpoint).is_file():
-        raise FileNotFoundError(
-            f"cell {record.key}: its checkpoint {p.checkpoint} is not there; run from where it was run"
-        )
+        raise FileNotFoundError(f"{place}: its checkpoint {p.checkpoint} is not there; run from where it was run")
     if (found := sha256(p.checkpoint)) != p.checkpoint_sha256:
-        raise ValueError(f"cell {record.key}: {p.checkpoint} has changed since (sha256 {found[:16]}…); restore it")
+        raise ValueError(f"{place}: {p.checkpoint} has changed since (sha256 {found[:16]}…); restore it")
     network = f"{p.model}@{p.dataset}"
     data_args = config.data_args.get(network, {})
     trained = Trained(p.model, p.dataset, config.model_args.get(network), p.checkpoint, p.checkpoint_sha256, data_args)
@@ -311,7 +310,7 @@ def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, 
     differ = [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]
     if differ:
         raise ValueError(
-            f"cell {record.key}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that recorded it "
-            f"(torch {record.versions.torch}, mlprank {record.versions.mlprank})"
+            f"{place}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that recorded "
+            f"it (torch {record.versions.torch}, mlprank {record.versions.mlprank})"
         )
     return result

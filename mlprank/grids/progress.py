@@ -1,26 +1,80 @@
-"""What happens to the cells of a grid, live: a table on a terminal, lines elsewhere."""
+"""Who is told what happens to the cells of a grid; live, it is a table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mlprank.grids.engine import Item, Result
-
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What makes a cell fail for good: the same would happen again. A full disk is no cell's fault and stops the grid."""
 _REFRESH_PER_S = 2
 _ROWS = 24
+_RUNNING, _FAILED = "running", "failed"
 _QUIET = ("done", "ok")
-"""States that need no counter of their own."""
+"""States of what ended well."""
 
 
-class Progress:
+class Item(Protocol):
+    """A cell of a grid."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+
+    @property
+    def label(self) -> str:
+        """The cell in a few words."""
+
+
+class Result(Protocol):
+    """What came out of a cell."""
+
+    @property
+    def status(self) -> str:
+        """A word for how it ended, such as "done"."""
+
+    @property
+    def metrics(self) -> Any:
+        """Numbers by name."""
+
+
+class Watcher:
+    """Sees what happens to the cells of a grid, and says nothing."""
+
+    def started(self, items: Sequence[Any]) -> None:
+        """These cells are worked on now."""
+
+    def epoch(self, item: Any, row: Mapping[str, float]) -> None:
+        """A cell has ended an epoch with these metrics."""
+
+    def finished(self, item: Any, result: Any) -> None:
+        """A cell is recorded with this result."""
+
+    def failed(self, item: Any, error: str) -> None:
+        """A cell is recorded as failed."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Progress(Watcher):
     """Shows cells while they run.
 
     Args:
@@ -51,12 +105,11 @@ class Progress:
         self.items, self.unit, self.metric, self.epochs = list(items), unit, metric, max(epochs, 1)
         self.on_finished, self.every_s, self.each = on_finished, every_s, each
         self.console = console or Console()
-        self.results: dict[str, Result] = dict(finished or {})
-        self.running: dict[str, Mapping[str, float] | None] = {}
-        self.failures: dict[str, str] = {}
-        self._earlier = len(self.results) * self.epochs
-        self._start = time.monotonic()
-        self._line_at = self._start
+        self.states: dict[str, tuple[str, Any]] = {  # of every cell that was started: a word, and its numbers
+            key: (result.status, result.metrics) for key, result in (finished or {}).items()
+        }
+        self._earlier = len(self.states)
+        self._start = self._line_at = time.monotonic()
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -65,100 +118,83 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def started(self, items: Sequence[Item]) -> None:
         """Show that these cells are worked on."""
-        self.running |= {item.key: None for item in items}
+        self.states |= {item.key: (_RUNNING, None) for item in items}
         if self._live is None and self.each and items:
-            what = items[0].label if len(items) == 1 else f"{len(items)} {self.unit}s"
-            self.console.print(f"running {what}", highlight=False, markup=False)
+            self._print(f"running {items[0].label if len(items) == 1 else f'{len(items)} {self.unit}s'}")
 
     def epoch(self, item: Item, row: Mapping[str, float]) -> None:
         """Show a cell's last epoch."""
-        self.running[item.key] = dict(row)
+        self.states[item.key] = (_RUNNING, dict(row))
         self._line()
 
     def finished(self, item: Item, result: Result) -> None:
         """Show what came out of a cell."""
-        self.running.pop(item.key, None)
-        self.failures.pop(item.key, None)
-        self.results[item.key] = result
+        self.states[item.key] = (result.status, result.metrics)
         self.on_finished(item, result)
         score = _number(result.metrics, self.metric)
         if self._live is None and self.each:
             shown = f"{self.metric} {score:.4f}" if math.isfinite(score) else result.status
-            self.console.print(f"{item.label}: {shown}", highlight=False, markup=False)
+            self._print(f"{item.label}: {shown}")
         self._line()
 
     def failed(self, item: Item, error: str) -> None:
         """Show that a cell failed."""
-        self.running.pop(item.key, None)
-        self.failures[item.key] = error
-        text = f"failed: {item.label}: {error.splitlines()[0]}"
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.states[item.key] = (_FAILED, None)
+        self._print(f"failed: {item.label}: {error.splitlines()[0]}")
         self._line()
 
     def note(self, text: str) -> None:
         """Show something that the user should know."""
-        self.console.print(f"note: {text}", highlight=False, markup=False)
+        self._print(f"note: {text}")
 
     def summary(self) -> str:
         """Return how many cells are in which state, the best of them, and the time left."""
-        states = [result.status for result in self.results.values()]
-        others = "".join(f", {states.count(state)} {state}" for state in dict.fromkeys(states) if state not in _QUIET)
-        done = sum(state in _QUIET for state in states)
-        counts = (
-            f"{done} done, {len(self.running)} running{others}, {len(self.failures)} failed of {len(self.items)} "
-            f"{self.unit}s"
-        )
-        rows = [result.metrics for result in self.results.values()] + [row for row in self.running.values() if row]
-        scores = [score for row in rows if math.isfinite(score := _number(row, self.metric))]
+        counts = Counter(state for state, _ in self.states.values())
+        done = sum(counts[state] for state in _QUIET)
+        others = "".join(f", {n} {state}" for state, n in counts.items() if state not in (*_QUIET, _RUNNING, _FAILED))
+        text = f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed of {len(self.items)} {self.unit}s"
+        scores = [score for item in self.items if math.isfinite(score := self._score(item))]
         best = f"; best {self.metric} {max(scores):.4f}" if scores else ""
         left = self._seconds_left()
-        return counts + best + (f"; {time_left(left)} left" if left is not None else "")
+        return text + best + (f"; {time_left(left)} left" if left is not None else "")
 
     def table(self) -> Table:
         """Return the live table: what runs, then the best of what is done."""
         table = Table(title=self.summary(), title_justify="left", box=None)
         for column in (self.unit, "state", *(["epoch"] if self.epochs > 1 else []), self.metric):
             table.add_column(column, justify="left" if column in (self.unit, "state") else "right")
-        by_score = sorted(self.items, key=lambda item: -self._score(item))
-        for item in by_score[:_ROWS]:
-            state, row = self._state(item)
-            epoch = _number(row, "epoch")
+        for item in sorted(self.items, key=self._score, reverse=True)[:_ROWS]:
+            state, row = self.states.get(item.key, ("waiting", None))
+            epoch, score = _number(row, "epoch"), self._score(item)
             steps = [f"{int(epoch) + 1}/{self.epochs}" if math.isfinite(epoch) else ""] if self.epochs > 1 else []
-            score = _number(row, self.metric)
             table.add_row(item.label, state, *steps, f"{score:.4f}" if math.isfinite(score) else "")
         if len(self.items) > _ROWS:
             table.add_row(f"… {len(self.items) - _ROWS} more")
         return table
 
-    def _state(self, item: Item) -> tuple[str, Any]:
-        if item.key in self.results:
-            return self.results[item.key].status, self.results[item.key].metrics
-        if item.key in self.failures:
-            return "failed", None
-        return ("running" if item.key in self.running else "waiting"), self.running.get(item.key)
-
     def _score(self, item: Item) -> float:
-        score = _number(self._state(item)[1], self.metric)
+        score = _number(self.states.get(item.key, ("", None))[1], self.metric)
         return score if math.isfinite(score) else -math.inf
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self) -> None:
         now = time.monotonic()
         if self._live is None and now - self._line_at > self.every_s:
             self._line_at = now
-            self.console.print(self.summary(), highlight=False)
+            self._print(self.summary())
 
     def _seconds_left(self) -> float | None:
-        running = sum(row["epoch"] + 1 for row in self.running.values() if row and "epoch" in row)
-        done = (len(self.results) + len(self.failures)) * self.epochs + running - self._earlier
-        left = len(self.items) * self.epochs - done - self._earlier
+        shares = (((row or {}).get("epoch", -1) + 1) / self.epochs for s, row in self.states.values() if s == _RUNNING)
+        done = sum(state != _RUNNING for state, _ in self.states.values()) + sum(shares) - self._earlier
+        left = len(self.items) - self._earlier - done
         return (time.monotonic() - self._start) * left / done if done > 0 and left > 0 else None
 
 

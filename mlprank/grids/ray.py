@@ -1,11 +1,12 @@
-"""Units of work on all devices of this machine or of a cluster, placed and restarted by Ray Tune; our records are the truth."""
+"""Units of work on all devices, here or of a cluster, placed and restarted by Ray Tune; our records are the truth."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 import os
 import secrets
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,17 +27,23 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Places:
-    """Where units run.
-
-    Attributes:
-        slots: How many run at the same time.
-        cpus: CPU cores of one.
-        gpus: GPUs of one, or a fraction; 0 where there are none.
-    """
+    """Where units run: how many at the same time, and the CPU cores and GPUs (or a fraction of one) of each."""
 
     slots: int
     cpus: float
     gpus: float
+
+
+def check_ray(option: str) -> None:
+    """Raise an ImportError that says how to get Ray, where it is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError(f"{option} needs Ray; install it with `python -m pip install 'mlprank[tune]'`")
+
+
+def check_share(name: str, value: float | None) -> None:
+    """Raise a ValueError where a number of cores or GPUs is neither a fraction nor whole."""
+    if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
+        raise ValueError(f"{name}={value} must be a fraction in (0, 1) or a whole number of at least 1")
 
 
 @contextmanager
@@ -63,8 +70,8 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
         slots = min(has_cpus // cpus, has_gpus // share if share else float("inf"))
         if slots < 1:
             raise ValueError(
-                f"{option.format('cpus')}={cpus:g} and {share:g} GPUs do not fit into the cluster's {has_cpus:g} CPUs and "
-                f"{has_gpus:g} GPUs"
+                f"{option.format('cpus')}={cpus:g} and {share:g} GPUs do not fit into the cluster's "
+                f"{has_cpus:g} CPUs and {has_gpus:g} GPUs"
             )
         yield Places(int(slots), cpus, share)
     finally:
@@ -73,7 +80,7 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
 
 
 def run_units(units: Sequence[Any], *, worker: str, places: Places, look: Callable[[], None]) -> None:
-    """Run units of work on Ray's actors; a worker or a node that dies loses the unit that it was at, which starts again.
+    """Run units of work on Ray's actors; the unit of a worker or a node that dies starts again.
 
     Args:
         units: What can be pickled, one for an actor at a time.
@@ -83,12 +90,18 @@ def run_units(units: Sequence[Any], *, worker: str, places: Places, look: Callab
     """
     from ray import tune
 
-    watching = _Watching(look)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_POLL_S):
+            look()
+
+    watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     try:
         with tempfile.TemporaryDirectory(prefix="mlprank-ray-") as scratch:
             resources = {"cpu": places.cpus, **({"gpu": places.gpus} if places.gpus else {})}
-            tuner = tune.Tuner(
+            tune.Tuner(
                 tune.with_resources(_trainable(worker), resources),
                 param_space={"unit": tune.grid_search(list(units))},
                 tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=places.slots),
@@ -98,18 +111,15 @@ def run_units(units: Sequence[Any], *, worker: str, places: Places, look: Callab
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 ),
-            )
-            tuner.fit()
+            ).fit()
     finally:
-        watching.stop()
+        ended.set()
+        watching.join()
+        look()  # what a look before has raised is raised here again
 
 
 def prepare_environment(address: str | None) -> None:
-    """Set what Ray reads when it is imported; a Ray that we start takes no command without its token.
-
-    Args:
-        address: Of a cluster, which has its own rules; None if one is to be started here.
-    """
+    """Set what Ray reads when it is imported; one that we start (no address) takes no command without its token."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address is None and "RAY_AUTH_MODE" not in os.environ:
@@ -120,9 +130,6 @@ def prepare_environment(address: str | None) -> None:
 def start_ray(address: str | None) -> bool:
     """Connect to a cluster, or start Ray here: without its dashboard, for this machine alone, with a token.
 
-    Args:
-        address: Of the cluster; None starts one here, whatever else runs on this machine.
-
     Returns:
         Whether this call connected or started.
     """
@@ -130,27 +137,25 @@ def start_ray(address: str | None) -> bool:
 
     if ray.is_initialized():
         return False
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        return True
-    ray.init(
-        address="local",  # without it Ray joins any cluster that was last started here, even a dead one
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
+    # without "local" Ray joins any cluster that was last started here, even a dead one
+    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
     return True
 
 
 def _trainable(worker: str) -> Any:
-    """Return the class that Ray's actors run; Ray is imported only here."""
+    """Return the class that Ray's actors run, where the driver stands and with its modules; Ray is imported only here."""
     from ray import tune
+
+    here, modules = os.getcwd(), list(sys.path)
 
     class RunUnits(tune.Trainable):
         """Runs one unit a trial of Ray's; an actor goes on with the next unit without importing anything again."""
 
         def setup(self, config: dict[str, Any]) -> None:
+            if os.path.isdir(here):  # for relative paths of checkpoints and data
+                os.chdir(here)
+            sys.path.extend(path for path in modules if path not in sys.path)
             module, _, name = worker.partition(":")
             self.unit: Any = config["unit"]
             self.worker = getattr(importlib.import_module(module), name)()
@@ -170,22 +175,3 @@ def _trainable(worker: str) -> Any:
             """Ray restores nothing: an interrupted unit starts again with what has no record."""
 
     return RunUnits
-
-
-class _Watching(threading.Thread):
-    """Looks at what the workers record while Ray works; what that raises is raised at the end."""
-
-    def __init__(self, look: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
-        self._look = look
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            self._look()
-
-    def stop(self) -> None:
-        """Look a last time and end."""
-        self._ended.set()
-        self.join()
-        self._look()

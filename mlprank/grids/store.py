@@ -1,26 +1,40 @@
-"""The directory of a grid: one writer at a time, files that are whole or absent, and lines that are appended whole.
+"""The directory of a grid: one writer at a time, records that are whole or absent, with digests that tell damage.
 
-A record is a JSON file of its own where many processes write (`read_record`, `write_record`), or a line of a `Journal` where one does.
-What a killed process leaves (drafts of files, half a line) is taken away by the next that holds the lock.
+A record is a JSON file of its own where many processes write (`read_record`, `write_record`), or a line of a `Journal`
+where one does. What a killed process leaves (drafts of files, half a line) is taken away by the next that holds the
+lock.
 """
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from types import UnionType
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-from mlprank.grids.records import CorruptRecordError, sealed, unsealed
-from mlprank.utils.files import BusyError, locked, write_whole
+from mlprank.utils.files import locked, write_whole
 
-LOCK = "lock"
+SCHEMA = 2
+"""Of records; 1 is that of version 0.1.0, which had no digest."""
+LOCK, DIGEST = "lock", "digest"
 _DRAFTS = (".[0-9]*-*", ".*.[0-9]*.tmp")
 """Names of drafts: those of `mlprank.utils.files`, and those of version 0.1.0."""
+
+
+class CorruptRecordError(ValueError):
+    """A record that is not whole, or not what was written; the text names its place."""
+
+
+class SchemaVersionError(ValueError):
+    """A record that another version of the schema wrote."""
 
 
 class Keyed(Protocol):
@@ -34,13 +48,111 @@ class Keyed(Protocol):
 _Record = TypeVar("_Record", bound=Keyed)
 
 
+def canonical(plain: Any) -> str:
+    """Return plain types as the JSON text that digests and keys are taken of.
+
+    Raises:
+        ValueError: If a number is not finite; JSON has no NaN.
+
+    Example:
+        >>> canonical({"b": 1, "a": [0.5]})
+        '{"a":[0.5],"b":1}'
+    """
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def short_hash(text: str) -> str:
+    """Return 16 hexadecimal digits that stand for a text.
+
+    Example:
+        >>> short_hash("cell")
+        '39d02b42938b2b75'
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with its digest, the SHA-256 of its canonical JSON.
+
+    Example:
+        >>> sealed({"score": 0.5})["digest"][:8]
+        '2e4c25ff'
+    """
+    return {**record, DIGEST: hashlib.sha256(canonical(record).encode()).hexdigest()}
+
+
+def unsealed(record: Mapping[str, Any], *, where: str, needed: bool = True) -> dict[str, Any]:
+    """Return a record without its digest, after comparing it; where none is `needed`, it may be missing.
+
+    Raises:
+        CorruptRecordError: If the digest is missing or another one; `where` is named.
+    """
+    plain = dict(record)
+    digest = plain.pop(DIGEST, None)
+    if digest is None and not needed:
+        return plain
+    try:
+        expected = sealed(plain)[DIGEST]
+    except ValueError as error:
+        raise CorruptRecordError(f"{where}: {error}") from error
+    if digest != expected:
+        raise CorruptRecordError(f"{where}: its digest is not that of its content; something changed the file")
+    return plain
+
+
+def decode(kind: Any, value: Any, at: str) -> Any:
+    """Turn plain JSON into a dataclass, tuple, mapping, optional or scalar, or say what is wrong where.
+
+    Fields of a dataclass that have defaults may be missing.
+
+    Raises:
+        TypeError: If a value has another type.
+        ValueError: If a field is missing, unknown, or rejected by the dataclass.
+
+    Example:
+        >>> decode(tuple[int, ...], [1, 2], "widths")
+        (1, 2)
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints, needed = _fields(kind)
+        plain = _typed(dict, value, at)
+        if not needed <= plain.keys() <= hints.keys():
+            missing, extra = sorted(needed - plain.keys()), sorted(plain.keys() - hints.keys())
+            raise ValueError(f"{at}: missing fields {missing}, unknown fields {extra}")
+        return kind(**{name: decode(hints[name], plain[name], f"{at}.{name}") for name in plain})
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else decode(args[0], value, at)
+    if origin is tuple:
+        return tuple(decode(args[0], entry, f"{at}[{n}]") for n, entry in enumerate(_typed(list, value, at)))
+    if origin is Mapping:
+        return {name: decode(args[1], entry, f"{at}.{name}") for name, entry in _typed(dict, value, at).items()}
+    if kind is object:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return _typed(kind, value, at)
+
+
+def _typed(kind: type, value: Any, at: str) -> Any:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names: dict[type, str] = {dict: "an object", list: "a list"}
+        name = names.get(kind, kind.__name__)
+        raise TypeError(f"{at}: expected {name}, got {value!r}")
+    return value
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The types of all fields, and the names of those that must be there."""
+    missing = dataclasses.MISSING
+    needed = (f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
+    return get_type_hints(kind), frozenset(needed)
+
+
 @contextmanager
 def only_writer(directory: Path, *, called: str) -> Iterator[None]:
-    """Hold a directory as its only writer for the time of a block, and take away what a killed one left.
-
-    Args:
-        directory: Made where it is missing.
-        called: What errors call it, such as "--tune.out".
+    """Hold a directory, made where it is missing, as its only writer for a block, and take away what a killed one left.
 
     Raises:
         BusyError: If another process holds it; its process id is named.
@@ -67,13 +179,13 @@ def remove_drafts(directory: Path) -> None:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record with its digest to a file of its own; it is on the disk when this returns.
+    """Write a record with its schema and digest to a file of its own; it is on the disk when this returns.
 
     Raises:
         ValueError: If a number is not finite.
         OSError: If it cannot be written; it names the file.
     """
-    write_whole(path, json.dumps(sealed(record), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(sealed({"schema": SCHEMA, **record}), indent=1, allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -81,6 +193,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
     Raises:
         CorruptRecordError: If the file is damaged.
+        SchemaVersionError: If another version of mlprank wrote it.
     """
     try:
         record = json.loads(path.read_bytes())
@@ -90,16 +203,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
         raise CorruptRecordError(f"{path} is damaged ({error})") from error
     if not isinstance(record, dict):
         raise CorruptRecordError(f"{path} is damaged (it holds no record)")
-    return unsealed(record, where=str(path), needed=record.get("schema", 1) != 1)
+    plain = unsealed(record, where=str(path), needed=record.get("schema", 1) != 1)
+    if plain.get("schema", SCHEMA) not in (1, SCHEMA):
+        raise SchemaVersionError(f"{path} has schema {plain['schema']}, this version of mlprank reads {SCHEMA}")
+    return plain
 
 
 class Journal(Generic[_Record]):
-    """A file of records, one a line, for its one writer.
+    """A file of records, one a line, made where it is missing, for its one writer.
 
-    Opening repairs a last line that a killed writer tore: its bytes are moved to `NAME.torn-N.SUFFIX` and `notice` says so.
+    Opening repairs a last line that a killed writer tore: its bytes are moved to `NAME.torn-N.SUFFIX` and `notice` says
+    so.
 
     Args:
-        path: The file; made where it is missing.
+        path: The file.
         read: Turns a line and its place into a record, or raises `CorruptRecordError`.
         write: Turns a record into a line with its end.
 
@@ -113,49 +230,36 @@ class Journal(Generic[_Record]):
 
     def __init__(self, path: Path, *, read: Callable[[str, str], _Record], write: Callable[[_Record], str]) -> None:
         self.path, self._read, self._write = path, read, write
-        self.notice: str | None = None
-        self._mutex = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(closing(self))
             self.notice = self._repair()
             self.latest = {record.key: record for record in read_lines(path, read)}
-        except BaseException:
-            self.close()
-            raise
+            stack.pop_all()
 
     def append(self, record: _Record) -> None:
-        """Write one line, whole and on the disk when this returns; any thread may call it.
+        """Write one line, whole and on the disk when this returns.
 
         Raises:
             ValueError: If a number is not finite.
             OSError: If the disk is full; the file is then as it was before.
         """
-        line = self._write(record).encode()
-        with self._mutex:
-            size = os.fstat(self._file).st_size
-            try:
-                written = os.write(self._file, line)
-                if written != len(line):
-                    raise OSError(f"{self.path}: wrote {written} of {len(line)} bytes; is the disk full?")
-                os.fsync(self._file)
-            except OSError:
-                os.ftruncate(self._file, size)
-                raise
-            self.latest[record.key] = record
+        line, size = self._write(record).encode(), os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                raise OSError(f"{self.path}: wrote {written} of {len(line)} bytes; is the disk full?")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+        self.latest[record.key] = record
 
     def close(self) -> None:
         """Close the file. Closing twice is harmless."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _repair(self) -> str | None:
         data = self.path.read_bytes()
@@ -198,4 +302,11 @@ def read_lines(path: Path, read: Callable[[str, str], _Record]) -> list[_Record]
     return records
 
 
-__all__ = ["BusyError", "Journal", "only_writer", "read_lines", "read_record", "remove_drafts", "write_record"]
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write rows with the columns of all of them, in order of first appearance; returns the path."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, buffer.getvalue())
+    return path

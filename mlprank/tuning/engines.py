@@ -6,33 +6,24 @@ import gc
 import logging
 import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from torch.nn import functional as F
 
-from mlprank.grids.engine import Silent, Watcher
-from mlprank.grids.ray import Places, ray_places, run_units
+from mlprank.grids.progress import Watcher
+from mlprank.grids.ray import ray_places, run_units
 from mlprank.training.build import TrialBuilder
 from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.grid import TuneOptions
-from mlprank.tuning.local import LocalEngine, load_trial
-from mlprank.tuning.stack.classifier import merge_optimizers, stacked_cross_entropy
-from mlprank.tuning.stack.engine import BatchedEngine
-from mlprank.tuning.stack.grouping import check_stackable, group_trials, keep_large_blocks
-from mlprank.tuning.stack.network import CannotStackError, Stack
+from mlprank.tuning.local import LocalEngine
+from mlprank.tuning.stack.engine import BatchedEngine, check_stackable, group_trials
+from mlprank.tuning.stack.network import CannotStackError
 from mlprank.tuning.store import Store
 from mlprank.tuning.trial import Trial
-
-_STEPS = 3
-_OVERHEAD_S = 5e-4
-"""What Lightning adds to a step of one network, whether it is stacked or not."""
 
 
 class Engine(Protocol):
@@ -43,40 +34,27 @@ class Engine(Protocol):
 
 
 def choose_engine(options: TuneOptions, trials: Sequence[Trial], cli: TrialBuilder, watcher: Watcher) -> Engine:
-    """Return the engine that the options ask for; `auto` weighs the devices and, on a CPU, measures.
-
-    Args:
-        options: Of the search.
-        trials: Those without a record.
-        cli: Parser and builder.
-        watcher: Told what `auto` chose, and why.
-    """
-    local = LocalEngine(cli)
-    batched = BatchedEngine(
-        cli,
-        fallback=local,
-        at_most=options.trials_per_stack,
-        checkpoint_every=timedelta(minutes=options.checkpoint_minutes),
-    )
-    name = options.engine if options.engine != "auto" else _automatic(options, trials, cli, watcher)
+    """Return the engine that the options ask for; `auto` tells the watcher what it chose, and why."""
+    name = options.engine if options.engine != "auto" else _automatic(options, trials, watcher)
     if name == "ray":
         return RayEngine(options)
-    return batched if name == "batched" else local
+    return _engine(name, LocalEngine(cli), options.trials_per_stack, options.checkpoint_minutes)
 
 
-def _automatic(options: TuneOptions, trials: Sequence[Trial], cli: TrialBuilder, watcher: Watcher) -> str:
-    gpus = torch.cuda.device_count()
-    reason = _obstacle(trials)
-    if gpus and reason is None and options.address is None:
-        chosen, why = "batched", "the trials can be stacked on one GPU"
+def _engine(name: str, local: LocalEngine, trials_per_stack: int | None, minutes: float) -> Engine:
+    if name == "local":
+        return local
+    return BatchedEngine(local, at_most=trials_per_stack, checkpoint_every=timedelta(minutes=minutes), name=name)
+
+
+def _automatic(options: TuneOptions, trials: Sequence[Trial], watcher: Watcher) -> str:
+    gpus, reason = torch.cuda.device_count(), _obstacle(trials)
+    if reason is None and options.address is None:
+        chosen, why = "batched", "the trials can be stacked"
     elif gpus > 1 or options.address is not None:
         chosen, why = "ray", f"{gpus} GPUs" if options.address is None else f"the cluster at {options.address}"
-    elif reason is not None:
-        chosen, why = "local", reason
-    elif stack_is_faster(trials, cli):
-        chosen, why = "batched", "measured to be faster than one by one"
     else:
-        chosen, why = "local", "measured to be faster than stacked"
+        chosen, why = "local", str(reason)
     watcher.note(f"engine {chosen}: {why}")
     return chosen
 
@@ -91,60 +69,6 @@ def _obstacle(trials: Sequence[Trial]) -> str | None:
     except CannotStackError as error:
         return str(error)
     return None
-
-
-def stack_is_faster(trials: Sequence[Trial], cli: TrialBuilder) -> bool:
-    """Time a few steps of the largest group, stacked and one by one, on random data.
-
-    Args:
-        trials: Those to train.
-        cli: Parser and builder.
-
-    Returns:
-        Whether the stack takes less time; False where the network cannot be stacked.
-    """
-    keep_large_blocks()  # as the stack would be trained
-    group = max(group_trials(trials), key=len)
-    count = min(len(group), 8)
-    built = [cli.build(trial.config, Path(), trainer={"devices": 1, "accelerator": "cpu"}) for trial in group[:count]]
-    data, classifiers = built[0].datamodule, [part.model for part in built]
-    networks = [classifier.model for classifier in classifiers]
-    images = torch.rand(count, data.batch_size, *data.in_shape)
-    targets = torch.zeros(count, data.batch_size, dtype=torch.int64)
-    alone = classifiers[0].configure_optimizers()
-    optimizer = alone["optimizer"] if isinstance(alone, dict) else alone
-
-    def single() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(networks[0](images[0]), targets[0]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    one = _seconds(single) + _OVERHEAD_S
-    try:
-        stack = Stack(networks, in_shape=tuple(data.in_shape))
-    except CannotStackError:
-        return False
-    stack.bind(networks)
-    configured = [classifier.configure_optimizers() for classifier in classifiers]
-    merged = merge_optimizers([part["optimizer"] if isinstance(part, dict) else part for part in configured])
-
-    def stacked() -> None:
-        stack.zero_grad()
-        stacked_cross_entropy(stack(images), targets).sum().backward()  # type: ignore[no-untyped-call]
-        stack.share_gradients()
-        merged.step()
-
-    return _seconds(stacked) + _OVERHEAD_S < count * one
-
-
-def _seconds(step: Callable[[], None]) -> float:
-    step()
-    times = []
-    for _ in range(_STEPS):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 @dataclass(frozen=True)
@@ -169,53 +93,38 @@ class Unit:
 
 
 class RayEngine:
-    """Trains trials by Ray Tune.
+    """Trains trials by Ray Tune, in a directory that all nodes see under the same path.
 
-    Args:
-        options: Of the search.
+    A worker or a node that dies loses the trial that it was at, which starts again.
     """
 
     def __init__(self, options: TuneOptions) -> None:
         self.options = options
 
     def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        """Train the trials; a worker or a node that dies loses the trial that it was at, which starts again.
-
-        Args:
-            trials: Without a record.
-            store: Where they are recorded, seen by all nodes under the same path.
-            watcher: Told what is recorded.
-        """
+        """Train trials that have no record yet."""
         for trial in trials:
             store.prepare(trial)
-        options = self.options
-        news = _News(trials, store, watcher)
-        with ray_places(
-            options.address, cpus=options.cpus_per_trial, gpus=options.gpus_per_trial, option="--tune.{}_per_trial"
-        ) as places:
-            units = [self._unit(part, store, places) for part in split(trials, slots=places.slots, watcher=watcher)]
+        o, option = self.options, "--tune.{}_per_trial"
+        with ray_places(o.address, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, option=option) as places:
+            units = [
+                Unit(
+                    out=str(store.out.resolve()),
+                    keys=tuple(trial.key for trial in part),
+                    points=tuple(dict(trial.point) for trial in part),
+                    gpu=places.gpus > 0,
+                    trials_per_stack=o.trials_per_stack,
+                    checkpoint_minutes=o.checkpoint_minutes,
+                )
+                for part in split(trials, slots=places.slots, watcher=watcher)
+            ]
             watcher.note(f"ray: {len(units)} units of work on {places.slots} places")
+            news = _News(trials, store, watcher)
             run_units(units, worker=f"{__name__}:UnitRunner", places=places, look=news.look)
-
-    def _unit(self, trials: Sequence[Trial], store: Store, places: Places) -> Unit:
-        return Unit(
-            out=str(store.out.resolve()),
-            keys=tuple(trial.key for trial in trials),
-            points=tuple(dict(trial.point) for trial in trials),
-            gpu=places.gpus > 0,
-            trials_per_stack=self.options.trials_per_stack,
-            checkpoint_minutes=self.options.checkpoint_minutes,
-        )
 
 
 def split(trials: Sequence[Trial], *, slots: int, watcher: Watcher) -> list[list[Trial]]:
-    """Split trials into what one actor trains at a time: stacks of even size where they can be stacked, else one each.
-
-    Args:
-        trials: To train.
-        slots: How many units run at the same time.
-        watcher: Told why trials are not stacked.
-    """
+    """Split trials into what one actor trains at a time: stacks of even size where that can be, else one each."""
     units: list[list[Trial]] = []
     for group in group_trials(trials):
         try:
@@ -236,16 +145,17 @@ class _News:
         self._shown: dict[str, dict[str, float]] = {}
 
     def look(self) -> None:
+        """Tell of records, and of epochs of what trains."""
         for trial in list(self.waiting):
             outcome, failure = self.store.outcome(trial.key), self.store.failure(trial.key)
-            if outcome is not None:
-                self.watcher.finished(trial, outcome)
-            elif failure is not None:
-                self.watcher.failed(trial, failure)
-            else:
+            if outcome is None and failure is None:
                 self._show(trial)
                 continue
             self.waiting.remove(trial)
+            if outcome is not None:
+                self.watcher.finished(trial, outcome)
+            else:
+                self.watcher.failed(trial, str(failure))
 
     def _show(self, trial: Trial) -> None:
         row = self.store.progress(trial.key)
@@ -258,19 +168,18 @@ class _News:
             self.watcher.epoch(trial, row)
 
 
-class _Reporter(Silent):
+class _Reporter(Watcher):
     """Leaves every trial's last epoch in its directory, for the driver to show."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def started(self, trials: Sequence[Trial]) -> None:
-        for trial in trials:
+    def started(self, items: Sequence[Trial]) -> None:
+        for trial in items:
             self.epoch(trial, {})
 
-    def epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
-        finite = {name: value for name, value in row.items() if math.isfinite(value)}
-        self.store.show_progress(trial.key, finite)
+    def epoch(self, item: Trial, row: Mapping[str, float]) -> None:
+        self.store.show_progress(item.key, {name: value for name, value in row.items() if math.isfinite(value)})
 
 
 class UnitRunner:
@@ -281,44 +190,25 @@ class UnitRunner:
             logging.getLogger(name).setLevel(logging.WARNING)
         self.cli = TrialBuilder()
         self.precision = torch.get_float32_matmul_precision()
-
-    def run(self, unit: Unit) -> None:
-        """Train what of a unit has no record yet, and clean up.
-
-        Args:
-            unit: The trials.
-        """
-        store = Store(Path(unit.out))
-        trials = [load_trial(store, key, point) for key, point in zip(unit.keys, unit.points, strict=True)]
-        pending = [t for t in trials if store.outcome(t.key) is None and store.failure(t.key) is None]
-        options: dict[str, Any] = (
-            {} if unit.gpu else {"accelerator": "cpu"}
-        )  # without a GPU of its own it sees them all
-        reporter = _Reporter(store)
-        local = LocalEngine(self.cli, options=options, name="ray")
         if "SLURM_JOB_ID" in os.environ:
             self.cli.environment = LightningEnvironment()  # else every actor believes to be a task of the job
+
+    def run(self, unit: Unit) -> None:
+        """Train what of a unit has no record yet, and clean up."""
+        store = Store(unit.out)
+        trials = [store.load(key, point) for key, point in zip(unit.keys, unit.points, strict=True)]
+        pending = [trial for trial in trials if store.is_open(trial.key)]
+        options = {} if unit.gpu else {"accelerator": "cpu"}  # without a GPU of its own it sees them all
+        local = LocalEngine(self.cli, options=options, name="ray")
+        stacked = _engine("ray", local, unit.trials_per_stack, unit.checkpoint_minutes)
         try:
-            if len(pending) < 2:
-                local.run(pending, store, reporter)
-            else:
-                BatchedEngine(
-                    self.cli,
-                    fallback=local,
-                    options=options,
-                    at_most=unit.trials_per_stack,
-                    checkpoint_every=timedelta(minutes=unit.checkpoint_minutes),
-                    name="ray",
-                ).run(pending, store, reporter)
+            (stacked if len(pending) > 1 else local).run(pending, store, _Reporter(store))
         finally:
             for key in unit.keys:
                 store.show_progress(key, None)
-            self._clean()
-
-    def _clean(self) -> None:
-        torch.set_float32_matmul_precision(self.precision)
-        torch.use_deterministic_algorithms(False)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        finish_wandb(failed=True)  # a run that ended well is finished already
+            torch.set_float32_matmul_precision(self.precision)
+            torch.use_deterministic_algorithms(False)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            finish_wandb(failed=True)  # a run that ended well is finished already

@@ -1,12 +1,11 @@
-"""What the user asked for: `--grid.…` and `--tune.…` taken out of command line and config, checked, and turned into trials."""
+"""What the user asked for: `--grid.…` and `--tune.…` of command line and config, checked, and turned into trials."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mlprank.grids.ray import check_ray, check_share
+from mlprank.grids.store import short_hash
 from mlprank.pruning.front import Budgets
 from mlprank.tuning.trial import Trial, format_value, trial_config, trial_key, without_places
 from mlprank.utils.errors import OptionError, did_you_mean
@@ -26,13 +27,7 @@ Parse = Callable[[Sequence[str]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for.
-
-    Attributes:
-        arguments: Options of `mlprank fit`.
-        grid: Values by option, as written.
-        tune: Options of the search itself, by name, as written.
-    """
+    """What the user asked for, as written: options of `mlprank fit`, values by option, options of the search."""
 
     arguments: tuple[str, ...]
     grid: Mapping[str, list[Any]]
@@ -41,13 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid whose every point was parsed and checked.
-
-    Attributes:
-        trials: One a point.
-        values: The resolved values by option.
-        base: Hash of what all points share.
-    """
+    """A grid of checked points: a trial a point, the resolved values by option, a hash of what is shared."""
 
     trials: tuple[Trial, ...]
     values: Mapping[str, list[Any]]
@@ -63,12 +52,6 @@ def read_request(argv: Sequence[str]) -> Request:
     """Take `--grid.…` and `--tune.…` out of a command line, and `grid:` and `tune:` out of its configs.
 
     What stands on the command line wins over the configs, option by option.
-
-    Args:
-        argv: The command line without the command.
-
-    Returns:
-        The three parts.
 
     Raises:
         ValueError: If a grid option has no list of values.
@@ -96,7 +79,10 @@ def read_request(argv: Sequence[str]) -> Request:
             grids |= grid
             tune |= options
         elif name.startswith(f"--{_GRID}."):
-            typed_grid[name.removeprefix(f"--{_GRID}.")] = _values(name, value)
+            try:
+                typed_grid[name.removeprefix(f"--{_GRID}.")] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f'{name}={value!r} must be a list of values, such as "[0.1, 0.01]"') from error
         else:
             typed_tune[name.removeprefix(f"--{_TUNE}.")] = value
     grids |= typed_grid
@@ -116,25 +102,18 @@ def read_request(argv: Sequence[str]) -> Request:
 def expand(request: Request, parse: Parse) -> Grid:
     """Parse and check every point of a grid.
 
-    Args:
-        request: What the user asked for.
-        parse: Fit's parser: options to a resolved config in plain types.
-
-    Returns:
-        The trials, the last option varying fastest.
-
     Raises:
         ValueError: If an option is unknown, a value has the wrong type or stands twice; the text names it.
     """
     keys = list(request.grid)
-    parse = _once(parse)
+    parse = functools.cache(parse)  # the checks of single values are points of the grid too
     for key, values in request.grid.items():
         _check_values(request, key, values, parse)
     trials: dict[str, Trial] = {}
     configs = []
     for point in itertools.product(*request.grid.values()):
         options = [option(key, value) for key, value in zip(keys, point, strict=True)]
-        config = trial_config(parse([*request.arguments, *options]))
+        config = trial_config(parse((*request.arguments, *options)))
         resolved = {key: lookup(config, key) for key in keys}
         trial = Trial(key=trial_key(config), point=resolved, config=config)
         if trial.key in trials:
@@ -144,16 +123,15 @@ def expand(request: Request, parse: Parse) -> Grid:
             )
         trials[trial.key] = trial
         configs.append(config)
-    distinct = {key: _distinct(trial.point[key] for trial in trials.values()) for key in keys}
+    distinct: dict[str, list[Any]] = {key: [] for key in keys}
+    for key, value in ((key, trial.point[key]) for key in keys for trial in trials.values()):
+        if value not in distinct[key]:  # values may be lists, which have no hash
+            distinct[key].append(value)
     return Grid(trials=tuple(trials.values()), values=distinct, base=_shared(configs, keys))
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:
     """Return the value of a dotted option in a resolved config; `init_args` may be left out.
-
-    Args:
-        config: The resolved config.
-        key: The dotted option.
 
     Raises:
         KeyError: If there is none.
@@ -173,7 +151,7 @@ def _check_values(request: Request, key: str, values: Sequence[Any], parse: Pars
     for value in values:
         point = first | {key: value}
         try:
-            config = parse([*request.arguments, *(option(k, v) for k, v in point.items())])
+            config = parse((*request.arguments, *(option(k, v) for k, v in point.items())))
             resolved = lookup(config, key)
         except (ValueError, TypeError) as error:
             hint = (
@@ -191,49 +169,16 @@ def _check_values(request: Request, key: str, values: Sequence[Any], parse: Pars
         seen.append(resolved)
 
 
-def _once(parse: Parse) -> Parse:
-    """Return a parser that remembers: the checks of single values are points of the grid too."""
-    parsed: dict[tuple[str, ...], dict[str, Any]] = {}
-
-    def remembering(arguments: Sequence[str]) -> dict[str, Any]:
-        options = tuple(arguments)
-        if options not in parsed:
-            parsed[options] = parse(options)
-        return parsed[options]
-
-    return remembering
-
-
 def _nearest(key: str, request: Request, parse: Parse) -> str:
     """Say that an option does not exist, and which one is nearest among those of the config."""
     others = [option(other, values[0]) for other, values in request.grid.items() if other != key]
-    known = [name for name, _ in _flat(parse([*request.arguments, *others]))]
+    known = [name for name, _ in _flat(parse((*request.arguments, *others)))]
     return f"there is no such option{did_you_mean(key, known)}"
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    distinct: list[Any] = []
-    for value in values:
-        if value not in distinct:
-            distinct.append(value)
-    return distinct
-
-
 def option(key: str, value: Any) -> str:
-    """Return an option of the command line.
-
-    Args:
-        key: The dotted option.
-        value: A plain value; text stands as it is, everything else as JSON.
-    """
+    """Return an option of the command line."""
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _values(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f'{name}={text!r} must be a list of values, such as "[0.1, 0.01]"') from error
 
 
 def _read_config(value: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -242,9 +187,9 @@ def _read_config(value: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {value}: there is no such file")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text("utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"--config {value} is no YAML: {error}") from error
+        raise ValueError(f"--config {value} is not YAML: {error}") from error
     if not isinstance(content, dict) or not content.keys() & {_GRID, _TUNE}:
         return value, {}, {}
     grid = dict(_flat(content.pop(_GRID, None) or {}))
@@ -273,10 +218,10 @@ def _shared(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
                 parent.clear()
         rows.append(dict(_flat(plain)))
     common = {name: value for name, value in rows[0].items() if all(name in r and r[name] == value for r in rows)}
-    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(json.dumps(common, sort_keys=True))
 
 
-_CUTS = ("amount", "max_params", "max_flops", "max_bytes")
+_CUTS = ("amount", "max_drop", "max_params", "max_flops", "max_bytes")
 """Options that say how much is pruned before trials are ranked."""
 
 
@@ -286,8 +231,8 @@ class TuneOptions:
 
     Args:
         out: Directory of the results; the same command with the same directory goes on.
-        engine: `batched` trains all trials at once on one device, `local` one after another, `ray` on all devices of this
-            machine or of a cluster; `auto` chooses.
+        engine: `batched` trains all trials at once on one device, `local` one after another, `ray` on all devices of
+            this machine or of a cluster; `auto` chooses.
         gpus_per_trial: GPUs, or a fraction of one, for a trial or a stack of trials; ray only.
         cpus_per_trial: CPU cores for a trial or a stack of trials; ray only.
         address: Address of a Ray cluster, or `auto` for the one that this machine belongs to.
@@ -296,9 +241,13 @@ class TuneOptions:
         keep_checkpoints: How many of the best trials keep their checkpoint, at least 1.
         retry_failed: Train trials again that failed before.
         top: How many of the best trials are shown at the end.
-        metric: What trials are ranked by, on the validation split: `val_top1` of the dense network, or `pruned_top1` of the pruned one.
+        metric: What trials are ranked by, on the validation split: `val_top1` of the dense network, or `pruned_top1` of
+            the pruned one.
         amount: With pruned_top1, the share of neurons that is pruned; 0.5 where no budget is given.
-        max_params: With pruned_top1, the parameters that the pruned network may have at most: a number or a share of the dense one's.
+        max_drop: With pruned_top1, the points of validation accuracy that pruning may cost: the smallest such network
+            is ranked.
+        max_params: With pruned_top1, the parameters that the pruned network may have at most: a number or a share of
+            the dense one's.
         max_flops: With pruned_top1, the FLOPs that it may take at most: a number or a share.
         max_bytes: With pruned_top1, the size that its file may have at most, such as 1MB, or a share.
     """
@@ -315,6 +264,7 @@ class TuneOptions:
     top: int = 5
     metric: Literal["val_top1", "pruned_top1"] = "val_top1"
     amount: float | None = None
+    max_drop: float | None = None
     max_params: float | str | None = None
     max_flops: float | str | None = None
     max_bytes: float | str | None = None
@@ -331,9 +281,7 @@ class TuneOptions:
             if value is not None and value < 1:
                 raise ValueError(f"--tune.{name}={value} must be at least 1")
         for name in ("cpus_per_trial", "gpus_per_trial"):
-            value = getattr(self, name)
-            if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
-                raise ValueError(f"--tune.{name}={value} must be a fraction in (0, 1) or a whole number of at least 1")
+            check_share(f"--tune.{name}", getattr(self, name))
         given = [name for name in _CUTS if getattr(self, name) is not None]
         if given and self.metric == "val_top1":
             raise ValueError(
@@ -349,23 +297,17 @@ class TuneOptions:
             Budgets(**budget)
         if not 0 <= self.checkpoint_minutes < float("inf"):
             raise ValueError(f"--tune.checkpoint_minutes={self.checkpoint_minutes} must be a number of at least 0")
-        if self.engine == "ray" and importlib.util.find_spec("ray") is None:
-            raise ImportError("--tune.engine ray needs Ray; install it with `python -m pip install 'mlprank[tune]'`")
+        if self.engine == "ray":
+            check_ray("--tune.engine ray")
         if self.gpus_per_trial is not None and self.address is None and torch.cuda.device_count() == 0:
             raise ValueError(
-                f"--tune.gpus_per_trial={self.gpus_per_trial:g}: there is no GPU here; leave it out, or give the address of "
-                "a Ray cluster with --tune.address"
+                f"--tune.gpus_per_trial={self.gpus_per_trial:g}: there is no GPU here; leave it out, or give the "
+                "address of a Ray cluster with --tune.address"
             )
 
 
 def parse_options(given: Mapping[str, Any]) -> TuneOptions:
     """Parse the options of the search.
-
-    Args:
-        given: Values as written, by name.
-
-    Returns:
-        The options.
 
     Raises:
         OptionError: If an option is unknown, missing or has the wrong type.

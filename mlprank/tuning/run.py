@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import shlex
 import shutil
@@ -16,8 +14,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mlprank.costs.metrics import top_k_accuracy
+from mlprank.costs.metrics import count_parameters, top_k_accuracy
 from mlprank.grids.progress import Progress
+from mlprank.grids.store import write_csv
 from mlprank.pruning.pipeline import prune
 from mlprank.pruning.shrink import shrink
 from mlprank.training.build import TrialBuilder, with_weights
@@ -32,6 +31,7 @@ from mlprank.utils.files import whole_file, write_whole
 UNFINISHED = 1
 PRUNED = "pruned_top1"
 """What the pruned network reaches: its validation accuracy at an amount or within a budget."""
+PARAMETERS = "pruned_parameters"
 Ranked = list[tuple[Trial, Outcome]]
 
 
@@ -41,7 +41,8 @@ class Ranking:
 
     Attributes:
         store: Their records.
-        cut: How much is pruned, as one option of `prune` or `shrink`, such as `{"amount": 0.5}`; None ranks dense networks.
+        cut: How much is pruned, as one option of `prune` or `shrink`, such as `{"amount": 0.5}`; None ranks dense
+            networks.
     """
 
     store: Store
@@ -53,20 +54,18 @@ class Ranking:
         return MONITOR if self.cut is None else PRUNED
 
     def score(self, trial: Trial) -> float:
-        """The metric of a trial, in [0, 1]; NaN where it diverged, has not ended, or its pruned network has not been measured."""
+        """The metric of a trial, in [0, 1]; NaN where it diverged, has not ended, or was not pruned."""
         outcome = self.store.outcome(trial.key)
         if outcome is None or not math.isfinite(outcome.score):
             return math.nan
-        if self.cut is None:
-            return outcome.score
-        return (self.store.pruned(trial.key, self.cut) or {}).get(PRUNED, math.nan)
+        return outcome.score if self.cut is None else self.pruned(trial).get(PRUNED, math.nan)
+
+    def pruned(self, trial: Trial) -> Mapping[str, float]:
+        """What was measured of a trial's pruned network, by name; nothing where nothing is pruned, or could be."""
+        return {} if self.cut is None else self.store.pruned(trial.key, self.cut) or {}
 
     def measure(self, trial: Trial, cli: TrialBuilder) -> str | None:
-        """Prune the best epoch's network of a trial that ended well, and record what it reaches; once.
-
-        Returns:
-            Why that cannot be measured; None where it was, or need not be.
-        """
+        """Prune the best epoch's network of a trial that ended well, and record what it reaches; once."""
         outcome = self.store.outcome(trial.key)
         if self.cut is None or outcome is None or outcome.status != "done":
             return None
@@ -90,19 +89,13 @@ class Ranking:
             self.store.record_pruned(trial.key, self.cut, {})
             return first_line(error)
         top1 = top_k_accuracy(found.model, data.val_dataloader(), (1,))[1]
-        self.store.record_pruned(trial.key, self.cut, {PRUNED: top1})
+        size = {PARAMETERS: count_parameters(found.model)}
+        self.store.record_pruned(trial.key, self.cut, {PRUNED: top1, **size})
         return None
 
 
 def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
     """Train every trial of a grid that has no record yet, and show what is best.
-
-    Args:
-        argv: The command line without the command.
-        console: Where to show.
-
-    Returns:
-        0 where every trial has ended, 1 where some failed or none ended well.
 
     Raises:
         ValueError: If an option, a value or the directory cannot be used.
@@ -116,21 +109,16 @@ def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
     grid = expand(request, cli.parse)
     store = Store(options.out)
     store.check_grid(grid.identity)  # a grid that is refused leaves nothing behind
-    _check(_pending(grid, store, retry=options.retry_failed), cli, store)
+    _check([t for t in grid.trials if options.retry_failed or store.is_open(t.key)], cli, store)
     with store.driving():
         store.claim_grid(grid.identity)
         if options.retry_failed:
             for trial in grid.trials:
                 store.forget_failure(trial.key)
-        pending = _pending(grid, store, retry=False)
+        pending = [trial for trial in grid.trials if store.is_open(trial.key)]
         ranking = Ranking(store, options.cut)
         _train(pending, grid, ranking, options=options, cli=cli, console=console)
         return _conclude(grid, request, ranking, options=options, cli=cli, console=console)
-
-
-def _pending(grid: Grid, store: Store, *, retry: bool) -> list[Trial]:
-    open_trials = [trial for trial in grid.trials if store.outcome(trial.key) is None]
-    return [trial for trial in open_trials if retry or store.failure(trial.key) is None]
 
 
 def _check(trials: Sequence[Trial], cli: TrialBuilder, store: Store) -> None:
@@ -228,21 +216,15 @@ def _heat_map(grid: Grid, ranking: Ranking) -> Chart:
 
 
 def best_table(ranked: Ranked, ranking: Ranking, *, top: int) -> Table:
-    """Return the table of the best trials.
-
-    Args:
-        ranked: The best first.
-        ranking: What they are ranked by.
-        top: How many.
-    """
+    """Return the table of the best trials."""
     table = Table(title=f"best of {len(ranked)} trials", title_justify="left")
     table.add_column("trial")
-    pruned = [] if ranking.cut is None else [PRUNED]
-    for column in (*pruned, MONITOR, "val_top5", "val_loss", "epoch"):
+    extra = [] if ranking.cut is None else [PRUNED, PARAMETERS]
+    for column in (*extra, MONITOR, "val_top5", "val_loss", "epoch"):
         table.add_column(column, justify="right")
     for trial, outcome in ranked[:top]:
-        row = outcome.metrics
-        measured = [f"{100 * ranking.score(trial):.2f} %" for _ in pruned]
+        row, found = outcome.metrics, ranking.pruned(trial)
+        measured = [f"{100 * found[PRUNED]:.2f} %", f"{found.get(PARAMETERS, math.nan):,.0f}"] if found else []
         values = measured + [f"{100 * row[name]:.2f} %" if name in row else "" for name in (MONITOR, "val_top5")]
         loss = f"{row['val_loss']:.4f}" if "val_loss" in row else ""
         table.add_row(trial.label, *values, loss, str(outcome.best_epoch + 1))
@@ -259,12 +241,7 @@ def _winner_config(best: Trial, request: Request, store: Store, cli: TrialBuilde
 
 
 def rank(trials: Sequence[Trial], ranking: Ranking) -> Ranked:
-    """Return the trials that ended well, the best first; of equal ones the first in the grid.
-
-    Args:
-        trials: In the order of the grid.
-        ranking: What they are ranked by.
-    """
+    """Return the trials that ended well, the best first; of equal ones the first in the grid."""
     pairs = [(trial, outcome) for trial in trials if (outcome := ranking.store.outcome(trial.key)) is not None]
     scores = {trial.key: ranking.score(trial) for trial, _ in pairs}
     finite = [pair for pair in pairs if math.isfinite(scores[pair[0].key])]
@@ -272,26 +249,13 @@ def rank(trials: Sequence[Trial], ranking: Ranking) -> Ranked:
 
 
 def keep_best_checkpoints(trials: Sequence[Trial], ranking: Ranking, *, keep: int) -> None:
-    """Delete the checkpoints of all but the best finished trials.
-
-    Args:
-        trials: In the order of the grid.
-        ranking: What they are ranked by.
-        keep: How many stay.
-    """
+    """Delete the checkpoints of all but the best finished trials."""
     for trial, _ in rank(trials, ranking)[keep:]:
         (ranking.store.directory(trial.key) / BEST).unlink(missing_ok=True)
 
 
 def copy_best(best: Trial, store: Store) -> Path:
     """Copy the best trial's checkpoint to `best.ckpt` of the directory.
-
-    Args:
-        best: The best trial.
-        store: Its store.
-
-    Returns:
-        The path.
 
     Raises:
         FileNotFoundError: If somebody took the trial's checkpoint away.
@@ -307,44 +271,23 @@ def copy_best(best: Trial, store: Store) -> Path:
 
 
 def write_table(trials: Sequence[Trial], ranking: Ranking) -> Path:
-    """Write `trials.csv`: a row for every trial with its point, status and metrics.
-
-    Args:
-        trials: In the order of the grid.
-        ranking: What they are ranked by.
-
-    Returns:
-        The path.
-    """
+    """Write `trials.csv`: a row for every trial with its point, status and metrics."""
     names = short_names(list(trials[0].point))
-    rows = [row_of(trial, ranking, names) for trial in trials]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path = ranking.store.out / "trials.csv"
-    write_whole(path, buffer.getvalue().encode())
-    return path
+    return write_csv(ranking.store.out / "trials.csv", [row_of(trial, ranking, names) for trial in trials])
 
 
 def row_of(trial: Trial, ranking: Ranking, names: Mapping[str, str]) -> dict[str, object]:
-    """Return a trial's row of the table.
-
-    Args:
-        trial: The trial.
-        ranking: What trials are ranked by.
-        names: Column by option.
-    """
+    """Return a trial's row of the table."""
     store = ranking.store
     outcome = store.outcome(trial.key)
-    failure = store.failure(trial.key)
+    failure, pruned = store.failure(trial.key), ranking.pruned(trial)
     status = outcome.status if outcome else "failed" if failure else "unfinished"
     metrics = outcome.metrics if outcome else {}
     return {
         "key": trial.key,
         **{names[key]: format_value(value) for key, value in trial.point.items()},
         "status": status,
-        **({} if ranking.cut is None else {PRUNED: ranking.score(trial)}),
+        **({} if ranking.cut is None else {name: pruned.get(name, math.nan) for name in (PRUNED, PARAMETERS)}),
         **{name: metrics.get(name, math.nan) for name in (MONITOR, "val_top5", "val_loss", "train_loss")},
         "best_epoch": outcome.best_epoch if outcome else "",
         "duration_s": round(outcome.duration_s, 2) if outcome else "",

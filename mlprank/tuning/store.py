@@ -14,7 +14,6 @@ OUT/stacks/<id>/                 a stack that is being trained: its trials and i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,16 +25,21 @@ from typing import Any
 
 import yaml
 
-from mlprank.grids.records import CorruptRecordError
-from mlprank.grids.store import LOCK, only_writer, read_record, remove_drafts, write_record
+from mlprank.grids.store import (
+    LOCK,
+    CorruptRecordError,
+    only_writer,
+    read_record,
+    remove_drafts,
+    short_hash,
+    write_record,
+)
 from mlprank.tuning.trial import Outcome, Trial, outcome_from_json, outcome_to_json
 from mlprank.utils.errors import first_line
-from mlprank.utils.files import locked, whole_file, write_whole
+from mlprank.utils.files import locked, write_whole
 
-SCHEMA = 2
-"""Of records; 1 is that of version 0.1.0, which had no digest."""
-RESULT, FAILED, CONFIG, BEST, PROGRESS = "result.json", "failed.json", "config.yaml", "best.ckpt", "progress.json"
-PRUNED = "pruned.json"
+GRID, RESULT, FAILED, PRUNED = "grid.json", "result.json", "failed.json", "pruned.json"
+CONFIG, BEST, PROGRESS, STACK, LAST = "config.yaml", "best.ckpt", "progress.json", "stack.json", "last.ckpt"
 
 
 class Store:
@@ -49,89 +53,59 @@ class Store:
         self.out = Path(out)
 
     def directory(self, key: str) -> Path:
-        """Return the directory of a trial.
-
-        Args:
-            key: The trial's key.
-        """
+        """Return the directory of a trial."""
         return self.out / "trials" / key
 
     def stack_directory(self, keys: Sequence[str]) -> Path:
-        """Return the directory of the stack of these trials.
-
-        Args:
-            keys: The trials' keys in the order of the stack.
-        """
-        return self.out / "stacks" / hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        """Return the directory of the stack of these trials, in order."""
+        return self.out / "stacks" / short_hash("\n".join(keys))
 
     def prepare(self, trial: Trial) -> Path:
-        """Make a trial's directory with its config.
-
-        Args:
-            trial: The trial.
-
-        Returns:
-            The directory.
-        """
+        """Make a trial's directory with its config."""
         directory = self.directory(trial.key)
         if not (directory / CONFIG).is_file():
-            write_whole(directory / CONFIG, yaml.safe_dump(dict(trial.config), sort_keys=False).encode())
+            write_whole(directory / CONFIG, yaml.safe_dump(dict(trial.config), sort_keys=False))
         return directory
+
+    def load(self, key: str, point: Mapping[str, Any]) -> Trial:
+        """Read a prepared trial back."""
+        return Trial(key, dict(point), yaml.safe_load((self.directory(key) / CONFIG).read_text()))
 
     def outcome(self, key: str) -> Outcome | None:
         """Return what came out of a trial, or None where it has not finished.
 
-        Args:
-            key: The trial's key.
-
         Raises:
             ValueError: If the file is damaged or of another version.
         """
-        record = self._read(self.directory(key) / RESULT)
+        path = self.directory(key) / RESULT
+        record = _read(path)
         try:
             return None if record is None else outcome_from_json(record)
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.directory(key) / RESULT, error) from error
+            raise ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again") from error
 
     def failure(self, key: str) -> str | None:
-        """Return why a trial failed, or None.
-
-        Args:
-            key: The trial's key.
-        """
-        record = self._read(self.directory(key) / FAILED)
+        """Return why a trial failed, or None."""
+        record = _read(self.directory(key) / FAILED)
         return None if record is None else str(record.get("error"))
 
-    def pruned(self, key: str, metric: Mapping[str, Any]) -> dict[str, float] | None:
-        """Return what a trial's pruned network reaches by a metric, or None where that was not measured.
+    def is_open(self, key: str) -> bool:
+        """Whether a trial has neither finished nor failed."""
+        return self.outcome(key) is None and self.failure(key) is None
 
-        Args:
-            key: The trial's key.
-            metric: What was asked for, in plain types.
-        """
-        record = self._read(self.directory(key) / PRUNED)
-        if record is None or record["metric"] != dict(metric):
+    def pruned(self, key: str, cut: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return what a trial's pruned network reaches, or None where that was not measured for this cut."""
+        record = _read(self.directory(key) / PRUNED)
+        if record is None or record["metric"] != dict(cut):
             return None
         return {name: float(value) for name, value in record["values"].items()}
 
-    def record_pruned(self, key: str, metric: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Record what a trial's pruned network reaches.
-
-        Args:
-            key: The trial's key.
-            metric: What was asked for, in plain types.
-            values: Numbers by name.
-        """
-        write_record(
-            self.directory(key) / PRUNED, {"schema": SCHEMA, "key": key, "metric": dict(metric), "values": dict(values)}
-        )
+    def record_pruned(self, key: str, cut: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """Record what a trial's pruned network reaches; nothing where it cannot be pruned so."""
+        write_record(self.directory(key) / PRUNED, {"key": key, "metric": dict(cut), "values": dict(values)})
 
     def progress(self, key: str) -> dict[str, float] | None:
-        """Return the last epoch of a trial that another process trains now, or None.
-
-        Args:
-            key: The trial's key.
-        """
+        """Return the last epoch of a trial that another process trains now, or None."""
         try:
             row: dict[str, float] = json.loads((self.directory(key) / PROGRESS).read_text())
         except (FileNotFoundError, ValueError):
@@ -139,28 +113,15 @@ class Store:
         return row
 
     def show_progress(self, key: str, row: Mapping[str, float] | None) -> None:
-        """Leave a trial's last epoch for the driver to show; None takes it away.
-
-        Args:
-            key: The trial's key.
-            row: Finite metrics.
-        """
+        """Leave a trial's last epoch for the driver to show; None takes it away."""
         path = self.directory(key) / PROGRESS
         if row is None:
             path.unlink(missing_ok=True)
-            return
-        with whole_file(path) as draft:
-            draft.write_text(json.dumps(row))
+        else:
+            write_whole(path, json.dumps(row))
 
     def finish(self, trial: Trial, outcome: Outcome) -> bool:
-        """Record what came out of a trial, once; the record is on the disk when this returns.
-
-        Args:
-            trial: The trial.
-            outcome: What came out.
-
-        Returns:
-            Whether it is new; an earlier record stays as it is.
+        """Record what came out of a trial, on the disk when this returns; say whether it had no record yet.
 
         Raises:
             OSError: If it cannot be written; it names the file.
@@ -168,41 +129,28 @@ class Store:
         path = self.prepare(trial) / RESULT
         if path.is_file():
             return False
-        record = {"schema": SCHEMA, "key": trial.key, "point": dict(trial.point), "mlprank": version("mlprank")}
+        record = {"key": trial.key, "point": dict(trial.point), "mlprank": version("mlprank")}
         write_record(path, record | outcome_to_json(outcome))
-        (path.parent / FAILED).unlink(missing_ok=True)
+        self.forget_failure(trial.key)
         return True
 
-    def fail(self, trial: Trial, error: BaseException) -> None:
-        """Record that a trial cannot be trained; it is not tried again.
-
-        Args:
-            trial: The trial.
-            error: What was raised.
-        """
-        text = first_line(error) if str(error).strip() else "no message"
-        record = {"key": trial.key, "point": dict(trial.point), "error": f"{type(error).__name__}: {text}"}
-        write_record(self.prepare(trial) / FAILED, {"schema": SCHEMA, **record})
+    def fail(self, trial: Trial, error: BaseException) -> str:
+        """Record that a trial cannot be trained, so that it is not tried again, and return why."""
+        text = f"{type(error).__name__}: {first_line(error) if str(error).strip() else 'no message'}"
+        write_record(self.prepare(trial) / FAILED, {"key": trial.key, "point": dict(trial.point), "error": text})
+        return text
 
     def forget_failure(self, key: str) -> None:
-        """Let a failed trial run again.
-
-        Args:
-            key: The trial's key.
-        """
+        """Let a failed trial run again."""
         (self.directory(key) / FAILED).unlink(missing_ok=True)
 
     def forget_stack(self, keys: Sequence[str]) -> None:
-        """Delete the checkpoint of a stack whose trials have all finished.
-
-        Args:
-            keys: The trials' keys in the order of the stack.
-        """
+        """Delete the checkpoint of a stack whose trials have all finished."""
         shutil.rmtree(self.stack_directory(keys), ignore_errors=True)
 
     def open_stacks(self) -> list[list[str]]:
         """Return the keys of every stack that was interrupted after a checkpoint."""
-        stacks = [path.parent for path in sorted((self.out / "stacks").glob("*/last.ckpt"))]
+        stacks = [path.parent for path in sorted((self.out / "stacks").glob(f"*/{LAST}"))]
         return [keys for stack in stacks if (keys := _keys_of(stack)) is not None]
 
     def check_grid(self, identity: Mapping[str, Any]) -> None:
@@ -214,21 +162,16 @@ class Store:
         Raises:
             ValueError: If the directory is that of another grid, of a later version, or holds other files.
         """
-        path = self.out / "grid.json"
-        found = self._read(path)
+        found = _read(self.out / GRID)
         if found is not None:
-            _check_same(path, found, identity)
+            _check_same(self.out, found, identity)
         elif self.out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(self.out)):
             raise ValueError(f"--tune.out {self.out} holds other files and no grid.json; give a directory of its own")
 
     def claim_grid(self, identity: Mapping[str, Any]) -> None:
-        """Make this the directory of a grid; `check_grid` raises where it is not.
-
-        Args:
-            identity: As for `check_grid`.
-        """
+        """Make this the directory of a grid; `check_grid` raises where it is not."""
         self.check_grid(identity)
-        write_record(self.out / "grid.json", {"schema": SCHEMA, "mlprank": version("mlprank"), **identity})
+        write_record(self.out / GRID, {"mlprank": version("mlprank"), **identity})
 
     @contextmanager
     def driving(self) -> Iterator[None]:
@@ -247,53 +190,41 @@ class Store:
 
     @contextmanager
     def training(self, key: str) -> Iterator[None]:
-        """Hold a trial as the only process that trains it; wait for another that does.
-
-        Args:
-            key: The trial's key.
-        """
+        """Hold a trial as the only process that trains it; wait for another that does."""
         directory = self.directory(key)
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / LOCK, busy=None):
             remove_drafts(directory)
             yield
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
-        try:
-            record = read_record(path)
-        except CorruptRecordError as error:
-            raise ValueError(f"{error}; delete it, and its trial runs again") from error
-        if record is not None and record.get("schema") not in (1, SCHEMA):
-            raise ValueError(f"{path} has schema {record.get('schema')}, this version of mlprank reads {SCHEMA}")
-        return record
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_record(path)
+    except CorruptRecordError as error:
+        raise ValueError(f"{error}; delete it, and its trial runs again") from error
 
 
 def _keys_of(stack: Path) -> list[str] | None:
     """The keys of an interrupted stack's trials; None where its file is missing or damaged."""
     try:
-        keys: list[str] = json.loads((stack / "stack.json").read_text())["keys"]
+        keys: list[str] = json.loads((stack / STACK).read_text())["keys"]
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return None
     return keys
 
 
-def _check_same(path: Path, found: Mapping[str, Any], claimed: Mapping[str, Any]) -> None:
+def _check_same(out: Path, found: Mapping[str, Any], claimed: Mapping[str, Any]) -> None:
     remedy = "give another --tune.out"
     if list(found["grid"]) != list(claimed["grid"]):
         ours, theirs = (", ".join(grid) for grid in (claimed["grid"], found["grid"]))
-        raise ValueError(f"{path.parent} holds another grid, over {theirs}, not over {ours}; {remedy}")
+        raise ValueError(f"{out} holds another grid, over {theirs}, not over {ours}; {remedy}")
     if found["base"] != claimed["base"]:
-        raise ValueError(
-            f"{path.parent} holds the same grid of another config (see its trials/*/config.yaml); {remedy}"
-        )
+        raise ValueError(f"{out} holds the same grid of another config (see its trials/*/config.yaml); {remedy}")
     for key, values in found["grid"].items():
         missing = [value for value in values if value not in claimed["grid"][key]]
         if missing:
             raise ValueError(
-                f"{path.parent} holds trials with {key} = {missing[0]}, which this grid leaves out; a grid can be "
-                f"extended, not reduced: add the value or {remedy}"
+                f"{out} holds trials with {key} = {missing[0]}, which this grid leaves out; a grid can be extended, "
+                f"not reduced: add the value or {remedy}"
             )
-
-
-def _damaged(path: Path, error: BaseException) -> ValueError:
-    return ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again")

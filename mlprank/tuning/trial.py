@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from mlprank.grids.store import short_hash
 
 MONITOR = "val_top1"
 """The metric that trials are selected by; higher is better."""
@@ -70,21 +71,13 @@ class Outcome:
 
 
 def label(point: Mapping[str, Any]) -> str:
-    """Return a point in a few words: the shortest endings of the options that tell them apart, and their values.
-
-    Args:
-        point: Options and values.
-    """
+    """Return a point in a few words: the shortest endings of the options that tell them apart, and their values."""
     names = short_names(list(point))
     return " ".join(f"{names[key]}={format_value(value)}" for key, value in point.items())
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Return for every dotted option the shortest ending that no other has.
-
-    Args:
-        keys: Dotted options, all different.
-    """
+    """Return for every dotted option the shortest ending that no other has."""
     names = {}
     for key in keys:
         words = key.split(".")
@@ -95,25 +88,14 @@ def short_names(keys: list[str]) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a person writes it, `1e-05` for 0.00001 and JSON for what is nested.
-
-    Args:
-        value: A plain value.
-    """
+    """Return a value as a person writes it, `1e-05` for 0.00001 and JSON for what is nested."""
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
 def trial_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a trial: that of `mlprank fit` without what acts after training or only shows it.
-
-    Args:
-        config: The resolved config, in plain types.
-
-    Returns:
-        A copy without pruning callbacks, checkpoint callbacks and progress bars.
-    """
+    """Return the config of a trial: that of `mlprank fit` without what acts after training or only shows it."""
     plain: dict[str, Any] = json.loads(json.dumps(config))
     trainer = plain.setdefault("trainer", {})
     callbacks = trainer.get("callbacks") or []
@@ -124,32 +106,19 @@ def trial_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_key(config: Mapping[str, Any]) -> str:
-    """Return the hash of a trial's config, without paths and logger: 16 hexadecimal digits.
-
-    Args:
-        config: What `trial_config` returned.
-    """
-    text = json.dumps(without_places(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Return the hash of a trial's config, without paths and logger: 16 hexadecimal digits."""
+    return short_hash(json.dumps(without_places(config), sort_keys=True))
 
 
 def without_places(value: Any) -> Any:
-    """Return a copy of a plain value without paths and loggers.
-
-    Args:
-        value: A config or a part of one.
-    """
+    """Return a copy of a plain value without paths and loggers."""
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items() if key not in _PLACES}
     return [without_places(item) for item in value] if isinstance(value, list) else value
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome in plain types, NaN as None.
-
-    Args:
-        outcome: The outcome.
-    """
+    """Return an outcome in plain types, NaN as None."""
     history = [
         {name: value if math.isfinite(value) else None for name, value in row.items()} for row in outcome.history
     ]
@@ -166,9 +135,6 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 
 def outcome_from_json(record: Mapping[str, Any]) -> Outcome:
     """Return the outcome that `outcome_to_json` wrote.
-
-    Args:
-        record: Its plain types.
 
     Raises:
         KeyError: If an entry is missing.

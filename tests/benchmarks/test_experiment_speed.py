@@ -23,7 +23,7 @@ from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.records import DENSE
 from mlprank.experiments.runner import Runner
 from mlprank.experiments.store import RecordStore, read_records
-from mlprank.grids.engine import Silent
+from mlprank.grids.progress import Watcher
 from mlprank.measures import PUBLISHED_MEASURES
 from mlprank.models import ThreeLayerMLP
 from mlprank.thesis import prune_mlp
@@ -79,7 +79,7 @@ def test_sixty_cells_take_under_a_minute_and_an_eighth_of_one_by_one(
             networks, _ = find_networks(config)
             cells = cells_of(config, networks)
             with RecordStore(out) as store:
-                Runner(config, networks, store, Silent()).run(cells)
+                Runner(config, networks, store, Watcher()).run(cells)
             together[latency].append(now() - started)
         for measure, method in product(PUBLISHED_MEASURES, ("Local", "Global")):
             started = now()

@@ -128,7 +128,8 @@ def write_experiment(
             store.append(
                 record(
                     None,
-                    error="ValueError: checkpoint <synthetic> & its model disagree: missing keys ['fc1.weight']\n  made up",
+                    error="ValueError: checkpoint <synthetic> & its model disagree: missing keys "
+                    "['fc1.weight']\n  made up",
                     model=models[0],
                     measure="norm",
                     amount=0.5,

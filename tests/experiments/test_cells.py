@@ -1,4 +1,4 @@
-"""Which trained networks there are, how they are loaded, and the cells of a grid: every combination once, checked at once."""
+"""Which trained networks there are, how they are loaded, and the cells of a grid: every combination once."""
 
 from pathlib import Path
 

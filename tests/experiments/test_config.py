@@ -1,5 +1,6 @@
 """The configuration of an experiment: what is wrong is said before anything runs."""
 
+import importlib.util
 import math
 from pathlib import Path
 
@@ -110,3 +111,9 @@ def test_every_experiment_in_the_repository_makes_its_grid(path: Path) -> None:
     axes = (config.measures, config.methods, config.amounts, config.protect_output, config.calibration_seeds)
     axes += (config.compensations, config.graphs)
     assert len(cells_of(config, networks)) == len(networks) * (1 + math.prod(map(len, axes)))
+
+
+def test_ray_without_ray_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"engine: ray needs Ray; install it with .*mlprank\[tune\]"):
+        ExperimentConfig(networks=["TwoLayerMLP"], engine="ray")

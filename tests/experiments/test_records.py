@@ -14,7 +14,7 @@ from mlprank.experiments.records import (
     from_line,
     to_line,
 )
-from mlprank.grids.records import sealed
+from mlprank.grids.store import sealed
 from tests.experiments.synthetic import metrics, parameters, record
 
 

@@ -15,13 +15,13 @@ from mlprank.experiments.records import DENSE, CellParameters, CellRecord
 from mlprank.experiments.runner import Runner, run_on_ray
 from mlprank.experiments.store import Outbox, RecordStore, read_records, read_scores
 from mlprank.experiments.workbench import Workbench
-from mlprank.grids.engine import Silent
+from mlprank.grids.progress import Watcher
 from mlprank.measures import PUBLISHED_MEASURES, LayerRecord
 from mlprank.thesis import prune_mlp
 from tests.experiments.trained import Foreign, save_published, write_digits_experiment, write_two_layer_mnist
 
 
-class Heard(Silent):
+class Heard(Watcher):
     def __init__(self) -> None:
         self.keys: list[str] = []
 
@@ -250,7 +250,7 @@ def test_what_other_processes_recorded_is_appended_once(tmp_path: Path) -> None:
     config = small(tmp_path)
     networks, _ = find_networks(config)
     cells = cells_of(config, networks)
-    Runner(config, networks, Outbox(tmp_path / "out"), Silent()).run(cells)
+    Runner(config, networks, Outbox(tmp_path / "out"), Watcher()).run(cells)
     assert len(list((tmp_path / "out" / "incoming").iterdir())) == len(cells)
     (tmp_path / "out" / "incoming" / ".99-half.json").write_text("{")
     records = run(config, tmp_path / "out")
@@ -260,12 +260,15 @@ def test_what_other_processes_recorded_is_appended_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_gives_what_this_process_gives(tmp_path: Path) -> None:
+def test_ray_gives_what_this_process_gives_from_relative_paths_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if find_spec("ray") is None:  # importing it here would be too early: it reads its environment when it is imported
         pytest.skip("needs the extra tune")
-    config = small(tmp_path, seeds=(0, 1))
+    monkeypatch.chdir(tmp_path)
+    config = small(tmp_path, seeds=(0, 1), checkpoints={"MLP@Digits": ["mlp-0.pth", "mlp-1.pth"]})
     networks, _ = find_networks(config)
     with RecordStore(tmp_path / "ray") as store:
-        run_on_ray(config, networks, store, Silent(), cells_of(config, networks))
+        run_on_ray(config, networks, store, Watcher(), cells_of(config, networks))
     ours = {record.key: record.metrics for record in run(config, tmp_path / "here")}
     assert {record.key: record.metrics for record in read_records(tmp_path / "ray")} == ours

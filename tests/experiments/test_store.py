@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlprank.experiments.records import CorruptRecordError, SchemaVersionError, to_line
+from mlprank.experiments.records import to_line
 from mlprank.experiments.store import RecordStore, ResultsLockedError, read_records, read_scores, to_csv
+from mlprank.grids.store import CorruptRecordError, SchemaVersionError
 from tests.experiments.synthetic import record
 
 REPOSITORY = Path(__file__).parents[2]

@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from mlprank.grids.ray import prepare_environment
-from mlprank.tuning import engines
 from mlprank.tuning.engines import RayEngine, choose_engine, split
 from mlprank.tuning.grid import TuneOptions, expand, read_request
 from mlprank.tuning.local import LocalEngine, takes_several_devices
-from mlprank.tuning.stack.engine import BatchedEngine
-from mlprank.tuning.stack.grouping import check_stackable, group_trials
+from mlprank.tuning.stack.engine import BatchedEngine, check_stackable, group_trials
 from mlprank.tuning.stack.network import CannotStackError
 
 LR = "--grid.model.optimizer.init_args.lr=[0.1, 0.2, 0.3]"
@@ -28,31 +26,25 @@ def trials_of(cli, config, *options):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "address", "several", "faster", "expected", "why"),
+    ("gpus", "address", "several", "expected", "why"),
     [
-        (1, None, True, False, BatchedEngine, "stacked on one GPU"),
-        (2, None, False, False, RayEngine, "2 GPUs"),
-        (0, "10.0.0.1:6379", True, True, RayEngine, "the cluster at 10.0.0.1:6379"),
-        (0, None, True, True, BatchedEngine, "measured to be faster"),
-        (0, None, True, False, LocalEngine, "measured to be faster than stacked"),
-        (0, None, False, True, LocalEngine, "no two trials can be stacked"),
-        (1, None, False, True, LocalEngine, "no two trials can be stacked"),
+        (1, None, True, BatchedEngine, "the trials can be stacked"),
+        (2, None, False, RayEngine, "2 GPUs"),
+        (0, "10.0.0.1:6379", True, RayEngine, "the cluster at 10.0.0.1:6379"),
+        (0, None, True, BatchedEngine, "the trials can be stacked"),
+        (0, None, False, LocalEngine, "no two trials can be stacked"),
+        (1, None, False, LocalEngine, "no two trials can be stacked"),
     ],
 )
 def test_auto_chooses_by_devices_and_by_what_can_be_stacked(
-    cli, config, monkeypatch, gpus, address, several, faster, expected, why
+    cli, config, monkeypatch, gpus, address, several, expected, why
 ):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(engines, "stack_is_faster", lambda trials, cli: faster)
     grid = LR if several else "--grid.data.init_args.batch_size=[16, 32]"
     notes = Notes()
     engine = choose_engine(TuneOptions("out", address=address), trials_of(cli, config, grid), cli, notes)
     assert type(engine) is expected
     assert why in notes.texts[0]
-
-
-def test_the_measurement_runs_both_ways(cli, config):
-    assert engines.stack_is_faster(trials_of(cli, config, LR), cli) in (True, False)
 
 
 def test_trials_are_grouped_by_all_that_a_stack_shares(cli, config):

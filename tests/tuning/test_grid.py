@@ -85,7 +85,7 @@ def test_a_config_that_does_not_exist_is_named():
         read_request(["--config", "nowhere.yaml"])
 
 
-def test_a_config_that_is_no_yaml_is_named(tmp_path):
+def test_a_config_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match=r"broken.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"broken.yaml is not YAML"):
         read_request(["--config", str(tmp_path / "broken.yaml")])

@@ -29,6 +29,8 @@ def test_options_are_converted():
         ({"out": "x", "metric": "pruned_top1", "amount": 1.0}, r"--tune.amount=1.0 is not in \[0, 1\)"),
         ({"out": "x", "metric": "pruned_top1", "amount": 0.5, "max_params": 0.3}, "give one of them"),
         ({"out": "x", "metric": "pruned_top1", "max_bytes": "1 parsec"}, "max_bytes"),
+        ({"out": "x", "metric": "pruned_top1", "max_drop": "nan"}, "max_drop"),
+        ({"out": "x", "max_drop": 0.5}, "--tune.max_drop says how much is pruned; add --tune.metric=pruned_top1"),
         ({"out": "x", "checkpoint_minutes": -1}, "--tune.checkpoint_minutes=-1.0 must be"),
     ],
 )
@@ -55,3 +57,4 @@ def test_the_pruned_network_is_that_at_a_half_unless_an_amount_or_a_budget_is_gi
     assert parse_options({"out": "x", "metric": "pruned_top1"}).cut == {"amount": 0.5}
     assert parse_options({"out": "x", "metric": "pruned_top1", "amount": "0.8"}).cut == {"amount": 0.8}
     assert parse_options({"out": "x", "metric": "pruned_top1", "max_params": "0.3"}).cut == {"max_params": 0.3}
+    assert parse_options({"out": "x", "metric": "pruned_top1", "max_drop": "0.5"}).cut == {"max_drop": 0.5}

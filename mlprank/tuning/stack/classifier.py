@@ -1,16 +1,16 @@
-"""K classifiers trained as one stacked model inside an ordinary Lightning Trainer."""
+"""K classifiers and their data trained as one stacked model inside an ordinary Lightning Trainer."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -23,16 +23,7 @@ from mlprank.tuning.trial import MONITOR
 def stacked_cross_entropy(
     scores: Float[Tensor, "K classes B"], targets: Tensor, *, label_smoothing: Float[Tensor, " K"] | None = None
 ) -> Float[Tensor, " K"]:
-    """Return the mean cross-entropy of every trial.
-
-    Args:
-        scores: Logits, shape (K, classes, B).
-        targets: Class indices, shape (B,) for all or (K, B), or probabilities, shape (B, classes) or (K, B, classes).
-        label_smoothing: Share of the target that is spread over all classes, of every trial, in [0, 1); None is 0.
-
-    Returns:
-        Losses, shape (K,).
-    """
+    """Return the mean cross-entropy of every trial."""
     log_p = scores.log_softmax(dim=1)
     if targets.is_floating_point():
         picked = (log_p * targets.movedim(-1, -2)).sum(dim=1)
@@ -48,13 +39,6 @@ def rank_of_target(scores: Float[Tensor, "K classes B"], targets: Int[Tensor, ".
     """Return how many classes are scored above the right one; 0 is a top-1 hit, below 5 a top-5 hit.
 
     Of equal scores the lower class comes first, as in `argmax`. A sample whose scores are not finite ranks last.
-
-    Args:
-        scores: Logits, shape (K, classes, B).
-        targets: Class indices, shape (B,) or (K, B).
-
-    Returns:
-        Ranks, shape (K, B), int64.
     """
     classes = scores.shape[1]
     index = targets.expand(len(scores), -1).unsqueeze(1)
@@ -70,9 +54,9 @@ _CHECKPOINT_KEY = "mlprank_stack"
 class StackedClassifier(LightningModule):
     """Trains K `ImageClassifier`s that differ only in numbers of the optimizer, the seed or label smoothing.
 
-    The loss is the sum over the trials, so every trial has the gradients of training by itself. A trial whose loss is
-    not finite at the end of an epoch has diverged: it is dropped from the stack, and the others go on unchanged to the
-    bit. The weights of every trial's best epoch (highest validation top-1) are kept.
+    The loss is the sum over the trials, which never meet, so every trial has the gradients of training by itself. A
+    trial whose loss is not finite at the end of an epoch has diverged; the others go on unchanged to the bit. The
+    weights of every trial's best epoch (highest validation top-1) are kept.
 
     Args:
         classifiers: One a trial, initialised as it would be for training by itself. They are bound to the stack.
@@ -81,8 +65,7 @@ class StackedClassifier(LightningModule):
         seeds: Of every trial's dropout; 0, 1, … by default.
 
     Attributes:
-        alive: The trials in the stack, in order.
-        history: For every trial the metrics of every epoch; those of the diverging epoch are NaN.
+        history: For every trial the metrics of every epoch; from the diverging one on NaN.
         on_epoch: Called with the module when an epoch is recorded.
         best_epoch: For every trial the epoch, from 0, of its best validation accuracy; -1 before the first.
 
@@ -102,7 +85,6 @@ class StackedClassifier(LightningModule):
         self.stack = Stack([classifier.model for classifier in classifiers], in_shape=in_shape, seeds=seeds)
         self.classifiers = tuple(classifiers)
         self.streams = None if streams is None else list(streams)
-        self.alive = list(range(len(classifiers)))
         self.history: list[list[dict[str, float]]] = [[] for _ in classifiers]
         self.best_epoch = [-1] * len(classifiers)
         self.on_epoch: Callable[[StackedClassifier], None] | None = None
@@ -110,28 +92,23 @@ class StackedClassifier(LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[LRScheduler | None] = []
-        self._restored: Mapping[str, Any] | None = None
+        self._restored: list[dict[str, Any] | None] | None = None
 
     @property
     def diverged(self) -> list[int]:
-        """The trials that were dropped."""
-        return [trial for trial in range(len(self.classifiers)) if trial not in self.alive]
+        """The trials that have diverged."""
+        return [trial for trial, epochs in enumerate(self.history) if epochs and math.isnan(epochs[-1]["train_loss"])]
 
     def best_state(self, trial: int) -> dict[str, Tensor]:
-        """Return the network's state dict of a trial's best epoch, on the CPU.
-
-        Args:
-            trial: Its place among `classifiers`; it must not have diverged.
-        """
-        place = self.alive.index(trial)
-        return {name: self._best[name][place].detach().cpu().clone() for name in self.stack.names}
+        """Return the network's state dict of a trial's best epoch, on the CPU."""
+        return {name: self._best[name][trial].detach().cpu().clone() for name in self.stack.names}
 
     def configure_optimizers(self) -> Optimizer:
-        """Let every classifier build its optimizer and schedule over its slice of the stack, and join the optimizers."""
-        self.stack.bind(self._networks())
+        """Let every classifier build optimizer and schedule over its slice of the stack, and join the optimizers."""
+        self.stack.bind([classifier.model for classifier in self.classifiers])
         self._optimizers, self._schedulers = [], []
-        for trial in self.alive:
-            configured = self.classifiers[trial].configure_optimizers()
+        for classifier in self.classifiers:
+            configured = classifier.configure_optimizers()
             schedule = configured.get("lr_scheduler") if isinstance(configured, dict) else None
             if schedule is not None and schedule.get("interval", "epoch") != "epoch":
                 raise CannotStackError("a stack steps schedulers once an epoch, this one is to be stepped more often")
@@ -142,9 +119,9 @@ class StackedClassifier(LightningModule):
     def on_train_start(self) -> None:
         """Bring back what a checkpoint held about the schedules."""
         if self._restored is not None:
-            separate_groups(self._merged, self._optimizers)
-            for scheduler, state in zip(self._schedulers, self._restored["schedulers"], strict=True):
-                if scheduler is not None:
+            separate_groups(self.trainer.optimizers[0], self._optimizers)
+            for scheduler, state in zip(self._schedulers, self._restored, strict=True):
+                if scheduler is not None and state is not None:
                     scheduler.load_state_dict(state)
             self._restored = None
 
@@ -155,7 +132,9 @@ class StackedClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the sum of the trials' losses."""
         images, targets = self._own(batch)
-        losses = stacked_cross_entropy(self.stack(images), targets, label_smoothing=self._smoothing())
+        shares = [classifier.label_smoothing for classifier in self.classifiers]
+        smoothing = torch.tensor(shares, device=self.device) if any(shares) else None
+        losses = stacked_cross_entropy(self.stack(images), targets, label_smoothing=smoothing)
         count = targets.shape[0 if self.streams is None else 1]
         self._sums["train_loss"] += losses.detach().to(self._sums["train_loss"]) * count
         self._sums["train_num"] += count
@@ -197,20 +176,18 @@ class StackedClassifier(LightningModule):
         self._sums["val_num"] += count
 
     def on_train_epoch_end(self) -> None:
-        """Record the epoch, keep the best weights, drop what diverged, step the schedules."""
-        metrics = self._record()
-        finite = torch.stack([values.isfinite() for values in metrics.values()]).all(dim=0).tolist()
+        """Record the epoch, keep the best weights, step the schedules."""
+        self._record()
         self._keep_best()
-        if not all(finite):
-            self._drop([place for place, ok in enumerate(finite) if ok])
-        for trial, scheduler in zip(self.alive, self._schedulers, strict=True):
-            if isinstance(scheduler, ReduceLROnPlateau):
+        diverged = self.diverged
+        for trial, scheduler in enumerate(self._schedulers):
+            if isinstance(scheduler, ReduceLROnPlateau) and trial not in diverged:
                 scheduler.step(self.history[trial][-1]["val_loss"])
-            elif scheduler is not None:
+            elif scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step()
         for trial, epochs in enumerate(self.history):
             self.log_dict({f"{name}/{trial}": value for name, value in epochs[-1].items() if name != "epoch"})
-        if not self.alive:
+        if len(diverged) == len(self.classifiers):
             self.trainer.should_stop = True
         if self.on_epoch is not None:
             self.on_epoch(self)
@@ -218,7 +195,6 @@ class StackedClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the stack needs to go on; a checkpoint is to be written at the end of an epoch."""
         checkpoint[_CHECKPOINT_KEY] = {
-            "alive": list(self.alive),
             "history": self.history,
             "best_epoch": list(self.best_epoch),
             "best": self._best,
@@ -226,24 +202,15 @@ class StackedClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's record and drop what had diverged, before the weights are loaded."""
+        """Take the checkpoint's record."""
         record = checkpoint[_CHECKPOINT_KEY]
-        self._restored = record
-        self.history, self.best_epoch = record["history"], record["best_epoch"]
-        self._best = record["best"]
-        self._keep([self.alive.index(trial) for trial in record["alive"]])
-
-    @property
-    def _merged(self) -> Optimizer:
-        return self.trainer.optimizers[0]
-
-    def _networks(self) -> list[Any]:
-        return [self.classifiers[trial].model for trial in self.alive]
+        self.history, self.best_epoch, self._best = record["history"], record["best_epoch"], record["best"]
+        self._restored = record["schedulers"]
 
     def _start(self, *names: str) -> None:
         precise = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
         for name in names:
-            self._sums[name] = torch.zeros(len(self.alive), dtype=precise, device=self.device)
+            self._sums[name] = torch.zeros(len(self.classifiers), dtype=precise, device=self.device)
 
     def _own(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Give every trial the batch of its stream; a batch shared by all stays shared."""
@@ -252,31 +219,25 @@ class StackedClassifier(LightningModule):
             return images, targets
         return images[self.streams], targets[self.streams]
 
-    def _smoothing(self) -> Tensor | None:
-        shares = [self.classifiers[trial].label_smoothing for trial in self.alive]
-        return torch.tensor(shares, device=self.device) if any(shares) else None
-
-    def _record(self) -> dict[str, Tensor]:
+    def _record(self) -> None:
         sums = self._sums
         metrics = {"train_loss": sums["train_loss"] / sums["train_num"]}
         if "val_num" in sums:
             metrics |= {name: sums[name] / sums["val_num"] for name in ("val_loss", "val_top1", "val_top5")}
         values = {name: value.tolist() for name, value in metrics.items()}
-        for trial in self.diverged:
-            self.history[trial].append(dict.fromkeys(self.history[trial][-1], math.nan))
-        for place, trial in enumerate(self.alive):
-            row = {name: column[place] for name, column in values.items()}
-            rate = float(self._optimizers[place].param_groups[0]["lr"])
-            self.history[trial].append({"epoch": self.current_epoch, **row, "lr": rate})
-        return metrics
+        diverged = self.diverged
+        for trial, epochs in enumerate(self.history):
+            row = {name: column[trial] for name, column in values.items()}
+            row = {"epoch": self.current_epoch, **row, "lr": float(self._optimizers[trial].param_groups[0]["lr"])}
+            finite = trial not in diverged and all(map(math.isfinite, row.values()))
+            epochs.append(row if finite else dict.fromkeys(row, math.nan))
 
     def _keep_best(self) -> None:
         better = []
-        for place, trial in enumerate(self.alive):
-            *earlier, last = (epoch.get(MONITOR, -epoch["train_loss"]) for epoch in self.history[trial])
-            finite = all(math.isfinite(value) for value in self.history[trial][-1].values())
-            if finite and all(last > value for value in earlier):
-                better.append(place)
+        for trial, epochs in enumerate(self.history):
+            *earlier, last = (epoch.get(MONITOR, -epoch["train_loss"]) for epoch in epochs)
+            if math.isfinite(last) and all(last > value for value in earlier):
+                better.append(trial)
                 self.best_epoch[trial] = self.current_epoch
         for name in self.stack.names:
             value = self.stack.tensor(name).detach()
@@ -285,27 +246,6 @@ class StackedClassifier(LightningModule):
             elif better:
                 self._best[name] = self._best[name].to(value.device)
                 self._best[name][better] = value[better]
-
-    def _drop(self, places: list[int]) -> None:
-        merged = self._merged
-        for place, optimizer in enumerate(self._optimizers):
-            if place not in places:
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        merged.state.pop(parameter, None)
-        self._optimizers = [self._optimizers[place] for place in places]
-        self._schedulers = [self._schedulers[place] for place in places]
-        merged.param_groups[:] = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        self._best = {name: value[places].clone() for name, value in self._best.items()}
-        self._keep(places)
-        if places:
-            self.stack.bind(self._networks())
-
-    def _keep(self, places: list[int]) -> None:
-        if places and len(places) < len(self.alive):
-            self.stack.keep(places)
-        self.streams = None if self.streams is None else [self.streams[place] for place in places]
-        self.alive = [self.alive[place] for place in places]
 
 
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -318,12 +258,6 @@ def merge_optimizers(optimizers: Sequence[Optimizer]) -> Optimizer:
     It is of the trials' own class and holds the groups of all. Every group keeps its options, and the group dicts stay
     those of the trials' optimizers, so that a scheduler on a trial's optimizer sets that trial's rate.
     Groups that leave the implementation open use torch's fused one, which reads and writes every parameter once.
-
-    Args:
-        optimizers: One a trial, not stepped yet, of one class.
-
-    Returns:
-        The joined one; its groups are those of trial 0, then of trial 1, and so on.
 
     Raises:
         CannotStackError: If the classes differ or the class needs a closure.
@@ -342,7 +276,7 @@ def merge_optimizers(optimizers: Sequence[Optimizer]) -> Optimizer:
     for group in merged.param_groups:
         _choose_fused(group)
     for optimizer in optimizers:
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn: only the joined one is stepped
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn
     return merged
 
 
@@ -357,25 +291,14 @@ def _choose_fused(group: dict[str, Any]) -> None:
 
 
 def separate_groups(merged: Optimizer, optimizers: Sequence[Optimizer]) -> None:
-    """Give the trials' optimizers the groups of the joined one again, after `load_state_dict` replaced them.
-
-    Args:
-        merged: What `merge_optimizers` returned for `optimizers`.
-        optimizers: The trials' optimizers.
-    """
+    """Give the trials' optimizers the groups of the joined one again, after `load_state_dict` replaced them."""
     groups = iter(merged.param_groups)
     for optimizer in optimizers:
         optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
 
 
 def clip_gradients(gradients: Sequence[Tensor], *, value: float, algorithm: str = "norm") -> None:
-    """Clip the gradients of every trial by themselves, in place.
-
-    Args:
-        gradients: Stacked gradients, each of shape (K, ...).
-        value: Largest norm of one trial's gradients, or largest absolute value of an entry.
-        algorithm: `norm` (as `torch.nn.utils.clip_grad_norm_`) or `value` (as `clip_grad_value_`).
-    """
+    """Clip the gradients of every trial by themselves, in place."""
     if algorithm == "value":
         for gradient in gradients:
             gradient.clamp_(-value, value)
@@ -384,3 +307,87 @@ def clip_gradients(gradients: Sequence[Tensor], *, value: float, algorithm: str 
     factor = (value / (torch.linalg.vector_norm(norms, dim=0) + _NORM_EPS)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *(1,) * (gradient.dim() - 1)))
+
+
+class StackedBatches:
+    """Batches of several loaders of equal length, stacked: images (U, B, ...), labels (U, B, ...).
+
+    Raises:
+        CannotStackError: If their lengths differ.
+    """
+
+    def __init__(self, loaders: Sequence[Any]) -> None:
+        lengths = sorted({len(loader) for loader in loaders})
+        if len(lengths) > 1:
+            raise CannotStackError(f"the trials' data have {lengths} batches an epoch; a stack needs one number")
+        self.loaders = tuple(loaders)
+        self.batch_sampler = self.sampler = self  # where Lightning looks for `set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next, in every loader."""
+        for loader in self.loaders:
+            loader.batch_sampler.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Iterate over the loaders in step."""
+        for batches in zip(*self.loaders, strict=True):
+            yield tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the places of all loaders."""
+        return {"loaders": [loader.state_dict() for loader in self.loaders]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the places of all loaders."""
+        for loader, place in zip(self.loaders, state["loaders"], strict=True):
+            loader.load_state_dict(place)
+
+
+class StackedDataModule(LightningDataModule):
+    """The data modules of several trials as one.
+
+    With one data module every batch is shared by all trials; with several a batch has a leading dimension of one entry
+    a data module.
+
+    Args:
+        datamodules: One for every way of shuffling, splitting and augmenting; they share what they have in memory where
+            they are copies of one another.
+    """
+
+    def __init__(self, datamodules: Sequence[LightningDataModule]) -> None:
+        super().__init__()
+        self.datamodules = tuple(datamodules)
+
+    def prepare_data(self) -> None:
+        """Download what is missing."""
+        self.datamodules[0].prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Read the data."""
+        for datamodule in self.datamodules:
+            datamodule.trainer = self.trainer
+            datamodule.setup(stage)
+
+    def train_dataloader(self) -> Any:
+        """Return the training batches."""
+        return self._stacked([datamodule.train_dataloader() for datamodule in self.datamodules])
+
+    def val_dataloader(self) -> Any:
+        """Return the validation batches."""
+        return self._stacked([datamodule.val_dataloader() for datamodule in self.datamodules])
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment and cast every data module's part of a batch on the model's device."""
+        if len(self.datamodules) == 1:
+            return self.datamodules[0].on_after_batch_transfer(batch, dataloader_idx)
+        parts = [
+            datamodule.on_after_batch_transfer((images, labels), dataloader_idx)
+            for datamodule, images, labels in zip(self.datamodules, *batch, strict=True)
+        ]
+        return tuple(torch.stack(tensors) for tensors in zip(*parts, strict=True))
+
+    def _stacked(self, loaders: Sequence[Any]) -> Any:
+        return loaders[0] if len(loaders) == 1 else StackedBatches(loaders)

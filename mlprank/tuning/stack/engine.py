@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import math
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,67 +17,107 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 
-from mlprank.grids.engine import FAILURES, Watcher
+from mlprank.grids.progress import FAILURES, Watcher
 from mlprank.models.classifier import ImageClassifier
-from mlprank.training.build import Built, TrialBuilder, interruptible
+from mlprank.training.build import Built, interruptible
 from mlprank.training.runs import WholeCheckpointIO
-from mlprank.tuning.local import LocalEngine, device_name, finish_loggers, load_trial, name_loggers, until_divergence
-from mlprank.tuning.stack.classifier import StackedClassifier
-from mlprank.tuning.stack.data import StackedDataModule
-from mlprank.tuning.stack.grouping import (
-    available_bytes,
-    check_stackable,
-    data_seed,
-    group_trials,
-    keep_large_blocks,
-    trial_bytes,
-    trials_that_fit,
-)
-from mlprank.tuning.stack.network import CannotStackError, trace
-from mlprank.tuning.store import BEST, Store
-from mlprank.tuning.trial import Outcome, Trial
+from mlprank.tuning.local import LocalEngine, finish_loggers, name_loggers, outcome_of, takes_several_devices
+from mlprank.tuning.stack.classifier import StackedClassifier, StackedDataModule
+from mlprank.tuning.stack.network import CannotStackError, Plan, trace
+from mlprank.tuning.store import BEST, LAST, STACK, Store
+from mlprank.tuning.trial import Trial, without_places
 from mlprank.utils.files import write_whole
+
+_OWN_IN_MODEL = ("lr_scheduler", "label_smoothing", "bias_weight_decay", "norm_weight_decay")
+_HARMLESS_CALLBACKS = ("LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "RichModelSummary", "Timer")
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "strategy": ("auto",),
+    "val_check_interval": (None, 1.0),
+    "check_val_every_n_epoch": (1,),
+    "detect_anomaly": (False,),
+    "fast_dev_run": (False, 0),
+    "barebones": (False,),
+    "profiler": (None,),
+    "plugins": (None, []),
+    "max_time": (None,),
+}
+"""Options of the Trainer that a stack takes with these values only."""
+
+
+def group_trials(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Put trials together that can be one stack."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_frame(trial.config), []).append(trial)
+    return list(groups.values())
+
+
+def check_stackable(config: Mapping[str, Any]) -> None:
+    """Refuse what a stack cannot do as training by itself does.
+
+    Raises:
+        CannotStackError: If an option stands in the way; the text names it.
+    """
+    trainer = config["trainer"]
+    if takes_several_devices(config):
+        raise CannotStackError(f"trainer.devices={trainer.get('devices')}: a stack trains on one device")
+    if str(trainer.get("precision")).startswith(("16", "transformer-engine")):
+        raise CannotStackError(
+            f"trainer.precision={trainer['precision']}: one loss scale for all trials would let one disturb the others"
+        )
+    if trainer.get("limit_val_batches") == 0:
+        raise CannotStackError("trainer.limit_val_batches=0: a stack keeps every trial's best epoch by its validation")
+    for name, allowed in _PLAIN.items():
+        if name in trainer and trainer[name] not in allowed:
+            raise CannotStackError(f"trainer.{name}={trainer[name]}: a stack takes {allowed[0]} only")
+    for callback in trainer.get("callbacks") or []:
+        name = str(callback["class_path"]).rpartition(".")[2]
+        if name not in _HARMLESS_CALLBACKS:
+            raise CannotStackError(f"trainer.callbacks: {name} may act on one trial's training, a stack trains many")
+
+
+def data_seed(config: Mapping[str, Any]) -> Any:
+    """Return the seed of a trial's data."""
+    return (config["data"].get("init_args") or {}).get("seed")
+
+
+def _frame(config: Mapping[str, Any]) -> str:
+    """Return as text what must be equal in a stack."""
+    plain = without_places(json.loads(json.dumps(config)))
+    plain.pop("seed_everything", None)
+    model = plain["model"]
+    for name in _OWN_IN_MODEL:
+        model.pop(name, None)
+    model["optimizer"] = (model.get("optimizer") or {}).get("class_path")
+    (plain["data"].get("init_args") or {}).pop("seed", None)
+    return json.dumps(plain, sort_keys=True)
 
 
 class BatchedEngine:
     """Trains trials as stacked models; what cannot be stacked is trained by `fallback`, with the reason said.
 
     Args:
-        cli: Parser and builder.
-        fallback: Trains the others.
-        options: Trainer options that override the trials', such as `accelerator`.
+        fallback: Trains the others; parser, builder, Trainer options and name are its.
         at_most: Largest number of trials in a stack; None takes as many as fit into memory.
         checkpoint_every: Time between two checkpoints of a stack, which are written at the end of an epoch.
         name: Recorded as the engine.
     """
 
     def __init__(
-        self,
-        cli: TrialBuilder,
-        *,
-        fallback: LocalEngine,
-        options: Mapping[str, Any] | None = None,
-        at_most: int | None = None,
-        checkpoint_every: timedelta = timedelta(minutes=10),
-        name: str = "batched",
+        self, fallback: LocalEngine, *, at_most: int | None, checkpoint_every: timedelta, name: str = "batched"
     ) -> None:
-        self.cli, self.fallback, self.options = cli, fallback, dict(options or {})
+        self.cli, self.options, self.fallback = fallback.cli, {"devices": 1, **fallback.options}, fallback
         self.at_most, self.checkpoint_every, self.name = at_most, checkpoint_every, name
 
     def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        """Train the trials: first the stacks that were interrupted, then the others.
-
-        Args:
-            trials: Without a record.
-            store: Where they are recorded.
-            watcher: Told what happens.
-        """
+        """Train the trials: first the stacks that were interrupted, then the others."""
         pending = {trial.key: trial for trial in trials}
         for keys in store.open_stacks():
             unfinished = [key for key in keys if store.outcome(key) is None]
             if unfinished and all(key in pending for key in unfinished):
-                everyone = [pending.get(key) or load_trial(store, key, {}) for key in keys]
+                everyone = [pending.get(key) or store.load(key, {}) for key in keys]
                 self._run_group(everyone, store, watcher, whole=True)
                 pending = {key: trial for key, trial in pending.items() if key not in keys}
         for group in group_trials(list(pending.values())):
@@ -86,7 +128,11 @@ class BatchedEngine:
             check_stackable(group[0].config)
             size = len(group) if whole else self._batch(group, store, watcher)
             for start in range(0, len(group), size):
-                self._train(group[start : start + size], store, watcher)
+                part = group[start : start + size]
+                with ExitStack() as locks:
+                    for trial in part:
+                        locks.enter_context(store.training(trial.key))
+                    self._train(part, store, watcher)
         except FAILURES as reason:
             left = [trial for trial in group if store.outcome(trial.key) is None]
             if isinstance(reason, torch.OutOfMemoryError) and len(left) > 1:
@@ -104,9 +150,7 @@ class BatchedEngine:
         built = self._build(group[0], store)
         free = available_bytes(built.trainer.strategy.root_device)
         plan = trace(built.model.model, tuple(built.datamodule.in_shape))
-        configured = built.model.configure_optimizers()
-        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-        one = trial_bytes(built.model.model, optimizer, plan, batch_size=built.datamodule.batch_size)
+        one = trial_bytes(built.model.model, plan, batch_size=built.datamodule.batch_size)
         fit = min(trials_that_fit(one, free), self.at_most or len(group), len(group))
         batches = math.ceil(len(group) / fit)
         if batches > 1:
@@ -116,40 +160,45 @@ class BatchedEngine:
         return math.ceil(len(group) / batches)
 
     def _build(self, trial: Trial, store: Store, **options: Any) -> Built:
-        defaults = {"devices": 1, "enable_checkpointing": False}
-        return self.cli.build(trial.config, store.prepare(trial), trainer=defaults | self.options | options)
+        trainer = {"enable_checkpointing": False, **self.options, **options}
+        return self.cli.build(trial.config, store.prepare(trial), trainer=trainer)
 
     def _train(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        with ExitStack() as locks:
-            for trial in trials:
-                locks.enter_context(store.training(trial.key))
-            self._train_locked(trials, store, watcher)
-
-    def _train_locked(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
         watcher.started([trial for trial in trials if store.outcome(trial.key) is None])
-        keys = [trial.key for trial in trials]
-        directory = store.stack_directory(keys)
+        keys, start = [trial.key for trial in trials], time.perf_counter()
+        first = self._build(trials[0], store)
+        models = [first.model, *(self._build(trial, store).model for trial in trials[1:])]
         seeds = [data_seed(trial.config) for trial in trials]
         distinct = list(dict.fromkeys(seeds))
-        classifiers, built = [], None
-        for trial in trials:
-            part = self.cli.build(trial.config, store.prepare(trial), trainer={"devices": 1, **self.options})
-            classifiers.append(part.model)
-            built = built or part
-        assert built is not None
-        datamodules = [copy.copy(built.datamodule) for _ in distinct]
-        for datamodule, seed in zip(datamodules, distinct, strict=True):
-            if len(distinct) > 1:
+        datamodules = [copy.copy(first.datamodule) for _ in distinct]
+        if len(distinct) > 1:
+            for datamodule, seed in zip(datamodules, distinct, strict=True):
                 datamodule.seed = seed
         module = StackedClassifier(
-            classifiers,
-            in_shape=tuple(built.datamodule.in_shape),
+            models,
+            in_shape=tuple(first.datamodule.in_shape),
             streams=[distinct.index(seed) for seed in seeds] if len(distinct) > 1 else None,
             seeds=[int(trial.config["seed_everything"] or 0) for trial in trials],
         )
-        recorder = _Recorder(trials, store, watcher, start=time.perf_counter(), name=self.name)
-        module.on_epoch = recorder
-        last = _LastCheckpoint(directory, keys, every=self.checkpoint_every)
+
+        def record(place: int) -> None:
+            trial, rows = trials[place], module.history[place]
+            device = module.trainer.strategy.root_device
+            outcome = outcome_of(rows, start=start, engine=self.name, device=device)
+            if outcome.status == "done":
+                save_best(module, place, store.directory(trial.key) / BEST)
+            if store.finish(trial, outcome):
+                watcher.finished(trial, outcome)
+
+        def show(module: StackedClassifier) -> None:
+            for place, trial in enumerate(trials):
+                if place not in module.diverged:
+                    watcher.epoch(trial, module.history[place][-1])
+                elif store.outcome(trial.key) is None:
+                    record(place)
+
+        module.on_epoch = show
+        last = _LastCheckpoint(store.stack_directory(keys), keys, every=self.checkpoint_every)
         trainer = self._build(trials[0], store, enable_checkpointing=True, callbacks=[last]).trainer
         if trainer.strategy.root_device.type == "cpu":
             keep_large_blocks()
@@ -158,55 +207,23 @@ class BatchedEngine:
             trainer.fit(
                 module, StackedDataModule(datamodules), ckpt_path=resumed, weights_only=resumed is not None or None
             )
-        for place in module.alive:
-            recorder.record(module, place, save=True)
-        self._log(trials, store)
+        for place in range(len(trials)):
+            record(place)
+        if isinstance(trials[0].config["trainer"].get("logger"), (dict, list)):
+            for trial in trials:
+                self._log(trial, store)
         store.forget_stack(keys)
 
-    def _log(self, trials: Sequence[Trial], store: Store) -> None:
-        """Tell the config's loggers about every trial, as if it had been trained by itself."""
-        if not isinstance(trials[0].config["trainer"].get("logger"), (dict, list)):
-            return
-        for trial in trials:
-            outcome = store.outcome(trial.key)
-            assert outcome is not None
-            built = self.cli.build(name_loggers(trial.config, trial, store), store.directory(trial.key))
-            for logger in built.loggers:
-                logger.log_hyperparams(dict(trial.config))
-                for row in outcome.history:
-                    logger.log_metrics(dict(row), step=int(row["epoch"]))
-            finish_loggers(built.loggers, outcome)
-
-
-class _Recorder:
-    """Shows every epoch, and records diverged trials when they are dropped."""
-
-    def __init__(self, trials: Sequence[Trial], store: Store, watcher: Watcher, *, start: float, name: str) -> None:
-        self.trials, self.store, self.watcher, self.start, self.name = trials, store, watcher, start, name
-
-    def __call__(self, module: StackedClassifier) -> None:
-        for place, trial in enumerate(self.trials):
-            if place in module.alive:
-                self.watcher.epoch(trial, module.history[place][-1])
-            elif self.store.outcome(trial.key) is None:
-                self.record(module, place, save=False)
-
-    def record(self, module: StackedClassifier, place: int, *, save: bool) -> None:
-        """Record a trial, after writing its best weights."""
-        trial = self.trials[place]
-        if save:
-            save_best(module, place, self.store.directory(trial.key) / BEST)
-        rows = module.history[place] if save else until_divergence(module.history[place])
-        outcome = Outcome(
-            status="done" if save else "diverged",
-            history=tuple(rows),
-            best_epoch=module.best_epoch[place] if save else -1,
-            duration_s=time.perf_counter() - self.start,
-            engine=self.name,
-            device=device_name(module.trainer.strategy.root_device),
-        )
-        if self.store.finish(trial, outcome):
-            self.watcher.finished(trial, outcome)
+    def _log(self, trial: Trial, store: Store) -> None:
+        """Tell the config's loggers about a trial, as if it had been trained by itself."""
+        outcome = store.outcome(trial.key)
+        assert outcome is not None
+        loggers = self.cli.build(name_loggers(trial.config, trial, store), store.directory(trial.key)).loggers
+        for logger in loggers:
+            logger.log_hyperparams(dict(trial.config))
+            for row in outcome.history:
+                logger.log_metrics(dict(row), step=int(row["epoch"]))
+        finish_loggers(loggers, outcome)
 
 
 class _LastCheckpoint(Checkpoint):
@@ -214,38 +231,72 @@ class _LastCheckpoint(Checkpoint):
 
     def __init__(self, directory: Path, keys: Sequence[str], *, every: timedelta) -> None:
         self.directory, self.keys, self.every = directory, list(keys), every
-        self.path = directory / "last.ckpt"
+        self.path = directory / LAST
         self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, after everything else of the epoch is done."""
         if time.monotonic() - self._written >= self.every.total_seconds() and not trainer.should_stop:
-            write_whole(self.directory / "stack.json", json.dumps({"keys": self.keys}).encode())
+            write_whole(self.directory / STACK, json.dumps({"keys": self.keys}))
             trainer.save_checkpoint(self.path)
             self._written = time.monotonic()
 
 
 def save_best(module: StackedClassifier, place: int, path: Path) -> None:
-    """Write an ordinary checkpoint of one trial's best epoch.
-
-    Args:
-        module: The trained stack.
-        place: The trial's place among its classifiers.
-        path: Where.
-    """
+    """Write an ordinary checkpoint of the best epoch of the trial at a place of a trained stack."""
     classifier: ImageClassifier = copy.copy(module.classifiers[place])
     network = copy.deepcopy(classifier.model).cpu()
     network.load_state_dict(module.best_state(place))
     classifier._modules = {**classifier._modules, "model": network}
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     with torch.random.fork_rng():
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            plugins=[WholeCheckpointIO()],
-        )
+        trainer = Trainer(accelerator="cpu", devices=1, plugins=[WholeCheckpointIO()], **quiet)
     trainer.strategy.connect(classifier)
     trainer.save_checkpoint(path, weights_only=True)
+
+
+_SHARE = 0.8
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_BELOW_BYTES = 1 << 30
+
+
+def trial_bytes(model: nn.Module, plan: Plan, *, batch_size: int) -> int:
+    """Estimate what one trial of a stack takes: weights, gradients, best weights, at most three moments, activations."""
+    size = next(model.parameters()).element_size()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    numbers = sum(torch.Size(operation.shape).numel() for operation in plan.operations)
+    return 6 * weights + batch_size * size * 2 * (numbers + torch.Size(plan.in_shape).numel())
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return how much memory is free on a device; for the CPU within the limits of the container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = [_meminfo()] if Path("/proc/meminfo").is_file() else [_BELOW_BYTES * 4]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        free.append(int(limit.read_text()) - int(used.read_text()))
+    return max(min(free), 0)
+
+
+def trials_that_fit(one: int, free: int) -> int:
+    """Return how many trials of `one` bytes go into four fifths of `free` bytes, at least 1."""
+    return max(int(free * _SHARE) // max(one, 1), 1)
+
+
+def keep_large_blocks() -> bool:
+    """Tell glibc to reuse large blocks instead of returning each to the kernel, for the rest of the process.
+
+    A stack allocates gradients of tens of megabytes in every step; fresh pages for them halve its speed on the CPU.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_MMAP_THRESHOLD, _BELOW_BYTES)) and bool(libc.mallopt(_TRIM_THRESHOLD, _BELOW_BYTES))
+
+
+def _meminfo() -> int:
+    rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(rows["MemAvailable"].split()[0]) * 1024

@@ -31,12 +31,7 @@ class CannotStackError(ValueError):
 
 @dataclass(frozen=True)
 class Value:
-    """A reference to what an earlier operation made, to a parameter or to a buffer.
-
-    Attributes:
-        name: The operation's name, or the state dict's name of the tensor.
-        stored: Whether it is a parameter or a buffer.
-    """
+    """A reference to what an earlier operation made, or by its name in the state dict to a stored tensor."""
 
     name: str
     stored: bool = False
@@ -44,15 +39,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of the template's forward pass.
-
-    Attributes:
-        name: Of the value that it makes.
-        target: The ATen operation.
-        args: Its arguments; values and tensors of the state dict as `Value`.
-        kwargs: Its keyword arguments.
-        shape: Of the value for one sample, without the batch dimension.
-    """
+    """One operation of ATen in the template's forward pass, and the shape that it makes of one sample."""
 
     name: str
     target: Any
@@ -74,14 +61,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Plan:
-    """The forward pass of a template.
-
-    Attributes:
-        source: Name of the input's value.
-        operations: In the order of execution.
-        result: Name of the value that the network returns, shape (classes,) a sample.
-        in_shape: Shape of one input sample.
-    """
+    """The forward pass of a template, from the value of its input to its result, of shape (classes,) a sample."""
 
     source: str
     operations: tuple[Operation, ...]
@@ -93,14 +73,6 @@ def trace(network: nn.Module, in_shape: tuple[int, ...]) -> Plan:
     """Read a template's forward pass into operations that can be stacked.
 
     The network is copied, so that its mode and its weights stay as they are.
-
-    Args:
-        network: A network that takes a batch and returns one score a class: linear layers, element-wise operations,
-            batch normalisation, dropout, flattening and additions.
-        in_shape: Shape of one input sample.
-
-    Returns:
-        The plan that `Stack` carries out.
 
     Raises:
         CannotStackError: If an operation mixes samples, is not of these kinds, or weights are shared between names.
@@ -202,10 +174,6 @@ def _operation(node: fx.Node, stored: Mapping[str, str]) -> Operation:
     return Operation(node.name, node.target, tuple(arguments), dict(keywords), tuple(value.shape[1:]))
 
 
-def _is_random(target: object) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
-
-
 def _check(operation: Operation, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse what no rule can carry out."""
     used = [value for value in (*operation.args, *operation.kwargs.values()) if isinstance(value, Value)]
@@ -215,10 +183,10 @@ def _check(operation: Operation, shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise CannotStackError(f"{place} uses {unknown[0]!r}, which is no parameter, buffer or value of the network")
     if not used or used[0].stored:
         raise CannotStackError(f"{place} works on weights; a stack needs every operation to work on the samples")
-    if operation.kind == "linear":
-        if len(shapes[used[0].name]) != 1 or not all(value.stored for value in used[1:]):
-            raise CannotStackError(f"{place} must read vectors and weights of the state dict to be stacked")
-    elif operation.kind == "pointwise" and (not is_pointwise(operation.target) or _is_random(operation.target)):
+    if operation.kind == "linear" and (len(shapes[used[0].name]) != 1 or not all(value.stored for value in used[1:])):
+        raise CannotStackError(f"{place} must read vectors and weights of the state dict to be stacked")
+    random = torch.Tag.nondeterministic_seeded in getattr(operation.target, "tags", ())
+    if operation.kind == "pointwise" and (random or not is_pointwise(operation.target)):
         raise CannotStackError(
             f"{place} cannot be stacked; a stack knows linear layers, batch norm, dropout, flattening and "
             "element-wise operations"
@@ -268,23 +236,12 @@ class Stack(nn.Module):
         self.generators = [torch.Generator().manual_seed(seed) for seed in (seeds or range(self.num_trials))]
 
     def tensor(self, name: str) -> Tensor:
-        """Return the stacked tensor of a state dict's name, shape (K, ...).
-
-        Args:
-            name: Its name in the template's state dict.
-        """
+        """Return the stacked tensor of a state dict's name, shape (K, ...)."""
         key = _key(name)
         return self.weights[key] if key in self.weights else self.get_buffer(key)
 
     def forward(self, batch: Tensor) -> Float[Tensor, "K classes B"]:
-        """Compute the scores of every network.
-
-        Args:
-            batch: Shape (B, *in_shape), the same for all, or (K, B, *in_shape), each its own.
-
-        Returns:
-            Scores, shape (K, classes, B).
-        """
+        """Compute the scores of every network."""
         shared = batch.dim() == 1 + len(self.plan.in_shape)
         if not shared and batch.shape[0] != self.num_trials:
             raise ValueError(f"batch of shape {tuple(batch.shape)} holds no batch for each of {self.num_trials} trials")
@@ -294,20 +251,13 @@ class Stack(nn.Module):
         return values[self.plan.result].expand(self.num_trials, -1, -1)
 
     def unstack(self, trial: int) -> dict[str, Tensor]:
-        """Return the state dict of one trial, with the template's own names.
-
-        Args:
-            trial: Its place in the stack, from 0.
-        """
+        """Return the state dict of one trial, with the template's own names."""
         return {name: self.tensor(name)[trial].detach().clone() for name in self.names}
 
     def bind(self, networks: Sequence[nn.Module]) -> None:
         """Make ordinary networks share their parameters and buffers with the stack: what changes one changes the other.
 
         To be called again after the stack moved to another device or lost a trial.
-
-        Args:
-            networks: One a trial, of the template's class and shape, in the order of the stack.
         """
         for trial, network in enumerate(networks):
             for name, tensor in network.state_dict(keep_vars=True).items():
@@ -326,31 +276,12 @@ class Stack(nn.Module):
                 for parameter, part in zip(slices, gradient.unbind(0), strict=True):
                     parameter.grad = part
 
-    def keep(self, trials: Sequence[int]) -> None:
-        """Drop all trials but these, in place; what stays is unchanged to the bit.
-
-        The stacked parameters stay the same objects. Gradients are dropped.
-
-        Args:
-            trials: Places in the stack, from 0, in rising order.
-        """
-        for name in self.names:
-            tensor = self.tensor(name)
-            tensor.grad = None
-            tensor.data = tensor.data[list(trials)].clone()
-        self.generators = [self.generators[trial] for trial in trials]
-        self.num_trials = len(trials)
-
     def get_extra_state(self) -> dict[str, Tensor]:
         """Return the state of the generators, for the checkpoint."""
         return {"generators": torch.stack([generator.get_state() for generator in self.generators])}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the state of the generators.
-
-        Args:
-            state: What `get_extra_state` returned.
-        """
+        """Restore the state of the generators."""
         for generator, value in zip(self.generators, state["generators"], strict=True):
             generator.set_state(value.cpu().clone())  # a view with an offset is refused
 
