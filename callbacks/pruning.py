@@ -138,10 +138,9 @@ class PruningCallback(Callback):
         self.masks.hold(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that pruning will work, keep a resumed network's masks working, and watch hooks in the first step."""
+        """See that pruning will work, and keep a resumed network's masks working."""
         self.masks.check(trainer, pl_module)
         self.masks.keep_working(trainer, pl_module)
-        self.masks.hooks.start(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune as much as the schedule says."""
@@ -237,6 +236,7 @@ class PruningCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Compute masked weights that the module holds itself: a trainer uses it without calling it."""
         compute_own(pl_module)
+        self.masks.hooks.start(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Know which hooks change what the network computes, after the first step."""

@@ -116,10 +116,12 @@ class HookWatch:
 
     def __init__(self) -> None:
         self.changing: set[Hook] = set()
-        self._watched: dict[Hook, Callable[..., Any]] = {}
+        self._watched: dict[Hook, Callable[..., Any]] | None = None
 
     def start(self, module: LightningModule) -> None:
-        """Look at every hook until `stop`."""
+        """Look at every hook until `stop`, in the first step alone."""
+        if self._watched is not None:
+            return
         with uncompiled(module):
             self._watched = users_hooks(module)
             for (name, kind, key), hook in self._watched.items():
