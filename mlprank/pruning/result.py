@@ -47,7 +47,7 @@ class PruningMetrics:
     max_difference: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruningResult:
     """A pruned network.
 
@@ -93,11 +93,11 @@ class PruningResult:
     biases: tuple[str, ...]
     parameter_masks: Mapping[str, Tensor]
     max_difference: float
-    dense: nn.Module = field(repr=False)
-    example: Tensor | Inputs = field(repr=False)
-    widths: Mapping[str, tuple[int, int]] = field(repr=False)
-    fills: Mapping[str, Fill] = field(default_factory=dict, repr=False)
-    units: Mapping[str, str] = field(default_factory=dict, repr=False)
+    dense: nn.Module
+    example: Tensor | Inputs
+    widths: Mapping[str, tuple[int, int]]
+    fills: Mapping[str, Fill] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     losses: tuple[float, float] | None = None
 
@@ -203,10 +203,28 @@ class PruningResult:
         return compose([draw_scores(layers, title=title, width=460)])
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        console = Console(file=text, width=110, color_system=None, highlight=False)
+        return self._console().export_text().rstrip()
+
+    def _repr_html_(self) -> str:
+        return self._console().export_html(inline_styles=True, code_format='<pre style="line-height:1.2">{code}</pre>')
+
+    def _console(self) -> Console:
+        console = Console(file=io.StringIO(), record=True, width=110, color_system=None, highlight=False)
         console.print(pruning_table(self, self.metrics.before, self.metrics.after))
-        return text.getvalue().rstrip()
+        return console
+
+    def __repr__(self) -> str:
+        layers = [f"{name} {wide} → {left}" for name, (wide, left) in self.widths.items() if left != wide]
+        more = f" and {len(layers) - 4} more" if len(layers) > 4 else ""
+        before, after = (sum(each.numel() for each in network.parameters()) for network in (self.dense, self.model))
+        lines = (
+            _title(self),
+            f"pruned      {self.achieved:.1%} of the neurons of the prunable layers",
+            f"parameters  {before:,} → {after:,} ({_percent(after, before)})",
+            f"layers      {', '.join(layers[:4]) or 'none became narrower'}{more}",
+            f"agreement   the outputs of masked and removed network differ by at most {self.max_difference:.1e}",
+        )
+        return "\n  ".join(lines)
 
 
 def pruning_table(

@@ -81,3 +81,21 @@ def test_the_recipe_is_plain(result: PruningResult) -> None:
         "num_samples": 1024,
         "seed": 0,
     }
+
+
+def test_a_notebook_shows_five_lines_or_the_table_or_the_chart(result: PruningResult) -> None:
+    lines = repr(result).splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "MLP pruned by weighted_pagerank, local, least_squares, dag"
+    assert lines[2:4] == ["  parameters  185 → 118 (-36.2%)", "  layers      fc1 10 → 7, fc2 8 → 6"]
+    html = result._repr_html_()
+    assert html.startswith("<pre")
+    assert "fc1" in html
+    assert "Masked and removed network agree" in html
+    assert result.plot().to_dict()["$schema"].startswith("https://vega.github.io/schema/vega-lite")
+
+
+def test_five_lines_are_enough_for_any_number_of_layers() -> None:
+    text = repr(prune(MLP(6, [4] * 30, 3), torch.randn(20, 6)))
+    assert len(text.splitlines()) == 5
+    assert "fc4 4 → 2 and 26 more" in text
