@@ -12,46 +12,41 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from mlprank.cli.configs import with_files
-from mlprank.cli.vocabulary import HELP, render_help, translate
+from mlprank.cli.help import HELP, render_help
+from mlprank.cli.vocabulary import translate
 from mlprank.utils.errors import INTERRUPTED, USER_ERRORS, WRONG_INPUT, did_you_mean
 from mlprank.utils.files import BusyError
 
 
 class Command(NamedTuple):
-    """A command of the program.
-
-    Attributes:
-        target: "module:function"; the function takes the arguments and returns the exit code.
-        help: What it does, in a few words.
-        needs: A module that takes seconds to import, and is imported before the function is called.
-    """
+    """A command of the program."""
 
     target: str
     help: str
     needs: str = ""
 
 
-_RUN = "mlprank.training.run"
+_TRAINING = "mlprank.training.run"
+# fmt: off
 COMMANDS: dict[str, Command] = {
-    "fit": Command("mlprank.cli.fit:main", "train a network; with a PruningCallback, prune it at the end", _RUN),
-    "validate": Command("mlprank.cli.fit:main", "accuracy of a checkpoint on the validation split", _RUN),
-    "test": Command("mlprank.cli.fit:main", "accuracy of a checkpoint, dense or pruned, on the test split", _RUN),
-    "predict": Command("mlprank.cli.fit:main", "class and probability of every test image, as a CSV file", _RUN),
-    "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training", _RUN),
-    "shrink": Command(
-        "mlprank.cli.shrink:main", "find the smallest network that keeps a budget, such as half a point", _RUN
-    ),
-    "tune": Command("mlprank.cli.tune:main", "search hyper-parameters over a grid of training runs", _RUN),
-    "experiment": Command(
-        "mlprank.cli.experiment:main", "compare measures, methods and amounts over a grid of prunings"
-    ),
-    "report": Command("mlprank.cli.report:main", "tables and pictures of an experiment"),
+    "fit": Command(f"{_TRAINING}:main", "train a network; with a PruningCallback, prune it at the end", _TRAINING),
+    "validate": Command(f"{_TRAINING}:main", "accuracy of a checkpoint on the validation split", _TRAINING),
+    "test": Command(f"{_TRAINING}:main", "accuracy of a checkpoint, dense or pruned, on the test split", _TRAINING),
+    "predict": Command(f"{_TRAINING}:main", "class and probability of every test image, as a CSV file", _TRAINING),
+    "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training", _TRAINING),
+    "shrink": Command("mlprank.cli.shrink:main", "find the smallest network that keeps a budget, such as half a point",
+                      _TRAINING),
+    "tune": Command("mlprank.tuning.run:tune", "search hyper-parameters over a grid of training runs", _TRAINING),
+    "experiment": Command("mlprank.cli.experiment:main",
+                          "compare measures, methods and amounts over a grid of prunings", "torch"),
+    "report": Command("mlprank.cli.report:main", "tables and pictures of an experiment", "mlprank.report"),
     "export": Command("mlprank.cli.export:main", "write a network as ONNX or as a torch.export program", "torch"),
     "bench": Command("mlprank.cli.bench:main", "measure the speed of a network, dense against pruned", "torch"),
-    "dashboard": Command("mlprank.cli.dashboard:main", "set up a Weights & Biases workspace for the results"),
+    "dashboard": Command("mlprank.cli.dashboard:main", "set up a Weights & Biases workspace for the results", "wandb"),
     "configs": Command("mlprank.cli.configs:main", "list the configs that come with mlprank, or copy one"),
     "completion": Command("mlprank.cli.completion:main", "print a script that completes commands in bash or zsh"),
 }
+# fmt: on
 
 _HELP = """\
 mlprank {version}: train image classifiers and take their least central neurons
@@ -109,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG_INPUT
-    except (*USER_ERRORS, BusyError) as error:
+    except _user_errors() as error:
         if os.environ.get("MLPRANK_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
         print(f"mlprank {name}: error: {str(error) or type(error).__name__}", file=sys.stderr)
@@ -118,22 +113,38 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Import the command's module and call its function; the commands that share one get their name first."""
-    if {"-h", "--help"} & set(arguments) and "all" not in arguments and name in HELP:
+    command = COMMANDS[name]
+    asked = bool({"-h", "--help"} & set(arguments))
+    if asked and "all" not in arguments and name in HELP:
         print(render_help(name), end="")
         return 0
-    if "all" in arguments and {"-h", "--help"} & set(arguments):
-        arguments = [argument for argument in arguments if argument not in ("-h", "all")]
-        arguments = [*arguments, "--help"] if "--help" not in arguments else arguments
+    if asked and name == "tune":  # its own options; the others are those of fit
+        from mlprank.training.parser import full_help
+        from mlprank.tuning.grid import option_parser
+
+        print(f"{render_help('tune')}\n{full_help(option_parser())}", end="")
+        return 0
+    if asked:
+        arguments = [*(word for word in arguments if word not in ("-h", "--help", "all")), "--help"]
     _find_modules_here()
     arguments = with_files(translate(name, arguments))
-    if COMMANDS[name].needs:
-        with _saying(f"mlprank {name}: loading torch"):
-            importlib.import_module(COMMANDS[name].needs)
-    module, _, function = COMMANDS[name].target.partition(":")
-    command = getattr(importlib.import_module(module), function)
-    shared = sum(other.target == COMMANDS[name].target for other in COMMANDS.values()) > 1
-    code: int | None = command([name, *arguments] if shared else arguments)
+    if command.needs and not (asked and name not in HELP):
+        with _saying(f"mlprank {name}: loading"):
+            importlib.import_module(command.needs)
+    if command.needs == _TRAINING:
+        from mlprank.training.run import quieten
+
+        quieten()
+    module, _, function = command.target.partition(":")
+    run = getattr(importlib.import_module(module), function)
+    code: int | None = run([name, *arguments] if module == _TRAINING else arguments)
     return code or 0
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What wrong input raises; Lightning has an error of its own for options that do not fit together."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return (*USER_ERRORS, BusyError, *(() if lightning is None else (lightning.MisconfigurationException,)))
 
 
 def _find_modules_here() -> None:

@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.cli.vocabulary import CommandParser
+from mlprank.utils.errors import did_you_mean
 from mlprank.utils.files import write_whole
 
 FOLDER = Path(__file__).parent.parent / "configs"
-_USAGE = """\
-mlprank configs [NAME [--out FILE]]
-
-Without a name, the configs that come with mlprank are listed; `--config NAME` finds them on every command. With a name, the
-config is copied into the current folder, to be changed.
-
-examples:
-  mlprank configs
-  mlprank configs quickstart --out mine.yaml
-"""
 
 
 def main(argv: list[str]) -> int:
-    """List the configs, or copy one.
-
-    Args:
-        argv: The name of a config, and `--out`.
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        OptionError: If there is no such config.
-        FileExistsError: If the copy would replace a file.
-    """
-    arguments = [word for argument in argv for word in (argument.split("=", 1) if "=" in argument else [argument])]
-    if {"-h", "--help"} & set(arguments):
-        print(_USAGE, end="")
-        return 0
-    out = None
-    if "--out" in arguments:
-        place = arguments.index("--out")
-        if place + 1 == len(arguments):
-            raise OptionError("--out needs a value: the file to write")
-        out = arguments[place + 1]
-        arguments = arguments[:place] + arguments[place + 2 :]
-    unknown = [word for word in arguments if word.startswith("-")]
-    if unknown:
-        raise OptionError(f"there is no option {unknown[0]!r}{did_you_mean(unknown[0], ['--out', '--help'])}")
-    if not arguments:
-        width = max(len(name) for name, _ in described())
+    """List the configs, or copy one."""
+    arguments = command_parser().parse_args(argv)
+    if arguments.name is None:
         for name, about in described():
-            print(f"{name:<{width}}  {about}")
+            print(name, textwrap.fill(about, 76, initial_indent="    ", subsequent_indent="    "), sep="\n")
         print("\nmlprank configs NAME copies one; --config NAME uses it as it is")
         return 0
-    if len(arguments) > 1:
-        raise OptionError(f"one name is copied at a time, and {len(arguments)} are given")
-    source = find_config(arguments[0])
-    target = Path(out or source.name)
+    source = find_config(arguments.name)
+    target = Path(arguments.out or source.name)
     if target.exists():
         raise FileExistsError(f"{target} exists; give another file with --out")
     write_whole(target, source.read_text())
@@ -65,18 +30,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def command_parser() -> CommandParser:
+    """Describe the command's arguments."""
+    about = (
+        "List the configs that come with mlprank, or copy one into the current folder, to be changed; `--config "
+        "NAME` finds them on every command."
+    )
+    parser = CommandParser("configs", about, "mlprank configs quickstart --out mine.yaml")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the config to copy; without it, all are listed")
+    parser.add_word("out", help="where to copy it to; default: the current folder")
+    return parser
+
+
 def find_config(name: str) -> Path:
     """Find a config.
-
-    Args:
-        name: A file, else the name of a config that comes with mlprank: `quickstart`, `thesis/two_layer_mnist`, or
-            `two_layer_mnist` where only one folder has it first; `configs/quickstart.yaml` outside a clone, too.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileNotFoundError: If there is none; the nearest name is in the message.
 
     Example:
         >>> find_config("quickstart").name
@@ -91,8 +58,8 @@ def find_config(name: str) -> Path:
             return path
     here = [path.name for path in Path().glob("*.yaml")]
     raise FileNotFoundError(
-        f"config {name} is neither a file nor a config of mlprank{did_you_mean(name, [*known, *here])}; `mlprank configs` "
-        "lists them"
+        f"config {name} is neither a file nor a config of mlprank{did_you_mean(name, [*known, *here])}; `mlprank "
+        "configs` lists them"
     )
 
 
@@ -117,12 +84,6 @@ def with_files(arguments: list[str]) -> list[str]:
 
 def _known() -> Iterator[tuple[str, Path]]:
     """The configs by name: those of the top first, then thesis, tune and the others."""
-    files = [path for path in FOLDER.rglob("*.yaml") if "sweeps" not in path.parts]
-    order = {"quickstart.yaml": 0, "thesis": 1, "experiments": 2, "tune": 3}
-
-    def place(path: Path) -> tuple[int, str]:
-        relative = path.relative_to(FOLDER)
-        return order.get(relative.parts[0], 9), relative.as_posix()
-
-    for path in sorted(files, key=place):
-        yield path.relative_to(FOLDER).with_suffix("").as_posix(), path
+    for folder in (".", "thesis", "cnn", "experiments", "tune", "logging"):
+        for path in sorted((FOLDER / folder).glob("*.yaml")):
+            yield path.relative_to(FOLDER).with_suffix("").as_posix(), path

@@ -9,33 +9,22 @@ from mlprank.cli.vocabulary import CommandParser
 
 
 def main(argv: list[str]) -> int:
-    """Run `mlprank dashboard`.
-
-    Args:
-        argv: The arguments after `dashboard`.
-
-    Returns:
-        0.
-
-    Raises:
-        ImportError: If wandb-workspaces is not installed.
-        ValueError: If a name is empty, or W&B does not take the workspace.
-    """
-    arguments = _parser().parse_args(argv)
+    """Run `mlprank dashboard`."""
+    arguments = command_parser().parse_args(argv)
     from mlprank.report.dashboard import build_workspace
     from mlprank.training.loggers import reason_for_offline
 
     mode = os.environ.get("WANDB_MODE")
     reason = f"WANDB_MODE={mode}" if mode in ("offline", "disabled", "dryrun") else reason_for_offline()
-    if arguments.dry_run or reason:
-        entity = arguments.entity or os.environ.get("WANDB_ENTITY") or "your account"
-        workspace = build_workspace(entity=entity, project=arguments.project, name=arguments.name)
-        _print(workspace, why="--dry-run" if arguments.dry_run else str(reason))
-        return 0
-    entity = arguments.entity or os.environ.get("WANDB_ENTITY") or _default_entity()
+    reason = "--dry-run" if arguments.dry_run else reason
+    entity = arguments.entity or os.environ.get("WANDB_ENTITY")
+    entity = entity or ("your account" if reason else _default_entity())
     workspace = build_workspace(entity=entity, project=arguments.project, name=arguments.name)
-    _save(workspace)
-    print(workspace.url)
+    if reason:
+        _print(workspace, why=reason)
+    else:
+        _save(workspace)
+        print(workspace.url)
     return 0
 
 
@@ -43,7 +32,8 @@ def _print(workspace: Any, *, why: str) -> None:
     from mlprank.report.dashboard import describe_workspace
 
     print(
-        f'{why}: nothing is sent. The workspace "{workspace.name}" of {workspace.entity}/{workspace.project} would hold:'
+        f'{why}: nothing is sent. The workspace "{workspace.name}" of {workspace.entity}/{workspace.project} would '
+        "hold:"
     )
     section = ""
     for panel in describe_workspace(workspace):
@@ -74,16 +64,16 @@ def _save(workspace: Any) -> None:
         ) from error
 
 
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "dashboard",
-        description="Set up a Weights & Biases workspace for what `mlprank experiment --wandb` and `mlprank tune` logged: accuracy "
-        "against amount by measure, the latency front, parallel coordinates and parameter importance of tuning. Offline it "
-        "prints what it would create.",
-        epilog="example: mlprank dashboard --project mlprank",
+def command_parser() -> CommandParser:
+    """Describe the command's arguments."""
+    about = (
+        "Set up a Weights & Biases workspace for what `mlprank experiment --wandb` and `mlprank tune` logged: "
+        "accuracy against amount by measure, the latency front, parallel coordinates and parameter importance of "
+        "tuning. Offline it prints what it would create."
     )
+    parser = CommandParser("dashboard", about, "mlprank dashboard --project mlprank")
     parser.add_argument("--project", default="mlprank", metavar="NAME", help="the project; default mlprank")
     parser.add_argument("--entity", metavar="NAME", help="user or team; default: that of the login")
     parser.add_argument("--name", default="mlprank", metavar="NAME", help="the workspace's name; default mlprank")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be created")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be created")
     return parser

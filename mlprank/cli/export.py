@@ -4,49 +4,50 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlprank.cli.vocabulary import CommandParser, listed
 from mlprank.utils.errors import OptionError
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
-    from mlprank.training.networks import Network
-
-
-def build_parser() -> CommandParser:
+def command_parser() -> CommandParser:
     """Describe the command's arguments."""
-    parser = CommandParser("export")
-    parser.add_argument("checkpoint", nargs="?")
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--format", default="onnx")
-    parser.add_argument("--out")
-    parser.add_argument("--input_shape", type=listed(int))
-    parser.add_argument("--with_preprocessing", action="store_true")
-    parser.add_argument("--mean", type=listed(float))
-    parser.add_argument("--std", type=listed(float))
-    parser.add_argument("--classes", type=listed(str))
+    about = (
+        "Write the network of a checkpoint to a file that runs without mlprank. The file takes any batch size and "
+        "is checked against the network before it takes its place."
+    )
+    parser = CommandParser("export", about, "mlprank export runs/quickstart/001/pruned.ckpt --format onnx")
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="pruned.ckpt, or another checkpoint")
+    parser.add_word("ckpt_path", help="the same by name")
+    parser.add_argument(
+        "--format",
+        default="onnx",
+        metavar="NAME",
+        help="onnx (needs mlprank[export]), safetensors or pt2; default onnx",
+    )
+    parser.add_word("out", help="the file; default: beside the checkpoint")
+    parser.add_word("input_shape", type=listed(int))
+    parser.add_argument(
+        "--with_preprocessing",
+        action="store_true",
+        help="take pixels as image files have them, 0 to 255, and normalise them",
+    )
+    parser.add_argument(
+        "--mean", type=listed(float), metavar="NUMBERS", help="means of the channels; default: those of the data set"
+    )
+    parser.add_argument("--std", type=listed(float), metavar="NUMBERS", help="standard deviations likewise")
+    parser.add_argument("--classes", type=listed(str), metavar="NAMES", help="names of the classes, for the metadata")
+    parser.add_word("model")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The arguments after `mlprank export`.
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        ValueError: If an argument or the checkpoint cannot be used; other errors of the user pass as they are.
-    """
-    from mlprank.artifact.export import SUFFIXES, check_format, export_model
-    from mlprank.training.networks import load_network
-
+    """Run the command."""
     model, rest = typed_model(argv)
-    args = build_parser().parse_args(rest)
+    args = command_parser().parse_args(rest)
+    from mlprank.artifact.export import SUFFIXES, check_format, export_model
+    from mlprank.models.loading import load_network
+
     checkpoint = args.ckpt_path or args.checkpoint
     if checkpoint is None:
         raise OptionError("mlprank export needs a checkpoint: pruned.ckpt, or what `mlprank fit` wrote")
@@ -56,58 +57,50 @@ def main(argv: list[str]) -> int:
     exported, example, meaning = _prepared(network, args)
     metadata = {**network.metadata, **meaning}
     written = export_model(exported, example, output, args.format, metadata=metadata)
-    checked = "its tensors are the network's" if args.format == "safetensors" else _agreement(written.max_difference)
+    checked = "its tensors are the network's"
+    if args.format != "safetensors":
+        checked = f"its logits are the network's within {written.max_difference:.1e} on other batch sizes"
     print(f"{written.path}: {written.num_bytes:,} bytes, {checked}")
     return 0
 
 
-def _prepared(network: Network, args: Namespace) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+def _prepared(network: Any, args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Return the network, with its preprocessing where that is asked for, an example, and what its inputs mean."""
+    import torch
+
+    from mlprank.artifact.export import Preprocessed
+
+    generator = torch.Generator().manual_seed(0)
     mean, std = args.mean, args.std
     if mean is None and std is None:
         mean, std = _statistics(network.metadata.get("data"))
     meaning: dict[str, Any] = {"mean": mean, "std": std, "classes": args.classes}
     meaning = {name: list(value) for name, value in meaning.items() if value is not None}
     if not args.with_preprocessing:
-        return network.model, _images(network.input_shape, network.model), meaning | {"range": [0, 1]}
-    import torch
-
-    from mlprank.artifact.export import Preprocessed
-
+        dtype = next((p.dtype for p in network.model.parameters() if p.is_floating_point()), torch.float32)
+        example = torch.randn(2, *network.input_shape, generator=generator).to(dtype)
+        return network.model, example, meaning | {"range": [0, 1]}
     if len(network.input_shape) != 3:
         raise ValueError(
             f"--with_preprocessing needs images of shape (C, H, W), and the checkpoint says {network.input_shape}; give"
             " it, such as --input_shape=[1,28,28]"
         )
-    generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, *network.input_shape), dtype=torch.uint8, generator=generator)
     return Preprocessed(network.model, mean=mean, std=std), pixels, meaning | {"range": [0, 255]}
 
 
 def _statistics(data: object) -> tuple[Any, Any]:
-    """Mean and standard deviation of the channels of one of our data sets; None twice where its pixels stay in [0, 1]."""
+    """Mean and standard deviation of one of our data sets' channels; None twice where its pixels stay in [0, 1]."""
     from mlprank import datamodules
 
     known = getattr(datamodules, data, None) if isinstance(data, str) and data.isidentifier() else None
     return getattr(known, "mean", None), getattr(known, "std", None)
 
 
-def typed_model(argv: list[str]) -> tuple[nn.Module | None, list[str]]:
+def typed_model(argv: list[str]) -> tuple[Any, list[str]]:
     """Build the network that `--model my_package.Net --model.width 64` describes, and return the other arguments."""
     if not any(word.partition("=")[0].partition(".")[0] == "--model" for word in argv):
         return None, argv
     from mlprank.training.parser import typed_network
 
     return typed_network(argv)
-
-
-def _agreement(difference: float) -> str:
-    return f"its logits are the network's within {difference:.1e} on other batch sizes"
-
-
-def _images(shape: tuple[int, ...], model: nn.Module) -> Tensor:
-    """Draw two random images in the model's precision."""
-    import torch
-
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)

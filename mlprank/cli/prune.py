@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import LightningDataModule
@@ -14,43 +14,37 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from mlprank.artifact.checkpoint import sha256
-from mlprank.pruning.evaluation import print_pruning, prune_amounts, write_outputs
+from mlprank.cli.vocabulary import WORDS
+from mlprank.pruning.evaluation import Evaluation, print_pruning, prune_amounts, write_outputs
 from mlprank.pruning.recipe import Recipe, make_recipe
 from mlprank.training.build import Opened, open_checkpoint
-from mlprank.training.run import quieten
 from mlprank.training.runs import CONFIG, claimed, home_of
-from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.utils.errors import OptionError
 from mlprank.utils.files import write_whole
-
-_SPLITS = ("val", "test")
 
 
 def main(argv: list[str]) -> int:
-    """Prune a checkpoint, evaluate it, and write it down.
-
-    Args:
-        argv: The options. Where the run's config has a PruningCallback, its arguments count unless others are typed.
-
-    Returns:
-        The exit code, 0.
-
-    Raises:
-        ValueError: If an option, a config or a file cannot be used.
-    """
-    quieten()
+    """Prune a checkpoint, evaluate it, and write it down; return the exit code, 0."""
     opened = open_checkpoint("prune", argv, add_options)
-    amounts = opened.options.amount if isinstance(opened.options.amount, list) else [opened.options.amount]
+    options, data = opened.options, opened.data
+    amounts = options.amount if isinstance(options.amount, list) else [options.amount]
     if not amounts:
         raise OptionError("amount=[] holds no amount; give at least one, such as --amount 0.5")
-    fields = {field.name: opened.options[field.name] for field in dataclasses.fields(Recipe) if field.name != "amount"}
+    fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name != "amount"}
     recipe = make_recipe(None, {**fields, "amount": amounts[0]})
-    split = opened.options.split
-    if split not in _SPLITS:
-        raise OptionError(f"split={split!r} is not one of {', '.join(_SPLITS)}{did_you_mean(split, _SPLITS)}")
     for amount in amounts:
-        dataclasses.replace(recipe, amount=amount)
-    with claimed(Path(opened.options.out) if opened.options.out else home_of(opened.checkpoint) / "prune") as directory:
-        _prune(opened, recipe, amounts, directory)
+        dataclasses.replace(recipe, amount=amount)  # what is wrong with one is said before any is tried
+    with claimed(Path(options.out) if options.out else home_of(opened.checkpoint) / "prune") as directory:
+        evaluations = prune_amounts(
+            opened.module,
+            calibration_of(data, recipe),
+            amounts=amounts,
+            recipe=recipe,
+            labelled=labelled_split(data, options.split),
+            split=options.split,
+        )
+        files = write_results(opened, evaluations, recipe, directory)
+        print_pruning(evaluations, files, dense=opened.checkpoint, config=directory / CONFIG)
     return 0
 
 
@@ -64,38 +58,34 @@ def add_options(parser: LightningArgumentParser) -> None:
     )
     parser.add_class_arguments(Recipe, skip={"amount"})
     parser.add_argument("--out", type=str | None, default=None, help="Directory of numbered prunings.")
-    parser.add_argument("--split", type=str, default="test", help="Split that accuracies are shown of: val or test.")
+    parser.add_argument("--split", type=Literal["val", "test"], default="test", help=WORDS["split"].text)
 
 
-def _prune(opened: Opened, recipe: Recipe, amounts: list[Any], directory: Path) -> None:
-    split, data = opened.options.split, opened.data
-    evaluations = prune_amounts(
-        opened.module,
-        calibration_of(data, recipe),
-        amounts=amounts,
-        recipe=recipe,
-        labelled=labelled_split(data, split),
-        split=split,
-    )
+def write_results(
+    opened: Opened, evaluations: Sequence[Evaluation], recipe: Recipe, directory: Path, **provenance: Any
+) -> list[dict[str, Path]]:
+    """Write pruned networks with what they were made of, and the config of the command; return the files of each."""
     provenance = {
         "source": str(opened.checkpoint),
         "source_sha256": sha256(opened.checkpoint),
-        "calibration": {"data": type(data).__name__, "num_samples": recipe.num_samples, "seed": recipe.seed},
+        "calibration": {"data": type(opened.data).__name__, "num_samples": recipe.num_samples, "seed": recipe.seed},
+        **provenance,
     }
     several = len(evaluations) > 1
     files = [write_outputs(each, directory, several=several, provenance=provenance) for each in evaluations]
-    config = directory / CONFIG
-    write_whole(config, yaml.safe_dump(opened.values, sort_keys=False))
-    print_pruning(evaluations, files, dense=opened.checkpoint, config=config)
+    write_whole(directory / CONFIG, yaml.safe_dump(dict(opened.config.values), sort_keys=False))
+    return files
 
 
 def calibration_of(data: Any, recipe: Recipe) -> Iterable[Any]:
     """The samples to calibrate on: those that the data module draws, else its training data."""
-    if hasattr(data, "calibration_dataloader"):
-        loader: Iterable[Any] = data.calibration_dataloader(num_samples=recipe.num_samples, seed=recipe.seed)
-        return loader
-    training: Iterable[Any] = data.train_dataloader()
-    return training
+    draws = hasattr(data, "calibration_dataloader")
+    loader: Iterable[Any] = (
+        data.calibration_dataloader(num_samples=recipe.num_samples, seed=recipe.seed)
+        if draws
+        else data.train_dataloader()
+    )
+    return loader
 
 
 def labelled_split(data: Any, split: str) -> Iterable[Any] | None:

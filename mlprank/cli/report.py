@@ -18,21 +18,10 @@ UNREADABLE = 1
 
 
 def main(argv: list[str]) -> int:
-    """Run `mlprank report`.
-
-    Args:
-        argv: The arguments after `report`.
-
-    Returns:
-        0, or 1 where a directory could not be read and is only named in the report. Cells that failed leave it at 0.
-
-    Raises:
-        FileNotFoundError: If no directory holds results.
-        ValueError: If an option is wrong.
-        OSError: If the report cannot be written.
-    """
-    arguments = _parser().parse_args(argv)
-    output = arguments.output or _default_output(arguments.results[0])
+    """Run `mlprank report`."""
+    arguments = command_parser().parse_args(argv)
+    first = arguments.results[0]
+    output = arguments.out or (first.parent if first.is_file() else first) / "report"
     if arguments.write_network is not None:
         print(_write_network(arguments.write_network, arguments.results, output))
         return 0
@@ -69,16 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:
-    """Prune once more as a cell was pruned, and write the network.
-
-    Args:
-        cell: The cell's key, or its beginning.
-        results: Where to look for the cell.
-        output: The network becomes `<key>.ckpt` there.
-
-    Raises:
-        ValueError: If no finished cell or several have a key that begins so, or the network cannot be made again.
-    """
+    """Prune once more as a cell was pruned, and write the network."""
     from mlprank.experiments.config import ExperimentConfig, read_config
     from mlprank.experiments.workbench import rebuild
 
@@ -101,25 +81,19 @@ def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:
     return result.save(output / f"{record.key}.ckpt", cell=record.key, results=str(directory))
 
 
-def _default_output(results: Path) -> Path:
-    return (results.parent if results.is_file() else results) / "report"
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(
-        "report",
-        description="Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results of"
-        " `mlprank experiment`, `tune` and `shrink`. Needs neither a GPU nor the network.",
-        epilog="example: mlprank report runs/thesis --output runs/thesis/report",
+def command_parser() -> CommandParser:
+    """Describe the command's arguments."""
+    about = (
+        "Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results "
+        "of `mlprank experiment`, `tune` and `shrink`. Needs neither a GPU nor the network."
     )
+    parser = CommandParser("report", about, "mlprank report runs/thesis --out runs/thesis/report")
     parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="results directories (or their records.jsonl)"
+        "results", nargs="+", type=Path, metavar="RESULTS", help="results directories, or their records.jsonl"
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write; default: `report` in the first results directory"
-    )
+    parser.add_word("out", type=Path, metavar="DIR", help="where to write; default: `report` in the first of them")
     pictures = parser.add_mutually_exclusive_group()
-    pictures.add_argument("--no-png", action="store_true", help=argparse.SUPPRESS)  # pictures were once drawn unasked
+    pictures.add_argument("--no_png", action="store_true", help=argparse.SUPPRESS)  # pictures were once drawn unasked
     pictures.add_argument(
         "--pictures",
         nargs="*",
@@ -135,12 +109,12 @@ def _parser() -> CommandParser:
         "--baselines", nargs="+", metavar="MEASURE", help="compare weighted PageRank with these alone: random norm"
     )
     parser.add_argument(
-        "--write-network",
+        "--write_network",
         metavar="CELL",
         help="write the network of a cell, named by its key or the beginning of it, and no report",
     )
     parser.add_argument(
-        "--smallest-effect",
+        "--smallest_effect",
         type=float,
         default=0.2,
         metavar="POINTS",

@@ -78,10 +78,7 @@ def load_weights(path: str | os.PathLike[str], model: str | nn.Module) -> nn.Mod
         ValueError: If the file is damaged, would run code, holds no weights or those of another network.
     """
     network = get_model(model)() if isinstance(model, str) else model
-    state = state_of(read_checkpoint(path), source=os.fspath(path))
-    check_state(network.state_dict(), state, source=os.fspath(path))
-    network.load_state_dict(state)
-    return network.eval()
+    return fill(network, state_of(read_checkpoint(path), source=os.fspath(path)), path).eval()
 
 
 load_published = load_weights
@@ -105,14 +102,7 @@ def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
         >>> state_of({"model": {"module.fc.weight": torch.zeros(1)}}, source="a.pth")
         {'fc.weight': tensor([0.])}
     """
-    found = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(found):
-        raise ValueError(
-            f"{source} has no state dict: neither under 'state_dict', as Lightning writes, nor under 'model',"
-            f" as published"
-            f" ones have it, nor as a whole; it holds {sorted(map(str, content))[:8]}"
-        )
+    tensors = weights_of(content, source)
     if "state_dict" in content:
         inner = {name: value for name, value in tensors.items() if name.startswith("model.")}
         tensors = inner or tensors
@@ -120,6 +110,45 @@ def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def weights_of(content: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the weights that a file's content holds, by the names that they have there.
+
+    Args:
+        content: What the file holds: Lightning's `state_dict`, a published `model`, or all that there is counts.
+        source: Where it was found, for the message.
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    for state in (content.get("state_dict"), content.get("model"), content):
+        if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
+            return {str(name): value for name, value in state.items()}
+    raise ValueError(
+        f"{source} holds no weights: neither a `state_dict`, as Lightning writes it, nor a `model`, as published ones have "
+        f"it, nor tensors by name; it holds {sorted(map(str, content))[:8]}"
+    )
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> nn.Module:
+    """Load weights into a network, also those of a module around it, whose names have a prefix.
+
+    Args:
+        model: The network; changed in place.
+        state: The weights by name.
+        source: Where they are from, for the message.
+
+    Raises:
+        ValueError: If they are of another network; layer and sizes are named.
+    """
+    own = model.state_dict()
+    prefixes = {name[: -len(end)] for name in state for end in own if name == end or name.endswith(f".{end}")}
+    prefix = next((p for p in sorted(prefixes, key=len) if all(p + name in state for name in own)), None)
+    inner = dict(state) if prefix is None else {name: state[prefix + name] for name in own}
+    check_state(own, inner, source=os.fspath(source))
+    model.load_state_dict(inner)
+    return model
 
 
 def recognise(state: Mapping[str, Tensor]) -> type[nn.Module] | None:

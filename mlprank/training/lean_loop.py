@@ -31,10 +31,10 @@ _DEVICE_SEARCH = "PYTORCH_NVML_BASED_CUDA_CHECK"
 class LeanEpochLoop(_TrainingEpochLoop):
     """Lightning's loop over the batches of an epoch, without the time that it takes beside the training.
 
-    Lightning asks some sixty times a step who wants to hear of it or to change it. No answer changes within an epoch, so
-    this loop asks once: a plain step goes straight from the batch to the optimizer, and counts and calls what Lightning
-    would, in its order. Other runs take Lightning's own steps: those on several devices, with scaled losses (16-mixed),
-    accumulated gradients or a profiler, or with callbacks that act between the forward pass and the optimizer.
+    Lightning asks some sixty times a step who wants to hear of it or to change it. No answer changes within an epoch,
+    so this loop asks once: a plain step goes straight from the batch to the optimizer, and counts and calls what
+    Lightning would, in its order. Other runs take Lightning's own steps: those on several devices, with scaled losses
+    (16-mixed), accumulated gradients or a profiler, or with callbacks that act between forward pass and optimizer.
     """
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -54,11 +54,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         }
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Take one step.
-
-        Raises:
-            StopIteration: When there is no further batch.
-        """
+        """Take one step."""
         if self.restarting or not self._is_plain:
             super().advance(data_fetcher)
             return
@@ -141,13 +137,10 @@ class LeanEpochLoop(_TrainingEpochLoop):
 def lean_training(trainer: Trainer) -> Iterator[None]:
     """Let a trainer train with as little as possible beside it.
 
-    It gets the lean loop, where its release of Lightning is one that the loop is written for, and unless the environment
-    variable MLPRANK_LEAN_LOOP is 0: the one switch, for whoever wants Lightning's own loop. On the CPU, torch's Adam
-    no longer searches for NVIDIA's driver in every step: Lightning sets a variable of the environment that makes torch
-    search in a way that is safe before forking, and costs 50 µs where there is no driver. The variable comes back.
-
-    Args:
-        trainer: The trainer that fits within the block.
+    It gets the lean loop, where its release of Lightning is one that the loop is written for, and unless the
+    environment variable MLPRANK_LEAN_LOOP is 0: the one switch, for whoever wants Lightning's own loop. On the CPU,
+    torch's Adam no longer searches for NVIDIA's driver in every step: Lightning sets a variable that makes torch search
+    in a way that is safe before forking, and costs 50 µs where there is no driver. The variable comes back.
     """
     if _LOOP_IS_KNOWN and os.environ.get("MLPRANK_LEAN_LOOP") != "0":
         loop = trainer.fit_loop.epoch_loop

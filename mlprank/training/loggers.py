@@ -1,4 +1,4 @@
-"""Loggers that write into the run directory, and W&B without an account or a network: offline, instead of a question or a wait."""
+"""Loggers that write into the run directory, and W&B offline where it has no account or network to ask."""
 
 from __future__ import annotations
 
@@ -58,12 +58,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def place_loggers(loggers: Any, run: Path) -> None:
-    """Make the loggers of a parsed config write into the run directory, unless they were given a place.
-
-    Args:
-        loggers: The value of `trainer.logger`: a namespace with class_path and init_args, or a list of such.
-        run: The run directory.
-    """
+    """Make the loggers of a parsed config write into the run directory, unless they were given a place."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not isinstance(logger, Namespace) or "init_args" not in logger:
             continue

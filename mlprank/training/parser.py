@@ -5,39 +5,39 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import importlib
+import functools
 import inspect
-import os
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
 import mlprank.datamodules.sets
 import mlprank.models.schedule  # noqa: F401  (short class names work for what is imported)
-from mlprank.artifact.checkpoint import read_checkpoint
+from mlprank.artifact.record import is_plain
 from mlprank.artifact.spec import class_path_of, resolve_class
 from mlprank.callbacks import PruningCallback
 from mlprank.models import MODELS
 from mlprank.models.classifier import ImageClassifier
 from mlprank.models.registry import recognise, state_of
 from mlprank.training import runs
-from mlprank.training.explain import describe_type, diagnose, required
+from mlprank.training.explain import Option, describe_type, explain, find_class, required, text_value
 from mlprank.utils.errors import OptionError, did_you_mean, first_line
 
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+AddOptions = Callable[[LightningArgumentParser], None]
 _OBJECTS = frozenset({"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"})
 _NEEDS_PLACE = ("CSVLogger", "TensorBoardLogger")
 _DATA = {"class_path": "mlprank.datamodules.DigitsDataModule"}
-Typed = tuple[str, str | None]
+_OF_FIT = ("trainer", "weights_only", "ckpt_path", "config")
+"""What a config of `mlprank fit` says of the training."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Request:
     """
 
     configs: tuple[str, ...]
-    options: tuple[Typed, ...]
+    options: tuple[Option, ...]
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Request:
@@ -64,7 +64,7 @@ class Request:
             Request(configs=('c.yaml',), options=(('trainer.max_epochs', '1'),))
         """
         configs: list[str] = []
-        options: list[Typed] = []
+        options: list[Option] = []
         rest = list(arguments)
         while rest:
             word = rest.pop(0)
@@ -90,14 +90,30 @@ class Request:
         return next((value for name, value in reversed(self.options) if name == key), None)
 
     @property
+    def asks_help(self) -> bool:
+        """Whether all options are to be shown."""
+        return any(key in ("h", "help") for key, _ in self.options)
+
+    @property
     def asks_only(self) -> bool:
         """Whether nothing is to be run."""
         return self.asks_help or any(key == "print_config" or key.endswith(".help") for key, _ in self.options)
 
-    @property
-    def asks_help(self) -> bool:
-        """Whether all options are to be shown."""
-        return any(key in ("h", "help") for key, _ in self.options)
+    @functools.cached_property
+    def contents(self) -> list[dict[str, Any]]:
+        """What the configs hold."""
+        return [load_config(text) for text in self.configs]
+
+    def holding(self, contents: Sequence[Mapping[str, Any]]) -> Request:
+        """Return this command line with other contents of its configs."""
+        same = len(contents) == len(self.configs)
+        texts = [
+            self.configs[place]
+            if same and content == self.contents[place]
+            else yaml.safe_dump(content, sort_keys=False)
+            for place, content in enumerate(contents)
+        ]
+        return dataclasses.replace(self, configs=tuple(texts))
 
     @property
     def first_config(self) -> Path | None:
@@ -107,25 +123,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Config:
-    """What a command is to do, parsed and checked; nothing has been built.
+    """What a command is to do, parsed and checked; nothing has been built."""
 
-    Attributes:
-        command: The command.
-        values: Every option with its value, in plain types; what a run directory keeps as `config.yaml`.
-        base: Directory of the runs of this config.
-        checkpoint: The checkpoint to start from, if there is one.
-        resumed: The run directory that goes on, if one does.
-        steps: Steps of training that the checkpoint holds.
-        taken: The config beside the checkpoint that model and data were taken from, if they were.
-    """
-
-    command: str
-    values: Mapping[str, Any]
-    base: Path
-    checkpoint: Path | None = None
-    resumed: Path | None = None
-    steps: int = 0
-    taken: Path | None = None
+    command: str  # the command
+    parser: Parser  # what has parsed it
+    options: Namespace  # every option with its value
+    values: Mapping[str, Any]  # the same in plain types; what a run directory keeps as `config.yaml`
+    base: Path  # directory of the runs of this config
+    checkpoint: Path | None = None  # the checkpoint to start from, if there is one
+    resumed: Path | None = None  # the run directory that goes on, if one does
+    steps: int = 0  # steps of training that the checkpoint holds
+    goes_on: bool = False  # whether a training goes on from the checkpoint, which holds more than weights
+    taken: Path | None = None  # the config beside the checkpoint that model and data were taken from, if they were
 
 
 class Parser:
@@ -134,31 +143,33 @@ class Parser:
     Args:
         command: The command.
         module: The class of the module, whose options stand under `model`.
+        add_options: Adds the options of a command that works on a checkpoint; None stands for Trainer's commands.
 
     Attributes:
         arguments: The parser of the library.
     """
 
-    def __init__(self, command: str, module: type[LightningModule]) -> None:
+    def __init__(self, command: str, module: type[LightningModule], add_options: AddOptions | None = None) -> None:
         self.module = module
-        self.arguments = LightningArgumentParser(
+        self.arguments = arguments = LightningArgumentParser(
             prog=f"mlprank {command}", allow_abbrev=False, exit_on_error=False, description=""
         )
-        self.arguments.add_argument(
-            "-c", "--config", action="config", help="A config: a file, or a name that `mlprank configs` lists."
-        )
-        self.arguments.add_argument(
-            "--seed_everything",
-            type=bool | int,
-            default=0,
-            help="Seed of initialisation, shuffling and augmentation; true draws one.",
-        )
-
-    def add_module_and_data(self) -> None:
-        """Add the options of the module and the data module."""
-        self.arguments.add_lightning_class_args(self.module, "model", required=False)
-        self.arguments.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-        self.arguments.set_defaults({"data": dict(_DATA)})
+        text = "A config: a file, or a name that `mlprank configs` lists."
+        arguments.add_argument("-c", "--config", action="config", help=text)
+        text = "Seed of initialisation, shuffling and augmentation; true draws one."
+        arguments.add_argument("--seed_everything", type=bool | int, default=0, help=text)
+        if add_options is None:
+            arguments.add_lightning_class_args(Trainer, "trainer")
+            arguments.set_defaults({"trainer.enable_model_summary": False})
+        else:
+            add_options(arguments)
+            arguments.add_argument("--ckpt_path", type=str, default=None, help="The checkpoint, dense or pruned.")
+            arguments.add_argument("--accelerator", type=str, default="cpu", help="Where to compute: cpu, gpu or auto.")
+        arguments.add_lightning_class_args(module, "model", required=False)
+        arguments.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+        arguments.set_defaults({"data": dict(_DATA)})
+        if add_options is None:
+            arguments.add_method_arguments(Trainer, command, skip=set(_OBJECTS))
 
     def parse(self, request: Request) -> Namespace:
         """Parse configs, then what was typed.
@@ -166,18 +177,16 @@ class Parser:
         Raises:
             OptionError: If an option is unknown or has a wrong value; the text names it and what would be right.
         """
-        configs = [load_config(text) for text in request.configs]
-        arguments = [f"--config={yaml.safe_dump(config, sort_keys=False)}" for config in configs if config]
+        configs = [content for content in request.contents if content]
+        arguments = [f"--config={yaml.safe_dump(config, sort_keys=False)}" for config in configs]
         arguments += [f"--{key}" if value is None else f"--{key}={value}" for key, value in request.options]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # deprecations of the parser's that a user cannot act on
                 return self.arguments.parse_args(arguments)
         except (ArgumentError, RecursionError) as error:
-            text = diagnose(self.arguments, configs, request.options)
-            raise OptionError(
-                text or f"the options do not fit together: {' '.join(str(error).split())[:300]}"
-            ) from error
+            explain(self.arguments, configs, request.options)
+            raise OptionError(f"the options do not fit together: {' '.join(str(error).split())[:300]}") from error
 
     def plain(self, options: Namespace) -> dict[str, Any]:
         """Return parsed options as plain types; someone else's module with its class path."""
@@ -195,42 +204,31 @@ class Parser:
         return options
 
 
-_PARSERS: dict[tuple[str, type[Any]], Parser] = {}
-"""Those that have been made; making one takes a tenth of a second."""
-
-
+@functools.cache
 def trainer_parser(command: str, module: type[Any] = ImageClassifier) -> Parser:
-    """Return the parser of `fit`, `validate`, `test` or `predict`.
-
-    Args:
-        command: The command.
-        module: The class of the module, whose options the parser has under `model`.
-    """
-    if (command, module) in _PARSERS:
-        return _PARSERS[command, module]
-    parser = _PARSERS[command, module] = Parser(command, module)
-    parser.arguments.add_lightning_class_args(Trainer, "trainer")
-    parser.arguments.set_defaults({"trainer.enable_model_summary": False})
-    parser.add_module_and_data()
-    parser.arguments.add_method_arguments(Trainer, command, skip=set(_OBJECTS))
-    return parser
+    """Return the parser of `fit`, `validate`, `test` or `predict`, made once: it takes a tenth of a second."""
+    return Parser(command, module)
 
 
 def module_of(values: Mapping[str, Any]) -> type[Any]:
     """Return the class of the module that a config in plain types describes."""
     path = (values.get("model") or {}).get("class_path")
-    return ImageClassifier if path is None else find_class(path, LightningModule)
+    return ImageClassifier if path is None else find_class(path, [LightningModule], "model")
 
 
-def parse(command: str, arguments: Sequence[str]) -> Config:
-    """Parse and check the command line of `fit`, `validate`, `test` or `predict`; nothing is built or written.
+def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None = None) -> Config:
+    """Parse and check a command line; nothing is built or written.
+
+    The checkpoint is read first, so that what is wrong with it is said before options are asked for. Model and data are
+    those that were typed, else of the config that was typed, else of the config beside the checkpoint, else what the
+    checkpoint says of itself.
 
     Args:
-        command: The command.
+        command: The command: one of Trainer's, or one that works on a checkpoint.
         arguments: Its options.
-
-    Returns:
-        The config.
+        add_options: For a command that works on a checkpoint: adds its options to a parser. What a config says of the
+            training is passed over then; where it has a PruningCallback, its arguments are defaults of options of the
+            same names.
 
     Raises:
         OptionError: If an option is unknown, missing or has a wrong value; the text names it.
@@ -238,35 +236,41 @@ def parse(command: str, arguments: Sequence[str]) -> Config:
         ValueError: If a checkpoint cannot be used.
     """
     request = Request.of(arguments)
-    base, resumed, steps = runs_of(request), None, 0
-    taken = checkpoint = None
-    if request.typed("ckpt_path") is not None or (command != "fit" and not request.asks_only):
+    base, resumed, taken, checkpoint = runs_of(request), None, None, None
+    content: Mapping[str, Any] = {}
+    fitted = request.contents[-1:]
+    if not request.asks_only and (command != "fit" or request.typed("ckpt_path") is not None):
         checkpoint = find_checkpoint(command, request)
         if request.typed("ckpt_path") == "last" and command == "fit":
             resumed = checkpoint.parent.parent
-        steps = runs.check_trained(checkpoint)
-        request, taken = with_checkpoint(request, checkpoint, whole=command == "fit")
+        content = runs.read_trained(checkpoint)
+        beside = runs.beside_checkpoint(checkpoint)
+        if beside is not None and not fitted:
+            fitted = [load_config(str(beside))]
+        request, taken = with_checkpoint(request, checkpoint, content, whole=command == "fit")
     module, request = choose_module(request)
-    if not request.asks_only:
-        check_described(request, module)
-    parser = trainer_parser(command, module)
+    parser = Parser(command, module, add_options) if add_options else trainer_parser(command, module)  # type: ignore[arg-type]
     if request.asks_help:
         print(full_help(parser.arguments), end="")
         raise SystemExit(0)
-    options = parser.parse(_with_pruning(_completed(request)))
-    values = parser.plain(options)
-    values["ckpt_path"] = None  # a saved config starts anew
-    return Config(command, values, base, checkpoint, resumed, steps, taken)
+    if add_options is None:
+        request = _with_pruning(_completed(request))
+    else:
+        known = {action.dest.partition(".")[0] for action in parser.arguments._actions}
+        recipes = [entry.get("init_args") or {} for content in fitted for entry in _pruning_callbacks(content)]
+        defaults = {key: value for key, value in (recipes or [{}])[0].items() if key in known}
+        plain = [{key: value for key, value in each.items() if key not in _OF_FIT} for each in request.contents]
+        request = request.holding([defaults, *plain])
+    if not request.asks_only:
+        check_described(request, module)
+    options = parser.parse(request)
+    values = {**parser.plain(options), "ckpt_path": None}  # a saved config starts anew
+    steps, goes_on = int(content.get("global_step", 0)), command == "fit" and "optimizer_states" in content
+    return Config(command, parser, options, values, base, checkpoint, resumed, steps, goes_on, taken)
 
 
 def find_checkpoint(command: str, request: Request) -> Path:
-    """Return the checkpoint that was typed, or found by `best` or `last`, after reading it.
-
-    Raises:
-        OptionError: If none was typed.
-        FileNotFoundError: If there is none.
-        ValueError: If it is damaged, or holds no weights.
-    """
+    """Return the checkpoint that was typed, or found by `best` or `last`."""
     given = request.typed("ckpt_path")
     if given is None:
         for key, _ in request.options:
@@ -277,18 +281,13 @@ def find_checkpoint(command: str, request: Request) -> Path:
     if given in ("last", "best"):
         base = runs_of(request)
         checkpoint = runs.find_checkpoint(base, given, run=runs.run_of_config(request.first_config, base))
-    runs.check_trained(checkpoint)
     return checkpoint
 
 
 def check_described(request: Request, module: type[LightningModule]) -> None:
-    """Refuse a command line that describes no network.
-
-    Raises:
-        OptionError: If neither an option, nor a config, nor a checkpoint says which network is meant.
-    """
+    """Refuse a command line that describes no network."""
     typed = any(key.split(".")[:2] == ["model", "model"] or key == "model" for key, _ in request.options)
-    if module is ImageClassifier and not typed and not any(load_config(text).get("model") for text in request.configs):
+    if module is ImageClassifier and not typed and not any(content.get("model") for content in request.contents):
         raise OptionError(
             "there is no network; give a config, as in --config quickstart, or --model MLP and its options, or "
             "--model my_package.MyModule"
@@ -298,8 +297,8 @@ def check_described(request: Request, module: type[LightningModule]) -> None:
 def runs_of(request: Request) -> Path:
     """Return the directory of a config's runs: `trainer.default_root_dir`, else `runs/` and the config's name."""
     given = request.typed("trainer.default_root_dir")
-    for text in request.configs:
-        trainer = load_config(text).get("trainer")
+    for content in request.contents:
+        trainer = content.get("trainer")
         if given is None and isinstance(trainer, Mapping) and trainer.get("default_root_dir"):
             given = str(trainer["default_root_dir"])
     config = request.first_config
@@ -307,15 +306,7 @@ def runs_of(request: Request) -> Path:
 
 
 def load_config(text: str) -> dict[str, Any]:
-    """Read a config.
-
-    Args:
-        text: Path of a YAML file, or what would stand in one.
-
-    Raises:
-        FileNotFoundError: If it is a path and there is no such file.
-        OptionError: If it is not YAML, or does not hold options.
-    """
+    """Read a config."""
     inline = "\n" in text or text.lstrip().startswith("{")
     if not inline and not Path(text).is_file():
         raise FileNotFoundError(f"config {text} does not exist; `mlprank configs` lists those that come with mlprank")
@@ -333,48 +324,42 @@ def load_config(text: str) -> dict[str, Any]:
     return content
 
 
-def with_checkpoint(request: Request, checkpoint: Path, *, whole: bool) -> tuple[Request, Path | None]:
-    """Add what a checkpoint says of its network, where no config was typed.
+def with_checkpoint(
+    request: Request, checkpoint: Path, content: Mapping[str, Any], *, whole: bool
+) -> tuple[Request, Path | None]:
+    """Add what a checkpoint says of its network, where no config was typed; return where it was taken from, too.
 
-    Args:
-        request: The command line.
-        checkpoint: The checkpoint.
-        whole: Take the config beside the checkpoint as it is; otherwise its model and data alone: callbacks, loggers
-            and plugins of someone's run have no place in an evaluation.
-
-    Returns:
-        The command line with it, and the config beside the checkpoint that it was taken from.
-
-    Raises:
-        OptionError: If a config beside the checkpoint names a class that nobody here has named.
+    The config beside it counts `whole` for a training; an evaluation takes its model and data alone: callbacks, loggers
+    and plugins of someone's run have no place there.
     """
     if request.configs:
         return request, None
     beside = runs.beside_checkpoint(checkpoint)
     if beside is not None:
-        content = load_config(str(beside))
+        saved = load_config(str(beside))
         if not whole:
-            content = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
-        import_typed(request)
-        _check_classes(content, beside)
-        inline = str(beside) if whole else yaml.safe_dump(content, sort_keys=False)
+            saved = {name: saved[name] for name in ("model", "data") if saved.get(name) is not None}
+        for key, value in request.options:  # the user has named them
+            if value is not None and key in ("model", "model.model", "data") and "." in value:
+                find_class(value, [object], key)
+        _check_classes(saved, beside)
+        inline = str(beside) if whole else yaml.safe_dump(saved, sort_keys=False)
         typed_both = request.typed("model") is not None and request.typed("data") is not None
         return dataclasses.replace(request, configs=(inline,)), None if typed_both and not whole else beside
-    described = _described(checkpoint, request)
+    described = _described(checkpoint, content, request)
     return (dataclasses.replace(request, configs=(yaml.safe_dump(described),)) if described else request), None
 
 
-def _described(checkpoint: Path, request: Request) -> dict[str, Any]:
+def _described(checkpoint: Path, content: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """Return the options of the module that a checkpoint itself records; none where the network was typed."""
-    content = read_checkpoint(checkpoint)
     recorded, own = content.get("hyper_parameters"), content.get("mlprank")
     hyper_parameters = dict(recorded) if isinstance(recorded, Mapping) else {}
     network = own.get("model") if isinstance(own, Mapping) else None
     name = request.typed("model")
     if name is not None and "model.model" not in dict(request.options):
-        cls = find_class(name, nn.Module)
+        cls = find_class(name, [nn.Module], "model")
         names = inspect.signature(cls).parameters
-        return {"model": {key: value for key, value in hyper_parameters.items() if key in names and _is_plain(value)}}
+        return {"model": {key: value for key, value in hyper_parameters.items() if key in names and is_plain(value)}}
     if isinstance(hyper_parameters.get("model"), Mapping):
         names = inspect.signature(ImageClassifier).parameters
         described = {key: value for key, value in hyper_parameters.items() if key in names}
@@ -393,38 +378,25 @@ def choose_module(request: Request) -> tuple[type[Any], Request]:
 
     `--model my_pkg.MyModule` is someone's LightningModule. `--model my_pkg.Net` is a plain network for the image
     classifier, in short for `--model.model my_pkg.Net`, and its options come along.
-
-    Args:
-        request: The command line.
-
-    Returns:
-        The module's class, and the command line.
-
-    Raises:
-        OptionError: If a class cannot be found.
     """
-    configs = [load_config(text) for text in request.configs]
-    named = [config["model"].get("class_path") for config in configs if isinstance(config.get("model"), Mapping)]
-    name = request.typed("model") or next((str(path) for path in reversed(named) if path), None)
+    models = [content["model"] for content in request.contents if isinstance(content.get("model"), Mapping)]
+    named = [str(model["class_path"]) for model in models if model.get("class_path")]
+    typed = request.typed("model")
+    name = typed or (named[-1] if named else None)
     if name is None or name.endswith((".yaml", ".yml", ".json")):
         return ImageClassifier, request
-    cls = find_class(name, nn.Module)
-    options: list[Typed] = [(key, value) for key, value in request.options if key != "model"]
+    cls = find_class(name, [nn.Module], "model")
+    options = [(key, value) for key, value in request.options if key != "model"]
+    if issubclass(cls, LightningModule):
+        contents = [_flattened(content, cls) for content in request.contents]
+        return cls, dataclasses.replace(request.holding(contents), options=tuple(options))
     own = inspect.signature(ImageClassifier).parameters
-    if not issubclass(cls, LightningModule):
-        if request.typed("model"):
-            names = inspect.signature(cls).parameters
-            options = [(f"model.{key}" if _of_network(key, names, own) else key, value) for key, value in options]
-            options.insert(0, ("model.model", class_path_of(cls)))
-        configs = [_nested(config, own) for config in configs]
-        cls = ImageClassifier
-    else:
-        configs = [_flattened(config, cls) for config in configs]
-    texts = [
-        text if config == load_config(text) else yaml.safe_dump(config, sort_keys=False)
-        for text, config in zip(request.configs, configs, strict=True)
-    ]
-    return cls, Request(tuple(texts), tuple(options))
+    if typed:
+        names = inspect.signature(cls).parameters
+        options = [(f"model.{key}" if _of_network(key, names, own) else key, value) for key, value in options]
+        options.insert(0, ("model.model", class_path_of(cls)))
+    contents = [_nested(content, own) for content in request.contents]
+    return ImageClassifier, dataclasses.replace(request.holding(contents), options=tuple(options))
 
 
 def _of_network(key: str, names: Iterable[str], own: Iterable[str]) -> bool:
@@ -448,53 +420,11 @@ def _flattened(config: dict[str, Any], cls: type) -> dict[str, Any]:
     model = config.get("model")
     if not isinstance(model, Mapping) or "class_path" not in model:
         return config
-    same = find_class(str(model["class_path"]), nn.Module) is cls
+    same = find_class(str(model["class_path"]), [nn.Module], "model") is cls
     return {**config, "model": dict(model.get("init_args") or {}) if same else {}}
 
 
-def find_class(name: str, base: type) -> type[Any]:
-    """Import the class that a user names.
-
-    Args:
-        name: Import path, or the name of a network of mlprank.
-        base: What it must inherit from.
-
-    Raises:
-        OptionError: If there is none.
-
-    Example:
-        >>> find_class("torch.nn.Linear", nn.Module).__name__
-        'Linear'
-    """
-    if name in MODELS:
-        return MODELS[name]
-    module_path, _, word = name.rpartition(".")
-    if not module_path:
-        raise OptionError(
-            f"{name!r} is not a network of mlprank{did_you_mean(name, MODELS)}; another needs its import path, as in "
-            "my_package.MyModule"
-        )
-    try:
-        module = importlib.import_module(module_path)
-    except ImportError as error:
-        raise OptionError(f"{name}: {module_path} cannot be imported ({first_line(error)})") from error
-    found = getattr(module, word, None)
-    if found is None:
-        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise OptionError(f"{name}: {module_path} has no class {word!r}{did_you_mean(word, classes)}")
-    if not isinstance(found, type) or not issubclass(found, base):
-        raise OptionError(f"{name} is not a {base.__module__.partition('.')[0]} {base.__name__}")
-    return found
-
-
-def import_typed(request: Request) -> None:
-    """Import the classes whose import paths were typed: the user has named them."""
-    for key, value in request.options:
-        if value is not None and key in ("model", "model.model", "data") and "." in value:
-            find_class(value, object)
-
-
-def _check_classes(content: object, source: Path) -> None:
+def _check_classes(content: object, source: Path, option: str = "") -> None:
     """Refuse a file that names classes which would have to be imported: it was found, and not named by the user."""
     if isinstance(content, Mapping):
         path = content.get("class_path")
@@ -502,20 +432,21 @@ def _check_classes(content: object, source: Path) -> None:
             try:
                 resolve_class(path, object)
             except ValueError as error:
+                typed = f", or --{option} {path}" if option in ("model", "data") else ""
                 raise OptionError(
-                    f"{source} names {path}, which is imported only where you name it yourself: give --config {source}, "
-                    f"or --model or --data {path}"
+                    f"{source} names {path}, which is imported only where you name it yourself: give --config "
+                    f"{source}{typed}"
                 ) from error
-        for value in content.values():
-            _check_classes(value, source)
+        for key, value in content.items():
+            _check_classes(value, source, option or str(key))
     elif isinstance(content, list):
         for value in content:
-            _check_classes(value, source)
+            _check_classes(value, source, option)
 
 
 def _completed(request: Request) -> Request:
-    """Complete short names: a network's becomes its path (torchvision has an `MLP` too), a logger of files gets a place."""
-    options: list[Typed] = []
+    """Complete short names: a network's becomes its path, as others have an `MLP` too; loggers get a place."""
+    options: list[Option] = []
     for key, value in request.options:
         if key in ("model.model", "model.model.class_path") and value in MODELS:
             value = f"mlprank.models.{value}"
@@ -537,41 +468,27 @@ def _with_pruning(request: Request) -> Request:
     if not fields:
         return request
     options = tuple((key, value) for key, value in request.options if key not in fields)
-    configs = [load_config(text) for text in request.configs]
-    for place, config in reversed(list(enumerate(configs))):
-        trainer = config.get("trainer")
-        callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
-        for entry in callbacks if isinstance(callbacks, list) else [callbacks]:
-            if isinstance(entry, dict) and str(entry.get("class_path", "")).rpartition(".")[2] == "PruningCallback":
-                entry["init_args"] = {**(entry.get("init_args") or {}), **{k: _value(v) for k, v in fields.items()}}
-                texts = list(request.configs)
-                texts[place] = yaml.safe_dump(config, sort_keys=False)
-                return dataclasses.replace(request, configs=tuple(texts), options=options)
-    own: list[Typed] = [("trainer.callbacks+", class_path_of(PruningCallback))]
+    contents = copy.deepcopy(request.contents)
+    for content in reversed(contents):
+        for entry in _pruning_callbacks(content):
+            entry["init_args"] = {**(entry.get("init_args") or {}), **{k: text_value(v) for k, v in fields.items()}}
+            return dataclasses.replace(request.holding(contents), options=options)
+    own: list[Option] = [("trainer.callbacks+", class_path_of(PruningCallback))]
     own += [(f"trainer.callbacks.{key}", value) for key, value in fields.items()]
     return dataclasses.replace(request, options=(*options, *own))
 
 
-def _value(text: str | None) -> Any:
-    """What YAML makes of what was typed."""
-    try:
-        return text if text is None else yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        return text
+def _pruning_callbacks(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of PruningCallbacks in a config of `mlprank fit`."""
+    trainer = content.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, Mapping) else None
+    entries = callbacks if isinstance(callbacks, list) else [callbacks]
+    name = PruningCallback.__name__
+    return [e for e in entries if isinstance(e, dict) and str(e.get("class_path")).rpartition(".")[2] == name]
 
 
 def typed_network(arguments: Sequence[str]) -> tuple[nn.Module | None, list[str]]:
-    """Build the network that `--model my_package.Net --model.width 64` describes.
-
-    Args:
-        arguments: A command line.
-
-    Returns:
-        The network, None where none is typed, and the rest of the command line.
-
-    Raises:
-        OptionError: If the class cannot be found, or an argument is wrong.
-    """
+    """Build the network that `--model my_package.Net --model.width 64` describes."""
     rest: list[str] = []
     typed: list[str] = []
     words = iter(arguments)
@@ -583,20 +500,21 @@ def typed_network(arguments: Sequence[str]) -> tuple[nn.Module | None, list[str]
     if not typed:
         return None, rest
     request = Request.of(typed)
-    cls = find_class(request.typed("model") or "", nn.Module)
+    cls = find_class(request.typed("model") or "", [nn.Module], "model")
     parser = LightningArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(cls, "model", fail_untyped=False)
     options = tuple((key, value) for key, value in request.options if key != "model")
     try:
         network: nn.Module = parser.instantiate(parser.parse_args([f"--{key}={value}" for key, value in options])).model
     except (ArgumentError, RecursionError) as error:
+        explain(parser, [], options)
         missing = [name for name in required(cls) if f"model.{name}" not in dict(options)]
         needs = f"{cls.__name__} needs {missing[0]}; give it with --model.{missing[0]}" if missing else None
-        raise OptionError(diagnose(parser, [], options) or needs or first_line(error)) from error
+        raise OptionError(needs or first_line(error)) from error
     return network, rest
 
 
-def full_help(parser: LightningArgumentParser) -> str:
+def full_help(parser: ArgumentParser) -> str:
     """Return every option of a parser with its kind, its default and the first line of its description."""
     lines: list[str] = []
     group = ""
@@ -621,11 +539,3 @@ def full_help(parser: LightningArgumentParser) -> str:
 def _shown(default: object) -> str:
     path = default.get("class_path") if isinstance(default, (Mapping, Namespace)) else None
     return str(path or getattr(default, "__name__", default))
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str, os.PathLike))

@@ -15,29 +15,19 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
-from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.training.build import Built, build_parts, interruptible, with_weights
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import RunLogger, finish_wandb, wandb_is_running
-from mlprank.training.parser import Config
+from mlprank.training.parser import Config, parse
 from mlprank.training.progress import RunProgress
-from mlprank.training.runs import (
-    CHECKPOINTS,
-    CONFIG,
-    WholeCheckpointIO,
-    claim_run,
-    discard_abandoned,
-    held,
-    kept,
-)
-from mlprank.utils.files import whole_file
+from mlprank.training.runs import CHECKPOINTS, CONFIG, WholeCheckpointIO, claim_run, discard_abandoned, held, kept
+from mlprank.utils.files import whole_file, write_whole
 
 _RUN_VARIABLE = "MLPRANK_RUN"
 """Tells the processes that a distributed run starts which directory the first of them has claimed."""
@@ -53,12 +43,7 @@ _UNHELPFUL_WARNINGS = (
 
 
 class SaveRun(Callback):
-    """Writes the full config into the run directory and logs it, on the first process.
-
-    Args:
-        config: The config in plain types.
-        run: The run directory.
-    """
+    """Writes the full config into the run directory and logs it, on the first process."""
 
     def __init__(self, config: Mapping[str, Any], run: Path) -> None:
         self.config, self.run = dict(config), run
@@ -66,43 +51,39 @@ class SaveRun(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and log before the first step: a run that cannot start leaves nothing behind."""
         if trainer.is_global_zero:
-            with whole_file(self.run / CONFIG) as temporary:
-                temporary.write_text(yaml.safe_dump(self.config, sort_keys=False))
+            write_whole(self.run / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.config)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Run `mlprank fit`, `validate`, `test` or `predict`."""
+    run(parse(arguments[0], arguments[1:]))
+    return 0
+
+
 def run(config: Config) -> None:
-    """Build what a config asks for and run its command.
-
-    Args:
-        config: What `mlprank.training.parser.parse` returned.
-
-    Raises:
-        ValueError: If something that the user gave cannot be used; other errors of the user pass as they are.
-        FloatingPointError: If a loss is not a finite number.
-        KeyboardInterrupt: After Ctrl-C; the text says what is kept.
-    """
+    """Build what a config asks for and run its command; after Ctrl-C, a KeyboardInterrupt says what is kept."""
     foreign = wandb_is_running()
-    if config.taken is not None and is_first_process():
-        print(f"mlprank {config.command}: takes {_what(config)} from {config.taken}", flush=True)
+    written: Path | None = None
+    if config.taken is not None:
+        what = "options" if config.command == "fit" else "model and data"
+        _say(f"mlprank {config.command}: takes {what} from {config.taken}")
     try:
         with _directory(config) as directory:
-            _COMMANDS[config.command](config, build(config, directory), directory)
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+            written = directory if config.command == "fit" else None
+            built = build(config, directory)
+            with interruptible(built.trainer):
+                _COMMANDS[config.command](config, built, directory)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept(written)) from None
     finally:
         if not foreign:
             finish_wandb(failed=sys.exc_info()[0] is not None)
 
 
 def build(config: Config, directory: Path | None) -> Built:
-    """Build trainer, module and data of a run; the module has the weights of the checkpoint that it starts from.
-
-    Args:
-        config: The config.
-        directory: The run directory; None where nothing is written.
-    """
+    """Build trainer, module and data of a run; the module has the weights of the checkpoint that it starts from."""
     parts = build_parts(config.command, config.values, directory)
     given, callbacks = parts.trainer, parts.trainer["callbacks"]
     options: dict[str, Any] = {"default_root_dir": str(directory or config.base)}
@@ -117,18 +98,11 @@ def build(config: Config, directory: Path | None) -> Built:
         callbacks.append(RunProgress())
     options["plugins"] = [*given["plugins"], WholeCheckpointIO()]
     model: LightningModule = parts.model
-    if config.checkpoint is not None and not goes_on(config):
+    if config.checkpoint is not None and not config.goes_on:
         model = with_weights(model, config.checkpoint)
     trainer = Trainer(**{**given, "callbacks": callbacks, **options})
     own = loggers if isinstance(loggers, list) else [loggers]
     return Built(trainer, model, parts.data, tuple(each for each in own if isinstance(each, Logger)))
-
-
-def goes_on(config: Config) -> bool:
-    """Whether a training goes on from its checkpoint, which holds more than weights."""
-    if config.command != "fit" or config.checkpoint is None:
-        return False
-    return "optimizer_states" in read_checkpoint(config.checkpoint)
 
 
 @contextmanager
@@ -163,28 +137,19 @@ def _run_callbacks(config: Config, run: Path, given: Sequence[Callback]) -> list
 
 
 def _fit(config: Config, built: Built, directory: Path | None) -> None:
-    """Train; Ctrl-C becomes a KeyboardInterrupt that says what was kept."""
-    if directory is not None and is_first_process():
-        print(f"mlprank fit: {'goes on in' if config.resumed else 'writes to'} {directory}", flush=True)
-    checkpoint = config.checkpoint if goes_on(config) else None
-    if config.checkpoint is not None and checkpoint is None and is_first_process():
-        print(f"mlprank fit: trains on from the weights of {config.checkpoint}", flush=True)
-    try:
-        with interruptible(built.trainer), lean_training(built.trainer):
-            plain_types = config.values["weights_only"]
-            built.trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=checkpoint, weights_only=plain_types)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept(directory)) from None
+    if directory is not None:
+        _say(f"mlprank fit: {'goes on in' if config.resumed else 'writes to'} {directory}")
+    checkpoint = config.checkpoint if config.goes_on else None
+    if config.checkpoint is not None and checkpoint is None:
+        _say(f"mlprank fit: trains on from the weights of {config.checkpoint}")
+    with lean_training(built.trainer):
+        plain_types = config.values["weights_only"]
+        built.trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=checkpoint, weights_only=plain_types)
 
 
-def _validate(config: Config, built: Built, directory: Path | None) -> None:
-    with interruptible(built.trainer):
-        _check_finite(config, built.trainer.validate(built.model, datamodule=built.datamodule))
-
-
-def _test(config: Config, built: Built, directory: Path | None) -> None:
-    with interruptible(built.trainer):
-        _check_finite(config, built.trainer.test(built.model, datamodule=built.datamodule))
+def _evaluate(config: Config, built: Built, directory: Path | None) -> None:
+    evaluate = built.trainer.validate if config.command == "validate" else built.trainer.test
+    _check_finite(config, evaluate(built.model, datamodule=built.datamodule))
 
 
 def _check_finite(config: Config, results: Sequence[Mapping[str, float]]) -> None:
@@ -199,37 +164,29 @@ def _check_finite(config: Config, results: Sequence[Mapping[str, float]]) -> Non
 
 
 def _predict(config: Config, built: Built, directory: Path | None) -> None:
-    with interruptible(built.trainer):
-        outputs = built.trainer.predict(built.model, datamodule=built.datamodule, return_predictions=True)
+    outputs = built.trainer.predict(built.model, datamodule=built.datamodule, return_predictions=True)
     if directory is not None and outputs and is_first_process():
         path = directory / "predictions.csv"
-        print(f"mlprank predict: {write_predictions(outputs, path)} predictions in {path}")  # type: ignore[arg-type]
+        _say(f"mlprank predict: {write_predictions(outputs, path)} predictions in {path}")  # type: ignore[arg-type]
 
 
 _COMMANDS: dict[str, Callable[[Config, Built, Path | None], None]] = {
     "fit": _fit,
-    "validate": _validate,
-    "test": _test,
+    "validate": _evaluate,
+    "test": _evaluate,
     "predict": _predict,
 }
 
 
 def write_predictions(outputs: Sequence[Tensor], path: Path) -> int:
-    """Write a row per image: its index, the most probable class and that class's probability.
-
-    Args:
-        outputs: Class probabilities by batch, shape (N, num_classes).
-        path: The CSV file.
-
-    Returns:
-        The number of images.
+    """Write a row per image: its index, the most probable class and that class's probability; return their number.
 
     Raises:
-        TypeError: If the outputs of `predict_step` are not such tensors.
+        TypeError: If the outputs of `predict_step` are not class probabilities by batch, shape (N, num_classes).
     """
     if not all(isinstance(each, Tensor) and each.ndim == 2 for each in outputs):
         raise TypeError(
-            f"predict_step returns {type(outputs[0]).__name__}; a table needs class probabilities, shape (N, num_classes)"
+            f"predict_step returns {type(outputs[0]).__name__}; a table needs class probabilities, (N, num_classes)"
         )
     probabilities, classes = torch.cat(list(outputs)).max(dim=1)
     with whole_file(path) as temporary, temporary.open("w", newline="") as file:
@@ -243,6 +200,11 @@ def write_predictions(outputs: Sequence[Tensor], path: Path) -> int:
 def is_first_process() -> bool:
     """Whether this is the only process of a run, or the first."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _say(text: str) -> None:
+    if is_first_process():
+        print(text, flush=True)
 
 
 def quieten() -> None:
@@ -260,7 +222,3 @@ def _of_callbacks(record: logging.LogRecord) -> bool:
     """Whether a message is a warning, or does not come from Lightning's own sources."""
     own = Path(sys.modules["lightning"].__file__ or "").parent
     return record.levelno >= logging.WARNING or own not in Path(record.pathname).parents
-
-
-def _what(config: Config) -> str:
-    return "options" if config.command == "fit" else "model and data"

@@ -1,10 +1,10 @@
-"""Run directories: numbered, held by one process each, found again by their checkpoints; and checkpoints that are whole."""
+"""Run directories: numbered, held by one process each, found again by their checkpoints, which are whole."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +14,34 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 
 from mlprank.artifact.checkpoint import read_checkpoint
-from mlprank.training.networks import weights_of
+from mlprank.models.registry import weights_of
 from mlprank.utils.files import BusyError, locked, whole_file
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 _LOCK = ".lock"
-_MOST_RUNS = 100_000
 
 
 def claim_run(base: Path) -> Path:
     """Create the next numbered directory under `base`, such as `runs/quickstart/001`, for this run alone.
-
-    Args:
-        base: Directory of a config's runs; created where it is missing.
-
-    Returns:
-        The directory, empty.
 
     Raises:
         OSError: If it cannot be created.
     """
     try:
         base.mkdir(parents=True, exist_ok=True)
-        number = max((int(run.name) for run in numbered_runs(base)), default=0)
-        while number < _MOST_RUNS:
-            number += 1
+        number = 1 + max((int(run.name) for run in numbered_runs(base)), default=0)
+        while True:
             run = base / f"{number:03d}"
-            try:
-                run.mkdir()  # fails for all but one of the runs that start at the same time
-            except FileExistsError:
-                continue
-            return run
+            with suppress(FileExistsError):  # one of the runs that start at the same time has it
+                run.mkdir()
+                return run
+            number += 1
     except OSError as error:
         raise type(error)(
             f"no run directory can be made under {base}: {error.strerror or error}; "
             "give another with --trainer.default_root_dir"
         ) from error
-    raise FileExistsError(f"{base} holds {_MOST_RUNS} runs; give another directory with --trainer.default_root_dir")
 
 
 def numbered_runs(base: Path) -> list[Path]:
@@ -67,9 +57,6 @@ def held(run: Path) -> Iterator[Path]:
 
     What a killed process has left in it, files that it was writing, is deleted first.
 
-    Args:
-        run: The directory.
-
     Raises:
         BusyError: If another process writes there.
     """
@@ -83,29 +70,17 @@ def held(run: Path) -> Iterator[Path]:
 
 @contextmanager
 def claimed(base: Path) -> Iterator[Path]:
-    """Create and hold the next numbered directory under `base`, after taking away what killed processes left there.
-
-    Args:
-        base: Directory of the runs.
-    """
+    """Create and hold the next numbered directory under `base`, after taking away what killed processes left there."""
     discard_abandoned(base)
     with held(claim_run(base)) as run:
         yield run
 
 
-def home_of(checkpoint: Path) -> Path:
-    """Return the run directory that a checkpoint belongs to, or the directory that it lies in."""
-    config = beside_checkpoint(checkpoint)
-    return config.parent if config is not None else checkpoint.parent
-
-
-def discard_if_empty(run: Path | None) -> None:
+def discard_if_empty(run: Path) -> None:
     """Take a run directory away again that nothing but its lock was written to."""
-    if run is None or not run.is_dir():
-        return
-    content = [path for path in run.iterdir() if not path.name.startswith(_LOCK)]
-    if not content:
-        for path in run.iterdir():
+    content = list(run.iterdir()) if run.is_dir() else []
+    if run.is_dir() and all(path.name.startswith(_LOCK) for path in content):
+        for path in content:
             path.unlink(missing_ok=True)
         run.rmdir()
 
@@ -120,13 +95,15 @@ def discard_partial(run: Path) -> None:
 def discard_abandoned(base: Path) -> None:
     """Take away the run directories under `base` that killed processes claimed and wrote nothing whole to."""
     for run in numbered_runs(base):
-        if (run / CONFIG).is_file() or not (run / _LOCK).exists():  # without a lock it was claimed a moment ago
-            continue
-        try:
-            with held(run):
+        if not (run / CONFIG).is_file() and (run / _LOCK).exists():  # without a lock it was claimed a moment ago
+            with suppress(BusyError), held(run):
                 pass
-        except BusyError:
-            continue
+
+
+def home_of(checkpoint: Path) -> Path:
+    """Return the run directory that a checkpoint belongs to, or the directory that it lies in."""
+    config = beside_checkpoint(checkpoint)
+    return config.parent if config is not None else checkpoint.parent
 
 
 def run_of_config(config: Path | None, base: Path) -> Path | None:
@@ -138,15 +115,7 @@ def run_of_config(config: Path | None, base: Path) -> Path | None:
 
 
 def find_checkpoint(base: Path, keyword: str, *, run: Path | None = None) -> Path:
-    """Find the newest run's checkpoint.
-
-    Args:
-        base: Directory of a config's runs.
-        keyword: "last" or "best".
-        run: The one run to look in; None looks from the newest to the oldest.
-
-    Returns:
-        Path of the file.
+    """Find the newest run's `last` or `best` checkpoint under `base`, or that of one run.
 
     Raises:
         FileNotFoundError: If no run has such a checkpoint.
@@ -181,10 +150,7 @@ def beside_checkpoint(checkpoint: str | os.PathLike[str]) -> Path | None:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is complete.
-
-    A process that is killed while it writes leaves the previous checkpoint as it was.
-    """
+    """Writes a checkpoint beside its place and moves it there when it is complete, so that the previous one is kept."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -202,32 +168,25 @@ class WholeCheckpointIO(TorchCheckpointIO):
             raise OSError(f"checkpoint {path} cannot be written: {reason}; earlier checkpoints are kept") from error
 
 
-def check_trained(path: Path) -> int:
-    """Refuse a file that does not hold the weights of a network.
+def read_trained(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, and refuse a file that does not hold the weights of a network.
 
-    Returns:
-        The number of steps that the run had done.
+    Lightning brings older checkpoints up to date itself.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, would run code, holds no weights, or was written by a Lightning of a later major
-            version.
+        ValueError: If it is damaged, would run code, holds no weights, or is of a later major version of Lightning.
     """
     content = read_checkpoint(path)
     weights_of(content, path)
-    if "pytorch-lightning_version" in content:
-        _check_version(path, content["pytorch-lightning_version"])
-    return int(content.get("global_step", 0))
-
-
-def _check_version(path: Path, written: object) -> None:
-    """Refuse a later major version of Lightning; it reads its own and brings older checkpoints up to date."""
+    written = content.get("pytorch-lightning_version", lightning.__version__)
     try:
         version = Version(str(written))
     except InvalidVersion as error:
         raise ValueError(f"{path} is damaged: pytorch-lightning_version={written!r} is not a version") from error
     if version.major > Version(lightning.__version__).major:
         raise ValueError(
-            f"{path} was written by Lightning {version}, and {lightning.__version__} is installed; upgrade lightning, or "
-            "load its weights alone with mlprank.models.ImageClassifier.load_from_checkpoint"
+            f"{path} was written by Lightning {version}, and {lightning.__version__} is installed; upgrade lightning, "
+            "or load its weights alone with mlprank.models.ImageClassifier.load_from_checkpoint"
         )
+    return content

@@ -22,8 +22,8 @@ from mlprank.costs.metrics import top_k_accuracy
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.measures import MEASURES
 from mlprank.models import ThreeLayerMLP
+from mlprank.models.loading import load_network
 from mlprank.pruning.pipeline import Pruning
-from mlprank.training.networks import load_network
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 COMPENSATIONS = ("constant", "zero", "mean", "least_squares")

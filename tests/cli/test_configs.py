@@ -29,7 +29,8 @@ def test_they_are_listed_with_what_they_say_of_themselves_and_copied(
     mlprank: Callable[..., Any], tmp_path: Path
 ) -> None:
     listed = mlprank("configs").out
-    assert all(f"{name} " in listed and about in listed for name, about in described())
+    assert all(f"{name}\n" in listed and about in " ".join(listed.split()) for name, about in described())
+    assert max(map(len, listed.splitlines())) <= 80
     assert len(described()) >= 10
     assert mlprank("configs", "quickstart", "--out=mine.yaml").out == "mine.yaml\n"
     assert (tmp_path / "mine.yaml").read_text() == (CONFIGS / "quickstart.yaml").read_text()

@@ -112,10 +112,10 @@ def test_a_checkpoint_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["--model-name", "TwoLayerMLPs@MNIST"], 'unknown model "TwoLayerMLPs"; did you mean'),
         (["--model-name", "TwoLayerMLP", "--dataset-name", "MNISTT"], 'unknown data set "MNISTT"; did you mean'),
         (["--measure-args", '{"ChannelWandA": {"p": 2}}'], "measure_args: 'ChannelWandA' is not in the grid"),
-        (["--checkpoint", "x.pth", "--model-name", "TwoLayerMLP", "ThreeLayerMLP"], "--checkpoint is for one network"),
+        (["--checkpoint", "x.pth", "--model-name", "TwoLayerMLP", "ThreeLayerMLP"], "--ckpt_path is for one network"),
         (
             ["--model-name", "A", "B", "--dataset-name", "X", "Y", "Z"],
-            "--model-name names 2 networks and --dataset-name 3",
+            "--model names 2 networks and --data 3",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_wrong_flags_are_named(
 
 def test_no_arguments_say_what_to_give(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment"]) == 2
-    assert "nothing to run: give --config configs/experiments/thesis.yaml" in capfd.readouterr().err
+    assert "nothing to run: give --config experiments/thesis" in capfd.readouterr().err
 
 
 def test_a_second_process_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

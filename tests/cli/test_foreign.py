@@ -151,19 +151,42 @@ def test_no_callback_of_someones_run_acts_in_an_evaluation(mlprank: Program, tmp
     values["trainer"] |= {"callbacks": [{"class_path": "evil.Callback"}], "logger": {"class_path": "evil.Logger"},
                           "plugins": ["evil.Plugin"], "limit_test_batches": 0}  # fmt: skip
     config.write_text(yaml.safe_dump(values))
-    tested = mlprank("test", "--ckpt_path=runs/small/001/checkpoints/best.ckpt")
-    assert tested.code == 0, tested.err
-    assert tested.out.startswith("mlprank test: takes model and data from runs/small/001/config.yaml\n")
-    assert "test_top1" in tested.out
+    for command, shown in (("test", "test_top1"), ("validate", "val_top1"), ("predict", "359 predictions"),
+                           ("prune", "Masked and removed network agree")):  # fmt: skip
+        done = mlprank(command, "--ckpt_path=runs/small/001/checkpoints/best.ckpt")
+        assert done.code == 0, done.err
+        assert done.out.startswith(f"mlprank {command}: takes model and data from runs/small/001/config.yaml\n")
+        assert shown in done.out
 
 
-def test_a_result_that_is_not_finite_ends_a_test_with_an_error(mlprank: Program, tmp_path: Path) -> None:
+def test_the_next_command_runs_on_a_data_module_that_draws_no_calibration_samples(
+    mlprank: Program, folder: Path
+) -> None:
+    fit = mlprank("fit", "--model=my_pkg.MyModule", *DATA, "--epochs=1", "--amount=0.5", *CPU)
+    assert fit.code == 0, fit.err
+    following = fit.out.partition("Next: ")[2].splitlines()[0].split()
+    assert following[:2] == ["mlprank", "prune"]
+    assert following[-2:] == ["--amount", "0.75"], "half of what is left"
+    assert not any(word.startswith("/") for word in following), "paths are relative"
+    pruned = mlprank(*following[1:])
+    assert pruned.code == 0, pruned.err
+    assert "Masked and removed network agree" in pruned.out
+    assert "--amount 0.88" in pruned.out.partition("Next: ")[2], "and it proposes something new"
+
+
+def test_a_result_that_is_not_finite_ends_a_test_with_an_error(mlprank: Program, folder: Path) -> None:
+    mine = ("--model=my_pkg.MyModule", *DATA, *CPU)
     assert mlprank("fit", "--config=small.yaml", "--epochs=1").code == 0
-    path = tmp_path / "runs/small/001/checkpoints/best.ckpt"
-    content = torch.load(path, weights_only=True)
-    content["state_dict"]["model.fc1.weight"][0, 0] = float("nan")
-    torch.save(content, path)
-    for command, name in (("test", "test_loss"), ("validate", "val_loss")):
-        result = mlprank(command, f"--ckpt_path={path}")
+    assert mlprank("fit", *mine, "--epochs=1").code == 0
+    for run, name, command, message in (
+        ("small/001/checkpoints/best", "model.fc1.weight", ("test",), "the loss is nan on the test data"),
+        ("small/001/checkpoints/best", "model.fc1.weight", ("validate",), "the loss is nan on the val data"),
+        ("default/001/checkpoints/last", "net.a.weight", ("test", *mine), "gives values that are not finite"),
+    ):
+        path = folder / "runs" / f"{run}.ckpt"
+        content = torch.load(path, weights_only=True)
+        content["state_dict"][name][0, 0] = float("nan")
+        torch.save(content, path)
+        result = mlprank(*command, f"--ckpt_path={path}")
         assert result.code == 2
-        assert f"{name} is nan: the network of {path} gives values that are not finite" in result.err
+        assert message in result.err

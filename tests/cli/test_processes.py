@@ -82,6 +82,29 @@ def test_a_process_killed_with_9_goes_on_and_ends_with_the_weights_of_a_whole_ru
 
 
 @pytest.mark.slow
+def test_of_two_processes_that_go_on_at_once_one_wins_and_the_other_says_who_holds_the_run(folder: Path) -> None:
+    assert _start(folder, *FIT).returncode == 0
+    command = [sys.executable, "-m", "mlprank", "fit", "--config=small.yaml", "--ckpt_path=last", "--epochs=400"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options: Any = {
+        "cwd": folder,
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    outputs = [process.communicate(timeout=600) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], outputs
+    (winner,) = (process.pid for process in both if process.returncode == 0)
+    (error,) = (err for process, (_, err) in zip(both, outputs, strict=True) if process.returncode == 2)
+    assert f"runs/small/001 is in use by process {winner}; wait until it ends" in error
+    assert "Traceback" not in error
+    assert _checkpoint(folder / "runs/small/001/checkpoints/last.ckpt")["epoch"] == 399
+    assert [path.name for path in (folder / "runs/small").iterdir()] == ["001"]
+
+
+@pytest.mark.slow
 def test_a_checkpoint_that_the_system_refuses_to_write_is_named_and_leaves_no_part(folder: Path) -> None:
     def at_most_100_kb() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

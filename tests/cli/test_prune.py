@@ -73,7 +73,7 @@ def test_what_the_config_said_to_the_callback_is_the_default_and_a_saved_config_
         (["--measur=norm"], "there is no option 'measur'; did you mean 'measure'?"),
         (["--device=foo"], "accelerator='foo' is not one of cpu, gpu, cuda, mps, auto"),
         (["--accelerator=cuda:99"], "there is no such device here"),
-        (["--split=tset"], "split='tset' is not one of val, test; did you mean 'test'?"),
+        (["--split=tset"], "split: 'tset' is not one of val, test; did you mean 'test'?"),
         (["--min_neurons=0"], "min_neurons=0 must be a whole number of at least 1"),
         (["--graph=dig"], "graph: 'dig' is not one of dag, chain; did you mean 'dag'?"),
         (["--protect=" + "[" * 3000], "protect: "),
@@ -111,9 +111,8 @@ from mlprank.cli import prune
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.parser import Parser
 prune.Recipe = dataclasses.make_dataclass("Recipe", [("added", int, 3)], bases=(prune.Recipe,), frozen=True)
-parser = Parser("prune", ImageClassifier)
-prune.add_options(parser.arguments)
-print(parser.arguments.parse_args(["--added=5"]).added)
+parser = Parser("prune", ImageClassifier, prune.add_options)
+print(parser.arguments.parse_args(["--added=5", "--model.model=mlprank.models.TwoLayerMLP"]).added)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "5\n", done.stderr

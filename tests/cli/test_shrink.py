@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import mlprank as library
+from mlprank.cli.steps import shown_steps
 from mlprank.pruning import shrink as module
-from mlprank.pruning.shrink import Progress
 from tests.conftest import CONFIG
 
 
@@ -92,10 +92,8 @@ def test_after_an_interruption_the_best_so_far_is_written(mlprank, checkpoint: P
     assert torch.load(tmp_path / "found" / "001" / "pruned.ckpt", weights_only=True)["mlprank"]
 
 
-def test_progress_says_what_is_left(capsys, monkeypatch):
-    from mlprank.cli import shrink as command
-
-    monkeypatch.setattr(command, "_SECONDS_BETWEEN_LINES", 0.0)
-    with command._shown() as show:
-        show(Progress(2.0, 8.0, "best so far 25.0% of the parameters, drop 0.10"))
-    assert "2 of about 8 networks" in capsys.readouterr().err
+def test_progress_says_what_is_left(capsys):
+    with shown_steps(" networks") as show:
+        show(2.0, 8.0, "best so far 25.0% of the parameters, drop 0.10")
+    text = capsys.readouterr().err
+    assert text == "best so far 25.0% of the parameters, drop 0.10 (2 of 8 networks, 0 s left)\n"

@@ -4,15 +4,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlprank.cli import COMMANDS, completion, export
-from mlprank.cli.bench import build_parser as bench_parser
-from mlprank.cli.prune import add_options
-from mlprank.cli.vocabulary import HELP, WORDS, CommandParser, render_help, render_table, translate, words_of
+from mlprank.cli import COMMANDS, completion, prune, shrink
+from mlprank.cli.help import HELP, render_help
+from mlprank.cli.vocabulary import CommandParser, option_of, render_table, translate, words_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.parser import Parser, trainer_parser
 from mlprank.utils.errors import OptionError
@@ -25,24 +25,20 @@ def _options_of(command: str) -> dict[str, Any]:
     """What the command's parser has, with its defaults."""
     if command in LIGHTNING:
         parser = trainer_parser("fit" if command == "tune" else command).arguments
-    elif command == "prune":
-        prune = Parser("prune", ImageClassifier)
-        add_options(prune.arguments)
-        for name in ("ckpt_path", "accelerator"):
-            prune.arguments.add_argument(f"--{name}")
-        prune.add_module_and_data()
-        parser = prune.arguments
+    elif command in ("prune", "shrink"):
+        parser = Parser(command, ImageClassifier, {"prune": prune, "shrink": shrink}[command].add_options).arguments
     else:
-        parser = {"export": export.build_parser, "bench": bench_parser}[command]()
+        parser = import_module(f"mlprank.cli.{command}").command_parser()
+        return {option.lstrip("-"): a.default for a in parser._actions for option in a.option_strings}
     return {action.dest: action.default for action in parser._actions}
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "prune", "export", "bench"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("tune", "configs")])
 def test_every_word_stands_for_an_option_that_the_command_has(command: str) -> None:
     options = _options_of(command)
     recipe = _options_of("prune")
     for word in words_of(command):
-        option = WORDS[word].means[command]
+        option = option_of(command, word)
         known = option in options or option.startswith(("data.", "model.optimizer.")) or option in ("model", "config")
         assert known or (command == "fit" and option in recipe), word
 
@@ -56,22 +52,30 @@ def test_help_fits_on_a_screen_or_two_and_into_80_columns(command: str) -> None:
     assert not any("subclass" in line or "class_path" in line for line in lines)
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "prune"])
+@pytest.mark.parametrize("command", ["fit", "test", "prune", "shrink"])
 def test_the_defaults_of_help_are_those_of_the_parser(command: str) -> None:
     options = _options_of(command)
-    shown = {WORDS[name].means[command]: default for _, group in HELP[command].groups for name, default in group
-             if name in WORDS}  # fmt: skip
-    for option in (
-        "trainer.accelerator",
-        "trainer.devices",
-        "seed_everything",
-        "amount",
-        "num_samples",
-        "round_to",
-        "split",
-    ):
-        if option in options and shown.get(option):
-            assert str(options[option]) == shown[option], option
+    text = " ".join(render_help(command).split())
+    shown = dict(re.findall(r"--(\w+) [A-Z]+ [^-]*?\(default ([^)]+)\)", text))
+    assert len(shown) >= 3
+    checked = ("accelerator", "devices", "seed", "amount", "num_samples", "round_to", "split", "measure", "refine")
+    for word in checked:
+        option = option_of(command, word)
+        if option in options and word in shown:
+            assert str(options[option]) == shown[word], option
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in HELP])
+def test_the_help_of_plain_commands_explains_every_option_within_80_columns(
+    command: str, mlprank: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        mlprank(command, "--help")
+    text = capfd.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"example:\n  mlprank {command} " in text
+    actions = import_module(f"mlprank.cli.{command}").command_parser()._actions
+    assert not [action.dest for action in actions if not action.help]
 
 
 def test_help_all_shows_every_option_without_a_list_of_classes(mlprank: Callable[..., Any], capfd: Any) -> None:
@@ -104,11 +108,11 @@ def test_help_is_there_within_a_second_of_processor_time_and_without_torch() -> 
         ("prune", "--device cpu --measure_name norm --out_path o", "--accelerator cpu --measure norm --out o"),
         ("tune", "--grid.lr [1] --grid.model.optimizer.lr [1] --out o",
          "--grid.model.optimizer.lr [1] --grid.model.optimizer.lr [1] --tune.out o"),
-        ("experiment", "--measure norm --model TwoLayerMLP --num_samples 64 --accelerator cpu",
-         "--measure-name norm --model-name TwoLayerMLP --calibration-samples 64 --device cpu"),
+        ("experiment", "--measure-name norm --model_name TwoLayerMLP --calibration-samples 64 --device cpu --checkpoint a",
+         "--measure norm --model TwoLayerMLP --num_samples 64 --accelerator cpu --ckpt_path a"),
         ("export", "--output o.onnx --checkpoint c", "--out o.onnx --ckpt_path c"),
         ("bench", "--json b.json", "--out b.json"),
-        ("report", "--out r --no_png", "--output r --no-png"),
+        ("report", "--output r --no-png", "--out r --no_png"),
     ],
 )  # fmt: skip
 def test_other_spellings_mean_the_same(command: str, typed: str, meant: str) -> None:
@@ -158,7 +162,7 @@ def test_completion_knows_every_command_option_and_config(mlprank: Callable[...,
 
 
 def test_a_wrong_value_names_the_option() -> None:
-    parser = CommandParser("bench")
+    parser = CommandParser("bench", "Compares.", "mlprank bench a b")
     parser.add_argument("--threads", type=int)
     with pytest.raises(OptionError, match=r"--threads: invalid int value: 'x'"):
         parser.parse_args(["--threads", "x"])

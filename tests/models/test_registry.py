@@ -59,7 +59,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cut.pth is damaged"):
         load_published(tmp_path / "cut.pth", "TwoLayerMLP")
     torch.save({"weights": {"a": torch.zeros(1)}, "epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth has no state dict: .*it holds \['epoch', 'weights'\]"):
+    with pytest.raises(ValueError, match=r"other.pth holds no weights: .*it holds \['epoch', 'weights'\]"):
         load_published(tmp_path / "other.pth", "TwoLayerMLP")
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list.pth holds a list"):

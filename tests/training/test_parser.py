@@ -55,7 +55,7 @@ from tests.conftest import CONFIG
         (["--trainer=3"], "trainer is a group of options; give one of them, such as --trainer.accelerator"),
         (["--data=DigitsData"], "data: 'DigitsData' is not a class that is known here; did you mean 'DigitsDataModule'?"),
         (["--data=nowhere.Data"], "data: nowhere cannot be imported"),
-        (["--model=torch.nn.Lineer"], "torch.nn.Lineer: torch.nn has no class 'Lineer'; did you mean 'Linear'?"),
+        (["--model=torch.nn.Lineer"], "model: torch.nn has no class 'Lineer'; did you mean 'Linear'?"),
         (["--trainer.max_epochs=1", "stray"], "'stray' is not an option; options start with --"),
     ],
 )  # fmt: skip

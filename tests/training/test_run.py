@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from mlprank.cli import main
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training import run as training_run
+from mlprank.training.runs import held
 from tests.conftest import CONFIG
 
 Program = Callable[..., Any]
@@ -117,6 +118,17 @@ def test_a_killed_run_that_goes_on_ends_with_the_weights_of_a_whole_one(
     assert all(torch.equal(whole["state_dict"][name], cut["state_dict"][name]) for name in whole["state_dict"])
     assert whole["lr_schedulers"] == cut["lr_schedulers"]
     assert _metrics(tmp_path / "whole" / "001") == _metrics(tmp_path / "cut" / "001")
+
+
+def test_a_run_that_another_process_goes_on_with_is_refused_and_says_who_holds_it(
+    mlprank: Program, trained: Path
+) -> None:
+    run = Path("runs/small/001")
+    with held(run):
+        result = mlprank(*FIT, "--ckpt_path=last")
+    assert result.code == 2
+    assert f"{run} is in use by process {os.getpid()}; wait until it ends" in result.err
+    assert "goes on in" not in result.out
 
 
 def test_ctrl_c_says_what_is_kept_and_exits_130(

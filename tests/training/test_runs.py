@@ -92,4 +92,3 @@ def test_only_an_empty_directory_is_discarded(tmp_path: Path) -> None:
     discard_if_empty(run)
     assert not run.exists()
     discard_if_empty(run)
-    discard_if_empty(None)

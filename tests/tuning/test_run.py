@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 import mlprank
-from mlprank.cli.tune import main
+from mlprank.cli import main
 from mlprank.datamodules import DigitsDataModule
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning import local
@@ -145,7 +145,7 @@ def test_an_interruption_says_how_to_go_on(config, tmp_path, monkeypatch):
 
 
 def test_the_command_explains_itself(capsys):
-    assert main(["--help"]) == 0
+    assert main(["tune", "--help", "all"]) == 0
     text = capsys.readouterr().out
     assert "--grid.OPTION" in text
     assert "--tune.keep_checkpoints" in text

@@ -17,7 +17,7 @@ from mlprank.cli import export as export_command
 from mlprank.cli import main
 from mlprank.models import MLP, TwoLayerMLP
 from mlprank.models.classifier import ImageClassifier
-from mlprank.training.networks import load_network
+from mlprank.models.loading import load_network
 
 
 def images(num: int = 8) -> Tensor:
@@ -75,7 +75,7 @@ def test_bench_prints_one_table_and_writes_json(
     shown = capsys.readouterr()
     assert shown.out.count("ratio") == 1
     assert "eager, batch 4" in shown.out
-    assert "measuring eager, batch 1 (3 of 4)" in shown.err
+    assert "measuring eager, batch 1 (2 of 4, " in shown.err
     models = json.loads(numbers.read_text())["models"]
     assert models["pruned"]["num_parameters"] < models["dense"]["num_parameters"]
 
@@ -114,6 +114,8 @@ def test_options_that_cannot_be_exit_with_2(checkpoints: tuple[Path, Path], caps
     assert "cannot take inputs of shape (2, 5)" in capsys.readouterr().err
     assert main(["bench", dense, pruned, "--threads=0"]) == 2
     assert "threads=0 must be from 1 to" in capsys.readouterr().err
+    assert main(["bench", dense, pruned, "--threads=100000"]) == 2
+    assert "threads=100000 must be from 1 to" in capsys.readouterr().err
     assert main(["bench", dense]) == 2
     assert "compares two checkpoints, dense and pruned, and 1 are given" in capsys.readouterr().err
 
