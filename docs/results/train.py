@@ -15,8 +15,7 @@ from mlprank.grids.progress import Progress
 from mlprank.training.build import TrialBuilder
 from mlprank.tuning.engines import choose_engine
 from mlprank.tuning.grid import TuneOptions
-from mlprank.tuning.store import Store
-from mlprank.tuning.trial import MONITOR, Trial, trial_config, trial_key
+from mlprank.tuning.store import MONITOR, Store, Trial, trial_config, trial_key
 
 
 def main() -> None:

@@ -22,8 +22,7 @@ from mlprank.tuning.grid import TuneOptions
 from mlprank.tuning.local import LocalEngine
 from mlprank.tuning.stack.engine import BatchedEngine, check_stackable, group_trials
 from mlprank.tuning.stack.network import CannotStackError
-from mlprank.tuning.store import Store
-from mlprank.tuning.trial import Trial
+from mlprank.tuning.store import Store, Trial
 
 
 class Engine(Protocol):

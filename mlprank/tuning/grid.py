@@ -17,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mlprank.grids.ray import check_ray, check_share
 from mlprank.grids.store import short_hash
 from mlprank.pruning.front import Budgets
-from mlprank.tuning.trial import Trial, format_value, trial_config, trial_key, without_places
+from mlprank.tuning.store import Trial, format_value, trial_config, trial_key, without_places
 from mlprank.utils.errors import OptionError, did_you_mean
 
 _GRID, _TUNE = "grid", "tune"

@@ -24,8 +24,7 @@ from mlprank.grids.progress import FAILURES, Watcher
 from mlprank.training.build import TrialBuilder, interruptible
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import finish_wandb
-from mlprank.tuning.store import BEST, Store
-from mlprank.tuning.trial import MONITOR, Outcome, Trial
+from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial
 
 METRICS = ("train_loss", "val_loss", "val_top1", "val_top5", "lr")
 _ONE_DEVICE = ("auto", None, 1, "1", -1, "-1", [0])

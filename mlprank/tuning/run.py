@@ -22,8 +22,7 @@ from mlprank.pruning.shrink import shrink
 from mlprank.training.build import TrialBuilder, with_weights
 from mlprank.tuning.engines import choose_engine
 from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
-from mlprank.tuning.store import BEST, Store
-from mlprank.tuning.trial import MONITOR, Outcome, Trial, format_value, short_names
+from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial, format_value, short_names
 from mlprank.utils.charts import Chart, compose, draw_heat_map, search_map, write_chart
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file, write_whole

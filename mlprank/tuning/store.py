@@ -1,4 +1,4 @@
-"""The directory of a grid search: one `result.json` a trial, whole or absent, is the truth.
+"""Trials of a grid search, and its directory: one `result.json` a trial, whole or absent, is the truth.
 
 ```
 OUT/grid.json                    which grid this is
@@ -15,13 +15,15 @@ OUT/stacks/<id>/                 a stack that is being trained: its trials and i
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -34,9 +36,135 @@ from mlprank.grids.store import (
     short_hash,
     write_record,
 )
-from mlprank.tuning.trial import Outcome, Trial, outcome_from_json, outcome_to_json
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import locked, write_whole
+
+MONITOR = "val_top1"
+"""The metric that trials are selected by; higher is better."""
+
+_PLACES = frozenset({"data_dir", "default_root_dir", "dirpath", "save_dir", "ckpt_path", "logger", "config"})
+_WITHOUT_EFFECT = ("PruningCallback", "ModelCheckpoint", "ProgressBar", "EpochLines")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of a grid.
+
+    Attributes:
+        key: Hash of its whole config and seed, without paths and logger.
+        point: The grid's options and their values here.
+        config: The whole resolved config of `mlprank fit`, in plain types.
+    """
+
+    key: str
+    point: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The point in a few words, such as `lr=0.01 weight_decay=1e-05`."""
+        return label(self.point)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a trial.
+
+    Attributes:
+        status: `done`, or `diverged` where a loss was no finite number.
+        history: Metrics of every epoch; NaN from the epoch on in which the trial diverged.
+        best_epoch: Epoch, from 0, of the best validation accuracy; -1 for a diverged trial.
+        duration_s: Wall time of the training; a stack's trials share its time.
+        engine: Which engine trained it.
+        device: Where, such as `cpu` or `NVIDIA H100`.
+    """
+
+    status: Literal["done", "diverged"]
+    history: tuple[Mapping[str, float], ...]
+    best_epoch: int
+    duration_s: float
+    engine: str
+    device: str
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics of the best epoch; of a diverged trial NaN."""
+        if self.status == "diverged" or not self.history:
+            return {MONITOR: math.nan}
+        return self.history[self.best_epoch]
+
+    @property
+    def score(self) -> float:
+        """What trials are selected by; NaN for a diverged one."""
+        return float(self.metrics.get(MONITOR, math.nan))
+
+
+def label(point: Mapping[str, Any]) -> str:
+    """Return a point in a few words: the shortest endings of the options that tell them apart, and their values."""
+    names = short_names(list(point))
+    return " ".join(f"{names[key]}={format_value(value)}" for key, value in point.items())
+
+
+def short_names(keys: list[str]) -> dict[str, str]:
+    """Return for every dotted option the shortest ending that no other has."""
+    names = {}
+    for key in keys:
+        words = key.split(".")
+        endings = [".".join(words[-length:]) for length in range(1, len(words) + 1)]
+        others = [other for other in keys if other != key]
+        names[key] = next(e for e in endings if e == key or not any(o == e or o.endswith("." + e) for o in others))
+    return names
+
+
+def format_value(value: Any) -> str:
+    """Return a value as a person writes it, `1e-05` for 0.00001 and JSON for what is nested."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
+
+
+def trial_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a trial: that of `mlprank fit` without what acts after training or only shows it."""
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    trainer = plain.setdefault("trainer", {})
+    callbacks = trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    trainer["callbacks"] = [c for c in callbacks if not str(c.get("class_path")).endswith(_WITHOUT_EFFECT)] or None
+    plain["ckpt_path"] = None
+    return plain
+
+
+def trial_key(config: Mapping[str, Any]) -> str:
+    """Return the hash of a trial's config, without paths and logger: 16 hexadecimal digits."""
+    return short_hash(json.dumps(without_places(config), sort_keys=True))
+
+
+def without_places(value: Any) -> Any:
+    """Return a copy of a plain value without paths and loggers."""
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items() if key not in _PLACES}
+    return [without_places(item) for item in value] if isinstance(value, list) else value
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome in plain types, NaN as None."""
+    rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in outcome.history]
+    score = outcome.score if math.isfinite(outcome.score) else None
+    return {**{name: getattr(outcome, name) for name in _OUTCOME}, MONITOR: score, "history": rows}
+
+
+def outcome_from_json(record: Mapping[str, Any]) -> Outcome:
+    """Return the outcome that `outcome_to_json` wrote.
+
+    Raises:
+        KeyError: If an entry is missing.
+    """
+    rows = ({name: math.nan if value is None else value for name, value in row.items()} for row in record["history"])
+    return Outcome(**{name: record[name] for name in _OUTCOME}, history=tuple(rows))
+
+
+_OUTCOME = ("status", "best_epoch", "duration_s", "engine", "device")
+
 
 GRID, RESULT, FAILED, PRUNED = "grid.json", "result.json", "failed.json", "pruned.json"
 CONFIG, BEST, PROGRESS, STACK, LAST = "config.yaml", "best.ckpt", "progress.json", "stack.json", "last.ckpt"

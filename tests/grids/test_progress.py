@@ -7,7 +7,7 @@ from rich.console import Console
 
 from mlprank.grids import progress
 from mlprank.grids.progress import Progress, time_left
-from mlprank.tuning.trial import Outcome, Trial
+from mlprank.tuning.store import Outcome, Trial
 
 
 def trial(lr, decay=0.0):

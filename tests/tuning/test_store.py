@@ -10,8 +10,7 @@ import sys
 import pytest
 
 from mlprank.grids.store import write_record
-from mlprank.tuning.store import Store
-from mlprank.tuning.trial import Outcome, Trial, format_value, label, short_names, trial_config, trial_key
+from mlprank.tuning.store import Outcome, Store, Trial, format_value, label, short_names, trial_config, trial_key
 from mlprank.utils.files import BusyError, write_whole
 
 TRIAL = Trial(key="k1", point={"model.lr": 0.1}, config={"trainer": {}})

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning.stack.network import CannotStackError, Stack
-from mlprank.tuning.trial import MONITOR
+from mlprank.tuning.store import MONITOR
 
 
 def stacked_cross_entropy(

@@ -26,8 +26,7 @@ from mlprank.training.runs import WholeCheckpointIO
 from mlprank.tuning.local import LocalEngine, finish_loggers, name_loggers, outcome_of, takes_several_devices
 from mlprank.tuning.stack.classifier import StackedClassifier, StackedDataModule
 from mlprank.tuning.stack.network import CannotStackError, Plan, trace
-from mlprank.tuning.store import BEST, LAST, STACK, Store
-from mlprank.tuning.trial import Trial, without_places
+from mlprank.tuning.store import BEST, LAST, STACK, Store, Trial, without_places
 from mlprank.utils.files import write_whole
 
 _OWN_IN_MODEL = ("lr_scheduler", "label_smoothing", "bias_weight_decay", "norm_weight_decay")
