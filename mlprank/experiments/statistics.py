@@ -155,7 +155,7 @@ def _average(groups: Sequence[Sequence[float]], *, confidence: float = 0.95) -> 
     One group gives Student's interval. Several independent ones (networks with trainings of their own) add their
     variances; the degrees of freedom are Satterthwaite's (1946). Every group needs `MIN_TRAININGS` values.
     """
-    from scipy import stats
+    from scipy.special import stdtr, stdtrit  # Student's distribution and its inverse; scipy.stats takes a second
 
     everything = tuple(value for group in groups for value in group)
     mean = fmean(map(fmean, groups))
@@ -165,9 +165,9 @@ def _average(groups: Sequence[Sequence[float]], *, confidence: float = 0.95) -> 
     if math.fsum(parts) <= (1e-12 * max(map(abs, everything))) ** 2:  # nothing varies but by rounding
         return Estimate(mean, None, None, everything), 1.0 if abs(mean) < 1e-12 else 0.0
     freedom = math.fsum(parts) ** 2 / math.fsum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
-    spread = stats.t(freedom, scale=math.sqrt(math.fsum(parts)))
-    half = float(spread.ppf(0.5 + confidence / 2))
-    return Estimate(mean, mean - half, mean + half, everything), float(2 * spread.sf(abs(mean)))
+    error = math.sqrt(math.fsum(parts))
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
+    return Estimate(mean, mean - half, mean + half, everything), float(2 * stdtr(freedom, -abs(mean) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
