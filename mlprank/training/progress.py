@@ -108,14 +108,16 @@ class RunProgress(ProgressBar):
         self._done = 0
         if not (self._enabled and self._is_live):
             return
-        if self._bar is None:
+        count = None if math.isinf(total) else int(total)
+        if self._bar is not None:
+            self._bar.reset(self._task, total=count, description=what)
+        else:
             text, numbers = TextColumn("{task.description}"), TextColumn("{task.fields[metrics]}")
             columns = (text, BarColumn(bar_width=20), MofNCompleteColumn(), numbers)
             self._bar = Progress(*columns, console=Console(), transient=True, auto_refresh=False)
-            self._task = self._bar.add_task(what, metrics="")
+            self._task = self._bar.add_task(what, total=count, metrics="")
             self._bar.start()
-        self._bar.reset(self._task, total=None if math.isinf(total) else int(total), description=what)
-        self._draw()
+        self._drawn_at = time.monotonic()
 
     def _advance(self) -> None:
         self._done += 1
