@@ -235,9 +235,9 @@ def test_a_thousand_steps_of_a_three_layer_network_take_at_most_three_seconds_on
         narrow = pruning.run().model
         seconds = []
         for _ in itertools.repeat(None, 3):
-            start = time.perf_counter()
+            start = time.process_time()  # what other programs take away does not count
             refine(narrow, model, pruning.calibration, by=Refinement(steps=1000))
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     finally:
         torch.set_num_threads(threads)
     assert min(seconds) <= 3
