@@ -23,7 +23,7 @@ from mlprank.callbacks.training import (
     plain_state_dicts,
     sharpen_masks,
 )
-from mlprank.pruning.evaluation import Evaluation
+from mlprank.pruning.evaluation import Evaluation, from_here
 from mlprank.pruning.recipe import document_fields, make_recipe, takes_recipe
 from mlprank.surgery.masks import compute_own
 
@@ -179,7 +179,7 @@ class PruningCallback(Callback):
             raise ValueError(refused) from exception
         if isinstance(exception, KeyboardInterrupt):
             best = best_path(trainer) or self.dense_path
-            kept = f"the best checkpoint so far is {best}; mlprank prune takes it" if best else ""
+            kept = f"the best checkpoint so far is {from_here(Path(best))}; mlprank prune takes it" if best else ""
             rank_zero_info(f"Interrupted{self._interrupted()}: {kept or 'no checkpoint has been written yet'}.")
 
     def _interrupted(self) -> str:

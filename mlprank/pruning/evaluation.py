@@ -232,17 +232,17 @@ def print_pruning(
     rows += [("config", config)] if config.is_file() else []
     console.print("\nWritten:")
     for what, path in rows:
-        console.print(f"  {what:<15} {_from_here(path)}", soft_wrap=True)
+        console.print(f"  {what:<15} {from_here(path)}", soft_wrap=True)
     if config.is_file() and dense is not None:
         amount = max((evaluation.result.achieved for evaluation in evaluations), default=0.0)
         further = round(1 - (1 - amount) / 2, 2)  # half of what is left
-        hint = f"mlprank prune --config {_from_here(config)} --ckpt_path {_from_here(dense)} --amount {further:g}"
+        hint = f"mlprank prune --config {from_here(config)} --ckpt_path {from_here(dense)} --amount {further:g}"
     else:
-        pruned = _from_here(files[-1]["pruned network"])
+        pruned = from_here(files[-1]["pruned network"])
         hint = f"python -c \"import mlprank; print(mlprank.load_pruned('{pruned}', YourNetwork()))\""
     console.print(f"Next: {hint}", soft_wrap=True)
 
 
-def _from_here(path: Path) -> Path:
+def from_here(path: Path) -> Path:
     """A path below the current directory as a relative one; Lightning makes its paths absolute."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -95,7 +95,7 @@ def build(config: Config, directory: Path | None) -> Built:
     elif loggers in (None, True):
         options["logger"] = False
     if given["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
-        callbacks.append(RunProgress())
+        callbacks.insert(0, RunProgress())  # first, so that its bar has gone where others speak
     options["plugins"] = [*given["plugins"], WholeCheckpointIO()]
     model: LightningModule = parts.model
     if config.checkpoint is not None and not config.goes_on:
