@@ -66,6 +66,22 @@ class PruningCallback(Callback):
     Raises:
         ValueError: If an argument is out of range.
         TypeError: If `schedule` is not a schedule.
+
+    Example:
+        >>> from mlprank.datamodules import DigitsDataModule
+        >>> from mlprank.models import MLP
+        >>> from mlprank.models.classifier import ImageClassifier
+        >>> callback = PruningCallback(amount=0.5, apply="remove", dirpath="pruned")
+        >>> trainer = Trainer(
+        ...     max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False,
+        ...     enable_progress_bar=False, enable_model_summary=False,
+        ... )
+        >>> module = ImageClassifier(MLP(64, [32], 10))
+        >>> trainer.fit(module, DigitsDataModule())
+        ImageClassifier pruned by weighted_pagerank, local, least_squares, dag
+        ...
+        >>> module.model.fc1.out_features
+        16
     """
 
     @takes_recipe

@@ -118,7 +118,12 @@ class Steps(ABC):
 
 @dataclass(frozen=True)
 class Linear(Steps):
-    """The amount grows by the same number of neurons every time."""
+    """The amount grows by the same number of neurons every time.
+
+    Example:
+        >>> Linear(start_epoch=1, end_epoch=5).share(0.25)
+        0.25
+    """
 
     def share(self, progress: float) -> float:
         """Return the progress itself."""
@@ -131,6 +136,10 @@ class Cubic(Steps):
 
     Source:
         Zhu and Gupta 2017, arXiv:1710.01878.
+
+    Example:
+        >>> Cubic(start_epoch=1, end_epoch=5).share(0.5)
+        0.875
     """
 
     def share(self, progress: float) -> float:

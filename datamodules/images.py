@@ -51,6 +51,14 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         num_classes: Number of classes.
         in_shape: Shape (C, H, W) of an image.
+
+    Example:
+        >>> from mlprank.datamodules import DigitsDataModule
+        >>> data = DigitsDataModule(batch_size=32, random_crop=1)
+        >>> data.setup("fit")
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, images.dtype
+        (torch.Size([32, 1, 8, 8]), torch.float32)
     """
 
     num_classes: ClassVar[int]

@@ -26,6 +26,11 @@ class DigitsDataModule(ImageDataModule):
 
     Source:
         Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI Machine Learning Repository.
+
+    Example:
+        >>> data = DigitsDataModule()
+        >>> sum(len(images) for images, labels in data.calibration_dataloader(num_samples=100))
+        100
     """
 
     num_classes: ClassVar[int] = 10
@@ -80,6 +85,10 @@ class MNISTDataModule(ImageDataModule):
 
     Source:
         LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition".
+
+    Example:
+        >>> MNISTDataModule(batch_size=512).in_shape
+        (1, 28, 28)
     """
 
     num_classes: ClassVar[int] = 10
@@ -103,6 +112,10 @@ class FashionMNISTDataModule(MNISTDataModule):
 
     Source:
         Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST", arXiv:1708.07747.
+
+    Example:
+        >>> FashionMNISTDataModule(random_flip=0.5).num_classes
+        10
     """
 
     file_set: ClassVar[FileSet] = replace(
@@ -123,6 +136,10 @@ class CIFAR10DataModule(ImageDataModule):
 
     Source:
         Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+
+    Example:
+        >>> CIFAR10DataModule(auto_augment="cifar10").in_shape
+        (3, 32, 32)
     """
 
     num_classes: ClassVar[int] = 10
@@ -157,6 +174,10 @@ class CIFAR100DataModule(CIFAR10DataModule):
 
     Source:
         Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+
+    Example:
+        >>> CIFAR100DataModule(mixup_alpha=0.2).num_classes
+        100
     """
 
     num_classes: ClassVar[int] = 100

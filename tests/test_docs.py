@@ -101,12 +101,20 @@ def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pyte
             assert result.failed == 0, test.name
 
 
-PUBLIC = sorted(set(mlprank.__all__) - {"__version__"})
+def _documented() -> list[str]:
+    """Every name that the reference shows: those of `mlprank`, and of the site's pages."""
+    names = {f"mlprank.{name}" for name in set(mlprank.__all__) - {"__version__"}}
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for entry in re.findall(
+            r"^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?", page.read_text(), re.MULTILINE
+        ):
+            names |= {f"{entry[0]}.{member}" for member in entry[1].split(", ")} if entry[1] else {entry[0]}
+    return sorted(names)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_shows_an_example(name: str):
-    assert ">>>" in (inspect.getdoc(getattr(mlprank, name)) or ""), f"mlprank.{name} has no example"
+@pytest.mark.parametrize("name", _documented())
+def test_every_documented_name_shows_an_example(name: str):
+    assert ">>>" in (inspect.getdoc(pkgutil.resolve_name(name)) or ""), f"{name} has no example"
 
 
 def test_subpackages_resolve_when_they_are_named():

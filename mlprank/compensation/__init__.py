@@ -38,6 +38,10 @@ class Compensation(Protocol):
 
     Attributes:
         keeps_bias: Whether the pruned neuron's bias stays, so that it sends `act(bias)`; otherwise it sends `act(0)`.
+
+    Example:
+        >>> isinstance(Mean(), Compensation)
+        True
     """
 
     @property
@@ -85,21 +89,36 @@ class Regression(Compensation, Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """The weight row is zeroed, the bias stays: the neuron sends `act(bias)`. As published."""
+    """The weight row is zeroed, the bias stays: the neuron sends `act(bias)`. As published.
+
+    Example:
+        >>> Constant().keeps_bias
+        True
+    """
 
     keeps_bias: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Zero:
-    """Weight row and bias are zeroed: the neuron sends `act(0)`."""
+    """Weight row and bias are zeroed: the neuron sends `act(0)`.
+
+    Example:
+        >>> Zero().keeps_bias
+        False
+    """
 
     keeps_bias: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The neuron sends its mean over the calibration data."""
+    """The neuron sends its mean over the calibration data.
+
+    Example:
+        >>> get_compensation("mean")
+        Mean()
+    """
 
     keeps_bias: ClassVar[bool] = False
 
@@ -118,6 +137,10 @@ class LeastSquares:
 
     Attributes:
         ridge: The penalty as a share of the mean variance of the kept neurons, positive.
+
+    Example:
+        >>> get_compensation({"name": "least_squares", "ridge": 0.1})
+        LeastSquares(ridge=0.1)
     """
 
     ridge: float = 1e-2

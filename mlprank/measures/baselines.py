@@ -38,6 +38,14 @@ class Norm:
 
     Raises:
         ValueError: If `p` is not above 0 or is NaN.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> Norm(p=2)(layer)
+        tensor([0.7500, 0.2500])
     """
 
     p: float = 1
@@ -58,7 +66,16 @@ def activation_scores(activation: Float[Tensor, " n_out"]) -> Float[Tensor, " n_
 
 @dataclass(frozen=True)
 class Activation:
-    """Activation norms; it has no parameters."""
+    """Activation norms; it has no parameters.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> Activation()(layer)
+        tensor([0.3333, 0.6667])
+    """
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `activation_scores`."""
@@ -79,7 +96,16 @@ def wanda(weight: Float[Tensor, "n_out n_in"], input_norms: Float[Tensor, " n_in
 
 @dataclass(frozen=True)
 class Wanda:
-    """Weights times activations; it has no parameters."""
+    """Weights times activations; it has no parameters.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> Wanda()(layer)
+        tensor([0.6000, 0.4000])
+    """
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores; see `wanda`."""
@@ -108,6 +134,14 @@ class Random:
 
     Raises:
         ValueError: If the seed is not a non-negative integer.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> Random(seed=0)(layer)
+        tensor([0.4963, 0.5037])
     """
 
     seed: int = 0

@@ -107,6 +107,14 @@ class WeightedPageRank:
 
     Raises:
         ValueError: If a parameter is outside [0, 1] or NaN.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> WeightedPageRank(gamma=0.9)(layer)
+        tensor([0.4833, 0.5167])
     """
 
     gamma: float = 0.9
@@ -162,6 +170,14 @@ class ModifiedPageRank:
 
     Raises:
         TypeError: If `z_importance` is not a bool.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> ModifiedPageRank()(layer)
+        tensor([0.6000, 0.4000])
     """
 
     z_importance: bool = False

@@ -182,6 +182,14 @@ class Reconstruction:
 
     Raises:
         ValueError: On a call, if a reader's shapes do not fit or hold NaN; the message names the layer.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures.record import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> Reconstruction()(layer)
+        tensor([0.3333, 0.6667])
     """
 
     reads_pruned: ClassVar[bool] = True

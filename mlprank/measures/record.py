@@ -18,6 +18,11 @@ class Reader:
         weight: The reader's raw weights on these neurons, shape (m, n_out).
         gram: Centred Gram matrix ``C^T C`` of what it reads from them, shape (n_out, n_out), float64,
             activation units squared. Readers of the same tensor share one object.
+
+    Example:
+        >>> import torch
+        >>> Reader(weight=torch.ones(3, 2), gram=torch.eye(2, dtype=torch.float64)).weight.shape
+        torch.Size([3, 2])
     """
 
     weight: Float[Tensor, "m n_out"]
@@ -46,6 +51,14 @@ class LayerRecord:
         TypeError: If the weights are not real floating-point numbers.
         ValueError: If a shape does not fit the weights, a norm or a score is negative, NaN or infinite, or the
             amount is outside [0, 1); the message names the layer.
+
+    Example:
+        >>> import torch
+        >>> from mlprank.measures import Activation
+        >>> ones = torch.ones(2)
+        >>> record = LayerRecord("fc1", torch.eye(2), ones / 2, input_norms=ones, output_norms=torch.tensor([3.0, 1.0]))
+        >>> Activation()(record)
+        tensor([0.7500, 0.2500])
     """
 
     name: str
@@ -86,6 +99,11 @@ class Measure(Protocol):
     A measure says by two attributes, both False where they are missing, what else its scores depend on:
     ``reads_pruned``, whether it must see the network already pruned below a layer, and ``reads_amount``, whether it
     looks at `LayerRecord.amount` (a measure of another package that does not say is asked anew for every amount).
+
+    Example:
+        >>> from mlprank.measures import Norm
+        >>> isinstance(Norm(), Measure)
+        True
     """
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:

@@ -49,6 +49,12 @@ class Local:
     """In every layer, remove the ``round(amount * n_out)`` neurons with the smallest scores.
 
     Rounding is Python's: a half goes to the even number. Of equal scores the lower index goes first.
+
+    Example:
+        >>> import torch
+        >>> scores = {"fc1": torch.tensor([0.4, 0.1, 0.3, 0.2]), "fc2": torch.tensor([0.6, 0.4])}
+        >>> Local()(scores, {"fc1": 0.5, "fc2": 0.5})["fc1"]
+        tensor([ True, False,  True, False])
     """
 
     layer_by_layer: ClassVar[bool] = True
@@ -84,6 +90,12 @@ class Global:
 
     Raises:
         ValueError: If `normalise` is neither.
+
+    Example:
+        >>> import torch
+        >>> scores = {"fc1": torch.tensor([0.4, 0.1, 0.3, 0.2]), "fc2": torch.tensor([0.6, 0.4])}
+        >>> Global()(scores, {"fc1": 0.5, "fc2": 0.5})["fc1"]
+        tensor([ True, False,  True, False])
     """
 
     normalise: Literal["width", "none"] = "width"

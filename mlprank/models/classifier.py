@@ -51,6 +51,13 @@ class ImageClassifier(LightningModule):
     Raises:
         ValueError: If an argument is out of range, or the schedule does not fit the optimizer.
         TypeError: If an argument has the wrong type.
+
+    Example:
+        >>> from functools import partial
+        >>> from mlprank.models import MLP
+        >>> module = ImageClassifier(MLP(64, [32], 10), optimizer=partial(torch.optim.AdamW, lr=0.002))
+        >>> type(module.configure_optimizers()).__name__
+        'AdamW'
     """
 
     def __init__(

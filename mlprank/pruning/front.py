@@ -179,6 +179,14 @@ class Front:
         score: What the score is: "top-1", "agreement", or the name of a function.
         count: What amounts are shares of.
         interrupted: Whether the search was broken off; `best` is the best so far then.
+
+    Example:
+        >>> import mlprank, torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
+        >>> x = torch.randn(256, 8)
+        >>> front = mlprank.shrink(network, x, x, max_params=0.5, refine=0)
+        >>> [row["chosen"] for row in front.rows()].count(True), front.best_point.num_parameters <= 353
+        (1, True)
     """
 
     best: PruningResult

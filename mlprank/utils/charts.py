@@ -222,7 +222,7 @@ def draw_front(
         "cost:Q",
         title=f"{cost} (less is better)",
         scale=alt.Scale(type="log" if wide else "linear", domain=span, nice=False, zero=False),
-        axis=alt.Axis(format=".4~f", labelOverlap=True, grid=False),
+        axis=alt.Axis(format="~s" if min(costs) >= 1000 else ".4~f", labelOverlap=True, grid=False),
     )
     y = alt.Y(
         "top1:Q", title=f"{score}, %" if percent else score, scale=alt.Scale(domain=heights, nice=False, zero=False)
