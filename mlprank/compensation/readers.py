@@ -11,6 +11,7 @@ from torch import Tensor
 from mlprank.calibration.data import Calibration
 from mlprank.calibration.statistics import PooledMoments, views_of
 from mlprank.compensation import Refit, Regression, Targets
+from mlprank.graph.operations import shape_of
 from mlprank.graph.program import Fill, Run
 from mlprank.graph.records import Graph, Layer, State
 
@@ -129,8 +130,16 @@ class SideBySide:
         positions = max(1, math.ceil(rows / max(1, self.num_samples)))
         weight = dense.flatten(2).double()
         total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=dense.device)
+        program = self.graph.program
+        routed = {  # which rows arrive depends on the data: those of the two networks are no pairs
+            node
+            for node, source in nodes.items()
+            for value in [program.nodes[program.order[source]]]
+            if any(str(size).startswith("u") for size in shape_of(value))
+        }
         for batch in self.read(state, nodes, fills):
             for node, (before, after) in batch.items():
+                before = after if node in routed else before
                 x = kinds[node].patches(after, inputs, positions).flatten(2).double()
                 z = kinds[node].patches(before, everything, positions).flatten(2).double() @ weight.transpose(1, 2)
                 x = torch.cat([x, x.new_ones(groups, x.shape[1], 1)], dim=2)

@@ -654,7 +654,7 @@ class Reading:
                 axis = self.axes.get(source, {}).get(dim)
                 if axis is None:
                     continue
-                found = self._reshaped(source, dim, axis, old, new, before, after)
+                found = self._reshaped(node, dim, axis, old, new, before, after)
                 if found is None:
                     self.spaces.keep_whole(axis, f"`{operation(node)}` mixes them with another dimension")
                 else:
@@ -662,21 +662,23 @@ class Reading:
                     if place in self.axes.get(node, {}):  # two axes have become one
                         for each in (moved, self.axes[node][place]):
                             self.spaces.keep_whole(each, f"`{operation(node)}` mixes them with another dimension")
+                    elif part is None:
+                        self.axes.setdefault(node, {})[place] = moved
                     else:
                         self.put(node, place, moved, [part])
 
     def _reshaped(
         self,
-        source: fx.Node,
+        node: fx.Node,
         dim: int,
         axis: Axis,
         old: Sequence[int],
         new: Sequence[int],
         before: Sequence[int | str],
         after: Sequence[int | str],
-    ) -> tuple[int, Axis, Part] | None:
-        """Where an axis lies when some dimensions have become some others."""
-        part = self.part(source, dim)
+    ) -> tuple[int, Axis, Part | None] | None:
+        """Where an axis lies, and what importance comes from (None: the data) when some dimensions have become some others."""
+        part = self.part(as_node(node.args[0]), dim)
         wide_old = [each for each in old if before[each] != 1 or each == dim]
         wide_new = [each for each in new if after[each] != 1]
         if len(wide_old) == 1:
@@ -684,7 +686,7 @@ class Reading:
                 return (new[0], axis, part) if len(new) == 1 else None
             if len(wide_new) == 1:
                 return wide_new[0], axis, part
-            return self._unfolded(axis, wide_new, after, part)
+            return self._unfolded(node, axis, wide_new, after, part)
         if len(wide_new) == 1 and all(isinstance(before[each], int) for each in wide_old if each != dim):
             position = wide_old.index(dim)
             repeat = math.prod(int(before[each]) for each in wide_old[:position])
@@ -694,8 +696,8 @@ class Reading:
         return None
 
     def _unfolded(
-        self, axis: Axis, new: Sequence[int], after: Sequence[int | str], part: Part
-    ) -> tuple[int, Axis, Part] | None:
+        self, node: fx.Node, axis: Axis, new: Sequence[int], after: Sequence[int | str], part: Part
+    ) -> tuple[int, Axis, Part | None] | None:
         """An axis of blocks, or one that repeats itself, falls into dimensions again."""
         sizes = [int(after[each]) for each in new if isinstance(after[each], int)]
         if len(sizes) != len(new):
@@ -708,6 +710,9 @@ class Reading:
         period, rest = divmod(len(axis), sizes[0])
         if len(sizes) == 2 and not rest and axis == axis[:period] * sizes[0]:
             return new[1], axis[:period], part
+        if len(sizes) == 2 and sizes[0] < sizes[1]:  # equal parts, each along the longer dimension
+            half = self._tie_parts(node, axis, sizes[0], self.words(node, operation(node)))
+            return None if half is None else (new[1], half, None)
         return None
 
     def _permute(self, node: fx.Node, name: str) -> None:

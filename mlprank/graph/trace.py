@@ -213,7 +213,15 @@ def _written_numbers(
 
 
 def check_parameters(model: nn.Module) -> None:
-    """Raise a TypeError or ValueError that names the first parameter that cannot be pruned by."""
+    """Raise a TypeError or ValueError that names the first module or parameter that cannot be pruned by."""
+    for name, module in model.named_modules():
+        place = f'layer "{name}"' if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{place} is a {type(module).__name__}, whose forward cannot be read; prune it before it is scripted"
+            )
+        if hasattr(module, "_packed_params"):
+            raise TypeError(f"{place} is a quantised {type(module).__name__}; prune the network before it is quantised")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             raise TypeError(f'parameter "{name}" is not initialised yet; run the network on one batch first')

@@ -26,7 +26,7 @@ from mlprank.calibration.statistics import (
 from mlprank.compensation import Regression, get_compensation
 from mlprank.compensation.readers import zero_rows, zeroed_parameters
 from mlprank.graph.records import Graph, Group, Place, State, quoted
-from mlprank.graph.trace import LOCK, trace
+from mlprank.graph.trace import LOCK, check_parameters, trace
 from mlprank.measures import Reader, get_measure
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
@@ -158,6 +158,7 @@ class Pruning:
     ) -> None:
         self.recipe = make_recipe(recipe, fields)
         inner = unwrap(model)
+        check_parameters(inner)
         with LOCK:
             self.model = inner if is_plain(inner) else plain_copy(inner)
         self.baked = parametrised(inner)

@@ -57,6 +57,10 @@ FOLLOWED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
     "its own gate": (lambda m, h: h * torch.sigmoid(h), (9, 6)),
     "concatenation": (lambda m, h: sum(torch.cat([h, 2 * h], 1).chunk(2, 1)), (9, 6)),
     "halves": (lambda m, h: torch.cat([h[:, : h.shape[1] // 2], 2 * h[:, h.shape[1] // 2 :]], 1), (9, 6)),
+    "equal parts, weighed against each other": (
+        lambda m, h: (h * h.unflatten(1, (2, -1)).softmax(1).flatten(1)).exp(),
+        (9, 6),
+    ),
     "stacked": (lambda m, h: torch.stack([h, h.tanh()], 1).mean(1), (9, 6)),
     "the larger one": (lambda m, h: torch.max(h, 1 - h), (9, 6)),
     "repeated tokens": (lambda m, h: h.repeat(1, 2, 1).sum(1), (9, 4, 6)),
@@ -128,7 +132,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str, dict[str, nn.Module | nn.Pa
         "a recurrent layer reads them, which stays whole",
         {"r": nn.LSTM(8, 8, batch_first=True)},
     ),
-    "mixing reshape": (lambda m, h: h.view(-1, 2, 4).flatten(1), "`view` mixes them with another dimension", {}),
+    "mixing reshape": (lambda m, h: h.view(-1, 4, 2).flatten(1), "`view` mixes them with another dimension", {}),
     "own statistics": (
         lambda m, h: m.n(h),
         "a batch norm normalises them",

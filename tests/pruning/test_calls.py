@@ -241,3 +241,39 @@ def test_fused_and_separate_gates_are_one_group() -> None:
         assert norm.normalized_shape == (4,)
         assert norm.eps == pytest.approx(2e-5)
         assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
+
+
+def test_networks_that_cannot_be_read_are_refused_before_anything_is_run() -> None:
+    network, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(9, 6)
+    for scripted in (torch.jit.script(network), torch.jit.trace(network, x)):
+        with pytest.raises(TypeError, match=r"model is a \w+Module, whose forward cannot be read; prune it before"):
+            prune(scripted, x)
+    quantised = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    with pytest.raises(TypeError, match=r'layer "0" is a quantised Linear; prune the network before it is quantised'):
+        prune(quantised, x)
+
+
+def test_experts_that_see_other_rows_in_the_pruned_network_are_fitted_to_what_they_see() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.gate, self.head = nn.Linear(6, 12), nn.Linear(12, 3), nn.Linear(12, 2)
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12)) for _ in range(3)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.enter(x).relu()
+            weights, chosen = self.gate(h).softmax(-1).topk(1, -1)
+            out = torch.zeros_like(h)
+            for number, expert in enumerate(self.experts):
+                rows, slots = torch.where(chosen == number)
+                out = out.index_add(0, rows, expert(h[rows]) * weights[rows, slots, None])
+            made: Tensor = self.head(h + out)
+            return made
+
+    network, x = randomise(Routed(), seed=3).eval(), torch.randn(60, 6)
+    result = prune(network, x, amount=0.5)
+    assert result.widths["enter"] == (12, 6)
+    assert result.widths["experts.1.0"] == (16, 8)
+    assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
