@@ -11,8 +11,7 @@ from torch import Tensor
 from mlprank.calibration.data import Calibration
 from mlprank.calibration.statistics import PooledMoments, views_of
 from mlprank.compensation import Refit, Regression, Targets
-from mlprank.graph.operations import shape_of
-from mlprank.graph.program import Fill, Run
+from mlprank.graph.program import Fill, Run, shape_of
 from mlprank.graph.records import Graph, Layer, State
 
 MAX_SEEN = 8192

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from mlprank.graph.operations import as_node, ndim_of, operation
+from mlprank.graph.program import as_node, ndim_of, operation
 
 
 @dataclass(frozen=True)

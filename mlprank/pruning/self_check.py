@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mlprank.calibration.statistics import fills_of
-from mlprank.graph.operations import operation
-from mlprank.graph.program import Inputs, as_inputs
+from mlprank.graph.program import Inputs, as_inputs, operation
 from mlprank.graph.records import Graph, State
 from mlprank.graph.trace import LOCK, without_hooks
 from mlprank.surgery.masks import fill_norms

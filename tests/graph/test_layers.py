@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mlprank.graph.layers import KINDS, Convolution, Embedding, Linear, Use, matrix, register_kind, resize
-from mlprank.graph.operations import as_node, ndim_of
+from mlprank.graph.program import as_node, ndim_of
 from mlprank.graph.trace import trace
 from mlprank.pruning.pipeline import prune
 from tests.networks import difference, outputs, randomise

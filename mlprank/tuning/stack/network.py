@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from mlprank.graph.operations import is_in_place, is_pointwise
+from mlprank.graph.program import is_in_place, is_pointwise
 
 _EXAMPLES = 3
 _RESHAPES = (
