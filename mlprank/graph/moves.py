@@ -205,7 +205,7 @@ class Reading:
     def _unfolded(
         self, node: fx.Node, axis: Axis, new: Sequence[int], after: Sequence[int | str], part: Part
     ) -> tuple[int, Axis, Part | None] | None:
-        """An axis of blocks, or one that repeats itself, falls into dimensions again."""
+        """An axis of blocks, or one that repeats itself, falls into dimensions again; its entries are others then."""
         sizes = [int(after[each]) for each in new if isinstance(after[each], int)]
         if len(sizes) != len(new):
             return None
@@ -213,10 +213,10 @@ class Reading:
         inner = math.prod(sizes[1:])
         if all(segment.block % inner == 0 for segment in axis):
             moved = tuple(Segment(segment.space, segment.width, segment.block // inner) for segment in axis)
-            return new[0], moved, part
+            return new[0], moved, part if inner == 1 else None
         period, rest = divmod(len(axis), sizes[0])
         if len(sizes) == 2 and not rest and axis == axis[:period] * sizes[0]:
-            return new[1], axis[:period], part
+            return new[1], axis[:period], part if sizes[0] == 1 else None
         if len(sizes) == 2 and sizes[0] < sizes[1]:  # equal parts, each along the longer dimension
             half = self._tie_parts(node, axis, sizes[0], self.words(node, operation(node)))
             return None if half is None else (new[1], half, None)

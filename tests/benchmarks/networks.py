@@ -50,10 +50,11 @@ TIMM = """
 """
 WIDTHS = {
     "vocab_size": 99,
-    "hidden_size": 32,
+    "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "intermediate_size": 128,
+    "intermediate_size": 256,
+    "max_position_embeddings": 64,
 }
 OF_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "ALBERT": ("AlbertModel", {"embedding_size": 32}),
@@ -92,7 +93,8 @@ OF_IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNeXt": ("ConvNextForImageClassification", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}),
     "DINOv2": ("Dinov2Model", {"image_size": 32, "patch_size": 8, "hidden_size": 64, "num_attention_heads": 4}),
     "ResNet": ("ResNetForImageClassification", {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 2, 1], "embedding_size": 16}),
-    "SegFormer": ("SegformerForSemanticSegmentation", {"hidden_sizes": [16, 32, 40, 48], "decoder_hidden_size": 32}),
+    "SegFormer": ("SegformerForSemanticSegmentation", {"hidden_sizes": [16, 32, 40, 64], "num_attention_heads": [1, 2, 5, 8],
+                                                       "decoder_hidden_size": 32}),
     "ViT": ("ViTForImageClassification", {"image_size": 32, "patch_size": 8}),
 }  # fmt: skip
 
@@ -130,7 +132,7 @@ def of_transformers(name: str, fields: dict[str, Any], *, text: bool) -> Made:
     import transformers
 
     cls = getattr(transformers, name)
-    model = cls(cls.config_class(**WIDTHS | fields))
+    model = cls(cls.config_class(**({} if "hidden_sizes" in fields else WIDTHS) | fields))
     if not text:
         size = fields.get("image_size", 64)
         return model, {"pixel_values": torch.randn(4, 3, size, size)}
