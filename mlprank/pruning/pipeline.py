@@ -158,9 +158,10 @@ class Pruning:
     ) -> None:
         self.recipe = make_recipe(recipe, fields)
         inner = unwrap(model)
-        check_parameters(inner)
         with LOCK:
+            check_parameters(inner)
             self.model = inner if is_plain(inner) else plain_copy(inner)
+            self.state: State = network_state(self.model)  # while another thread traces it, its parameters are fake
         self.baked = parametrised(inner)
         self.calibration = Calibration(
             calibration,
@@ -171,7 +172,6 @@ class Pruning:
             inputs=inputs,
             model=self.model,
         )
-        self.state: State = network_state(self.model)
         if traced is None:
             example = self.calibration.example
             traced = trace(self.model, example, varying=self.calibration.varying)
