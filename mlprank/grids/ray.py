@@ -153,8 +153,6 @@ def _trainable(worker: str) -> Any:
         """Runs one unit a trial of Ray's; an actor goes on with the next unit without importing anything again."""
 
         def setup(self, config: dict[str, Any]) -> None:
-            if os.path.isdir(here):  # for relative paths of checkpoints and data
-                os.chdir(here)
             sys.path.extend(path for path in modules if path not in sys.path)
             module, _, name = worker.partition(":")
             self.unit: Any = config["unit"]
@@ -165,6 +163,8 @@ def _trainable(worker: str) -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
+            if os.path.isdir(here):  # relative paths of checkpoints and data; Ray moves actors for every trial
+                os.chdir(here)
             self.worker.run(self.unit)
             return {"done": True}
 
