@@ -29,14 +29,16 @@ class Calibration:
     """Calls of a network on calibration data.
 
     Args:
-        source: A batch, an iterable of batches, a DataLoader, or a LightningDataModule, whose `calibration_dataloader()` is read where it
-            has one, otherwise the first 1,024 samples of `train_dataloader()`. A batch is a tensor or a NumPy array of shape (N, ...), a
-            dict of keyword arguments, or a tuple of inputs and labels.
+        source: A batch, an iterable of batches, a DataLoader, or a LightningDataModule, whose
+            `calibration_dataloader()` is read where it has one, otherwise the first 1,024 samples of
+            `train_dataloader()`. A batch is a tensor or a NumPy array of shape (N, ...), a dict of keyword arguments,
+            or a tuple of inputs and labels.
         device: Where the network is.
         num_samples: Read at most this many samples; None for all of them.
         seed: Seed of the draw, where a LightningDataModule's `calibration_dataloader` makes one.
         reduce: Sums a tensor over processes; the identity where there is one process.
-        inputs: Makes a call of a batch, `inputs=lambda batch: ((batch.ids,), {"mask": batch.mask})`, where the batch does not say it.
+        inputs: Makes a call of a batch, `inputs=lambda batch: ((batch.ids,), {"mask": batch.mask})`, where the batch
+            does not say it.
         model: The network, whose `forward` says how many entries of a tuple are inputs.
 
     Raises:
@@ -121,7 +123,8 @@ class Calibration:
             inputs = Inputs((given,), {})
         if not inputs.tensors:
             raise TypeError(
-                f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no tensor; give tensors, or"
+                f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no"
+                " tensor; give tensors, or"
                 " say by inputs= how a batch becomes a call"
             )
         if not any(tensor.dim() for tensor in inputs.tensors):
@@ -143,7 +146,8 @@ class Calibration:
         if len(known) == 1 and not set(batch) & known:
             return Inputs((dict(batch),), {})
         raise ValueError(
-            f"calibration: a batch has the keys {', '.join(map(str, batch))}, the network takes {self._signature}; say by inputs= how a"
+            f"calibration: a batch has the keys {', '.join(map(str, batch))}, the network takes {self._signature};"
+            " say by inputs= how a"
             ' batch becomes a call, such as inputs=lambda batch: ((batch["image"],), {})'
         )
 
@@ -157,15 +161,18 @@ class Calibration:
         if needed > 1:
             if len(batch) < needed:
                 raise ValueError(
-                    f"calibration: a batch has {len(batch)} entries, the network takes {self._signature}; say by inputs= how a batch"
+                    f"calibration: a batch has {len(batch)} entries, the network takes {self._signature}; say by"
+                    " inputs= how a batch"
                     " becomes a call"
                 )
             return tuple(batch[:needed])
         optional = len(positional) > max(1, needed)
         if optional and any(isinstance(entry, Tensor) and entry.dim() > 1 for entry in batch[1:]):
             raise ValueError(
-                f"calibration: a batch has {len(batch)} entries and the network takes {self._signature}: whether the second one is an"
-                " input is not clear; say by inputs= how a batch becomes a call, such as inputs=lambda batch: (batch[:2], {})"
+                f"calibration: a batch has {len(batch)} entries and the network takes {self._signature}: whether the"
+                " second one is an"
+                " input is not clear; say by inputs= how a batch becomes a call, such as inputs=lambda batch:"
+                " (batch[:2], {})"
             )
         return (batch[0],)
 
@@ -175,7 +182,8 @@ class Calibration:
         for one, other in zip(inputs.tensors, self._first.tensors, strict=False):
             if one.dim() != other.dim() or one.dtype != other.dtype:
                 raise ValueError(
-                    f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the first one of"
+                    f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the"
+                    " first one of"
                     f" {tuple(other.shape[1:])} and {other.dtype}; give inputs of one dtype and number of dimensions"
                 )
 

@@ -1,4 +1,7 @@
-"""What calibration data shows of the neurons: norms, second moments, constants. Streaming: memory does not grow with the data."""
+"""What calibration data shows of the neurons: norms, second moments, constants.
+
+Streaming: memory does not grow with the data.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ class Norms:
     """L2 norms over all calibration samples and positions.
 
     Attributes:
-        read: Norm of every input of what a layer reads, shape (n_in,), by value and dimension; and of other values that importance
-            starts from.
-        made: Norm of every neuron's output, shape (n_out,), by the name of the layer's operation: of `relu(z)` in chain mode, of what
-            the neuron emits in dag mode.
+        read: Norm of every input of what a layer reads, shape (n_in,), by value and dimension; and of other values that
+            importance starts from.
+        made: Norm of every neuron's output, shape (n_out,), by the name of the layer's operation: of `relu(z)` in chain
+            mode, of what the neuron emits in dag mode.
         num_samples: Number of samples.
     """
 
@@ -97,7 +100,8 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
         for call in layer.calls:
             if not (torch.isfinite(norms_read[call.place]).all() and torch.isfinite(norms_made[call.node]).all()):
                 raise ValueError(
-                    f'layer "{layer.name}": calibration gives activations that are not finite; check the data and the weights'
+                    f'layer "{layer.name}": calibration gives activations that are not finite; check the data and the'
+                    " weights"
                 )
     return Norms(norms_read, norms_made, num_samples)
 
@@ -126,7 +130,8 @@ class Moments:
     Attributes:
         count: Number of samples times positions.
         mean: Mean of every neuron, shape (n,), float64.
-        gram: Centred Gram matrix, shape (n, n), float64: the sum over samples of the products of deviations from the mean.
+        gram: Centred Gram matrix, shape (n, n), float64: the sum over samples of the products of deviations from the
+            mean.
     """
 
     count: float
@@ -241,7 +246,8 @@ class Arriving:
 
     Attributes:
         value: What arrives at the first position, shape (n_in,).
-        uniform: Whether the same arrives at every position of every sample, shape (n_in,); False where no sample arrives.
+        uniform: Whether the same arrives at every position of every sample, shape (n_in,); False where no sample
+            arrives.
         finite: Whether it is finite everywhere, shape (n_in,).
     """
 
@@ -253,7 +259,7 @@ class Arriving:
 def measure_constants(
     graph: Graph, state: State, calibration: Calibration, *, fills: Mapping[str, Fill] | None = None
 ) -> dict[Place, Arriving]:
-    """Run one batch through a network whose rows are zero, to see what such neurons send to every layer that reads them.
+    """Run one batch through a network whose rows are zero, to see what such neurons send to their readers.
 
     Args:
         graph: The network's graph.

@@ -1,7 +1,8 @@
 """Axes: what runs along one dimension of a value or of a weight.
 
-An axis is a sequence of segments; a segment is a set of neurons (a *space*), each with a block of entries side by side, or entries that
-are no followed neurons. While a program is read, spaces are cut where an operation cuts them and tied where two axes meet; both is one
+An axis is a sequence of segments; a segment is a set of neurons (a *space*), each with a block of entries side by side,
+or entries that are no followed neurons. While a program is read, spaces are cut where an operation cuts them and tied
+where two axes meet; both is one
 mechanism: a space is *defined* by an axis of other spaces, and every axis that mentions it follows.
 """
 
@@ -19,7 +20,8 @@ class Segment:
     """A run of entries along an axis.
 
     Attributes:
-        space: Index of the set of neurons (of the group, in a finished graph), or None for entries that are no followed neurons.
+        space: Index of the set of neurons (of the group, in a finished graph), or None for entries that are no followed
+            neurons.
         width: Number of neurons.
         block: Entries of each neuron, side by side: H times W behind a flatten from (C, H, W).
     """
@@ -129,7 +131,7 @@ class Spaces:
                 self.marks[segment.space].add(mark)
 
     def cut(self, axis: Axis, start: int, stop: int) -> Axis | None:
-        """Return the entries from `start` to `stop` of an axis, cutting spaces where need be; None inside a neuron's block."""
+        """Return the entries from `start` to `stop` of an axis, cutting spaces; None inside a neuron's block."""
         for at in (start, stop):
             axis = self.resolve(axis)
             position = 0

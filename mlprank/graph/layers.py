@@ -1,7 +1,8 @@
-"""Layer kinds: the ways in which weights make neurons out of neurons. A new kind is one class here, or one given to `register_kind`.
+"""Layer kinds: the ways in which weights make neurons out of neurons; a new kind is one class (`register_kind`).
 
-A kind knows where outputs and inputs lie in its weight, how the weight looks as a matrix to a measure, what one output position sees of
-its input, and which attributes of a module state sizes. The law that every kind keeps, and the tests check:
+A kind knows where outputs and inputs lie in its weight, how the weight looks as a matrix to a measure, what one output
+position sees of its input, and which attributes of a module state sizes. The law that every kind keeps, and the tests
+check:
 
     operation(value, weight, bias) at a position == patches(value) @ flat(weight)^T + bias
 """
@@ -52,7 +53,8 @@ class Kind(Protocol):
         weight_out: The weight's dimension along the outputs.
         weight_in: The weight's dimension along the inputs.
         groups: Into how many equal parts inputs and outputs fall that do not see each other.
-        pads: Whether positions at the border see zeros besides inputs, so that an input's constant has no place in a bias.
+        pads: Whether positions at the border see zeros besides inputs, so that an input's constant has no place in a
+            bias.
         refits: Whether `patches` and `flat` are known, so that whole weights can be fitted anew.
     """
 
@@ -76,7 +78,7 @@ class Kind(Protocol):
         ...
 
     def flat(self, weight: Tensor) -> Float[Tensor, "groups outputs inputs patch"]:
-        """The weight with its dimensions in order: of each group its outputs, its inputs, and the patch that one output sees of an input."""
+        """The weight in order: of each group its outputs, its inputs, and the patch that an output sees of an input."""
         ...
 
     def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class Kind(Protocol):
     def patches(
         self, value: Tensor, inputs: Tensor, positions: int | None
     ) -> Float[Tensor, "groups rows inputs patch"]:
-        """What outputs see of the given inputs (indices within a group), at all positions or at so many of each sample."""
+        """What outputs see of given inputs (indices within a group), at all positions or so many of each sample."""
         ...
 
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
@@ -122,7 +124,7 @@ def squares(values: Float[Tensor, "rows n"]) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True)
 class Linear:
-    """Every output is a weighted sum of the inputs along the last dimension: `F.linear`, `addmm`, `x @ w`, `einsum` with a matrix."""
+    """Weighted sums along the last dimension: `F.linear`, `addmm`, `x @ w`, `einsum` with a matrix."""
 
     unit: ClassVar[str] = "neurons"
     operations: ClassVar[frozenset[str]] = frozenset({"linear", "addmm", "matmul", "mm", "einsum"})
@@ -309,7 +311,8 @@ class Convolution:
         geometry = list(zip(sizes, self.kernel, self.stride, self.dilation, strict=True))
         starts_of = [range(0, size - d * (k - 1), s) for size, k, s, d in geometry]
         total = math.prod(len(starts) for starts in starts_of)
-        # The index into the flattened positions is a sum of one part a dimension, for starts and for kernel offsets alike.
+        # The index into the flattened positions is a sum of one part a dimension, for starts and for kernel offsets
+        # alike.
         strides = [math.prod(sizes[axis + 1 :]) for axis in range(num)]
         places = torch.tensor([sum(p * s for p, s in zip(at, strides, strict=True)) for at in product(*starts_of)])
         if positions is not None and positions < total:

@@ -184,7 +184,7 @@ class Reading:
         before: Sequence[int | str],
         after: Sequence[int | str],
     ) -> tuple[int, Axis, Part | None] | None:
-        """Where an axis lies, and what importance comes from (None: the data) when some dimensions have become some others."""
+        """Where an axis lies, and what importance comes from (None: the data), behind a reshape."""
         part = self.part(as_node(node.args[0]), dim)
         wide_old = [each for each in old if before[each] != 1 or each == dim]
         wide_new = [each for each in new if after[each] != 1]

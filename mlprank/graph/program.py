@@ -114,8 +114,8 @@ class Program:
         exported: What `torch.export` gave.
         tensors: The state dict's name for every placeholder that is a parameter or a buffer.
         reads: For every operation of a layer the value that it reads, in forward order.
-        created: For operations that add no bias: the name of the one that can be created, and the dimension of the operation's value along
-            it. Weights to run with that hold it are run with it.
+        created: For operations that add no bias: the name of the one that can be created, and the dimension of the
+            operation's value along it. Weights to run with that hold it are run with it.
     """
 
     exported: ExportedProgram
@@ -183,7 +183,8 @@ class Program:
         wanted = [each.arg for each in self.exported.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
         if len(leaves) != len(wanted) or found != spec:
             raise ValueError(
-                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one structure"
+                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one"
+                " structure"
             )
         return {
             argument.name: leaf
@@ -207,8 +208,8 @@ class Program:
         Args:
             state: The weights to run with; left as they are.
             inputs: A batch; left as it is.
-            read: Operations, and the value that each is watched reading: shown at the moment of reading, so that an operation that later
-                overwrites it in place changes nothing.
+            read: Operations, and the value that each is watched reading: shown at the moment of reading, so that an
+                operation that later overwrites it in place changes nothing.
             on_read: Called with the operation's name and the value; it must not keep or change it.
             made: Values to show when they are made.
             on_made: Called with the name and the value of those, likewise.
@@ -285,7 +286,7 @@ class Fill:
 
 
 class Run:
-    """A batch on its way through the program. Weights are looked up when they are used, so that they can change behind the run.
+    """A batch on its way through the program; weights are looked up when they are used, and can change behind it.
 
     Args:
         program: The program.
@@ -475,7 +476,7 @@ def sizes_of(node: fx.Node) -> list[Any]:
 
 
 def user_line(node: fx.Node) -> str:
-    """The innermost line of somebody's own code (not torch's) that an operation came from, with its place; empty if there is none."""
+    """The innermost line of someone's own code that an operation came from, with its place; empty if there is none."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
     for place, line in reversed(list(itertools.pairwise(lines))):
         if place.startswith("File ") and _TORCH not in place and not line.startswith("File "):

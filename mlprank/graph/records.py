@@ -1,7 +1,8 @@
 """The graph of neurons: which layers make them, which layers read them, which must stay together.
 
-A network is read once (`mlprank.graph.trace`) into these frozen records; scores, masks, compensation and removal look at nothing else.
-Names of nodes are those of the traced program, names of tensors are those of the network's `state_dict`.
+A network is read once (`mlprank.graph.trace`) into these frozen records; scores, masks, compensation and removal look
+at nothing else. Names of nodes are those of the traced program, names of tensors are those of the network's
+`state_dict`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Scale:
     eps: float = 0.0
 
     def factor(self, state: State) -> Float[Tensor, " n"] | float:
-        """Return the absolute factor, `|weight| / sqrt(variance + eps)`, shape (n,), unitless; 1 where there is none."""
+        """Return the factor `|weight| / sqrt(variance + eps)`, shape (n,), unitless; 1 where there is none."""
         gain: Tensor | float = 1.0
         if self.weight is not None:
             gain = state[self.weight].abs()
@@ -158,7 +159,8 @@ class Group:
         readers: The layers that read the neurons, in forward order.
         whole: Why no neuron of the group can be removed, or None.
         output: Whether the neurons are outputs of the network.
-        varying: Whether they are multiplied with other values of the input: what a zeroed one sends is a constant only if it is 0.
+        varying: Whether they are multiplied with other values of the input: what a zeroed one sends is a constant only
+            if it is 0.
         written: A source line at which their number may be written into the forward pass, or None.
     """
 
@@ -210,10 +212,11 @@ class Flow:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation over neurons: what it computes of the kept ones alone, a narrow one with other gain and eps computes, too.
+    """A normalisation over neurons; a narrow one with other gain and eps computes the same of the kept ones.
 
-    A pruned neuron sends the mean of the kept ones of its set (layer and group norm) or 0 (RMS norm), so that over n entries of which k
-    are kept the mean square is k/n times that over the kept: `gain * sqrt(n/k)` and `eps * n/k` over the kept give the same.
+    A pruned neuron sends the mean of the kept ones of its set (layer and group norm) or 0 (RMS norm), so that over n
+    entries of which k are kept the mean square is k/n times that over the kept: `gain * sqrt(n/k)` and `eps * n/k` over
+    the kept give the same.
 
     Attributes:
         node: The operation.

@@ -1,8 +1,9 @@
 """Read a network into its graph of neurons, by following every value of the traced program.
 
-`torch.export` gives one node per operation. A dimension of a value *carries neurons* when an axis (`mlprank.graph.axes`) is known along it;
-so does every dimension of every parameter. The rules below say, by family of operation, where the axes are afterwards: axes that meet
-entry by entry are tied, and an operation without a rule keeps whole what it reads, with its name as the reason.
+`torch.export` gives one node per operation. A dimension of a value *carries neurons* when an axis
+(`mlprank.graph.axes`) is known along it; so does every dimension of every parameter. The rules below say, by family of
+operation, where the axes are afterwards: axes that meet entry by entry are tied, and an operation without a rule keeps
+whole what it reads, with its name as the reason.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh")
 
 @dataclass
 class Rules(Reading):
-    """Reads a program: rules for layers, normalisations and operations that leave axes where they are, besides those that move them."""
+    """Rules for layers, normalisations and operations that leave axes where they are, besides those that move them."""
 
     def read_all(self) -> None:
         """Read the program from its inputs to its outputs."""

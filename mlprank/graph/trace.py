@@ -32,7 +32,9 @@ _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, to
 
 
 LOCK = threading.RLock()
-"""Held while somebody's network is traced, run or copied: tracing is not safe in threads, and modes and hooks are changed meanwhile."""
+"""Held while somebody's network is traced, run or copied: tracing is not safe in threads, and modes and hooks are
+changed meanwhile.
+"""
 
 
 def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tuple[int, int]] = ()) -> Graph:
@@ -42,14 +44,16 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
 
     Args:
         model: Any network.
-        example: A call of it with at least one sample, on the network's device; a tensor stands for a call with that tensor.
+        example: A call of it with at least one sample, on the network's device; a tensor stands for a call with that
+            tensor.
         varying: Dimensions besides the first whose size differs between batches: number of the tensor, and dimension.
 
     Returns:
         The graph of its layers.
 
     Raises:
-        TypeError: If the network cannot take the example, or holds parameters that are not initialised or not floating point.
+        TypeError: If the network cannot take the example, or holds parameters that are not initialised or not floating
+            point.
         ValueError: If the network cannot be traced, works for one batch size only, or has nothing to prune.
     """
     check_parameters(model)
@@ -67,7 +71,8 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
                     size = node.meta["val"].shape[0]
                     if isinstance(size, int) and size == len(short) and len(inputs) != size:
                         raise ValueError(
-                            f"model: the forward of {type(model).__name__} works for batches of {size} only; write it for any batch size"
+                            f"model: the forward of {type(model).__name__} works for batches of {size} only; write it"
+                            " for any batch size"
                         )
             _compare(model, graph.program, inputs, lambda: _written_numbers(model, inputs, exported, varying))
     if not graph.layers:
@@ -89,8 +94,10 @@ def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, i
         return export_program(model, inputs, shapes)
     except (*_CANNOT_RUN, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
-            f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {first_line(error)}; write its"
-            f" forward without control flow that depends on data{_cache_hint(error)}, or prune the part of it that can be traced"
+            f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {first_line(error)};"
+            " write its"
+            f" forward without control flow that depends on data{_cache_hint(error)}, or prune the part of it that"
+            " can be traced"
         ) from error
 
 
@@ -126,7 +133,8 @@ def _hooks_count(model: nn.Module, inputs: Inputs) -> bool:
     except _CANNOT_RUN as error:
         raise TypeError(
             f"calibration: {type(model).__name__} cannot take a batch: the call {type(model).__name__}{inputs} fails"
-            f" ({first_line(error)}); give inputs as the network is trained on, or say by inputs= how a batch becomes a call, such as"
+            f" ({first_line(error)}); give inputs as the network is trained on, or say by inputs= how a batch becomes"
+            " a call, such as"
             " inputs=lambda batch: ((batch[0],), {})"
         ) from error
     if not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
@@ -173,7 +181,8 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
     except _CANNOT_RUN as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
         raise ValueError(
-            f"model: {type(model).__name__} takes two samples but cannot run a batch of shape {shapes} ({first_line(error)});"
+            f"model: {type(model).__name__} takes two samples but cannot run a batch of shape {shapes}"
+            f" ({first_line(error)});"
             " write the forward for any batch size"
         ) from error
     torch.manual_seed(0)
@@ -190,8 +199,10 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
             gap = 0.0 if one.shape == other.shape else float("inf")
         if gap > _TOLERANCES.get(one.dtype, 0.0) and all(map(torch.equal, expected, _eager(model, inputs))):
             raise ValueError(
-                f"model: what torch.export traced of {type(model).__name__} differs from it by {gap:.2g} on a batch of {len(inputs)}"
-                f" samples: {culprits()}; take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python numbers"
+                f"model: what torch.export traced of {type(model).__name__} differs from it by {gap:.2g} on a batch"
+                f" of {len(inputs)}"
+                f" samples: {culprits()}; take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python"
+                " numbers"
             )
 
 
@@ -230,7 +241,8 @@ def check_parameters(model: nn.Module) -> None:
             raise TypeError(f'parameter "{name}" has dtype {parameter.dtype}; prune the network before it is quantised')
         if not torch.isfinite(parameter).all():
             raise ValueError(
-                f'layer "{name.rpartition(".")[0] or name}": {name} holds values that are not finite; train it again or repair it'
+                f'layer "{name.rpartition(".")[0] or name}": {name} holds values that are not finite; train it again'
+                " or repair it"
             )
 
 
@@ -286,7 +298,8 @@ def _code_root(filename: str) -> set[Path]:
     return set(parents[:packages])
 
 
-# -- from what has been read to frozen records ---------------------------------------------------------------------------
+# -- from what has been read to frozen records
+# ---------------------------------------------------------------------------
 
 _NORMS = {"layer_norm", "rms_norm", "group_norm"}
 _STREAM = "they are a residual stream that a layer norm reads, which stays whole"

@@ -22,7 +22,7 @@ COMPILED = "_orig_mod"
 
 @contextmanager
 def without_compiled(model: nn.Module) -> Iterator[None]:
-    """Put the plain submodules in the place of compiled ones for a while, so that names are those of the plain network."""
+    """Put the plain submodules in the place of compiled ones for a while, so that names are the plain network's."""
     replaced = _plain_submodules(model)
     try:
         yield
@@ -32,7 +32,7 @@ def without_compiled(model: nn.Module) -> Iterator[None]:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a network without masks, whose zeros become plain weights, without parametrisations, and without compiled submodules."""
+    """Copy a network without masks, whose zeros become plain weights, parametrisations and compiled submodules."""
     refresh_masked(model)
     with without_compiled(model):
         copied = with_state(model, {})
@@ -42,7 +42,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def parametrised(model: nn.Module) -> list[str]:
-    """Name the weights that are computed from others before every forward pass: by weight norm, spectral norm and the like."""
+    """Name the weights that weight norm, spectral norm and the like compute before every forward pass."""
     new = [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
@@ -68,8 +68,10 @@ def _bake_parametrisations(model: nn.Module) -> None:
         if not parametrize.is_parametrized(module):
             continue
         with evaluating(module), torch.no_grad():
-            values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
-        # The class with the property of the computed weight is shared with the network that was copied: leave it as it is.
+            names: Any = module.parametrizations
+            values = {name: getattr(module, name).detach().clone() for name in names}
+        # The class with the property of the computed weight is shared with the network that was copied: leave it as it
+        # is.
         module.__class__ = type(module).__bases__[0]
         del module._modules["parametrizations"]
         for name, value in values.items():

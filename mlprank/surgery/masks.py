@@ -1,7 +1,7 @@
 """Masks on somebody's network, as `torch.nn.utils.prune` knows them.
 
-Torch moves a masked parameter to the end of its module's parameters. Optimizers and averaged models know parameters by their place, so
-everything here puts them back where they were.
+Torch moves a masked parameter to the end of its module's parameters. Optimizers and averaged models know parameters by
+their place, so everything here puts them back where they were.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def masked_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def masked_rows(module: nn.Module, dims: Mapping[str, int] = MappingProxyType({})) -> dict[str, Bool[Tensor, " n_out"]]:
-    """Return which rows the masks of a network leave, by the parameter's plain name, shape (n_out,); False for rows that are all masked.
+    """Return which rows the masks of a network leave, by the parameter's plain name, shape (n_out,).
 
     Args:
         module: The network.
@@ -77,8 +77,9 @@ def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
 def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
     """Keep rows of parameters at zero from now on; rows that are masked already stay masked.
 
-    The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters. A layer, RMS or group norm
-    whose gain is masked goes over the kept neurons alone: so the masks of a state dict say all that a masked network is.
+    The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters. A layer,
+    RMS or group norm whose gain is masked goes over the kept neurons alone: so the masks of a state dict say all that a
+    masked network is.
 
     Args:
         module: The network; changed in place.
@@ -112,7 +113,7 @@ def refresh_masked(module: nn.Module) -> None:
 
 
 def restore_masks(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
-    """Make masks that an average over training has blurred sharp again; rows that were masked early have the weights of late ones."""
+    """Make masks that an average over training has blurred sharp again."""
     for name, (owner, own) in masked_parameters(module).items():
         mask = owner.get_buffer(f"{own}_mask")
         mask.copy_(mask >= 0.5)
@@ -136,9 +137,10 @@ class Recompute:
 
 
 def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
-    """Make masks work where a forward pass reads weights without calling their module, as `F.linear(x, self.fc.weight)` does.
+    """Make masks work where a forward pass reads weights without calling their module: `F.linear(x, self.fc.weight)`.
 
-    Torch computes masked weights when their own module is called; here the nearest module around it that is called does so.
+    Torch computes masked weights when their own module is called; here the nearest module around it that is called does
+    so.
 
     Args:
         module: The network, masked; it gets forward pre-hooks, which `bake_masks` takes away.
@@ -261,7 +263,7 @@ def _unmask(owner: nn.Module, name: str) -> None:
 
 
 def _make_copyable(owner: nn.Module) -> None:
-    """Let `copy.deepcopy` take a module whose masked weights hang in the graph of its last forward pass, which it refuses."""
+    """Let `copy.deepcopy` take a module whose masked weights hang in the graph of its last forward pass."""
     if not hasattr(type(owner), "__deepcopy__"):
         owner.__dict__["__deepcopy__"] = partial(_deepcopy, owner)
 

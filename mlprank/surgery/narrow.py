@@ -45,8 +45,8 @@ def removable_neurons(
 ) -> dict[str, Bool[Tensor, " n"]]:
     """Say which neurons of which group can be taken out without a trace.
 
-    A neuron's constant must be finite and have a place to go: every reader's bias, and the same amount for all uses of that bias. A
-    convolution that pads with zeros sees something else at the border, so that only 0 has a place there.
+    A neuron's constant must be finite and have a place to go: every reader's bias, and the same amount for all uses of
+    that bias. A convolution that pads with zeros sees something else at the border, so that only 0 has a place there.
 
     Args:
         graph: The network's graph.
@@ -83,8 +83,8 @@ def removable_neurons(
 def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Place, Arriving] | None) -> Removal:
     """Work out the narrow network of a masked one.
 
-    The constants that pruned neurons send are added to the biases of all layers that read them, from the input to the output. A bias is
-    created where there is none and the sum is not zero.
+    The constants that pruned neurons send are added to the biases of all layers that read them, from the input to the
+    output. A bias is created where there is none and the sum is not zero.
 
     Args:
         graph: The network's graph.
@@ -166,8 +166,9 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
         state: The new weights by name. Biases that the network does not have are created.
 
     Returns:
-        The copy: modules, parameters, buffers, hooks and modes. Tied weights stay tied. What else hangs on a module is copied where it
-        can be, and shared where it cannot (locks, files, generators); tensors with a graph come without it.
+        The copy: modules, parameters, buffers, hooks and modes. Tied weights stay tied. What else hangs on a module is
+        copied where it can be, and shared where it cannot (locks, files, generators); tensors with a graph come without
+        it.
     """
     memo: dict[int, Any] = {}
     for name, tensor in _tensors(model).items():
@@ -233,7 +234,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) -> nn.Module:
-    """Make a dense network as narrow as a pruned one, in place; its weights are cut, ready for the pruned ones to be loaded.
+    """Make a dense network as narrow as a pruned one, in place, ready for the pruned weights to be loaded.
 
     Args:
         model: A dense network.
@@ -254,13 +255,15 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
         tensor = tensors.get(name)
         if tensor is None:
             raise ValueError(
-                f'{type(model).__name__} has no tensor "{name}" that the pruned network has; give the class that was pruned'
+                f'{type(model).__name__} has no tensor "{name}" that the pruned network has; give the class that was'
+                " pruned"
             )
         new = tensor.detach()
         for dim, index in dims.items():
             if dim >= new.dim() or int(index.max()) >= new.shape[dim]:
                 raise ValueError(
-                    f'layer "{name.rpartition(".")[0]}": {name} has shape {tuple(tensor.shape)}, too small for the pruned network, which keeps'
+                    f'layer "{name.rpartition(".")[0]}": {name} has shape {tuple(tensor.shape)}, too small for the'
+                    " pruned network, which keeps"
                     f" index {int(index.max())} of dimension {dim}; give a network of the sizes that were pruned"
                 )
             new = new.index_select(dim, index.to(new.device))
@@ -278,7 +281,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
 
 
 def adopt_state(model: nn.Module, source: nn.Module) -> None:
-    """Copy every weight and buffer of one network into another of the same class and sizes, in place; biases are created."""
+    """Copy every weight and buffer of one network into another of its class and sizes; biases are created."""
     state = network_state(source)
     _create_biases(model, state)
     with torch.no_grad():
@@ -289,14 +292,16 @@ def adopt_state(model: nn.Module, source: nn.Module) -> None:
 def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Let configurations that networks are built from, as Hugging Face's are, state the widths of a narrow network.
 
-    Which of their fields state them, building tells: a field follows where the class makes a network of these very shapes from it.
+    Which of their fields state them, building tells: a field follows where the class makes a network of these very
+    shapes from it.
 
     Args:
         model: The narrow network; its configurations are changed in place.
         shapes: The dense network's shapes by name.
 
     Returns:
-        False where a network's configuration cannot state its widths, which are not the same in every layer, for example.
+        False where a network's configuration cannot state its widths, which are not the same in every layer, for
+        example.
     """
     found = True
     seen: set[int] = set()
@@ -350,7 +355,7 @@ def _set(config: Any, path: str, value: int) -> None:
 
 
 def _built(module: nn.Module, config: Any) -> nn.Module | None:
-    """A network of a module's class without memory of its own, or None where the class does not build it from a configuration alone."""
+    """A network of a module's class on the meta device, or None where a configuration alone does not build it."""
     try:
         with torch.device("meta"):
             return type(module)(config)
@@ -449,7 +454,8 @@ def _gain_sizes(model: nn.Module) -> dict[str, int]:
 def _fix_widths(model: nn.Module, sizes: Mapping[str, int]) -> None:
     """Make the sizes that modules state agree with the tensors that they hold.
 
-    A normalisation over k of n entries has `eps * n/k`; see `mlprank.graph.records.Norm`. The dense network's sizes say what n was.
+    A normalisation over k of n entries has `eps * n/k`; see `mlprank.graph.records.Norm`. The dense network's sizes say
+    what n was.
     """
     for name, module in model.named_modules():
         resize(module)
