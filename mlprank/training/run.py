@@ -26,7 +26,7 @@ from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import RunLogger, finish_wandb, wandb_is_running
 from mlprank.training.parser import Config, parse
 from mlprank.training.progress import RunProgress
-from mlprank.training.runs import CHECKPOINTS, CONFIG, WholeCheckpointIO, claim_run, discard_abandoned, held, kept
+from mlprank.training.runs import CHECKPOINTS, CONFIG, WholeCheckpointIO, claimed, kept
 from mlprank.utils.files import whole_file, write_whole
 
 _RUN_VARIABLE = "MLPRANK_RUN"
@@ -116,10 +116,8 @@ def _directory(config: Config) -> Iterator[Path | None]:
         yield Path(os.environ.get(_RUN_VARIABLE, config.base))
     else:
         base = config.base if config.command == "fit" else config.base / config.command
-        discard_abandoned(base)
-        directory = config.resumed or claim_run(base)
-        os.environ[_RUN_VARIABLE] = str(directory)
-        with held(directory):
+        with claimed(base, run=config.resumed) as directory:
+            os.environ[_RUN_VARIABLE] = str(directory)
             yield directory
 
 
@@ -149,12 +147,7 @@ def _fit(config: Config, built: Built, directory: Path | None) -> None:
 
 def _evaluate(config: Config, built: Built, directory: Path | None) -> None:
     evaluate = built.trainer.validate if config.command == "validate" else built.trainer.test
-    _check_finite(config, evaluate(built.model, datamodule=built.datamodule))
-
-
-def _check_finite(config: Config, results: Sequence[Mapping[str, float]]) -> None:
-    """Refuse results that a damaged or diverged network gives."""
-    for result in results:
+    for result in evaluate(built.model, datamodule=built.datamodule):
         for name, value in result.items():
             if not math.isfinite(value):
                 raise FloatingPointError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,43 +61,33 @@ def held(run: Path) -> Iterator[Path]:
         BusyError: If another process writes there.
     """
     busy = f"{run} is in use by process {{holder}}; wait until it ends, or leave out --ckpt_path for a run of its own"
-    with ExitStack() as stack:
-        stack.callback(discard_if_empty, run)
-        stack.enter_context(locked(run / _LOCK, busy=busy))
-        discard_partial(run)
-        yield run
+    ours = False  # a directory that another process holds is not ours to take away, however empty it is
+    try:
+        with locked(run / _LOCK, busy=busy):
+            ours = True
+            for folder in (run, run / CHECKPOINTS):
+                for part in folder.glob(".[0-9]*-*"):
+                    part.unlink(missing_ok=True)
+            yield run
+    finally:
+        if ours and run.is_dir() and all(path.name.startswith(_LOCK) for path in run.iterdir()):
+            for path in list(run.iterdir()):
+                path.unlink(missing_ok=True)
+            run.rmdir()
 
 
 @contextmanager
-def claimed(base: Path) -> Iterator[Path]:
-    """Create and hold the next numbered directory under `base`, after taking away what killed processes left there."""
-    discard_abandoned(base)
-    with held(claim_run(base)) as run:
-        yield run
+def claimed(base: Path, *, run: Path | None = None) -> Iterator[Path]:
+    """Hold a run directory under `base`, by default the next numbered one, which is created.
 
-
-def discard_if_empty(run: Path) -> None:
-    """Take a run directory away again that nothing but its lock was written to."""
-    content = list(run.iterdir()) if run.is_dir() else []
-    if run.is_dir() and all(path.name.startswith(_LOCK) for path in content):
-        for path in content:
-            path.unlink(missing_ok=True)
-        run.rmdir()
-
-
-def discard_partial(run: Path) -> None:
-    """Delete the parts of files that a killed process was writing."""
-    for folder in (run, run / CHECKPOINTS):
-        for part in folder.glob(".[0-9]*-*"):
-            part.unlink(missing_ok=True)
-
-
-def discard_abandoned(base: Path) -> None:
-    """Take away the run directories under `base` that killed processes claimed and wrote nothing whole to."""
-    for run in numbered_runs(base):
-        if not (run / CONFIG).is_file() and (run / _LOCK).exists():  # without a lock it was claimed a moment ago
-            with suppress(BusyError), held(run):
+    The directories that killed processes claimed there and wrote nothing whole to are taken away first.
+    """
+    for other in numbered_runs(base):
+        if not (other / CONFIG).is_file() and (other / _LOCK).exists():  # without a lock it was claimed a moment ago
+            with suppress(BusyError), held(other):
                 pass
+    with held(run or claim_run(base)) as directory:
+        yield directory
 
 
 def home_of(checkpoint: Path) -> Path:
@@ -122,9 +112,9 @@ def find_checkpoint(base: Path, keyword: str, *, run: Path | None = None) -> Pat
     """
     runs = numbered_runs(base)[::-1] if run is None else [run]
     for candidate in runs:
-        found = sorted((candidate / CHECKPOINTS).glob(f"{keyword}*.ckpt"), key=lambda path: path.stat().st_mtime)
-        if found:
-            return found[-1]
+        found = _newest_checkpoint(candidate, f"{keyword}*.ckpt")
+        if found is not None:
+            return found
     place = f"{base} (no run is there)" if not runs else f"{', '.join(str(r / CHECKPOINTS) for r in runs[:3])}"
     raise FileNotFoundError(
         f"--ckpt_path {keyword}: there is no {keyword}.ckpt in {place}; train with `mlprank fit` first, without "
@@ -136,10 +126,14 @@ def kept(run: Path | None) -> str:
     """Say in a few words what a run that ended early has left behind."""
     if run is None or not run.is_dir():
         return "nothing was written"
-    checkpoints = sorted((run / CHECKPOINTS).glob("[!.]*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
+    newest = _newest_checkpoint(run, "[!.]*.ckpt")
+    if newest is None:
         return f"{run} holds no checkpoint yet: none is written before the first epoch has ended"
-    return f"{checkpoints[-1]} is kept; go on with the same command and --ckpt_path last"
+    return f"{newest} is kept; go on with the same command and --ckpt_path last"
+
+
+def _newest_checkpoint(run: Path, pattern: str) -> Path | None:
+    return max((run / CHECKPOINTS).glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def beside_checkpoint(checkpoint: str | os.PathLike[str]) -> Path | None:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -6,13 +8,14 @@ import pytest
 
 from mlprank.training.runs import (
     claim_run,
-    discard_if_empty,
-    discard_partial,
+    claimed,
     find_checkpoint,
+    held,
     kept,
     numbered_runs,
     run_of_config,
 )
+from mlprank.utils.files import BusyError
 
 
 def _checkpoint(run: Path, name: str, age_s: int = 0) -> Path:
@@ -78,17 +81,46 @@ def test_what_an_interrupted_run_kept_is_said(tmp_path: Path) -> None:
     part = _checkpoint(tmp_path, ".123-last.ckpt", age_s=-10)
     assert kept(tmp_path).startswith(f"{newest} is kept; go on with")
 
-    discard_partial(tmp_path)
-    assert newest.exists()
-    assert not part.exists()
+    with held(tmp_path):
+        assert newest.exists()
+        assert not part.exists()
 
 
 def test_only_an_empty_directory_is_discarded(tmp_path: Path) -> None:
-    run = claim_run(tmp_path)
-    (run / "metrics.csv").touch()
-    discard_if_empty(run)
-    assert run.is_dir()
+    with held(claim_run(tmp_path)) as run:
+        (run / "metrics.csv").touch()
+    assert (run / "metrics.csv").is_file()
     (run / "metrics.csv").unlink()
-    discard_if_empty(run)
+    with held(run):
+        pass
     assert not run.exists()
-    discard_if_empty(run)
+
+
+def test_a_run_that_has_written_nothing_yet_is_not_taken_from_its_process(tmp_path: Path) -> None:
+    holds = (
+        "import sys; from pathlib import Path; from mlprank.training.runs import claimed\n"
+        "with claimed(Path(sys.argv[1])) as run: print(run.name, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holds, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "001\n"
+        with pytest.raises(BusyError, match=f"001 is in use by process {process.pid}"), held(tmp_path / "001"):
+            pass
+        assert (tmp_path / "001").is_dir()
+        with claimed(tmp_path) as run:
+            assert run.name == "002"
+            assert (tmp_path / "001").is_dir()
+        process.communicate("")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_claimed_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    for name in ("001", "002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".lock").touch()
+    (tmp_path / "002" / "config.yaml").touch()
+    with claimed(tmp_path) as run:
+        assert run.name == "003"
+        assert not (tmp_path / "001").exists()
+        assert (tmp_path / "002" / "config.yaml").is_file()
