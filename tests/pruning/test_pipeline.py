@@ -172,7 +172,7 @@ def test_every_block_of_a_vision_transformer_loses_hidden_neurons_and_keeps_its_
     for block in blocks:
         assert result.widths[f"{block}.mlp.0"] == (32, 16)
         assert result.whole[f"{block}.mlp.3"] == "they are a residual stream that a layer norm reads, which stays whole"
-        assert "`unflatten` mixes them" in result.whole[f"{block}.self_attention.in_proj_weight"]
+        assert "`view` mixes them" in result.whole[f"{block}.self_attention.in_proj_weight"]
     assert result.whole["conv_proj"] == "they are a residual stream that a layer norm reads, which stays whole"
     assert result.whole["heads.head"] == OUTPUT
 
