@@ -104,8 +104,9 @@ def recorded_call(
         return Inputs(*called.args)
     except _STEP_ERRORS as error:
         rank_zero_warn(
-            f"{type(module).__name__}.{step} cannot be run outside of its loop ({first_words(error)}), so the network's inputs"
-            " are taken to be the first entry of every batch; if they are not, say so by PruningCallback(network_inputs=...)"
+            f"{type(module).__name__}.{step} cannot be run outside of its loop ({first_words(error)}), so the "
+            "network's inputs are taken to be the first entry of every batch; if they are not, say so by "
+            "PruningCallback(network_inputs=...)"
         )
         return None
     finally:
@@ -122,8 +123,9 @@ class RunBatches:
     It can be read again and gives the same batches every time: a loader that shuffles or augments draws from a random
     state of its own. The run's random state and the loader's are left as they were.
 
-    The inputs are what the function `inputs` makes of a batch, else what the network gets from a `step` of the module, a
-    copy, else the batch's first entry. At most `limit` batches are read; `alone` yields inputs without what comes with them.
+    The inputs are what the function `inputs` makes of a batch, else what the network gets from a `step` of the module,
+    a copy, else the batch's first entry. At most `limit` batches are read; `alone` yields inputs without what comes
+    with them.
     """
 
     def __init__(
@@ -248,8 +250,8 @@ def calibration_batches(
     loader = data.calibration_dataloader(num_samples=num_samples, seed=seed) if draws else trainer.train_dataloader
     if not draws and isinstance(loader, (list, tuple, dict)):
         raise TypeError(
-            "calibration: there are several training dataloaders; give the datamodule a"
-            " calibration_dataloader(num_samples, seed)"
+            "calibration: there are several training dataloaders; give the datamodule a "
+            "calibration_dataloader(num_samples, seed)"
         )
     batches = RunBatches(
         () if loader is None else loader,
@@ -295,8 +297,8 @@ def labelled_batches(
 ) -> tuple[RunBatches | None, str | None]:
     """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
 
-    They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a process has
-    none with labels. Where something is chosen by the outcome, they are validation data, with or without labels.
+    They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a process
+    has none with labels. Where something is chosen by the outcome, they are validation data, with or without labels.
     """
     splits = [("test", "test_step", None if choosing else _test_loader(trainer))]
     splits += [("validation", "validation_step", trainer.val_dataloaders)]

@@ -38,7 +38,7 @@ from mlprank.utils.modules import first_words
 
 @dataclass(frozen=True)
 class Dense:
-    """The network before its first pruning: its checkpoint, None where nothing is written, and which one it is in words."""
+    """The network before its first pruning: its checkpoint, None where nothing is written, and which it is."""
 
     path: Path | None
     what: str
@@ -46,7 +46,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Finish:
-    """One end of training; `dense` is the network from before a pruning in training. Call everything on all processes."""
+    """One end of training; `dense` is the network from before a pruning in training. Called on all processes."""
 
     trainer: Trainer
     module: LightningModule

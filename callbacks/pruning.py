@@ -176,9 +176,9 @@ class PruningCallback(Callback):
         schedule, self._finishing = self.masks.schedule, True
         if schedule is not None and not self.masks.complete:
             rank_zero_info(
-                f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of"
-                f" the way from"
-                f" {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without fine-tuning."
+                f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of the way "
+                f"from {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without "
+                "fine-tuning."
             )
         finish = Finish(trainer, pl_module, self.settings, self._directory, masks=self.masks, dense=self.dense)
         self.evaluations, self.files, self.dense = finish.prune()
@@ -281,9 +281,9 @@ def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     for name, value in now.items():
         if name in before and before[name] != value:
             raise ValueError(
-                f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with"
-                f" {name}={short(before[name])}; resume with that {name}, or start a new run from the"
-                f" checkpoint's weights"
+                f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with "
+                f"{name}={short(before[name])}; resume with that {name}, or start a new run from the checkpoint's "
+                "weights"
             )
 
 
@@ -291,14 +291,14 @@ def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
     """Raise a ValueError if another callback prunes the same network."""
     if any(isinstance(other, type(callback)) and other is not callback for other in callbacks):
         raise ValueError(
-            "the trainer has two PruningCallbacks, and each would prune what the other has left, so that neither amount"
-            " came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a mapping for several layers"
-            " (amount={'fc1': 0.3, 'fc2': 0.5})"
+            "the trainer has two PruningCallbacks, and each would prune what the other has left, so that neither "
+            "amount came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a mapping for several "
+            "layers (amount={'fc1': 0.3, 'fc2': 0.5})"
         )
     if any(is_lightning(other, "ModelPruning") for other in callbacks):
         raise ValueError(
-            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights;"
-            " use one of them"
+            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use one of "
+            "them"
         )
 
 

@@ -231,8 +231,8 @@ def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
     different = [rank for rank, each in enumerate(digests) if each != digests[0]]
     if different:
         raise RuntimeError(
-            f"the ranks {different} chose other neurons to prune than rank 0; give every rank the same weights before"
-            " pruning, and calibration data that can be read twice"
+            f"the ranks {different} chose other neurons to prune than rank 0; give every rank the same weights before "
+            "pruning, and calibration data that can be read twice"
         )
 
 
@@ -247,11 +247,11 @@ def check_every_rank_has_data(trainer: Trainer, num_samples: int, *, what: str) 
     own = "a calibration_dataloader(num_samples, seed)"
     if empty and len(counts) == 1:
         raise ValueError(
-            f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at"
-            f" least one sample"
+            f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at least one "
+            "sample"
         )
     if empty:
         raise ValueError(
-            f"calibration: rank {empty} of {len(counts)} has no batch of {what}; give every rank at least one, or the"
-            f" datamodule {own}"
+            f"calibration: rank {empty} of {len(counts)} has no batch of {what}; give every rank at least one, or the "
+            f"datamodule {own}"
         )

@@ -57,8 +57,8 @@ class Steps(ABC):
             raise ValueError(f"schedule: initial: {error}") from None
         if self.start_epoch is not None and self.end_epoch is not None and self.end_epoch < self.start_epoch:
             raise ValueError(
-                f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch};"
-                " swap them"
+                f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch}; "
+                "swap them"
             )
 
     @abstractmethod
@@ -70,8 +70,8 @@ class Steps(ABC):
         for value in target.values() if isinstance(target, Mapping) else [target]:
             if value < self.initial:
                 raise ValueError(
-                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not come"
-                    " back, so lower initial or raise amount"
+                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not "
+                    "come back, so lower initial or raise amount"
                 )
 
     def at(self, epoch: int, target: Amount) -> Amount | None:
@@ -223,9 +223,8 @@ def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max
     if last is None:
         if tuned is not None or end is None:
             raise ValueError(
-                "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or"
-                " start_epoch"
-                " and end_epoch and no finetune_epochs"
+                "schedule: without Trainer(max_epochs=...) its epochs cannot be derived; give max_epochs, or "
+                "start_epoch and end_epoch and no finetune_epochs"
             )
     elif tuned is not None and tuned > last:
         raise ValueError(f"finetune_epochs={tuned} is more than Trainer(max_epochs={last}); lower it or train longer")
@@ -233,9 +232,8 @@ def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max
         end = max(0, last - max(1, last // 4 if tuned is None else tuned))
     elif tuned is not None and end + tuned != last:
         raise ValueError(
-            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to"
-            f" Trainer(max_epochs={last}); give one"
-            " of the two"
+            f"schedule: end_epoch={end} and finetune_epochs={tuned} do not add up to Trainer(max_epochs={last}); give "
+            "one of the two"
         )
     if last is not None and end >= last > 0:
         raise ValueError(

@@ -90,8 +90,8 @@ class Settings:
             Budgets(max_drop=self.max_drop)
             if self.amounts != (Recipe().amount,):
                 raise ValueError(
-                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and"
-                    f" max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
+                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and "
+                    f"max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
                 )
 
     @property
@@ -107,7 +107,7 @@ class Settings:
     def labelled(
         self, trainer: Trainer, copy: nn.Module, *, choosing: bool = False
     ) -> tuple[RunBatches | None, str | None]:
-        """Return data to measure accuracy on and its name, or validation data to choose by; call it on all processes."""
+        """Return data to measure accuracy on and its name, or validation data to choose by, on all processes."""
         return labelled_batches(trainer, copy, self.network, inputs=self.inputs, choosing=choosing)
 
     def recipe_of_rank(self, trainer: Trainer) -> Recipe:
@@ -221,8 +221,8 @@ class TrainingMasks:
         settings.labelled(trainer, copy)
         if settings.max_drop is not None and settings.labelled(trainer, copy, choosing=True)[0] is None:
             raise ValueError(
-                f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; give it"
-                " a val_dataloader, or prune by an amount"
+                f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; "
+                "give it a val_dataloader, or prune by an amount"
             )
         self._graph = pruning.graph if self.schedule is not None else None
 

@@ -204,8 +204,8 @@ class TensorBatches:
         if changed and 0 < batches < state["num_batches"]:
             raise ValueError(
                 f"the checkpoint stopped within epoch {epoch} after batch {batches} of {state['num_batches']}, and "
-                f"this run's batches differ ({changed}); resume with the same settings or from a checkpoint written at "
-                "the end of an epoch"
+                f"this run's batches differ ({changed}); resume with the same settings or from a checkpoint written "
+                "at the end of an epoch"
             )
         self._resume = self._position = (epoch, len(self) if batches >= state["num_batches"] else batches)
 

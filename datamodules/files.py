@@ -105,9 +105,9 @@ class FileSet:
         either = f" (each may end in {' or '.join(filter(None, self.suffixes))})" if any(self.suffixes) else ""
         folders = ", ".join(str(data_dir / folder) for folder in self.folders)
         return FileNotFoundError(
-            f"{self.name} is not in {data_dir} and {reason}. Expected the files {', '.join(self.files)}{either} in one "
-            f"of {folders}. Put them there, or set data_dir or the environment variable {DATA_DIR_VARIABLE} to where "
-            f"they are, or {self.remedy}."
+            f"{self.name} is not in {data_dir} and {reason}. Expected the files {', '.join(self.files)}{either} in "
+            f"one of {folders}. Put them there, or set data_dir or the environment variable {DATA_DIR_VARIABLE} to "
+            f"where they are, or {self.remedy}."
         )
 
 
@@ -134,8 +134,8 @@ def check_range(labels: Tensor, *, num_classes: int, place: Path) -> None:
     if len(outside):
         first = int(outside[0])
         raise ValueError(
-            f"{place}: label {int(labels[first])} of image {first} is outside [0, {num_classes}) "
-            f"({len(outside)} such labels); the file is damaged or belongs to another data set"
+            f"{place}: label {int(labels[first])} of image {first} is outside [0, {num_classes}) ({len(outside)} such "
+            "labels); the file is damaged or belongs to another data set"
         )
 
 
@@ -166,8 +166,8 @@ def read_idx(path: Path, *, item_shape: tuple[int, ...]) -> Tensor:
     if len(content) != expected:
         found = f"only {len(content)}" if len(content) < expected else f"more than {expected}"
         raise ValueError(
-            f"{path}: its header announces {num_items} items in {expected} bytes and the file holds {found}; "
-            f"it is truncated or damaged: {_AGAIN}"
+            f"{path}: its header announces {num_items} items in {expected} bytes and the file holds {found}; it is "
+            f"truncated or damaged: {_AGAIN}"
         )
     return torch.frombuffer(content, dtype=torch.uint8).reshape(num_items, *item_shape)
 
@@ -179,8 +179,8 @@ def _read_header(stream: BinaryIO | gzip.GzipFile, *, path: Path, item_shape: tu
     header = stream.read(4 + 4 * num_dims)
     if header[:4] != magic:
         raise ValueError(
-            f"{path}: starts with the bytes {header[:4].hex()!r}, an idx file of {num_dims}-dimensional unsigned bytes "
-            f"with {magic.hex()!r}; it is another file or a damaged one: {_AGAIN}"
+            f"{path}: starts with the bytes {header[:4].hex()!r}, an idx file of {num_dims}-dimensional unsigned "
+            f"bytes with {magic.hex()!r}; it is another file or a damaged one: {_AGAIN}"
         )
     if len(header) < 4 + 4 * num_dims:
         raise ValueError(f"{path}: ends within its header; it is truncated: {_AGAIN}")
@@ -215,8 +215,8 @@ def read_idx_pair(
     labels = read_idx(labels_path, item_shape=()).to(torch.int64)
     if len(images) != len(labels):
         raise ValueError(
-            f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels; "
-            "one of them is not of this set: delete both and get them again"
+            f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels; one of them is not of "
+            "this set: delete both and get them again"
         )
     check_range(labels, num_classes=num_classes, place=labels_path)
     return images.unsqueeze(1), labels

@@ -163,9 +163,8 @@ class ImageDataModule(LightningDataModule):
         if self.batch_size > sampler.num_entries:
             share = "" if world_size == 1 else f" of each of {world_size} processes"
             raise ValueError(
-                f"batch_size={self.batch_size} exceeds the {sampler.num_entries} training images{share} of"
-                f" {self.name}; "
-                f"lower it to at most {sampler.num_entries}"
+                f"batch_size={self.batch_size} exceeds the {sampler.num_entries} training images{share} of "
+                f"{self.name}; lower it to at most {sampler.num_entries}"
             )
         plain = self.augmentation == Augmentation() and self.train_transforms is None
         together = _CAST_TOGETHER if plain else _AUGMENTED_TOGETHER
@@ -264,8 +263,8 @@ class ImageDataModule(LightningDataModule):
             images, labels, place = self.read(part)
             if part == "train" and labels.min() == labels.max():
                 raise ValueError(
-                    f"{place}: all {len(labels)} images have label {int(labels[0])}; a classifier needs at"
-                    f" least two classes"
+                    f"{place}: all {len(labels)} images have label {int(labels[0])}; a classifier needs at least two "
+                    "classes"
                 )
             self._loaded[part] = images, labels
         return self._loaded[part]
@@ -276,8 +275,8 @@ class ImageDataModule(LightningDataModule):
         num_validation = round(self.validation_fraction * len(labels))
         if not 0 < num_validation < len(labels):
             raise ValueError(
-                f"validation_fraction={self.validation_fraction} of {len(labels)} images of {self.name} leaves nothing "
-                "to train on or nothing to validate on; choose another"
+                f"validation_fraction={self.validation_fraction} of {len(labels)} images of {self.name} leaves "
+                "nothing to train on or nothing to validate on; choose another"
             )
         order = torch.randperm(len(labels), generator=generator(self.seed, "split"))
         return order[num_validation:], order[:num_validation]

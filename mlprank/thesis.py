@@ -303,8 +303,8 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
         return max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
     if recipe is None:
         raise FileNotFoundError(
-            f"checkpoint: there is no recipe for {model_name} on {dataset_name} and no {published}; give"
-            " checkpoint=..., a file that `mlprank fit` wrote"
+            f"checkpoint: there is no recipe for {model_name} on {dataset_name} and no {published}; give "
+            "checkpoint=..., a file that `mlprank fit` wrote"
         )
     found = sorted((root / "runs" / recipe).glob("*/checkpoints/best*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:

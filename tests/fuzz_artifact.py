@@ -1,8 +1,8 @@
 """Mutate pruned files at random, and see that each is refused by name or gives the very same network.
 
-`python tests/fuzz_artifact.py --bytes 10000 --fields 5000` mutates files of an MLP with batch norm, of a classifier around it, and of a
-network whose class is given. Every mutation must end in a `ValueError` that names the file, or in the values that the file holds, within a
-second of the processor's time. CI runs a part (`tests/artifact/test_fuzz.py`).
+`python tests/fuzz_artifact.py --bytes 10000 --fields 5000` mutates files of an MLP with batch norm, of a classifier
+around it, and of a network whose class is given. Every mutation must end in a `ValueError` that names the file, or in
+the values that the file holds, within a second of the processor's time. CI runs a part (`tests/artifact/test_fuzz.py`).
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def _loaded(path: Path, **options: Any) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", **options)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is damaged, or holds objects that would run code when they are read; only files of tensors and"
-            " plain types are read"
+            f"{path} is damaged, or holds objects that would run code when they are read; only files of tensors and "
+            "plain types are read"
         ) from error
     except (OSError, *_DAMAGES) as error:
         # EINVAL is what a file that was cut off, or a wrong place in it, gives.

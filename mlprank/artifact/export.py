@@ -172,9 +172,8 @@ def _check_fit(network: nn.Module, inputs: Inputs) -> None:
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs.tensors)
         raise ValueError(
-            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_words(error)}); give an"
-            " example as"
-            " the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
+            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_words(error)}); give an "
+            "example as the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
         ) from error
     if not outputs:
         raise TypeError(f"export: {type(network).__name__} returned no tensor; wrap it in a module that returns some")
@@ -221,8 +220,8 @@ def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
         return export_program(network, inputs, shapes)
     except torch._dynamo.exc.UserError as error:
         raise ValueError(
-            f"export: {type(network).__name__} does not take batches of any size ({first_words(error)}); "
-            "write its forward without the batch size, as in x.flatten(1) rather than x.view(64, -1)"
+            f"export: {type(network).__name__} does not take batches of any size ({first_words(error)}); write its "
+            "forward without the batch size, as in x.flatten(1) rather than x.view(64, -1)"
         ) from error
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise ValueError(
@@ -349,9 +348,9 @@ def _compare(network: nn.Module, exported: Callable[..., object], inputs: Inputs
             scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
             if not difference <= TOLERANCE * scale:
                 raise ValueError(
-                    f"export: the {format} file differs from the model by {difference:.3g} on a batch of {len(index)}, "
-                    f"more than {TOLERANCE:g}; nothing was written. Try another format, and report the model's"
-                    " operations"
+                    f"export: the {format} file differs from the model by {difference:.3g} on a batch of "
+                    f"{len(index)}, more than {TOLERANCE:g}; nothing was written. Try another format, and report the "
+                    "model's operations"
                 )
             worst = max(worst, difference)
     return worst

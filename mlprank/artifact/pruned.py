@@ -70,8 +70,8 @@ def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
     record = record_of(network)
     if record is None:
         raise ValueError(
-            f"model: {type(network).__name__} was never pruned, so there is no record to save; call mlprank.prune, or"
-            " torch.save(model.state_dict(), path) for a dense network"
+            f"model: {type(network).__name__} was never pruned, so there is no record to save; call mlprank.prune, or "
+            "torch.save(model.state_dict(), path) for a dense network"
         )
     return write_pruned(network, replace(record, provenance={**record.provenance, **provenance}), path)
 
@@ -95,9 +95,8 @@ def write_pruned(model: nn.Module, record: Artifact, path: str | Path) -> Path:
         checked(content["mlprank"], content["state_dict"], path="model")
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers"
-            " changed"
-            " after it was pruned? prune it again, or save its state_dict"
+            f"{type(model).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers "
+            "changed after it was pruned? prune it again, or save its state_dict"
         ) from error
     content[DIGEST] = digest_of(content)
     with whole_file(path) as temporary:
@@ -184,8 +183,8 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     missing = [name for name in missing if not name.endswith("_extra_state")]
     if missing or unexpected:
         raise ValueError(
-            f"{path}: {type(narrowed).__name__} is not the pruned class: the file lacks {missing}, and has"
-            f" {unexpected} besides"
+            f"{path}: {type(narrowed).__name__} is not the pruned class: the file lacks {missing}, and has "
+            f"{unexpected} besides"
         )
     remember(narrowed, artifact)
     return narrowed.eval()
@@ -251,8 +250,8 @@ def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | No
             cls = resolve_class(artifact.class_path, nn.Module)
         if cls is None:
             raise ValueError(
-                f"{path} does not say how {artifact.class_path} is built; give a dense instance:"
-                f" load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
+                f"{path} does not say how {artifact.class_path} is built; give a dense instance: "
+                f"load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
             )
         arguments = dict(artifact.hyper_parameters or {})
         try:
@@ -338,14 +337,12 @@ def _check_shapes(artifact: Artifact, state: Mapping[str, Tensor], dense: nn.Mod
         if name not in own:
             raise ValueError(
                 f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that'
-                " was pruned,"
-                f" {artifact.class_path}"
+                f" was pruned, {artifact.class_path}"
             )
         if own[name] != shape:
             raise ValueError(
                 f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned,'
-                f" {tuple(own[name])} in this"
-                f" {type(dense).__name__}; give one of the same sizes"
+                f" {tuple(own[name])} in this {type(dense).__name__}; give one of the same sizes"
             )
         if name in state and state[name].is_floating_point() != tensors[name].is_floating_point():
             raise ValueError(

@@ -209,14 +209,14 @@ def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
     names = {each.name for each in fields(Artifact)} - ({"inputs"} if written == 1 else set())
     if set(own) != names:
         raise ValueError(
-            f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has"
-            f" {sorted(map(str, set(own) - names))} besides"
+            f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has "
+            f"{sorted(map(str, set(own) - names))} besides"
         )
     for name, (holds, rule) in _CHECKS.items():
         if name in own and not holds(own[name]):
             raise ValueError(
-                f"{path} is damaged: {name} of its mlprank entry must be {rule}, and is {_shown(own[name])}; write it"
-                " again"
+                f"{path} is damaged: {name} of its mlprank entry must be {rule}, and is {_shown(own[name])}; write it "
+                "again"
             )
     artifact = Artifact(**own)
     if problem := _disagreement(artifact, _weights(state, path)):
@@ -263,8 +263,7 @@ def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None
             if dim >= len(shape) or int(index[-1]) >= shape[dim]:
                 return (
                     f'layer "{name.rpartition(".")[0] or name}": {name} has shape {tuple(shape)} in the dense network,'
-                    " and the"
-                    f" file keeps index {int(index[-1])} of dimension {dim}"
+                    f" and the file keeps index {int(index[-1])} of dimension {dim}"
                 )
             narrow[dim] = len(index)
         if narrow != list(state[name].shape):

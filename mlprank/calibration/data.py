@@ -67,8 +67,8 @@ class Calibration:
             source = [source]
         elif not isinstance(source, Iterable):
             raise TypeError(
-                f"calibration: {type(source).__name__} is not a batch, an iterable of batches, a DataLoader or a"
-                " LightningDataModule; give one"
+                f"calibration: {type(source).__name__} is not a batch, an iterable of batches, a DataLoader or a "
+                "LightningDataModule; give one"
             )
         self.batches: Iterable[Any] = list(source) if isinstance(source, Iterator) else source
         self._first: Inputs | None = None
@@ -123,9 +123,8 @@ class Calibration:
             inputs = Inputs((given,), {})
         if not inputs.tensors:
             raise TypeError(
-                f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no"
-                " tensor; give tensors, or"
-                " say by inputs= how a batch becomes a call"
+                f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no "
+                "tensor; give tensors, or say by inputs= how a batch becomes a call"
             )
         if not any(tensor.dim() for tensor in inputs.tensors):
             raise ValueError("calibration: a batch has no dimensions; give inputs of shape (N, ...)")
@@ -146,8 +145,8 @@ class Calibration:
         if len(known) == 1 and not set(batch) & known:
             return Inputs((dict(batch),), {})
         raise ValueError(
-            f"calibration: a batch has the keys {', '.join(map(str, batch))}, the network takes {self._signature};"
-            " say by inputs= how a"
+            f"calibration: a batch has the keys {', '.join(map(str, batch))}, the network takes {self._signature}; "
+            "say by inputs= how a"
             ' batch becomes a call, such as inputs=lambda batch: ((batch["image"],), {})'
         )
 
@@ -161,18 +160,16 @@ class Calibration:
         if needed > 1:
             if len(batch) < needed:
                 raise ValueError(
-                    f"calibration: a batch has {len(batch)} entries, the network takes {self._signature}; say by"
-                    " inputs= how a batch"
-                    " becomes a call"
+                    f"calibration: a batch has {len(batch)} entries, the network takes {self._signature}; say by "
+                    "inputs= how a batch becomes a call"
                 )
             return tuple(batch[:needed])
         optional = len(positional) > max(1, needed)
         if optional and any(isinstance(entry, Tensor) and entry.dim() > 1 for entry in batch[1:]):
             raise ValueError(
-                f"calibration: a batch has {len(batch)} entries and the network takes {self._signature}: whether the"
-                " second one is an"
-                " input is not clear; say by inputs= how a batch becomes a call, such as inputs=lambda batch:"
-                " (batch[:2], {})"
+                f"calibration: a batch has {len(batch)} entries and the network takes {self._signature}: whether the "
+                "second one is an input is not clear; say by inputs= how a batch becomes a call, such as "
+                "inputs=lambda batch: (batch[:2], {})"
             )
         return (batch[0],)
 
@@ -182,9 +179,9 @@ class Calibration:
         for one, other in zip(inputs.tensors, self._first.tensors, strict=False):
             if one.dim() != other.dim() or one.dtype != other.dtype:
                 raise ValueError(
-                    f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the"
-                    " first one of"
-                    f" {tuple(other.shape[1:])} and {other.dtype}; give inputs of one dtype and number of dimensions"
+                    f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the "
+                    f"first one of {tuple(other.shape[1:])} and {other.dtype}; give inputs of one dtype and number of "
+                    "dimensions"
                 )
 
 

@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
 def command_parser() -> CommandParser:
     """Describe the command's arguments."""
     about = (
-        "List the configs that come with mlprank, or copy one into the current folder, to be changed; `--config "
-        "NAME` finds them on every command."
+        "List the configs that come with mlprank, or copy one into the current folder, to be changed; `--config NAME` "
+        "finds them on every command."
     )
     parser = CommandParser("configs", about, "mlprank configs quickstart --out mine.yaml")
     parser.add_argument("name", nargs="?", metavar="NAME", help="the config to copy; without it, all are listed")

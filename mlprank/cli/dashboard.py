@@ -59,8 +59,8 @@ def _save(workspace: Any) -> None:
         workspace.save()
     except wandb.errors.Error as error:
         raise ValueError(
-            f"W&B did not take the workspace of {workspace.entity}/{workspace.project}: {error}; does the project exist"
-            " and may you write to it?"
+            f"W&B did not take the workspace of {workspace.entity}/{workspace.project}: {error}; does the project "
+            "exist and may you write to it?"
         ) from error
 
 

@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
         print(f"missing: {each.network}: {each.remedy}", file=sys.stderr, flush=True)
     if not networks:
         raise FileNotFoundError(
-            "no network of the grid has a checkpoint; train one by a command above, or name files by `checkpoints:` in"
-            " the config or --ckpt_path"
+            "no network of the grid has a checkpoint; train one by a command above, or name files by `checkpoints:` "
+            "in the config or --ckpt_path"
         )
     print(
         f"{config.name}: {len(cells)} cells of {len(networks)} trained network{'s' * (len(networks) > 1)}", flush=True
@@ -143,8 +143,8 @@ def _networks(models: Sequence[str] | None, datasets: Sequence[str] | None) -> l
         datasets = list(datasets) * len(models)
     if len(datasets) != len(models):
         raise ValueError(
-            f"--model names {len(models)} networks and --data {len(datasets)} data sets; give one data set"
-            " for each network, or one for all"
+            f"--model names {len(models)} networks and --data {len(datasets)} data sets; give one data set for each "
+            "network, or one for all"
         )
     return [f"{model}@{dataset}" for model, dataset in zip(models, datasets, strict=True)]
 

@@ -13,8 +13,8 @@ from mlprank.utils.errors import OptionError
 def command_parser() -> CommandParser:
     """Describe the command's arguments."""
     about = (
-        "Write the network of a checkpoint to a file that runs without mlprank. The file takes any batch size and "
-        "is checked against the network before it takes its place."
+        "Write the network of a checkpoint to a file that runs without mlprank. The file takes any batch size and is "
+        "checked against the network before it takes its place."
     )
     parser = CommandParser("export", about, "mlprank export runs/quickstart/001/pruned.ckpt --format onnx")
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="pruned.ckpt, or another checkpoint")
@@ -82,8 +82,8 @@ def _prepared(network: Any, args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
         return network.model, example, meaning | {"range": [0, 1]}
     if len(network.input_shape) != 3:
         raise ValueError(
-            f"--with_preprocessing needs images of shape (C, H, W), and the checkpoint says {network.input_shape}; give"
-            " it, such as --input_shape=[1,28,28]"
+            f"--with_preprocessing needs images of shape (C, H, W), and the checkpoint says {network.input_shape}; "
+            "give it, such as --input_shape=[1,28,28]"
         )
     pixels = torch.randint(0, 256, (2, *network.input_shape), dtype=torch.uint8, generator=generator)
     return Preprocessed(network.model, mean=mean, std=std), pixels, meaning | {"range": [0, 255]}

@@ -84,8 +84,8 @@ def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:
 def command_parser() -> CommandParser:
     """Describe the command's arguments."""
     about = (
-        "Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results "
-        "of `mlprank experiment`, `tune` and `shrink`. Needs neither a GPU nor the network."
+        "Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results of "
+        "`mlprank experiment`, `tune` and `shrink`. Needs neither a GPU nor the network."
     )
     parser = CommandParser("report", about, "mlprank report runs/thesis --out runs/thesis/report")
     parser.add_argument(

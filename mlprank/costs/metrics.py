@@ -319,8 +319,8 @@ def count_hits(
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"top_k_accuracy: logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; "
-            "they must be (N, num_classes) with at least 2 classes, and (N,)"
+            f"top_k_accuracy: logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; they "
+            "must be (N, num_classes) with at least 2 classes, and (N,)"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:

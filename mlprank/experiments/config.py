@@ -284,8 +284,8 @@ def _paired(network: object) -> str:
         return network
     if at or model not in THESIS_PAIRS:
         raise ValueError(
-            f"networks: {network!r} names no data set{did_you_mean(model, THESIS_PAIRS)}; write MODEL@DATASET, such as "
-            f"{model or 'MLP'}@FashionMNIST (the thesis's networks have one: {', '.join(THESIS_PAIRS)})"
+            f"networks: {network!r} names no data set{did_you_mean(model, THESIS_PAIRS)}; write MODEL@DATASET, such "
+            f"as {model or 'MLP'}@FashionMNIST (the thesis's networks have one: {', '.join(THESIS_PAIRS)})"
         )
     return f"{model}@{THESIS_PAIRS[model]}"
 

@@ -227,8 +227,8 @@ def from_line(line: str, where: str) -> CellRecord:
     version = plain["schema_version"]
     if version not in (1, SCHEMA_VERSION):
         raise SchemaVersionError(
-            f"{where}: schema version {version!r}, but this mlprank reads version {SCHEMA_VERSION}; "
-            "use the mlprank that wrote it, or another results directory"
+            f"{where}: schema version {version!r}, but this mlprank reads version {SCHEMA_VERSION}; use the mlprank "
+            "that wrote it, or another results directory"
         )
     plain = unsealed(plain, where=where, needed=version > 1)
     del plain["schema_version"]

@@ -310,7 +310,7 @@ def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, 
     differ = [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]
     if differ:
         raise ValueError(
-            f"{place}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that recorded "
-            f"it (torch {record.versions.torch}, mlprank {record.versions.mlprank})"
+            f"{place}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that "
+            f"recorded it (torch {record.versions.torch}, mlprank {record.versions.mlprank})"
         )
     return result

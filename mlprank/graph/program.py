@@ -183,8 +183,8 @@ class Program:
         wanted = [each.arg for each in self.exported.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
         if len(leaves) != len(wanted) or found != spec:
             raise ValueError(
-                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one"
-                " structure"
+                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one "
+                "structure"
             )
         return {
             argument.name: leaf
@@ -344,8 +344,8 @@ class Run:
             shapes = [tuple(value.shape) for value in self.inputs.values() if isinstance(value, Tensor)]
             shown = ", ".join(map(str, shapes))
             raise ValueError(
-                f"calibration: the traced network cannot run a batch of shape {shown} ({first_line(error)});"
-                " give batches of one shape, and write the forward for any batch size"
+                f"calibration: the traced network cannot run a batch of shape {shown} ({first_line(error)}); give "
+                "batches of one shape, and write the forward for any batch size"
             ) from error
 
     def _with_created_bias(self, node: fx.Node, value: Any) -> Any:

@@ -71,8 +71,8 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
                     size = node.meta["val"].shape[0]
                     if isinstance(size, int) and size == len(short) and len(inputs) != size:
                         raise ValueError(
-                            f"model: the forward of {type(model).__name__} works for batches of {size} only; write it"
-                            " for any batch size"
+                            f"model: the forward of {type(model).__name__} works for batches of {size} only; write it "
+                            "for any batch size"
                         )
             _compare(model, graph.program, inputs, lambda: _written_numbers(model, inputs, exported, varying))
     if not graph.layers:
@@ -94,10 +94,9 @@ def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, i
         return export_program(model, inputs, shapes)
     except (*_CANNOT_RUN, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
-            f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {first_line(error)};"
-            " write its"
-            f" forward without control flow that depends on data{_cache_hint(error)}, or prune the part of it that"
-            " can be traced"
+            f"model: {type(model).__name__} cannot be traced by torch.export{_place(error)}: {first_line(error)}; "
+            f"write its forward without control flow that depends on data{_cache_hint(error)}, or prune the part of "
+            "it that can be traced"
         ) from error
 
 
@@ -132,10 +131,9 @@ def _hooks_count(model: nn.Module, inputs: Inputs) -> bool:
         expected = _eager(model, inputs)
     except _CANNOT_RUN as error:
         raise TypeError(
-            f"calibration: {type(model).__name__} cannot take a batch: the call {type(model).__name__}{inputs} fails"
-            f" ({first_line(error)}); give inputs as the network is trained on, or say by inputs= how a batch becomes"
-            " a call, such as"
-            " inputs=lambda batch: ((batch[0],), {})"
+            f"calibration: {type(model).__name__} cannot take a batch: the call {type(model).__name__}{inputs} fails "
+            f"({first_line(error)}); give inputs as the network is trained on, or say by inputs= how a batch becomes "
+            "a call, such as inputs=lambda batch: ((batch[0],), {})"
         ) from error
     if not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return False
@@ -181,9 +179,8 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
     except _CANNOT_RUN as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
         raise ValueError(
-            f"model: {type(model).__name__} takes two samples but cannot run a batch of shape {shapes}"
-            f" ({first_line(error)});"
-            " write the forward for any batch size"
+            f"model: {type(model).__name__} takes two samples but cannot run a batch of shape {shapes} "
+            f"({first_line(error)}); write the forward for any batch size"
         ) from error
     torch.manual_seed(0)
     state = {
@@ -199,10 +196,9 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
             gap = 0.0 if one.shape == other.shape else float("inf")
         if gap > _TOLERANCES.get(one.dtype, 0.0) and all(map(torch.equal, expected, _eager(model, inputs))):
             raise ValueError(
-                f"model: what torch.export traced of {type(model).__name__} differs from it by {gap:.2g} on a batch"
-                f" of {len(inputs)}"
-                f" samples: {culprits()}; take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python"
-                " numbers"
+                f"model: what torch.export traced of {type(model).__name__} differs from it by {gap:.2g} on a batch "
+                f"of {len(inputs)} samples: {culprits()}; take sizes as tensors give them (x.flatten(1), x.mean(0)), "
+                "not as Python numbers"
             )
 
 

@@ -158,7 +158,10 @@ class Progress(Watcher):
         counts = Counter(state for state, _ in self.states.values())
         done = sum(counts[state] for state in _QUIET)
         others = "".join(f", {n} {state}" for state, n in counts.items() if state not in (*_QUIET, _RUNNING, _FAILED))
-        text = f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed of {len(self.items)} {self.unit}s"
+        text = (
+            f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed of {len(self.items)} "
+            f"{self.unit}s"
+        )
         scores = [score for item in self.items if math.isfinite(score := self._score(item))]
         best = f"; best {self.metric} {max(scores):.4f}" if scores else ""
         left = self._seconds_left()

@@ -70,8 +70,8 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
         slots = min(has_cpus // cpus, has_gpus // share if share else float("inf"))
         if slots < 1:
             raise ValueError(
-                f"{option.format('cpus')}={cpus:g} and {share:g} GPUs do not fit into the cluster's "
-                f"{has_cpus:g} CPUs and {has_gpus:g} GPUs"
+                f"{option.format('cpus')}={cpus:g} and {share:g} GPUs do not fit into the cluster's {has_cpus:g} CPUs "
+                f"and {has_gpus:g} GPUs"
             )
         yield Places(int(slots), cpus, share)
     finally:
@@ -144,7 +144,7 @@ def start_ray(address: str | None) -> bool:
 
 
 def _trainable(worker: str) -> Any:
-    """Return the class that Ray's actors run, where the driver stands and with its modules; Ray is imported only here."""
+    """Return the class that Ray's actors run, where the driver stands and with its modules."""
     from ray import tune
 
     here, modules = os.getcwd(), list(sys.path)

@@ -86,8 +86,8 @@ class LayerRecord:
         for argument, values, size in vectors:
             if tuple(values.shape) != (size,):
                 raise ValueError(
-                    f"{place}{argument} has shape {tuple(values.shape)}; a weight of shape {(num_out, num_in)} "
-                    f"needs ({size},): one entry per {'neuron' if argument == 'output_norms' else 'input'}"
+                    f"{place}{argument} has shape {tuple(values.shape)}; a weight of shape {(num_out, num_in)} needs "
+                    f"({size},): one entry per {'neuron' if argument == 'output_norms' else 'input'}"
                 )
             check_non_negative(values, argument=argument, place=place)
 
@@ -115,8 +115,8 @@ def score_dtype(weight: Tensor, *, place: str = "") -> torch.dtype:
     """Return the precision of a layer's scores: float64 for float64 weights, else float32."""
     if not weight.dtype.is_floating_point:
         raise TypeError(
-            f"{place}weight has dtype {weight.dtype}; a measure needs real floating-point weights: "
-            "convert the model with model.float() first"
+            f"{place}weight has dtype {weight.dtype}; a measure needs real floating-point weights: convert the model "
+            "with model.float() first"
         )
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
@@ -130,8 +130,8 @@ def check_non_negative(values: Tensor, *, argument: str, place: str = "") -> Non
         return
     index = int((~((values >= 0) & (values < float("inf")))).nonzero()[0])
     raise ValueError(
-        f"{place}{argument}[{index}]={float(values[index])}, but it must be finite and at least 0; "
-        "look for NaN, overflow or a sign error in the calibration data, the weights or the layer below"
+        f"{place}{argument}[{index}]={float(values[index])}, but it must be finite and at least 0; look for NaN, "
+        "overflow or a sign error in the calibration data, the weights or the layer below"
     )
 
 

@@ -210,8 +210,8 @@ def spend(
                 left[unit] = more
             return left
     raise ValueError(
-        f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of"
-        f" {costs.total(_widths(curves, widths)):,.6g}"
+        f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of "
+        f"{costs.total(_widths(curves, widths)):,.6g}"
     )
 
 

@@ -128,9 +128,8 @@ class ImageClassifier(LightningModule):
         self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if not (math.isfinite(self._rate) and self._rate >= 0):
             raise ValueError(
-                f"lr_scheduler has set lr={self._rate:g} for epoch {self.current_epoch}; it must be a finite"
-                f" number of at "
-                "least 0, so check the schedule's arguments; checkpoints that were written before are kept"
+                f"lr_scheduler has set lr={self._rate:g} for epoch {self.current_epoch}; it must be a finite number "
+                "of at least 0, so check the schedule's arguments; checkpoints that were written before are kept"
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -216,9 +215,8 @@ class ImageClassifier(LightningModule):
             metric.reset()
         if self.trainer.state.fn != "fit" and not math.isfinite(loss := float(computed[f"{stage}_loss"])):
             raise FloatingPointError(
-                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images"
-                f" are not finite; "
-                "take another checkpoint (--ckpt_path), and look for non-finite images"
+                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images are not "
+                "finite; take another checkpoint (--ckpt_path), and look for non-finite images"
             )
         self.log_dict(computed, prog_bar=True, sync_dist=True)
 
@@ -231,9 +229,8 @@ class ImageClassifier(LightningModule):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} at step {self.global_step} (epoch {self.current_epoch}, "
-                f"lr={self._rate:g}); {_REMEDIES}, and look for non-finite images; checkpoints that were"
-                f" written before "
-                "are kept"
+                f"lr={self._rate:g}); {_REMEDIES}, and look for non-finite images; checkpoints that were written "
+                "before are kept"
             )
 
     def _match_widths(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:

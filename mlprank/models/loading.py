@@ -28,7 +28,7 @@ class Network:
 def load_network(
     path: str | os.PathLike[str], *, input_shape: Sequence[int] | None = None, model: nn.Module | None = None
 ) -> Network:
-    """Load the network of a pruned file, of a checkpoint that `mlprank fit` wrote, or of any other with a network given.
+    """Load the network of a pruned file, of a checkpoint of `mlprank fit`, or of any other with a network given.
 
     Args:
         path: `pruned.ckpt`, a checkpoint of Lightning, or a bare state dict.
@@ -37,8 +37,8 @@ def load_network(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, would run code, or is another model's checkpoint, or where the input's shape is
-            not known.
+        ValueError: If the file is damaged, would run code, or is another model's checkpoint, or where the input's shape
+            is not known.
     """
     content = read_checkpoint(path)
     own, arguments = content.get("mlprank"), content.get("hyper_parameters")
@@ -66,8 +66,8 @@ def load_network(
         known = recognise(state_of(content, source=os.fspath(path)))
         if known is None:
             raise ValueError(
-                f"{path} is neither a pruned file nor a checkpoint of mlprank's ImageClassifier, nor are its weights those "
-                "of one of mlprank's networks; name its network, as in --model my_package.Net --model.width 64"
+                f"{path} is neither a pruned file nor a checkpoint of mlprank's ImageClassifier, nor are its weights "
+                "those of one of mlprank's networks; name its network, as in --model my_package.Net --model.width 64"
             )
         network = load_weights(path, known())
     network = network.model if type(network).__name__ == "ImageClassifier" else network  # type: ignore[assignment]

@@ -126,8 +126,8 @@ def weights_of(content: Mapping[str, Any], source: str | os.PathLike[str]) -> di
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
             return {str(name): value for name, value in state.items()}
     raise ValueError(
-        f"{source} holds no weights: neither a `state_dict`, as Lightning writes it, nor a `model`, as published ones have "
-        f"it, nor tensors by name; it holds {sorted(map(str, content))[:8]}"
+        f"{source} holds no weights: neither a `state_dict`, as Lightning writes it, nor a `model`, as published ones "
+        f"have it, nor tensors by name; it holds {sorted(map(str, content))[:8]}"
     )
 
 
@@ -181,8 +181,8 @@ def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, 
     for name, own in expected.items():
         if name in found and found[name].shape != own.shape:
             raise ValueError(
-                f"{source} belongs to another network: {name} is {_size(found[name])} there "
-                f"and {_size(own)} here{_guess(found)}"
+                f"{source} belongs to another network: {name} is {_size(found[name])} there and {_size(own)} "
+                f"here{_guess(found)}"
             )
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]

@@ -69,13 +69,13 @@ class Budgets:
     def __post_init__(self) -> None:
         if all(getattr(self, field.name) is None for field in fields(self)):
             raise ValueError(
-                f"there is no budget; give at least one of {', '.join(field.name for field in fields(self))}, such as"
-                " max_drop=0.5"
+                f"there is no budget; give at least one of {', '.join(field.name for field in fields(self))}, such as "
+                "max_drop=0.5"
             )
         if self.max_drop is not None and (isinstance(self.max_drop, (bool, str)) or not 0 <= self.max_drop < math.inf):
             raise ValueError(
-                f"max_drop={self.max_drop!r} must be a number of at least 0: percentage points that may be lost, such"
-                " as 0.5"
+                f"max_drop={self.max_drop!r} must be a number of at least 0: percentage points that may be lost, such "
+                "as 0.5"
             )
         for name in self.sizes:
             self._read(name)
@@ -101,8 +101,8 @@ class Budgets:
         unit = found[2] if found else ""
         if isinstance(given, bool) or not 0 < value < math.inf:
             raise ValueError(
-                f"{name}={given!r} must be a positive number, such as {_EXAMPLES[name]}, or a share of the dense"
-                " network, such as 0.3"
+                f"{name}={given!r} must be a positive number, such as {_EXAMPLES[name]}, or a share of the dense "
+                "network, such as 0.3"
             )
         if not unit and value <= 1:
             return value, True
@@ -300,9 +300,9 @@ class Front:
         return "\n".join(
             [
                 *lines,
-                f"Chosen ({self.budgets}{ended}): {best.num_parameters:,} of {dense.num_parameters:,} parameters"
-                f" ({best.num_parameters / dense.num_parameters:.1%}), {self.score} {self._shown(dense.score)} →"
-                f" {self._shown(best.score)}.",
+                f"Chosen ({self.budgets}{ended}): {best.num_parameters:,} of {dense.num_parameters:,} parameters "
+                f"({best.num_parameters / dense.num_parameters:.1%}), {self.score} {self._shown(dense.score)} → "
+                f"{self._shown(best.score)}.",
             ]
         )
 

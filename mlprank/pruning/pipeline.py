@@ -395,16 +395,15 @@ class Pruning:
         notes = []
         if by_channel:
             notes.append(
-                "Mended by one coefficient a neuron, as whole weights see too much to be fitted:"
-                f" {', '.join(quoted(by_channel))}."
+                "Mended by one coefficient a neuron, as whole weights see too much to be fitted: "
+                f"{', '.join(quoted(by_channel))}."
             )
         if self.baked:
             notes.append(f"Computed before every forward pass, now plain parameters: {', '.join(quoted(self.baked))}.")
         if not follows:
             notes.append(
-                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the"
-                " file that save()"
-                " writes, or protect the layers that end with a width of their own."
+                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the "
+                "file that save() writes, or protect the layers that end with a width of their own."
             )
         return tuple(notes)
 

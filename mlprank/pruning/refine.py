@@ -128,8 +128,8 @@ def refine(
         after = loss.of_pool(learner)
         if not math.isfinite(after):
             raise ValueError(
-                f"refine: the loss became {after} with learning_rate={by.learning_rate}; give a smaller one, such as"
-                f" refine={{'steps': {by.steps}, 'learning_rate': {by.learning_rate / 10:g}}}"
+                f"refine: the loss became {after} with learning_rate={by.learning_rate}; give a smaller one, such as "
+                f"refine={{'steps': {by.steps}, 'learning_rate': {by.learning_rate / 10:g}}}"
             )
         if after > before:  # a few steps at a large rate can end higher than they began
             with torch.no_grad():
@@ -184,9 +184,8 @@ def _train(
         value = loss(_outputs(learner, inputs), targets)
         if not value.requires_grad:
             raise ValueError(
-                f"refine: the outputs of {type(learner).__name__} do not depend on its weights in a way that gives a"
-                " gradient (its"
-                " forward runs without autograd); leave out refine"
+                f"refine: the outputs of {type(learner).__name__} do not depend on its weights in a way that gives a "
+                "gradient (its forward runs without autograd); leave out refine"
             )
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]

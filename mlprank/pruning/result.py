@@ -270,9 +270,8 @@ def pruning_table(
         kind, (first, last) = result.recipe.plain()["refine"], result.losses
         lines.append(
             Text(
-                f"Refined without labels in {kind['steps']:,} steps: loss ({kind['loss']}) on the calibration data"
-                f" {first:.3g} → {last:.3g};"
-                " the agreement above is that of the networks before."
+                f"Refined without labels in {kind['steps']:,} steps: loss ({kind['loss']}) on the calibration data "
+                f"{first:.3g} → {last:.3g}; the agreement above is that of the networks before."
             )
         )
     if result.held_back:

@@ -389,8 +389,8 @@ def select(
             continue
         if not chain and len(set(asked.values())) > 1:
             raise ValueError(
-                f"amount={asked}: these layers share their neurons (a residual addition or a shared batch norm ties"
-                " them); give them one"
+                f"amount={asked}: these layers share their neurons (a residual addition or a shared batch norm ties "
+                "them); give them one"
                 ' amount, or use graph="chain"'
             )
         members = [(name, (name,)) for name in group.layers] if chain else [(group.name, group.layers)]

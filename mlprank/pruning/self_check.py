@@ -161,6 +161,6 @@ def _suspects(graph: Graph) -> str:
         return "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
     lines = "; ".join(graph.reshapes)
     return (
-        f"a width is written into the forward pass: {lines}; take sizes from the tensor (x.flatten(1), x.shape[-1]) or"
-        " protect the layer"
+        f"a width is written into the forward pass: {lines}; take sizes from the tensor (x.flatten(1), x.shape[-1]) "
+        "or protect the layer"
     )

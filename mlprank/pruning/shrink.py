@@ -117,9 +117,8 @@ def shrink(
     budgets = Budgets(max_drop, max_bytes, max_params, max_flops, max_latency)
     if "amount" in fields:
         raise ValueError(
-            f"amount={fields['amount']!r} and a budget ({budgets}) contradict each other: a budget says what must be"
-            " kept, and the amount"
-            " follows; give one of them (mlprank.prune takes amounts)"
+            f"amount={fields['amount']!r} and a budget ({budgets}) contradict each other: a budget says what must be "
+            "kept, and the amount follows; give one of them (mlprank.prune takes amounts)"
         )
     counted = COUNTS[budgets.sizes[0]] if budgets.sizes else "parameters"
     recipe = make_recipe(recipe, {**({} if recipe is not None else DEFAULTS), **fields})
@@ -165,8 +164,8 @@ class _Scoring:
             )
         if score is None and targets is not None and not are_classes:
             raise ValueError(
-                "validation: its targets are not classes, integers of shape (N,), so there is no accuracy; give"
-                " score=, a function of the"
+                "validation: its targets are not classes, integers of shape (N,), so there is no accuracy; give "
+                "score=, a function of the"
                 ' network that returns a number, or score="agreement"'
             )
         self.name = "top-1" if are_classes and score != "agreement" else "agreement"
@@ -190,8 +189,8 @@ class _Scoring:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise TypeError(
-                f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number, larger being"
-                " better"
+                f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number, larger "
+                "being better"
             )
         return float(value)
 
@@ -203,9 +202,9 @@ class _Scoring:
                 logits = sole_tensor(network(inputs.to(device)), who="shrink")
                 if logits.dim() < 2 or logits.shape[1] < 2:
                     raise ValueError(
-                        f"validation: agreement compares predicted classes, and outputs of shape {tuple(logits.shape)}"
-                        " are no logits of"
-                        " classes; give score=, a function of the network that returns a number"
+                        "validation: agreement compares predicted classes, and outputs of shape "
+                        f"{tuple(logits.shape)} are no logits of classes; give score=, a function of the network that "
+                        "returns a number"
                     )
                 yield logits.argmax(1 if logits.dim() != 3 else -1)
 
@@ -258,9 +257,8 @@ class _Search:
         self.limits = {name: self.budgets.limit(name, dense=self.dense.size(name)) for name in self.budgets.sizes}
         if self.budgets.max_drop is None and all(self.dense.size(name) <= limit for name, limit in self.limits.items()):
             raise ValueError(
-                f"the dense network already keeps {self.budgets} ({self._sizes(self.dense)}); give smaller budgets, or"
-                " max_drop to shrink it"
-                " as far as its score allows"
+                f"the dense network already keeps {self.budgets} ({self._sizes(self.dense)}); give smaller budgets, "
+                "or max_drop to shrink it as far as its score allows"
             )
         self.least = self._least_share()
         try:
@@ -294,9 +292,9 @@ class _Search:
         if not losing_little:
             nearest = min(self.tried, key=lambda pair: pair[0].drop)
             raise BudgetError(
-                f"no smaller network keeps {self.budgets}: the nearest, with {nearest[0].num_parameters:,} of"
-                f" {self.dense.num_parameters:,} parameters, loses {nearest[0].drop:.3g}; allow"
-                f" max_drop={_up(nearest[0].drop):g}",
+                f"no smaller network keeps {self.budgets}: the nearest, with {nearest[0].num_parameters:,} of "
+                f"{self.dense.num_parameters:,} parameters, loses {nearest[0].drop:.3g}; allow "
+                f"max_drop={_up(nearest[0].drop):g}",
                 self._front(*nearest),
             )
         point, result = _smallest(losing_little)
@@ -305,8 +303,8 @@ class _Search:
         smaller = self._largest_in_sizes()
         offer = ", ".join(f"{name}={format_count(name, point.size(name))}" for name in self.limits)
         raise BudgetError(
-            f"no network keeps {self.budgets}: the smallest that loses no more than {self._max_drop:g} has"
-            f" {self._sizes(point)}"
+            f"no network keeps {self.budgets}: the smallest that loses no more than {self._max_drop:g} has "
+            f"{self._sizes(point)}"
             + (f", and one that is small enough loses {smaller[0].drop:.3g}" if smaller else "")
             + f"; allow {offer}"
             + (f", or max_drop={_up(smaller[0].drop):g}" if smaller else ""),
@@ -324,9 +322,8 @@ class _Search:
                 self.tried, key=lambda pair: max(pair[0].size(name) / limit for name, limit in self.limits.items())
             )
             raise BudgetError(
-                f"no network keeps {self.budgets}: the smallest has {self._sizes(nearest[0])}; allow that, or lower"
-                " min_neurons and"
-                " protect fewer layers",
+                f"no network keeps {self.budgets}: the smallest has {self._sizes(nearest[0])}; allow that, or lower "
+                "min_neurons and protect fewer layers",
                 self._front(*nearest),
             )
         return self._front(*found)
@@ -442,8 +439,8 @@ class _Search:
         score = self.scoring(self.pruning.model)
         if not math.isfinite(score):
             raise ValueError(
-                f"score: {self.scoring.name} is {score} for the dense network, which no budget can be held against; it"
-                " must be a finite number"
+                f"score: {self.scoring.name} is {score} for the dense network, which no budget can be held against; "
+                "it must be a finite number"
             )
         return self._point(self.pruning.model, score, 0.0, started, widths={}, dense=True)
 

@@ -54,9 +54,9 @@ def sentences_of(content: Content) -> tuple[str, ...]:
     for shrunk in content.shrunk:
         unit, digits = (100, 1) if shrunk.percent else (1, 3)
         finding += [
-            f"{shrunk.name}: the chosen network has {percent(point.cost / shrunk.dense[0], digits=0)} of the dense"
-            f" network's bytes and scores {unit * point.top1:.{digits}f},"
-            f" against {unit * shrunk.dense[1]:.{digits}f} dense."
+            f"{shrunk.name}: the chosen network has {percent(point.cost / shrunk.dense[0], digits=0)} of the dense "
+            f"network's bytes and scores {unit * point.top1:.{digits}f}, against {unit * shrunk.dense[1]:.{digits}f} "
+            "dense."
             for point in shrunk.points
             if point.chosen
         ]
@@ -149,9 +149,9 @@ def _best(panels: Sequence[Panel]) -> list[str]:
         return []
     panel, label, point = max(found, key=lambda e: (-abs(e[2].amount - 0.5), e[0].dense.top1.mean, e[2].top1.mean))
     return [
-        f"With {100 * point.amount:g} % of the neurons pruned, {display_name(label)} ({_how(panel)}) has the highest"
-        f" mean accuracy on {panel.setting.network} ({count(point.top1.num, 'training')}): {percent(point.top1.mean)},"
-        f" against {percent(panel.dense.top1.mean)} dense."
+        f"With {100 * point.amount:g} % of the neurons pruned, {display_name(label)} ({_how(panel)}) has the highest "
+        f"mean accuracy on {panel.setting.network} ({count(point.top1.num, 'training')}): {percent(point.top1.mean)}, "
+        f"against {percent(panel.dense.top1.mean)} dense."
     ]
 
 
@@ -162,9 +162,9 @@ def _smallest(panels: Sequence[Panel]) -> list[str]:
     panel, label, point = found
     share = point.num_parameters / panel.dense.num_parameters
     return [
-        f"The smallest network within {100 * WITHIN:g} point of its dense accuracy has {percent(share, digits=0)}"
-        f" of the parameters: {panel.setting.network} by {display_name(label)} ({_how(panel)}) at"
-        f" {100 * point.amount:g} %; --write-network {point.keys[0]} writes it."
+        f"The smallest network within {100 * WITHIN:g} point of its dense accuracy has {percent(share, digits=0)} of "
+        f"the parameters: {panel.setting.network} by {display_name(label)} ({_how(panel)}) at {100 * point.amount:g} "
+        f"%; --write-network {point.keys[0]} writes it."
     ]
 
 

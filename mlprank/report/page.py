@@ -31,15 +31,15 @@ HEADINGS = {
 }
 _EXPLAIN = {
     "accuracy": "Mean top-1 accuracy over trained networks with its 95 % interval, where there are three or more; with"
-    " fewer the tables show every value. Point at a chart for exact numbers; click measures in a legend to see them"
-    " alone.",
+    " fewer the tables show every value. Point at a chart for exact numbers; click measures in a legend to see them "
+    "alone.",
     "differences": "Weighted PageRank against each other measure on the same trained network, calibration data, method"
-    " and amount: mean difference in points with its 95 % interval, and wins – ties – losses. ▲ (ahead) and ▼ (behind)"
-    " mark differences of at least {effect:g} points that are significant (5 %) after Holm's correction over the"
-    " comparisons of their table.",
+    " and amount: mean difference in points with its 95 % interval, and wins – ties – losses. ▲ (ahead) and ▼ "
+    "(behind) mark differences of at least {effect:g} points that are significant (5 %) after Holm's correction over "
+    "the comparisons of their table.",
     "latency": "Every point is a pruned network; the line is the Pareto front: no network here is both cheaper and more"
-    " accurate than one on it. The ring marks the cheapest that loses at most a point. Networks far below the best are"
-    " not drawn.",
+    " accurate than one on it. The ring marks the cheapest that loses at most a point. Networks far below the best "
+    "are not drawn.",
     "size": "The same networks by the bytes of their file.",
     "lost": "Percent of a layer's neurons that were taken out. With constant compensation a pruned channel stays in the"
     " network, as a constant, where a convolution that pads reads it.",

@@ -263,8 +263,8 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
             if dim >= new.dim() or int(index.max()) >= new.shape[dim]:
                 raise ValueError(
                     f'layer "{name.rpartition(".")[0]}": {name} has shape {tuple(tensor.shape)}, too small for the'
-                    " pruned network, which keeps"
-                    f" index {int(index.max())} of dimension {dim}; give a network of the sizes that were pruned"
+                    f" pruned network, which keeps index {int(index.max())} of dimension {dim}; give a network of the "
+                    "sizes that were pruned"
                 )
             new = new.index_select(dim, index.to(new.device))
         cut[id(tensor)] = _like(tensor, new)

@@ -107,8 +107,8 @@ def check_fit(model: LightningModule, data: object) -> None:
         )
     if classes is not None and isinstance(num_classes, int) and classes > num_classes:
         raise ValueError(
-            f"{type(network).__name__} has num_classes={num_classes}, but {type(data).__name__} has {classes} classes; "
-            "give other data with --data, or another network"
+            f"{type(network).__name__} has num_classes={num_classes}, but {type(data).__name__} has {classes} "
+            "classes; give other data with --data, or another network"
         )
 
 

@@ -39,8 +39,8 @@ def claim_run(base: Path) -> Path:
             number += 1
     except OSError as error:
         raise type(error)(
-            f"no run directory can be made under {base}: {error.strerror or error}; "
-            "give another with --trainer.default_root_dir"
+            f"no run directory can be made under {base}: {error.strerror or error}; give another with "
+            "--trainer.default_root_dir"
         ) from error
 
 

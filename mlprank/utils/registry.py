@@ -88,13 +88,13 @@ class Registry(dict[str, type[Any]]):
             given, parameters = self.build(given.__name__, given, parameters), {}
         if not isinstance(given, self.protocol):
             raise TypeError(
-                f"{self.kind}={given!r} is not a name, a class or an instance of a {self.kind};"
-                f" the names are {', '.join(self)}"
+                f"{self.kind}={given!r} is not a name, a class or an instance of a {self.kind}; the names are "
+                f"{', '.join(self)}"
             )
         if parameters:
             raise ValueError(
-                f"{self.kind}={given!r} is an instance, so the parameters {sorted(parameters)} have no place; give them"
-                " when you make it"
+                f"{self.kind}={given!r} is an instance, so the parameters {sorted(parameters)} have no place; give "
+                "them when you make it"
             )
         return given
 
@@ -127,8 +127,8 @@ class Registry(dict[str, type[Any]]):
             named, own = given["name"], {key: value for key, value in given.items() if key != "name"}
         else:
             raise ValueError(
-                f"{self.kind}={dict(given)} is not a description; write {{name: ..., parameter: ...}} or"
-                " {class_path: ..., init_args: {...}}"
+                f"{self.kind}={dict(given)} is not a description; write {{name: ..., parameter: ...}} or "
+                "{class_path: ..., init_args: {...}}"
             )
         short, usual = self.published.get(named, (named, {}))
         short = next((name for name, cls in self.items() if short in (name, cls.__name__)), short)

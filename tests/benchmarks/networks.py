@@ -1,9 +1,10 @@
-"""Which public networks lose how much: architectures of torchvision, timm and transformers with random weights, pruned at 0.5.
+"""What public networks of torchvision, timm and transformers lose at 0.5, with random weights.
 
 Run: uv run --with timm --with transformers python tests/benchmarks/networks.py
 
-Prints Markdown: parameters before and after, the largest difference between the masked and the narrow network in the self-check, seconds;
-or the error that says why a network cannot be pruned. `--only` takes parts of names; results are kept as JSON lines with `--log`.
+Prints Markdown: parameters before and after, the largest difference between the masked and the narrow network in the
+self-check, seconds; or the error that says why a network cannot be pruned. `--only` takes parts of names; results are
+kept as JSON lines with `--log`.
 """
 
 from __future__ import annotations
@@ -26,27 +27,30 @@ Made = tuple[nn.Module, Any]
 """A network and a batch of its inputs."""
 
 VISION = """
-    alexnet:64 vgg11_bn:64 resnet18:64 resnet50:64 resnext50_32x4d:64 wide_resnet50_2:64 densenet121:64 googlenet:96 inception_v3:128
-    mobilenet_v2:64 mobilenet_v3_small:64 mnasnet0_5:64 shufflenet_v2_x0_5:64 squeezenet1_1:64 efficientnet_b0:64 efficientnet_v2_s:64
-    convnext_tiny:64 regnet_x_400mf:64 regnet_y_400mf:64 vit_b_16:224 swin_t:64 swin_v2_t:64 maxvit_t:224
+    alexnet:64 vgg11_bn:64 resnet18:64 resnet50:64 resnext50_32x4d:64 wide_resnet50_2:64 densenet121:64 googlenet:96
+    inception_v3:128 mobilenet_v2:64 mobilenet_v3_small:64 mnasnet0_5:64 shufflenet_v2_x0_5:64 squeezenet1_1:64
+    efficientnet_b0:64 efficientnet_v2_s:64 convnext_tiny:64 regnet_x_400mf:64 regnet_y_400mf:64 vit_b_16:224
+    swin_t:64 swin_v2_t:64 maxvit_t:224
 """
 DENSE = "fcn_resnet50:64 deeplabv3_mobilenet_v3_large:64 lraspp_mobilenet_v3_large:64"
 VIDEO = "r3d_18:32 mc3_18:32 r2plus1d_18:32"
 TIMM = """
-    resnet10t:64 resnetv2_50:64 resnet26d:64 botnet26t_256:256 halonet26t:256 beit_base_patch16_224:224 cait_xxs24_224:224
-    coat_lite_tiny:224 coatnet_nano_rw_224:224 convit_tiny:224 convmixer_768_32:64 convnextv2_atto:64 crossvit_9_240:240 cs3darknet_s:64
-    cspresnet50:64 darknet53:64 davit_tiny:224 deit3_small_patch16_224:224 dla34:64 dm_nfnet_f0:64 dpn48b:64 edgenext_xx_small:64
-    efficientformer_l1:224 efficientformerv2_s0:224 efficientvit_b0:64 efficientvit_m0:224 ese_vovnet19b_slim:64 eva02_tiny_patch14_224:224
-    fasternet_t0:64 fastvit_t8:64 fbnetv3_b:64 focalnet_tiny_srf:64 gcresnext26ts:64 gcvit_xxtiny:224 gernet_s:64 ghostnet_050:64
-    gmixer_12_224:224 gmlp_ti16_224:224 hardcorenas_a:64 hgnetv2_b0:64 hiera_tiny_224:224 hrnet_w18_small:64 inception_next_atto:64
-    inception_resnet_v2:128 inception_v4:128 lambda_resnet26t:256 lcnet_035:64 levit_128s:224 mambaout_femto:64 poolformer_s12:64
-    caformer_s18:64 convformer_s18:64 mixer_s32_224:224 mixnet_s:64 mobilenetv4_conv_small:64 mobileone_s0:64 mobilevit_xxs:64
-    mobilevitv2_050:64 mvitv2_tiny:224 nest_tiny:224 nextvit_small:64 nf_resnet26:64 pit_ti_224:224 pvt_v2_b0:64 rdnet_tiny:64
-    regnetz_b16:64 repghostnet_050:64 repvgg_a0:64 repvit_m0_9:64 res2net50_26w_4s:64 resmlp_12_224:224 resnest14d:64 rexnet_100:64
-    samvit_base_patch16_224:224 selecsls42:64 sequencer2d_s:224 seresnet18:64 shvit_s1:64 skresnet18:64 starnet_s1:64 swiftformer_xs:64
-    swinv2_cr_tiny_224:224 tf_efficientnetv2_b0:64 tiny_vit_5m_224:224 tinynet_e:64 tnt_s_patch16_224:224 tresnet_m:64
-    twins_pcpvt_small:224 twins_svt_small:224 visformer_tiny:224 vit_tiny_patch16_224:224 vit_relpos_small_patch16_224:224 volo_d1_224:224
-    xception41:64 xcit_nano_12_p16_224:224
+    resnet10t:64 resnetv2_50:64 resnet26d:64 botnet26t_256:256 halonet26t:256 beit_base_patch16_224:224
+    cait_xxs24_224:224 coat_lite_tiny:224 coatnet_nano_rw_224:224 convit_tiny:224 convmixer_768_32:64
+    convnextv2_atto:64 crossvit_9_240:240 cs3darknet_s:64 cspresnet50:64 darknet53:64 davit_tiny:224
+    deit3_small_patch16_224:224 dla34:64 dm_nfnet_f0:64 dpn48b:64 edgenext_xx_small:64 efficientformer_l1:224
+    efficientformerv2_s0:224 efficientvit_b0:64 efficientvit_m0:224 ese_vovnet19b_slim:64 eva02_tiny_patch14_224:224
+    fasternet_t0:64 fastvit_t8:64 fbnetv3_b:64 focalnet_tiny_srf:64 gcresnext26ts:64 gcvit_xxtiny:224 gernet_s:64
+    ghostnet_050:64 gmixer_12_224:224 gmlp_ti16_224:224 hardcorenas_a:64 hgnetv2_b0:64 hiera_tiny_224:224
+    hrnet_w18_small:64 inception_next_atto:64 inception_resnet_v2:128 inception_v4:128 lambda_resnet26t:256
+    lcnet_035:64 levit_128s:224 mambaout_femto:64 poolformer_s12:64 caformer_s18:64 convformer_s18:64
+    mixer_s32_224:224 mixnet_s:64 mobilenetv4_conv_small:64 mobileone_s0:64 mobilevit_xxs:64 mobilevitv2_050:64
+    mvitv2_tiny:224 nest_tiny:224 nextvit_small:64 nf_resnet26:64 pit_ti_224:224 pvt_v2_b0:64 rdnet_tiny:64
+    regnetz_b16:64 repghostnet_050:64 repvgg_a0:64 repvit_m0_9:64 res2net50_26w_4s:64 resmlp_12_224:224 resnest14d:64
+    rexnet_100:64 samvit_base_patch16_224:224 selecsls42:64 sequencer2d_s:224 seresnet18:64 shvit_s1:64 skresnet18:64
+    starnet_s1:64 swiftformer_xs:64 swinv2_cr_tiny_224:224 tf_efficientnetv2_b0:64 tiny_vit_5m_224:224 tinynet_e:64
+    tnt_s_patch16_224:224 tresnet_m:64 twins_pcpvt_small:224 twins_svt_small:224 visformer_tiny:224
+    vit_tiny_patch16_224:224 vit_relpos_small_patch16_224:224 volo_d1_224:224 xception41:64 xcit_nano_12_p16_224:224
 """
 WIDTHS = {
     "vocab_size": 99,
@@ -70,7 +74,8 @@ OF_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma": ("GemmaForCausalLM", {"head_dim": 16, "num_key_value_heads": 4}),
     "GPT-2": ("GPT2LMHeadModel", {"n_embd": 64, "n_positions": 64, "n_layer": 2, "n_head": 4}),
     "GPT-J": ("GPTJForCausalLM", {"n_embd": 64, "n_positions": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),
-    "GPT Neo": ("GPTNeoForCausalLM", {"num_layers": 2, "num_hidden_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}),
+    "GPT Neo": ("GPTNeoForCausalLM", {"num_layers": 2,
+                                      "num_hidden_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}),
     "GPT-NeoX": ("GPTNeoXForCausalLM", {}),
     "Llama": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
     "Mistral": ("MistralForCausalLM", {"num_key_value_heads": 4}),
@@ -84,7 +89,8 @@ OF_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen2": ("Qwen2ForCausalLM", {"num_key_value_heads": 4}),
     "RoBERTa": ("RobertaModel", {}),
     "T5": ("T5ForConditionalGeneration", {"d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2, "num_heads": 4}),
-    "T5, gated": ("T5ForConditionalGeneration", {"d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2, "num_heads": 4,
+    "T5, gated": ("T5ForConditionalGeneration", {"d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2,
+                                                 "num_heads": 4,
                                                  "feed_forward_proj": "gated-gelu"}),
     "XLNet": ("XLNetModel", {"d_model": 64, "d_inner": 256, "n_layer": 2, "n_head": 4, "d_head": 16}),
 }  # fmt: skip
@@ -92,8 +98,10 @@ OF_IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "BEiT": ("BeitForImageClassification", {"image_size": 32, "patch_size": 8}),
     "ConvNeXt": ("ConvNextForImageClassification", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}),
     "DINOv2": ("Dinov2Model", {"image_size": 32, "patch_size": 8, "hidden_size": 64, "num_attention_heads": 4}),
-    "ResNet": ("ResNetForImageClassification", {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 2, 1], "embedding_size": 16}),
-    "SegFormer": ("SegformerForSemanticSegmentation", {"hidden_sizes": [16, 32, 40, 64], "num_attention_heads": [1, 2, 5, 8],
+    "ResNet": ("ResNetForImageClassification", {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 2, 1],
+                                                "embedding_size": 16}),
+    "SegFormer": ("SegformerForSemanticSegmentation", {"hidden_sizes": [16, 32, 40, 64],
+                                                      "num_attention_heads": [1, 2, 5, 8],
                                                        "decoder_hidden_size": 32}),
     "ViT": ("ViTForImageClassification", {"image_size": 32, "patch_size": 8}),
 }  # fmt: skip

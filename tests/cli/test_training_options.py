@@ -30,7 +30,9 @@ OLD_FLAGS = """
 """
 WARM_UP = TABLE.split("```yaml\n")[1].split("```")[0]
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    "--opt sgd_nesterov": lambda built: built.optimizer.defaults["nesterov"] and built.optimizer.defaults["momentum"] == 0.9,
+    "--opt sgd_nesterov": lambda built: (
+        built.optimizer.defaults["nesterov"] and built.optimizer.defaults["momentum"] == 0.9
+    ),
     "--opt sgd": lambda built: built.optimizer.defaults["momentum"] == 0.9,
     "--opt rmsprop": lambda built: (
         isinstance(built.optimizer, torch.optim.RMSprop)

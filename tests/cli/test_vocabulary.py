@@ -99,16 +99,19 @@ def test_help_is_there_within_a_second_of_processor_time_and_without_torch() -> 
 @pytest.mark.parametrize(
     ("command", "typed", "meant"),
     [
-        ("fit", "--epochs 3 --lr=0.1 --batch-size 64", "--trainer.max_epochs 3 --model.optimizer.lr=0.1 --data.batch_size 64"),
+        ("fit", "--epochs 3 --lr=0.1 --batch-size "
+            "64", "--trainer.max_epochs 3 --model.optimizer.lr=0.1 --data.batch_size 64"),
         ("fit", "--opt sgd_nesterov --lr-scheduler steplr",
-         "--model.optimizer=SGD --model.optimizer.momentum=0.9 --model.optimizer.nesterov=true --model.lr_scheduler=StepLR"),
+         "--model.optimizer=SGD --model.optimizer.momentum=0.9 --model.optimizer.nesterov=true "
+         "--model.lr_scheduler=StepLR"),
         ("fit", "--amp --output-dir runs/x --resume last",
          "--trainer.precision=bf16-mixed --trainer.default_root_dir runs/x --ckpt_path last"),
         ("test", "--device cpu --checkpoint a.ckpt", "--trainer.accelerator cpu --ckpt_path a.ckpt"),
         ("prune", "--device cpu --measure_name norm --out_path o", "--accelerator cpu --measure norm --out o"),
         ("tune", "--grid.lr [1] --grid.model.optimizer.lr [1] --out o",
          "--grid.model.optimizer.lr [1] --grid.model.optimizer.lr [1] --tune.out o"),
-        ("experiment", "--measure-name norm --model_name TwoLayerMLP --calibration-samples 64 --device cpu --checkpoint a",
+        ("experiment", "--measure-name norm --model_name TwoLayerMLP --calibration-samples 64 --device cpu "
+            "--checkpoint a",
          "--measure norm --model TwoLayerMLP --num_samples 64 --accelerator cpu --ckpt_path a"),
         ("export", "--output o.onnx --checkpoint c", "--out o.onnx --ckpt_path c"),
         ("bench", "--json b.json", "--out b.json"),

@@ -27,7 +27,8 @@ SIZES = {
 NETWORKS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "BERT": ("BertForMaskedLM", {}, TEXT, "intermediate_size"),
     "ViT": ("ViTForImageClassification", {"image_size": 16, "patch_size": 4}, IMAGES, "intermediate_size"),
-    "GPT-2": ("GPT2LMHeadModel", {"n_embd": 24, "n_layer": 2, "n_head": 4, "eos_token_id": 1, "bos_token_id": 1}, TEXT, "n_inner"),
+    "GPT-2": ("GPT2LMHeadModel", {"n_embd": 24, "n_layer": 2, "n_head": 4, "eos_token_id": 1, "bos_token_id": 1},
+              TEXT, "n_inner"),
     "Llama": ("LlamaForCausalLM", {"num_key_value_heads": 2}, TEXT, "intermediate_size"),
     "T5": (
         "T5ForConditionalGeneration",
@@ -35,7 +36,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         TEXT | {"decoder_input_ids": IDS},
         "d_ff",
     ),
-    "DistilBERT": ("DistilBertForMaskedLM", {"dim": 24, "hidden_dim": 96, "n_layers": 2, "n_heads": 4}, TEXT, "hidden_dim"),
+    "DistilBERT": ("DistilBertForMaskedLM", {"dim": 24, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+                   TEXT, "hidden_dim"),
 }  # fmt: skip
 
 

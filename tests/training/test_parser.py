@@ -17,11 +17,13 @@ from tests.conftest import CONFIG
         (["--model.optimizer.lrr=3"], "Adam has no option 'lrr'; did you mean 'lr'?"),
         (["--model.optimizer.lr=fast"], "model.optimizer.lr: 'fast' is not a number"),
         (["--trainer.max_epochs=many"], "trainer.max_epochs: 'many' is not a whole number"),
-        (["--model.optimizer=Adamm"], "model.optimizer: 'Adamm' is not a class that is known here; did you mean 'Adam'?"),
+        (["--model.optimizer=Adamm"], "model.optimizer: 'Adamm' is not a class that is known here; did you mean "
+            "'Adam'?"),
         (["--trainer.callbacks=PruningCallbak"], "did you mean 'PruningCallback'?"),
         (["--model.optimizer.lr=-0.5"], "optimizer Adam: lr=-0.5 must be a finite number of at least 0, such as 0.001"),
         (["--model.optimizer=SGD", "--model.optimizer.lr=.nan"], "optimizer SGD: lr=nan must be a finite number"),
-        (["--model.model=TwoLayersMLP"], "'TwoLayersMLP' is not a class that is known here; did you mean 'TwoLayerMLP'?"),
+        (["--model.model=TwoLayersMLP"], "'TwoLayersMLP' is not a class that is known here; did you mean "
+            "'TwoLayerMLP'?"),
         (["--model.label_smoothing=2"], "label_smoothing=2.0 must lie in [0, 1)"),
         (["--model.lr_scheduler=CyclicLR", "--model.lr_scheduler.base_lr=0.1", "--model.lr_scheduler.max_lr=1",
           "--model.optimizer=Adagrad"], "CyclicLR does not fit optimizer Adagrad"),
@@ -30,7 +32,8 @@ from tests.conftest import CONFIG
         (["--model.model.num_classes=7"], "MLP has num_classes=7, but DigitsDataModule has 10 classes"),
         (["--model.model.widths=[0]"], "widths[0]=0 must be at least 1"),
         (["--data.batch_size=0"], "fit: error: batch_size=0: must be at least 1, such as 64\n"),
-        (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=2"], "fit: error: amount=2.0 is not in [0, 1)"),
+        (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=2"], "fit: error: amount=2.0 is not in "
+            "[0, 1)"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=0.5", "--trainer.callbacks.graph=dig"],
          "trainer.callbacks.graph: 'dig' is not one of dag, chain; did you mean 'dag'?"),
         (["--data.auto_augment=cifar"],
@@ -39,12 +42,15 @@ from tests.conftest import CONFIG
         (["--trainer.deterministic=yess"], "trainer.deterministic: 'yess' is not one of warn or true or false"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amont=0.5"],
          "PruningCallback has no option 'amont'; did you mean 'amount'?"),
-        (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is not a class that is known here; did you mean 'CSVLogger'?"),
+        (["--trainer.logger=CSVLoger"], "trainer.logger: 'CSVLoger' is not a class that is known here; did you mean "
+            "'CSVLogger'?"),
         (["--model.lr_scheduler.step_size=0"], "lr_scheduler StepLR fails after epoch 0: integer modulo by zero"),
         (["--data.batch_size=5000"], "batch_size=5000 exceeds the 1150 training images"),
         (["--config=none.yaml"], "config none.yaml is neither a file nor a config of mlprank"),
-        (["--model.model=TwoLayerMLP", "--model.optimizer=CyclicLR"], "model.optimizer: 'CyclicLR' is not a class that"),
-        (["--model.lr_scheduler=MultiStepLR"], "MultiStepLR needs milestones; give it with --model.lr_scheduler.milestones"),
+        (["--model.model=TwoLayerMLP", "--model.optimizer=CyclicLR"], "model.optimizer: 'CyclicLR' is not a class "
+            "that"),
+        (["--model.lr_scheduler=MultiStepLR"], "MultiStepLR needs milestones; give it with "
+            "--model.lr_scheduler.milestones"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=nan"],
          "trainer.callbacks.amount: 'nan' is not a number or a list"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=0.9x"],
@@ -53,7 +59,8 @@ from tests.conftest import CONFIG
         (["--trainer.max_epochs=" + "[" * 5000], "is not a whole number"),
         (["--trainer.max_epochs"], "trainer.max_epochs needs a value, as in --trainer.max_epochs=1"),
         (["--trainer=3"], "trainer is a group of options; give one of them, such as --trainer.accelerator"),
-        (["--data=DigitsData"], "data: 'DigitsData' is not a class that is known here; did you mean 'DigitsDataModule'?"),
+        (["--data=DigitsData"], "data: 'DigitsData' is not a class that is known here; did you mean "
+            "'DigitsDataModule'?"),
         (["--data=nowhere.Data"], "data: nowhere cannot be imported"),
         (["--model=torch.nn.Lineer"], "model: torch.nn has no class 'Lineer'; did you mean 'Linear'?"),
         (["--trainer.max_epochs=1", "stray"], "'stray' is not an option; options start with --"),
@@ -115,8 +122,8 @@ def test_a_network_of_mlprank_is_meant_by_its_short_name_and_a_logger_gets_a_pla
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for key in ("--model.model", "--model"):
-        values = parse("fit", [key, "MLP", "--model.model.in_features=64", "--model.model.widths=[3]",
-                               "--model.model.num_classes=10", "--trainer.logger=TensorBoardLogger"]).values  # fmt: skip
+        sizes = ["--model.model.in_features=64", "--model.model.widths=[3]", "--model.model.num_classes=10"]
+        values = parse("fit", [key, "MLP", *sizes, "--trainer.logger=TensorBoardLogger"]).values
         assert values["model"]["model"]["class_path"] == "mlprank.models.MLP"
         assert values["trainer"]["logger"]["init_args"]["save_dir"] == "."
     values = parse(

@@ -262,7 +262,7 @@ _BELOW_BYTES = 1 << 30
 
 
 def trial_bytes(model: nn.Module, plan: Plan, *, batch_size: int) -> int:
-    """Estimate what one trial of a stack takes: weights, gradients, best weights, at most three moments, activations."""
+    """Estimate the memory of one trial of a stack: weights, gradients, best weights, moments, activations."""
     size = next(model.parameters()).element_size()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     numbers = sum(torch.Size(operation.shape).numel() for operation in plan.operations)

@@ -92,8 +92,8 @@ def trace(network: nn.Module, in_shape: tuple[int, ...]) -> Plan:
     outputs = list(signature.user_outputs)
     if len(inputs) != 1 or len(outputs) != 1:
         raise CannotStackError(
-            f"{type(network).__name__} takes {len(inputs)} inputs and returns {len(outputs)} outputs; "
-            "a stack needs one of each"
+            f"{type(network).__name__} takes {len(inputs)} inputs and returns {len(outputs)} outputs; a stack needs "
+            "one of each"
         )
     operations = _out_of_place([_operation(node, stored) for node in program.graph.nodes if node.op == "call_function"])
     shapes = {operation.name: operation.shape for operation in operations} | {str(inputs[0]): in_shape}
