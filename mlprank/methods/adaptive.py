@@ -15,6 +15,7 @@ Counted = Literal["neurons", "parameters", "flops", "bytes", "latency"]
 COUNTED: tuple[Counted, ...] = ("neurons", "parameters", "flops", "bytes", "latency")
 # A layer is narrowed in at most this many steps.
 _STEPS = 128
+_LEAST_SHARE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,9 @@ class Adaptive(Local):
     """Remove more neurons where that costs less of the output.
 
     Every layer has an error curve: what a number of kept neurons leaves unexplained of what the next layers compute,
-    weighted by what
-    a change there does to the network's output. The sum of the curves is kept small under a budget, step by step: the
-    next neurons go where the curve rises least for what is saved. Which neurons of a layer go, its scores decide, as
-    with `Local`.
+    weighted by what a change there does to the network's output. The sum of the curves is kept small under a budget,
+    step by step: the next neurons go where the curve rises least for what is saved. Which neurons of a layer go, its
+    scores decide, as with `Local`.
 
     Attributes:
         count: What `amount` is a share of: "neurons" (those of the prunable layers), "parameters", "flops" of one
@@ -110,10 +110,14 @@ class Costs:
 
 
 def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_plus_1"]:
-    """Return what is unexplained when the best k neurons are kept, for k from 0 to n.
+    """Return what keeping only the best k neurons costs, for k from 0 to n: `total * log(total / explained)`.
+
+    While little is unexplained this is what is unexplained. A layer that explains nothing lets nothing through,
+    whatever the others explain, so its cost has no bound; without the logarithm a layer was emptied where its neurons
+    are dear.
 
     Args:
-        gains: What each neuron adds, non-negative.
+        gains: What each neuron explains, non-negative.
         total: What there is to explain.
 
     Returns:
@@ -121,11 +125,13 @@ def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_p
 
     Examples:
         >>> import torch
-        >>> error_curve(torch.tensor([1.0, 3.0]), 5.0)
-        tensor([5., 2., 1.], dtype=torch.float64)
+        >>> error_curve(torch.tensor([1.0, 3.0]), 4.0)
+        tensor([110.5241,   1.1507,  0.0000], dtype=torch.float64)
     """
     explained = torch.cat([gains.new_zeros(1).double(), gains.double().sort(descending=True).values.cumsum(0)])
-    return (total - explained).clamp(min=0.0)
+    if total <= 0:
+        return torch.zeros_like(explained)
+    return total * (explained / total).clamp(_LEAST_SHARE, 1.0).log().abs()
 
 
 def narrowing(

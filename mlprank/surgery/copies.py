@@ -32,7 +32,7 @@ def without_compiled(model: nn.Module) -> Iterator[None]:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a network without masks, whose zeros become plain weights, parametrisations and compiled submodules."""
+    """Copy a network plainly: masked weights as zeros, computed weights as values, nothing compiled."""
     refresh_masked(model)
     with without_compiled(model):
         copied = with_state(model, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -80,8 +81,26 @@ def test_costs_of_widths_are_those_that_a_network_has():
 
 def test_error_curves_fall_are_convex_and_end_at_what_no_neuron_explains():
     curve = error_curve(torch.tensor([2.0, 0.0, 5.0, 1.0]), 9.0)
-    assert curve.tolist() == [9.0, 4.0, 2.0, 1.0, 1.0]
-    assert error_curve(torch.tensor([1.0, 1.0]), 1.5).tolist() == [1.5, 0.5, 0.0]  # rounding never makes it negative
+    assert curve[1:].tolist() == pytest.approx([9 * math.log(9 / explained) for explained in (5, 7, 8, 8)])
+    steps = curve.diff()
+    assert (steps <= 0).all()
+    assert (steps.diff() >= 0).all()
+    assert error_curve(torch.tensor([1.0, 1.0]), 1.5)[2] == 0  # rounding never makes it negative
+    assert error_curve(torch.zeros(2), 0.0).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_where_little_is_unexplained_the_curve_is_what_is_unexplained():
+    assert float(error_curve(torch.tensor([1.0, 0.001]), 1.001)[1]) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_no_layer_is_emptied_because_its_neurons_are_dear():
+    """The dear layer explains half as much: the sum of what is unexplained would empty it."""
+    explained = {"cheap": torch.ones(640), "dear": torch.full((64,), 5.0)}
+    costs = Costs([Term(1.0, ((0.0, {"cheap": 1.0}),)), Term(10.0, ((0.0, {"dear": 1.0}),))])
+    unexplained = {unit: torch.arange(len(gains), -1, -1) * float(gains[0]) for unit, gains in explained.items()}
+    assert spend(unexplained, costs, 384)["dear"] == 1
+    given = {unit: error_curve(gains, float(gains.sum())) for unit, gains in explained.items()}
+    assert 10 <= spend(given, costs, 384)["dear"] <= 16
 
 
 @pytest.mark.parametrize(("round_to", "min_neurons"), [(1, 1), (8, 1), (8, 20), (1, 30), (64, 1)])
