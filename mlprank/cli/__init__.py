@@ -34,8 +34,7 @@ COMMANDS: dict[str, Command] = {
     "test": Command(f"{_TRAINING}:main", "accuracy of a checkpoint, dense or pruned, on the test split", _TRAINING),
     "predict": Command(f"{_TRAINING}:main", "class and probability of every test image, as a CSV file", _TRAINING),
     "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training", _TRAINING),
-    "shrink": Command("mlprank.cli.shrink:main", "find the smallest network that keeps a budget, such as half a point",
-                      _TRAINING),
+    "shrink": Command("mlprank.cli.shrink:main", "find the smallest network that keeps a budget", _TRAINING),
     "tune": Command("mlprank.tuning.run:tune", "search hyper-parameters over a grid of training runs", _TRAINING),
     "experiment": Command("mlprank.cli.experiment:main",
                           "compare measures, methods and amounts over a grid of prunings", "torch"),
@@ -65,7 +64,7 @@ examples:
   mlprank fit --config quickstart
       trains a small network on the bundled digits, prunes half of its neurons
       and shows what that changed
-  mlprank prune --ckpt_path runs/quickstart/001/checkpoints/best.ckpt --amount 0.7
+  mlprank prune --config quickstart --ckpt_path best --amount 0.7
       prunes the trained network again, harder, without training
 
 mlprank COMMAND --help lists the options that people use, --help all every one.

@@ -15,6 +15,7 @@ from mlprank.experiments.config import (
     THESIS_PAIRS,
     ExperimentConfig,
     check_keys,
+    paired,
     read_config,
     write_config,
 )
@@ -114,8 +115,11 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
     if not (values or given or models or datasets):
         raise ValueError("nothing to run: give --config experiments/thesis, or networks by --model ThreeLayerMLP")
     if models or datasets:
-        given["networks"] = _networks(models, datasets)
-        values = {name: values[name] for name in values if name not in ("checkpoints", "model_args", "data_args")}
+        given["networks"] = _networks(models, datasets, known=values.get("networks", ()))
+        chosen = {paired(network) for network in given["networks"]}
+        for name in ("checkpoints", "model_args", "data_args"):
+            if isinstance(values.get(name), Mapping):
+                values[name] = {key: value for key, value in values[name].items() if paired(key) in chosen}
     if checkpoints:
         networks = list(given.get("networks") or values.get("networks") or ())
         if len(networks) != 1:
@@ -130,15 +134,19 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
     return ExperimentConfig(**values)
 
 
-def _networks(models: Sequence[str] | None, datasets: Sequence[str] | None) -> list[str]:
-    """Pair models with data sets as they stand: one by one, one for all, or those of the thesis."""
+def _networks(models: Sequence[str] | None, datasets: Sequence[str] | None, *, known: Sequence[str]) -> list[str]:
+    """Pair models with data sets as they stand: one by one, one for all, or those of the config or the thesis."""
     if models is None:
         models = [model for model, dataset in THESIS_PAIRS.items() if dataset in (datasets or ())]
         if len(models) != len(set(datasets or ())):
             raise ValueError(f"--data {' '.join(datasets or ())}: give --model too")
         return list(models)
     if datasets is None:
-        return list(models)
+        return [
+            network
+            for model in models
+            for network in [each for each in known if each.partition("@")[0] == model] or [model]
+        ]
     if len(datasets) == 1:
         datasets = list(datasets) * len(models)
     if len(datasets) != len(models):

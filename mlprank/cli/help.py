@@ -120,7 +120,8 @@ def render_help(command: str) -> str:
             lines += _option(*name.partition("=")[::2])
     lines += ["", "examples:"]
     for example, what in shown.examples.items():
-        lines += [f"  {example}", f"      {what}"]
+        parts = textwrap.wrap(example, 76, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        lines += ["  " + " \\\n  ".join(parts), f"      {what}"]
     return "\n".join([*lines, "", f"mlprank {command} --help all shows every option"]) + "\n"
 
 

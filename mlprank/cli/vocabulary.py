@@ -47,7 +47,7 @@ WORDS: dict[str, Word] = {
     "batch_size": Word("N", "samples in a batch", (*LIGHTNING, "prune"), "data.batch_size"),
     "epochs": Word("N", "epochs of training", _TRAIN, "trainer.max_epochs", ("max_epochs",), "1000"),
     "optimizer": Word("CLASS", "optimizer, such as Adam, SGD or AdamW", _TRAIN, "model.optimizer", default="Adam"),
-    "lr": Word("X", "learning rate", _TRAIN, "model.optimizer.lr", default="0.001"),
+    "lr": Word("X", "learning rate", _TRAIN, "model.optimizer.lr", ("learning_rate",), "0.001"),
     "weight_decay": Word("X", "weight decay", _TRAIN, "model.optimizer.weight_decay", default="0"),
     "lr_scheduler": Word("CLASS", "schedule, such as StepLR or CosineAnnealingLR, with its options "
                          "--model.lr_scheduler.NAME", _TRAIN, "model.lr_scheduler"),
@@ -132,7 +132,9 @@ _ORIGINAL = {
 """The original's options, values of options and flags, for LIGHTNING: what they are here, or where they went."""
 
 _PLAIN = ("seed_everything", "weights_only", "print_config", "min_neurons", "protect_output", "finetune_epochs", "help")
-"""Options of the parsers around Lightning which are no words and have no dot."""
+"""Options of the parsers around Lightning which are not words and have no dot."""
+_GROUPS = ("trainer", "model", "data", "grid", "tune")
+"""What else may stand before a dot."""
 
 
 def words_of(command: str) -> list[str]:
@@ -200,11 +202,13 @@ def translate(command: str, arguments: Sequence[str]) -> list[str]:
         if meant is not None and "=" in meant:
             translated.append(meant)
             continue
-        if meant is None and original and "." not in key and key not in (*known, *_PLAIN):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-            if near:
-                raise OptionError(f"there is no option {typed!r}; did you mean '--{near[0]}'?")
         head, dot, tail = key.partition(".")
+        if meant is None and command in (*LIGHTNING, *_PRUNE) and head not in (*known, *_PLAIN, *_GROUPS):
+            near = difflib.get_close_matches(
+                head, (*known, *_GROUPS) if dot else known, n=1, cutoff=0.7 if dot else 0.8
+            )
+            if near:
+                raise OptionError(f"there is no option {typed!r}; did you mean '--{near[0]}{dot}{tail}'?")
         if head == "grid" and dot:
             meant = f"--grid.{known.get(tail, tail)}"
         elif meant is None:

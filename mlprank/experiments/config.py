@@ -133,7 +133,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         for name in _LISTS:
             object.__setattr__(self, name, _listed(name, getattr(self, name)))
-        object.__setattr__(self, "networks", tuple(_paired(network) for network in self.networks))
+        object.__setattr__(self, "networks", tuple(paired(network) for network in self.networks))
         for name in ("checkpoints", "model_args", "data_args"):
             object.__setattr__(self, name, self._by_network(name))
         for amount in self.amounts:
@@ -200,16 +200,16 @@ class ExperimentConfig:
             raise TypeError(f"{name}={given!r} must be a mapping by network, such as {{ThreeLayerMLP@FashionMNIST: …}}")
         found: dict[str, Any] = {}
         for network, value in given.items():
-            paired = _paired(network)
-            if paired not in self.networks:
+            known = paired(network)
+            if known not in self.networks:
                 raise ValueError(
-                    f"{name}: {network!r} is not in the grid{did_you_mean(paired, self.networks)}; its networks are "
+                    f"{name}: {network!r} is not in the grid{did_you_mean(known, self.networks)}; its networks are "
                     f"{', '.join(self.networks)}"
                 )
             arguments = name != "checkpoints"
             if arguments and not isinstance(value, Mapping):
                 raise TypeError(f"{name} of {network}: {value!r} must be a mapping, such as {{in_features: 64}}")
-            found[paired] = dict(value) if arguments else _listed(f"checkpoints of {network}", value)
+            found[known] = dict(value) if arguments else _listed(f"checkpoints of {network}", value)
         return found
 
 
@@ -275,8 +275,12 @@ def _listed(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(each for index, each in enumerate(values) if each not in values[:index])
 
 
-def _paired(network: object) -> str:
-    """Return MODEL@DATASET, with the data set of the thesis where none is given."""
+def paired(network: object) -> str:
+    """Return MODEL@DATASET, with the data set of the thesis where none is given.
+
+    Raises:
+        ValueError: If none is given, and the thesis has none.
+    """
     if not isinstance(network, str) or network.count("@") > 1:
         raise ValueError(f"networks: {network!r} is not MODEL@DATASET, such as ThreeLayerMLP@FashionMNIST")
     model, at, dataset = network.partition("@")

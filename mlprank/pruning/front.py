@@ -291,7 +291,7 @@ class Front:
             )
         return rows
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = self._table()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]

@@ -209,7 +209,10 @@ class PruningResult:
         return self._console().export_html(inline_styles=True, code_format='<pre style="line-height:1.2">{code}</pre>')
 
     def _console(self) -> Console:
-        console = Console(file=io.StringIO(), record=True, width=110, color_system=None, highlight=False)
+        # A console that knows of a notebook shows what is printed there, whatever its file.
+        console = Console(
+            file=io.StringIO(), record=True, width=110, color_system=None, highlight=False, force_jupyter=False
+        )
         console.print(pruning_table(self, self.metrics.before, self.metrics.after))
         return console
 

@@ -160,6 +160,11 @@ def content_of(
         directory = source.parent if source.name == RECORDS_NAME else source
         directories.append(directory)
         try:
+            if (directory / "metrics.csv").is_file():
+                raise ValueError(
+                    f"{directory} is a run of `mlprank fit`, whose numbers are in its metrics.csv; a report takes the "
+                    "directories of `mlprank experiment`, `tune` and `shrink`"
+                )
             if (directory / "grid.json").is_file():
                 searches.append(read_search(directory))
             elif (directory / FRONT_NAME).is_file():

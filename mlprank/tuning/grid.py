@@ -92,10 +92,7 @@ def read_request(argv: Sequence[str]) -> Request:
         if not values:
             raise ValueError(f"--grid.{key} is empty; give at least one value")
     if not grids:
-        raise ValueError(
-            "the grid is empty; give at least one option with its values, such as "
-            '--grid.model.optimizer.init_args.lr "[0.1, 0.01]"'
-        )
+        raise ValueError('the grid is empty; give at least one option with its values, such as --grid.lr "[0.1, 0.01]"')
     return Request(arguments=tuple(arguments), grid=grids, tune=tune | typed_tune)
 
 
@@ -318,10 +315,10 @@ def parse_options(given: Mapping[str, Any]) -> TuneOptions:
     for name in given:
         if name not in names:
             raise OptionError(
-                f"there is no option '--tune.{name}'{did_you_mean(name, names)}; there are {', '.join(names)}"
+                f"there is no option '--tune.{name}'{did_you_mean(f'--tune.{name}', [f'--tune.{n}' for n in names])}"
             )
     if "out" not in given:
-        raise OptionError("give the directory of the results with --tune.out, such as --tune.out runs/grid")
+        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
     try:
         parsed = option_parser().parse_args([f"--tune.{name}={value}" for name, value in given.items()])
     except ArgumentError as error:

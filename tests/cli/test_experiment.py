@@ -103,6 +103,18 @@ def test_a_checkpoint_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {record.parameters.checkpoint for record in read_records("o")} == {str(path)}
 
 
+def test_a_network_of_the_config_that_is_typed_keeps_what_the_config_says_of_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    networks = {"networks": ["MLP@Digits", "ThreeLayerMLP"], "measures": ["norm"], "amounts": [0.5]}
+    config = str(write_digits_experiment(tmp_path, **networks))
+    for typed in (["--model-name", "MLP"], ["--model", "MLP", "--data", "Digits"]):
+        assert main(["experiment", "--config", config, *typed, "--dry-run"]) == 0
+        out, err = capfd.readouterr()
+        assert "3 cells of 1 trained network\n" in out
+        assert "missing" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

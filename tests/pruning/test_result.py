@@ -83,7 +83,9 @@ def test_the_recipe_is_plain(result: PruningResult) -> None:
     }
 
 
-def test_a_notebook_shows_five_lines_or_the_table_or_the_chart(result: PruningResult) -> None:
+def test_a_notebook_shows_five_lines_or_the_table_or_the_chart(
+    result: PruningResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = repr(result).splitlines()
     assert len(lines) == 5
     assert lines[0] == "MLP pruned by weighted_pagerank, local, least_squares, dag"
@@ -92,6 +94,9 @@ def test_a_notebook_shows_five_lines_or_the_table_or_the_chart(result: PruningRe
     assert html.startswith("<pre")
     assert "fc1" in html
     assert "Masked and removed network agree" in html
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("a second table appears"))
+    assert result._repr_html_() == html
     assert result.plot().to_dict()["$schema"].startswith("https://vega.github.io/schema/vega-lite")
 
 

@@ -275,6 +275,7 @@ def test_the_table_the_page_the_file_and_the_picture_show_every_network(tmp_path
     front = by_drop()
     text = str(front)
     assert len(text.splitlines()) == len(front.points) + 3
+    assert repr(front) == text
     assert "→" in text
     assert f"{front.best_point.num_parameters:,} of {front.dense.num_parameters:,} parameters" in text
     assert front._repr_html_().count("<tr") == len(front.points) + 2

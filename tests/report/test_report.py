@@ -318,6 +318,11 @@ def test_the_command_writes_the_files_and_names_them(results, tmp_path, capsys):
 def test_the_command_says_what_is_wrong_and_fails(results, tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "mlprank report: error: no results at" in capsys.readouterr().err
+    fitted = tmp_path / "fitted"
+    fitted.mkdir()
+    (fitted / "metrics.csv").write_text("epoch,val_top1\n0,0.5\n")
+    assert main(["report", str(fitted)]) == 2
+    assert "is a run of `mlprank fit`" in capsys.readouterr().err
     (tmp_path / "records.jsonl").write_text('{"schema_version": 5}\n')
     assert main(["report", str(tmp_path)]) == 2
     assert "schema version 5" in capsys.readouterr().err

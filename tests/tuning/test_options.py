@@ -17,8 +17,8 @@ def test_options_are_converted():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, r"give the directory of the results with --tune.out"),
-        ({"out": "x", "engin": "ray"}, r"no option '--tune.engin'; did you mean 'engine'\?"),
+        ({}, r"give the directory of the results with --out"),
+        ({"out": "x", "engin": "ray"}, r"no option '--tune.engin'; did you mean '--tune.engine'\?"),
         ({"out": "x", "engine": "fast"}, "engine"),
         ({"out": "x", "top": "many"}, "top"),
         ({"out": "x", "top": 0}, "--tune.top=0 must be at least 1"),
