@@ -78,7 +78,7 @@ class PruningCallback(Callback):
         ... )
         >>> module = ImageClassifier(MLP(64, [32], 10))
         >>> trainer.fit(module, DigitsDataModule())
-        ImageClassifier pruned by weighted_pagerank, local, least_squares, dag
+        MLP pruned by weighted_pagerank, local, least_squares, dag
         ...
         >>> module.model.fc1.out_features
         16

@@ -10,6 +10,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlprank.artifact.pruned import from_pretrained as from_pretrained
     from mlprank.artifact.pruned import load_pruned as load_pruned
     from mlprank.artifact.pruned import save_pruned as save_pruned
     from mlprank.pruning.pipeline import Pruning as Pruning
@@ -26,6 +27,7 @@ _HOMES = {
     "Pruning": "mlprank.pruning.pipeline",
     "PruningResult": "mlprank.pruning.result",
     "Recipe": "mlprank.pruning.recipe",
+    "from_pretrained": "mlprank.artifact.pruned",
     "load_pruned": "mlprank.artifact.pruned",
     "prune": "mlprank.pruning.pipeline",
     "prune_mlp": "mlprank.thesis",

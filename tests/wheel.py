@@ -6,11 +6,13 @@ Run: python tests/wheel.py
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 ROOT = Path(__file__).parent.parent
 _IMPORT_ALL = """
@@ -57,6 +59,16 @@ def build_wheel(scratch: Path) -> Path:
     subprocess.run(["uv", "build", "--wheel", "--quiet", "--out-dir", str(scratch), str(sources)], check=True)
     (wheel,) = scratch.glob("*.whl")
     return wheel
+
+
+def check_page(wheel: Path) -> None:
+    """Check that what an index shows of the wheel is the README, with links that lead somewhere."""
+    with ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        page = archive.read(name).decode()
+    links = re.findall(r"""(?:\]\(|src=")([^)"]+)""", page)
+    assert len(links) > 20, "the README is missing"
+    assert not [link for link in links if not link.startswith("https://")], links
 
 
 def install(wheel: Path, environment: Path) -> None:
@@ -124,7 +136,9 @@ def main() -> int:
         scratch = Path(name)
         environment, folder = scratch / "env", scratch / "elsewhere"
         folder.mkdir()
-        install(build_wheel(scratch), environment)
+        wheel = build_wheel(scratch)
+        check_page(wheel)
+        install(wheel, environment)
         program = Program(environment, folder)
         command = [str(environment / "bin" / "python"), "-c", _IMPORT_ALL, str(environment)]
         subprocess.run(command, cwd=folder, env=program.environment, check=True)

@@ -426,6 +426,13 @@ def from_pretrained(source: str | Path, model: nn.Module | type[nn.Module] | Non
         FileNotFoundError: If there is no such file.
         ImportError: If the extra is missing.
         ValueError: As `mlprank.load_pruned`.
+
+    Examples:
+        >>> import mlprank, torch
+        >>> from mlprank.models import MLP
+        >>> folder = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.5).save_pretrained("net")
+        >>> mlprank.from_pretrained(folder).fc1.out_features
+        8
     """
     return load_pruned(source if str(source).startswith("hf:") else Path(source) / "pruned.ckpt", model)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprank.methods.adaptive import Counted
-from mlprank.pruning.result import PruningResult, format_bytes
+from mlprank.pruning.result import PruningResult, format_bytes, network_name
 from mlprank.utils.charts import Chart, CostPoint, compose, draw_front, looks_of
 from mlprank.utils.files import write_whole
 
@@ -257,7 +257,7 @@ class Front:
         drawing = draw_front(
             points,
             looks_of([series]),
-            title=f"{type(self.best.model).__name__}: {self.budgets}",
+            title=f"{network_name(self.best.model)}: {self.budgets}",
             cost=title,
             dense=(self.dense.size(budget) / unit, self.dense.score),
             score="top-1 accuracy" if self.score == "top-1" else self.score,

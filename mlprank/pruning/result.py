@@ -199,7 +199,7 @@ class PruningResult:
             ScoredLayer(name, tuple(self.scores[name].double().tolist()), tuple(self.masks[name].tolist()))
             for name in shown
         )
-        title = f"{type(self.model).__name__}, {display_name(measure)}, {amount}{more}"
+        title = f"{network_name(self.model)}, {display_name(measure)}, {amount}{more}"
         return compose([draw_scores(layers, title=title, width=460)])
 
     def __str__(self) -> str:
@@ -286,10 +286,16 @@ def pruning_table(
     return Group(*lines)
 
 
+def network_name(network: nn.Module) -> str:
+    """Return the class of a network; where it is a module around a `model`, as classifiers are, that of the model."""
+    inner = getattr(network, "model", None)
+    return type(inner if isinstance(inner, nn.Module) else network).__name__
+
+
 def _title(result: PruningResult) -> str:
     plain = result.recipe.plain()
     names = [plain["measure"]["name"], plain["method"]["name"], plain["compensation"]["name"], plain["graph"]]
-    return f"{type(result.model).__name__} pruned by {', '.join(names)}"
+    return f"{network_name(result.model)} pruned by {', '.join(names)}"
 
 
 def _totals(before: ModelMetrics, after: ModelMetrics, split: str | None) -> list[tuple[str, str, str, str]]:

@@ -58,7 +58,7 @@ def test_what_the_config_said_to_the_callback_is_the_default_and_a_saved_config_
     for arguments in ((BEST,), (BEST, f"--config={config}"), (BEST, "--config=o/001/config.yaml")):
         result = trained("prune", *arguments, "--out=o")
         assert result.code == 0, result.err
-        assert "ImageClassifier pruned by weighted_pagerank, global" in result.out
+        assert "MLP pruned by weighted_pagerank, global" in result.out
         assert "(25.0% requested)" in result.out
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == ["001", "002", "003"]
 
