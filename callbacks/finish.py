@@ -221,7 +221,7 @@ def _described(trainer: Trainer, path: Path) -> str:
     checkpoints: Any = trainer.checkpoint_callback
     monitor, scores = getattr(checkpoints, "monitor", None), getattr(checkpoints, "best_k_models", {})
     score = scores.get(str(path), getattr(checkpoints, "best_model_score", None))
-    epoch = read_weights(path).get("epoch")
+    epoch = read_weights(path).get("epoch", 0) + 1  # as the lines of the training count
     value = "" if score is None or monitor is None else f" by {monitor} ({float(score):.4g})"
     return f"the dense network of epoch {epoch}, " + (f"the best{value}" if monitor else "the last checkpoint")
 

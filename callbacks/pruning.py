@@ -67,7 +67,7 @@ class PruningCallback(Callback):
         ValueError: If an argument is out of range.
         TypeError: If `schedule` is not a schedule.
 
-    Example:
+    Examples:
         >>> from mlprank.datamodules import DigitsDataModule
         >>> from mlprank.models import MLP
         >>> from mlprank.models.classifier import ImageClassifier

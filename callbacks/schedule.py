@@ -87,7 +87,7 @@ class Steps(ABC):
         Raises:
             ValueError: If the schedule gives a share that is not in [0, 1].
 
-        Example:
+        Examples:
             >>> [Linear(0, 2).at(epoch, 0.5) for epoch in range(4)]
             [0.0, 0.25, 0.5, None]
         """
@@ -120,7 +120,7 @@ class Steps(ABC):
 class Linear(Steps):
     """The amount grows by the same number of neurons every time.
 
-    Example:
+    Examples:
         >>> Linear(start_epoch=1, end_epoch=5).share(0.25)
         0.25
     """
@@ -137,7 +137,7 @@ class Cubic(Steps):
     Source:
         Zhu and Gupta 2017, arXiv:1710.01878.
 
-    Example:
+    Examples:
         >>> Cubic(start_epoch=1, end_epoch=5).share(0.5)
         0.875
     """
@@ -168,7 +168,7 @@ SCHEDULES = Registry("schedule", Schedule, {"linear": Linear, "cubic": Cubic})
 def register_schedule(name: str, cls: type[Any]) -> None:
     """Make a schedule known by a name, for Python, YAML and the command line; see `Registry.register`.
 
-    Example:
+    Examples:
         >>> from mlprank.callbacks import Cubic, register_schedule
         >>> register_schedule("cubic", Cubic)  # a name keeps its class
     """
@@ -186,7 +186,7 @@ def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetun
         ValueError: If the name is unknown or `finetune_epochs` is out of range.
         TypeError: If it is not a schedule.
 
-    Example:
+    Examples:
         >>> get_schedule({"name": "cubic", "every": 2}, finetune_epochs=None)
         Cubic(start_epoch=None, end_epoch=None, initial=0.0, every=2)
     """

@@ -50,9 +50,10 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         num_classes: Number of classes.
+        classes: Their names; () where the set does not say.
         in_shape: Shape (C, H, W) of an image.
 
-    Example:
+    Examples:
         >>> from mlprank.datamodules import DigitsDataModule
         >>> data = DigitsDataModule(batch_size=32, random_crop=1)
         >>> data.setup("fit")
@@ -62,6 +63,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     num_classes: ClassVar[int]
+    classes: ClassVar[tuple[str, ...]] = ()
     in_shape: ClassVar[tuple[int, int, int]]
     mean: ClassVar[tuple[float, ...] | None] = None
     std: ClassVar[tuple[float, ...] | None] = None

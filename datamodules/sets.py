@@ -27,13 +27,14 @@ class DigitsDataModule(ImageDataModule):
     Source:
         Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI Machine Learning Repository.
 
-    Example:
+    Examples:
         >>> data = DigitsDataModule()
         >>> sum(len(images) for images, labels in data.calibration_dataloader(num_samples=100))
         100
     """
 
     num_classes: ClassVar[int] = 10
+    classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
     in_shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
@@ -86,12 +87,13 @@ class MNISTDataModule(ImageDataModule):
     Source:
         LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to document recognition".
 
-    Example:
+    Examples:
         >>> MNISTDataModule(batch_size=512).in_shape
         (1, 28, 28)
     """
 
     num_classes: ClassVar[int] = 10
+    classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
     in_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
     file_set: ClassVar[FileSet] = _MNIST
 
@@ -113,11 +115,14 @@ class FashionMNISTDataModule(MNISTDataModule):
     Source:
         Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST", arXiv:1708.07747.
 
-    Example:
+    Examples:
         >>> FashionMNISTDataModule(random_flip=0.5).num_classes
         10
     """
 
+    classes: ClassVar[tuple[str, ...]] = (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
     file_set: ClassVar[FileSet] = replace(
         _MNIST,
         name="FashionMNIST",
@@ -137,12 +142,15 @@ class CIFAR10DataModule(ImageDataModule):
     Source:
         Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 
-    Example:
+    Examples:
         >>> CIFAR10DataModule(auto_augment="cifar10").in_shape
         (3, 32, 32)
     """
 
     num_classes: ClassVar[int] = 10
+    classes: ClassVar[tuple[str, ...]] = (
+        *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    )
     in_shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
     # Per channel over all pixels, scaled to [0, 1], of the 50,000 official training images; the values in common use.
     mean: ClassVar[tuple[float, ...] | None] = (0.4914, 0.4822, 0.4465)
@@ -175,12 +183,13 @@ class CIFAR100DataModule(CIFAR10DataModule):
     Source:
         Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 
-    Example:
+    Examples:
         >>> CIFAR100DataModule(mixup_alpha=0.2).num_classes
         100
     """
 
     num_classes: ClassVar[int] = 100
+    classes: ClassVar[tuple[str, ...]] = ()
     # Per channel over all pixels, scaled to [0, 1], of the 50,000 official training images; the values in common use.
     mean: ClassVar[tuple[float, ...] | None] = (0.5071, 0.4865, 0.4409)
     std: ClassVar[tuple[float, ...] | None] = (0.2673, 0.2564, 0.2762)

@@ -45,7 +45,7 @@ def command_parser() -> CommandParser:
 def find_config(name: str) -> Path:
     """Find a config.
 
-    Example:
+    Examples:
         >>> find_config("quickstart").name
         'quickstart.yaml'
     """

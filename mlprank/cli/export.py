@@ -36,7 +36,12 @@ def command_parser() -> CommandParser:
         "--mean", type=listed(float), metavar="NUMBERS", help="means of the channels; default: those of the data set"
     )
     parser.add_argument("--std", type=listed(float), metavar="NUMBERS", help="standard deviations likewise")
-    parser.add_argument("--classes", type=listed(str), metavar="NAMES", help="names of the classes, for the metadata")
+    parser.add_argument(
+        "--classes",
+        type=listed(str),
+        metavar="NAMES",
+        help="their names, for the metadata; default: those of the data set",
+    )
     parser.add_word("model")
     return parser
 
@@ -71,11 +76,11 @@ def _prepared(network: Any, args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     from mlprank.artifact.export import Preprocessed
 
     generator = torch.Generator().manual_seed(0)
-    mean, std = args.mean, args.std
+    mean, std, data = args.mean, args.std, _data_set(network.metadata.get("data"))
     if mean is None and std is None:
-        mean, std = _statistics(network.metadata.get("data"))
-    meaning: dict[str, Any] = {"mean": mean, "std": std, "classes": args.classes}
-    meaning = {name: list(value) for name, value in meaning.items() if value is not None}
+        mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+    meaning: dict[str, Any] = {"mean": mean, "std": std, "classes": args.classes or getattr(data, "classes", None)}
+    meaning = {name: list(value) for name, value in meaning.items() if value}
     if not args.with_preprocessing:
         dtype = next((p.dtype for p in network.model.parameters() if p.is_floating_point()), torch.float32)
         example = torch.randn(2, *network.input_shape, generator=generator).to(dtype)
@@ -89,12 +94,11 @@ def _prepared(network: Any, args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     return Preprocessed(network.model, mean=mean, std=std), pixels, meaning | {"range": [0, 255]}
 
 
-def _statistics(data: object) -> tuple[Any, Any]:
-    """Mean and standard deviation of one of our data sets' channels; None twice where its pixels stay in [0, 1]."""
+def _data_set(name: object) -> Any:
+    """One of our data modules, which knows mean and standard deviation of its channels and its classes, or None."""
     from mlprank import datamodules
 
-    known = getattr(datamodules, data, None) if isinstance(data, str) and data.isidentifier() else None
-    return getattr(known, "mean", None), getattr(known, "std", None)
+    return getattr(datamodules, name, None) if isinstance(name, str) and name.isidentifier() else None
 
 
 def typed_model(argv: list[str]) -> tuple[Any, list[str]]:

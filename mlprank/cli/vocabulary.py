@@ -140,7 +140,7 @@ _GROUPS = ("trainer", "model", "data", "grid", "tune")
 def words_of(command: str) -> list[str]:
     """Return the words that a command understands, other spellings aside.
 
-    Example:
+    Examples:
         >>> words_of("export")
         ['ckpt_path', 'out', 'model', 'input_shape']
     """
@@ -177,7 +177,7 @@ def translate(command: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         OptionError: If an option of the original has no counterpart; the text says what does its work.
 
-    Example:
+    Examples:
         >>> translate("fit", ["--epochs", "3", "--data-path=/data", "--device", "cpu"])
         ['--trainer.max_epochs', '3', '--data.data_dir=/data', '--trainer.accelerator', 'cpu']
     """
@@ -290,7 +290,7 @@ def listed(kind: type[Any]) -> Callable[[str], list[Any]]:
     Args:
         kind: Of what, such as `int`.
 
-    Example:
+    Examples:
         >>> listed(int)("[1,28,28]")
         [1, 28, 28]
     """

@@ -39,7 +39,7 @@ class Compensation(Protocol):
     Attributes:
         keeps_bias: Whether the pruned neuron's bias stays, so that it sends `act(bias)`; otherwise it sends `act(0)`.
 
-    Example:
+    Examples:
         >>> isinstance(Mean(), Compensation)
         True
     """
@@ -91,7 +91,7 @@ class Regression(Compensation, Protocol):
 class Constant:
     """The weight row is zeroed, the bias stays: the neuron sends `act(bias)`. As published.
 
-    Example:
+    Examples:
         >>> Constant().keeps_bias
         True
     """
@@ -103,7 +103,7 @@ class Constant:
 class Zero:
     """Weight row and bias are zeroed: the neuron sends `act(0)`.
 
-    Example:
+    Examples:
         >>> Zero().keeps_bias
         False
     """
@@ -115,7 +115,7 @@ class Zero:
 class Mean:
     """The neuron sends its mean over the calibration data.
 
-    Example:
+    Examples:
         >>> get_compensation("mean")
         Mean()
     """
@@ -138,7 +138,7 @@ class LeastSquares:
     Attributes:
         ridge: The penalty as a share of the mean variance of the kept neurons, positive.
 
-    Example:
+    Examples:
         >>> get_compensation({"name": "least_squares", "ridge": 0.1})
         LeastSquares(ridge=0.1)
     """

@@ -204,7 +204,7 @@ class Progress(Watcher):
 def time_left(seconds: float) -> str:
     """Say how long is left in a few letters.
 
-    Example:
+    Examples:
         >>> time_left(45.4), time_left(200), time_left(9000)
         ('45 s', '3 min', '2.5 h')
     """

@@ -54,7 +54,7 @@ def canonical(plain: Any) -> str:
     Raises:
         ValueError: If a number is not finite; JSON has no NaN.
 
-    Example:
+    Examples:
         >>> canonical({"b": 1, "a": [0.5]})
         '{"a":[0.5],"b":1}'
     """
@@ -64,7 +64,7 @@ def canonical(plain: Any) -> str:
 def short_hash(text: str) -> str:
     """Return 16 hexadecimal digits that stand for a text.
 
-    Example:
+    Examples:
         >>> short_hash("cell")
         '39d02b42938b2b75'
     """
@@ -74,7 +74,7 @@ def short_hash(text: str) -> str:
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record with its digest, the SHA-256 of its canonical JSON.
 
-    Example:
+    Examples:
         >>> sealed({"score": 0.5})["digest"][:8]
         '2e4c25ff'
     """
@@ -109,7 +109,7 @@ def decode(kind: Any, value: Any, at: str) -> Any:
         TypeError: If a value has another type.
         ValueError: If a field is missing, unknown, or rejected by the dataclass.
 
-    Example:
+    Examples:
         >>> decode(tuple[int, ...], [1, 2], "widths")
         (1, 2)
     """

@@ -39,7 +39,7 @@ class Norm:
     Raises:
         ValueError: If `p` is not above 0 or is NaN.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
@@ -68,7 +68,7 @@ def activation_scores(activation: Float[Tensor, " n_out"]) -> Float[Tensor, " n_
 class Activation:
     """Activation norms; it has no parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
@@ -98,7 +98,7 @@ def wanda(weight: Float[Tensor, "n_out n_in"], input_norms: Float[Tensor, " n_in
 class Wanda:
     """Weights times activations; it has no parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
@@ -135,7 +135,7 @@ class Random:
     Raises:
         ValueError: If the seed is not a non-negative integer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])

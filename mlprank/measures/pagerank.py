@@ -108,7 +108,7 @@ class WeightedPageRank:
     Raises:
         ValueError: If a parameter is outside [0, 1] or NaN.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
@@ -171,7 +171,7 @@ class ModifiedPageRank:
     Raises:
         TypeError: If `z_importance` is not a bool.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])

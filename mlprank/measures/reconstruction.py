@@ -183,7 +183,7 @@ class Reconstruction:
     Raises:
         ValueError: On a call, if a reader's shapes do not fit or hold NaN; the message names the layer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures.record import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])

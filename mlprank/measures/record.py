@@ -19,7 +19,7 @@ class Reader:
         gram: Centred Gram matrix ``C^T C`` of what it reads from them, shape (n_out, n_out), float64,
             activation units squared. Readers of the same tensor share one object.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Reader(weight=torch.ones(3, 2), gram=torch.eye(2, dtype=torch.float64)).weight.shape
         torch.Size([3, 2])
@@ -52,7 +52,7 @@ class LayerRecord:
         ValueError: If a shape does not fit the weights, a norm or a score is negative, NaN or infinite, or the
             amount is outside [0, 1); the message names the layer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mlprank.measures import Activation
         >>> ones = torch.ones(2)
@@ -100,7 +100,7 @@ class Measure(Protocol):
     ``reads_pruned``, whether it must see the network already pruned below a layer, and ``reads_amount``, whether it
     looks at `LayerRecord.amount` (a measure of another package that does not say is asked anew for every amount).
 
-    Example:
+    Examples:
         >>> from mlprank.measures import Norm
         >>> isinstance(Norm(), Measure)
         True

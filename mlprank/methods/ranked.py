@@ -50,7 +50,7 @@ class Local:
 
     Rounding is Python's: a half goes to the even number. Of equal scores the lower index goes first.
 
-    Example:
+    Examples:
         >>> import torch
         >>> scores = {"fc1": torch.tensor([0.4, 0.1, 0.3, 0.2]), "fc2": torch.tensor([0.6, 0.4])}
         >>> Local()(scores, {"fc1": 0.5, "fc2": 0.5})["fc1"]
@@ -91,7 +91,7 @@ class Global:
     Raises:
         ValueError: If `normalise` is neither.
 
-    Example:
+    Examples:
         >>> import torch
         >>> scores = {"fc1": torch.tensor([0.4, 0.1, 0.3, 0.2]), "fc2": torch.tensor([0.6, 0.4])}
         >>> Global()(scores, {"fc1": 0.5, "fc2": 0.5})["fc1"]

@@ -52,7 +52,7 @@ class ImageClassifier(LightningModule):
         ValueError: If an argument is out of range, or the schedule does not fit the optimizer.
         TypeError: If an argument has the wrong type.
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> from mlprank.models import MLP
         >>> module = ImageClassifier(MLP(64, [32], 10), optimizer=partial(torch.optim.AdamW, lr=0.002))

@@ -24,7 +24,7 @@ class FourLayerCNN(nn.Module):
         ValueError: If a size is not positive, or there are not four widths.
         TypeError: If a size is not an integer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> FourLayerCNN()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
@@ -108,7 +108,7 @@ class ResNet18(nn.Module):
     Source:
         He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ResNet18(width=4)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])

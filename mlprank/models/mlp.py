@@ -39,7 +39,7 @@ class MLP(nn.Module):
         ValueError: If a size is not positive, the activation is unknown or the dropout is out of range.
         TypeError: If a size is not an integer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> MLP(64, [128, 64], 10)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])

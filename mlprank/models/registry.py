@@ -32,7 +32,7 @@ def register_model(name: str, cls: type[nn.Module]) -> None:
         TypeError: If `cls` is not a class of networks.
         ValueError: If the name is taken or empty.
 
-    Example:
+    Examples:
         >>> from mlprank.models import MLP, get_model, register_model
         >>> class Mine(MLP): ...
         >>> register_model("Mine", Mine)
@@ -98,7 +98,7 @@ def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
     Raises:
         ValueError: If there is no state dict.
 
-    Example:
+    Examples:
         >>> state_of({"model": {"module.fc.weight": torch.zeros(1)}}, source="a.pth")
         {'fc.weight': tensor([0.])}
     """
@@ -154,7 +154,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLik
 def recognise(state: Mapping[str, Tensor]) -> type[nn.Module] | None:
     """Return the class whose default network has weights of these names and sizes; None where there is none.
 
-    Example:
+    Examples:
         >>> recognise(TwoLayerMLP().state_dict()).__name__
         'TwoLayerMLP'
     """

@@ -180,7 +180,7 @@ class Front:
         count: What amounts are shares of.
         interrupted: Whether the search was broken off; `best` is the best so far then.
 
-    Example:
+    Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))
         >>> x = torch.randn(256, 8)

@@ -191,7 +191,7 @@ def device_of(accelerator: str) -> torch.device:
     Raises:
         OptionError: If there is no such device here.
 
-    Example:
+    Examples:
         >>> device_of("cpu")
         device(type='cpu')
     """

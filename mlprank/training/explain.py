@@ -148,7 +148,7 @@ def find_class(name: str, bases: Sequence[type], key: str) -> type[Any]:
     Raises:
         OptionError: If there is none.
 
-    Example:
+    Examples:
         >>> find_class("torch.nn.Linear", [nn.Module], "model").__name__
         'Linear'
     """
@@ -253,7 +253,7 @@ def _takes(hint: Any, value: Any) -> bool:
 def describe_type(hint: Any) -> str:
     """Say in a few words what values a type takes.
 
-    Example:
+    Examples:
         >>> describe_type(int | list[int] | None)
         'a whole number or a list such as [1, 2]'
     """

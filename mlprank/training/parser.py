@@ -59,7 +59,7 @@ class Request:
         Raises:
             OptionError: If a word is not an option, or `--config` has no value.
 
-        Example:
+        Examples:
             >>> Request.of(["--trainer.max_epochs", "1", "--config=c.yaml"])
             Request(configs=('c.yaml',), options=(('trainer.max_epochs', '1'),))
         """

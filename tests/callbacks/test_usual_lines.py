@@ -152,10 +152,10 @@ def test_the_best_checkpoint_counts_whatever_hyper_parameters_it_holds(tmp_path,
     state = torch.load(callback.dense_path, weights_only=False)
     assert state["epoch"] == 0
     torch.testing.assert_close(module.net[0].weight, state["state_dict"]["net.0.weight"])
-    assert "Before: the dense network of epoch 0, the best by val_loss" in caplog.text
+    assert "Before: the dense network of epoch 1, the best by val_loss" in caplog.text
     assert "passed over" not in caplog.text
     record = json.loads((tmp_path / "metrics.json").read_text())
-    assert record["provenance"]["dense"].startswith("the dense network of epoch 0, the best by val_loss")
+    assert record["provenance"]["dense"].startswith("the dense network of epoch 1, the best by val_loss")
 
 
 def test_a_best_checkpoint_that_lacks_weights_is_passed_over_and_the_last_weights_are_said_to_be_the_dense_ones(
@@ -186,7 +186,7 @@ def test_a_schedule_is_compared_with_the_best_dense_epoch(tmp_path, caplog):
         Worsens(), datamodule=Blobs()
     )
     assert torch.load(callback.dense_path, weights_only=True)["epoch"] == 1
-    assert "Before: the dense network of epoch 1, the best by val_loss" in caplog.text
+    assert "Before: the dense network of epoch 2, the best by val_loss" in caplog.text
     assert "before pruning began. After: the pruned network, trained on under masks since then" in caplog.text
     dense = Project.load_from_checkpoint(callback.dense_path, map_location="cpu")
     tested = trainer_for(tmp_path).test(dense, datamodule=Blobs(), verbose=False)[0]["test_accuracy"]

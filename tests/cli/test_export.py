@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -27,6 +29,20 @@ def test_with_preprocessing_the_file_takes_pixels_and_normalises_as_the_data_set
     mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (CIFAR10DataModule.mean, CIFAR10DataModule.std))
     expected = mlprank.load_pruned(pruned)((pixels / 255 - mean) / std)
     torch.testing.assert_close(torch.export.load(output).module()(pixels), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("flags", [[], ["--with-preprocessing"]])
+def test_an_onnx_file_says_what_its_input_must_look_like(pruned: Path, flags: list[str]) -> None:
+    output = pruned.with_name("net.onnx")
+    assert main(["export", str(pruned), "--output", str(output), *flags]) == 0
+    found = {prop.key.removeprefix("mlprank."): json.loads(prop.value) for prop in onnx.load(output).metadata_props}
+    assert found["inputs"][0]["shape"][1:] == [3, 4, 4]
+    assert found["range"] == ([0, 255] if flags else [0, 1])
+    assert (found["mean"], found["std"]) == (list(CIFAR10DataModule.mean), list(CIFAR10DataModule.std))
+    assert found["classes"] == list(CIFAR10DataModule.classes)
+    assert main(["export", str(pruned), "--output", str(output), "--classes", "[cat,dog,cow]"]) == 0
+    named = {prop.key: json.loads(prop.value) for prop in onnx.load(output).metadata_props}
+    assert named["mlprank.classes"] == ["cat", "dog", "cow"]
 
 
 def test_preprocessing_that_cannot_be_built_is_an_error_that_says_why(pruned: Path, capsys) -> None:

@@ -70,7 +70,7 @@ def test_what_the_config_said_to_the_callback_is_the_default_and_a_saved_config_
         (["--amount=1.5"], "amount=1.5 is not in [0, 1)"),
         (["--amount=[]"], "amount=[] holds no amount"),
         (["--measure=nrm"], "unknown measure \"nrm\"; did you mean 'norm'?"),
-        (["--measur=norm"], "there is no option 'measur'; did you mean 'measure'?"),
+        (["--measur=norm"], "there is no option '--measur'; did you mean '--measure'?"),
         (["--device=foo"], "accelerator='foo' is not one of cpu, gpu, cuda, mps, auto"),
         (["--accelerator=cuda:99"], "there is no such device here"),
         (["--split=tset"], "split: 'tset' is not one of val, test; did you mean 'test'?"),
