@@ -275,8 +275,9 @@ class TrainingMasks:
 def described_pruning(pruning: Mapping[str, Any]) -> str:
     """Say in words what an epoch has pruned, of an entry of `TrainingMasks.history`."""
     layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
-    return f"Epoch {pruning['epoch']}: {pruning['achieved']:.1%} of the neurons of the prunable layers are pruned" + (
-        f": {layers}" if layers else ""
+    epoch, achieved = pruning["epoch"] + 1, pruning["achieved"]  # as the lines of the training count
+    return f"Epoch {epoch}: {achieved:.1%} of the neurons of the prunable layers are pruned" + f": {layers}" * bool(
+        layers
     )
 
 

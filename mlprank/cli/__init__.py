@@ -43,7 +43,8 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("mlprank.cli.bench:main", "measure the speed of a network, dense against pruned", "torch"),
     "dashboard": Command("mlprank.cli.dashboard:main", "set up a Weights & Biases workspace for the results", "wandb"),
     "configs": Command("mlprank.cli.configs:main", "list the configs that come with mlprank, or copy one"),
-    "completion": Command("mlprank.cli.completion:main", "print a script that completes commands in bash or zsh"),
+    "completion": Command("mlprank.cli.completion:main", "print a script that completes commands in bash or zsh",
+                          _TRAINING),
 }
 # fmt: on
 

@@ -131,7 +131,10 @@ _ORIGINAL = {
 }
 """The original's options, values of options and flags, for LIGHTNING: what they are here, or where they went."""
 
-_PLAIN = ("seed_everything", "weights_only", "print_config", "min_neurons", "protect_output", "finetune_epochs", "help")
+_PLAIN = (
+    *("seed_everything", "weights_only", "print_config", "help"),
+    *("min_neurons", "protect_output", "schedule", "finetune_epochs"),
+)
 """Options of the parsers around Lightning which are not words and have no dot."""
 _GROUPS = ("trainer", "model", "data", "grid", "tune")
 """What else may stand before a dot."""

@@ -206,9 +206,17 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers = [_Stderr()]
         messages = logging.getLogger(f"{name}.utilities.rank_zero")
         messages.setLevel(logging.INFO)
         messages.addFilter(_of_callbacks)
+
+
+class _Stderr(logging.Handler):
+    """Prints to what is `sys.stderr` at the time: a bar puts that above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 def _of_callbacks(record: logging.LogRecord) -> bool:

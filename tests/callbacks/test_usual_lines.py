@@ -197,8 +197,8 @@ def test_a_schedule_says_epoch_by_epoch_what_it_pruned(tmp_path, caplog):
     callback = PruningCallback(0.5, schedule=Linear(1, 3))
     trainer_for(tmp_path, callback, max_epochs=5).fit(Project(), datamodule=Blobs())
     lines = [
-        "Epoch 2: 25.0% of the neurons of the prunable layers are pruned: net.0 16 to 12, net.2 16 to 12",
-        "Epoch 3: 50.0% of the neurons of the prunable layers are pruned: net.0 16 to 8, net.2 16 to 8",
+        "Epoch 3: 25.0% of the neurons of the prunable layers are pruned: net.0 16 to 12, net.2 16 to 12",
+        "Epoch 4: 50.0% of the neurons of the prunable layers are pruned: net.0 16 to 8, net.2 16 to 8",
     ]
     before = "Before: the dense network after 2 epochs, when pruning began"
     after = "After: the pruned network, trained on under masks since then"

@@ -1,5 +1,6 @@
 """One word for one thing on every command, and help that shows what people use."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mlprank.callbacks import PruningCallback
 from mlprank.cli import COMMANDS, completion, prune, shrink
 from mlprank.cli.help import HELP, render_help
 from mlprank.cli.vocabulary import CommandParser, option_of, render_table, translate, words_of
@@ -159,7 +161,8 @@ def test_every_typo_is_answered_with_the_nearest_option(
 
 @pytest.mark.parametrize("command", ["fit", "test", "prune", "shrink"])
 def test_no_option_that_a_command_has_is_taken_for_a_typo(command: str) -> None:
-    for option in _options_of(command):
+    pruning = inspect.signature(PruningCallback).parameters if command == "fit" else ()
+    for option in (*_options_of(command), *pruning):
         assert translate(command, [f"--{option}", "x"])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -50,6 +51,15 @@ def test_a_terminal_shows_one_bar_through_all_epochs_and_validations(on_terminal
     last = text.splitlines()[-1].split("\x1b[2K")[-1]
     assert last.startswith("3 epochs  train_loss ")
     assert len(last) <= 80
+
+
+def test_what_a_schedule_says_stands_above_the_bar(on_terminal: Callable[..., Shown]) -> None:
+    typed = ("--epochs=4", "--amount=0.5", "--schedule=linear", "--finetune_epochs=2")
+    code, text = on_terminal("fit", "--config=small.yaml", *typed)
+    assert code == 0
+    said = [place.start() for place in re.finditer(r"Epoch \d: ", text)]
+    assert len(said) >= 2
+    assert all(re.search(r"(\n|\x1b\[\w+)$", text[:place]) for place in said), "nothing is glued to the bar"
 
 
 @pytest.mark.parametrize(
