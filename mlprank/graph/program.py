@@ -298,7 +298,6 @@ class Run:
         self.program, self.state, self.inputs = program, state, inputs
         self.values: dict[fx.Node, Any] = {}
         self.position = 0
-        self.gradients = False
         self.fills: Mapping[str, Fill] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -336,7 +335,7 @@ class Run:
         if node.name in self.fills:
             args = (self.fills[node.name](args[0]), *args[1:])
         try:
-            with torch.set_grad_enabled(self.gradients):
+            with torch.no_grad():
                 self.values[node] = self._with_created_bias(node, node.target(*args, **kwargs))
         except torch.OutOfMemoryError:
             raise

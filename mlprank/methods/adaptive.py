@@ -22,10 +22,10 @@ _LEAST_SHARE = 1e-12
 class Adaptive(Local):
     """Remove more neurons where that costs less of the output.
 
-    Every layer has an error curve: what a number of kept neurons leaves unexplained of what the next layers compute,
-    weighted by what a change there does to the network's output. The sum of the curves is kept small under a budget,
-    step by step: the next neurons go where the curve rises least for what is saved. Which neurons of a layer go, its
-    scores decide, as with `Local`.
+    Every layer has an error curve: what a number of kept neurons leaves unexplained of what the next layers compute, in
+    units of the network's outputs, whose change was measured at one point of the curve. The sum of the curves is kept
+    small under a budget, step by step: the next neurons go where the curve rises least for what is saved. Which neurons
+    of a layer go, its scores decide, as with `Local`.
 
     Attributes:
         count: What `amount` is a share of: "neurons" (those of the prunable layers), "parameters", "flops" of one
@@ -110,11 +110,11 @@ class Costs:
 
 
 def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_plus_1"]:
-    """Return what keeping only the best k neurons costs, for k from 0 to n: `total * log(total / explained)`.
+    """Return what keeping only the best k neurons costs, for k from 0 to n: `log(total / explained)`.
 
-    While little is unexplained this is what is unexplained. A layer that explains nothing lets nothing through,
-    whatever the others explain, so its cost has no bound; without the logarithm a layer was emptied where its neurons
-    are dear.
+    While little is unexplained this is the share that is unexplained. A layer that explains nothing lets nothing
+    through, whatever the others explain, so its cost has no bound; without the logarithm a layer was emptied where its
+    neurons are dear.
 
     Args:
         gains: What each neuron explains, non-negative.
@@ -126,12 +126,12 @@ def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_p
     Examples:
         >>> import torch
         >>> error_curve(torch.tensor([1.0, 3.0]), 4.0)
-        tensor([110.5241,   1.1507,  0.0000], dtype=torch.float64)
+        tensor([27.6310,  0.2877,  0.0000], dtype=torch.float64)
     """
     explained = torch.cat([gains.new_zeros(1).double(), gains.double().sort(descending=True).values.cumsum(0)])
     if total <= 0:
         return torch.zeros_like(explained)
-    return total * (explained / total).clamp(_LEAST_SHARE, 1.0).log().abs()
+    return (explained / total).clamp(_LEAST_SHARE, 1.0).log().abs()
 
 
 def narrowing(

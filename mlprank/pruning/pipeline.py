@@ -36,7 +36,7 @@ from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Selection, amounts_by_name, readers_of, score_layers, select
 from mlprank.pruning.self_check import check_agreement, keep_written
-from mlprank.pruning.spending import error_curves, measure_costs, measure_sensitivities, spent_amounts
+from mlprank.pruning.spending import error_curves, measure_costs, spent_amounts
 from mlprank.surgery.copies import is_plain, parametrised, plain_copy
 from mlprank.surgery.masks import fill_norms, masked_rows
 from mlprank.surgery.narrow import (
@@ -183,7 +183,6 @@ class Pruning:
         self._known_norms: dict[bool, Norms] = {}
         self._known_moments: dict[View, Moments] = {}
         self._known_curves: dict[str, Tensor] = {}
-        self._known_sensitivities: dict[str, Tensor] = {}
         self._known_costs: dict[tuple[Adaptive, tuple[str, ...]], Costs] = {}
         self._known_arriving: dict[tuple[tuple[str, ...], bool], Mapping[Place, Arriving]] = {}
 
@@ -333,22 +332,15 @@ class Pruning:
         """The units' error curves on the dense network; each is worked out once."""
         missing = {unit: group for unit, group in units.items() if unit not in self._known_curves}
         if missing:
-            if not self._known_sensitivities:
-                self._known_sensitivities = measure_sensitivities(self.graph, self.state, self.calibration)
             views = [
                 view
                 for group in missing.values()
                 for layer in self.graph.readers_of(group)
                 for view in views_of(layer, self.graph.group_by_name[group.name])
             ]
+            moments = self.moments(views)
             self._known_curves.update(
-                error_curves(
-                    self.graph,
-                    self.state,
-                    missing,
-                    moments=self.moments(views),
-                    sensitivities=self._known_sensitivities,
-                )
+                error_curves(self.graph, self.state, missing, moments=moments, calibration=self.calibration)
             )
         return {unit: self._known_curves[unit] for unit in units}
 

@@ -331,7 +331,7 @@ class _Search:
     def _largest_in_sizes(self) -> _Tried | None:
         """Try the largest network that costs tell to be small enough; a little less where measuring says otherwise."""
         share = self._share_in_sizes()
-        for _ in range(5):
+        for attempt in range(1, 7):
             share = min(1.0, max(share, self.least))
             point, result = self._try(share)
             over = max(point.size(name) / limit for name, limit in self.limits.items())
@@ -339,7 +339,7 @@ class _Search:
                 return point, result
             if share <= self.least:
                 return None
-            share *= 0.99 / over
+            share *= (0.99 / over) ** attempt  # faster where the costs foretell too little
         return None
 
     def _share_in_sizes(self) -> float:

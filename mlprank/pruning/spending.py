@@ -3,138 +3,89 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mlprank.calibration.data import Calibration
-from mlprank.calibration.statistics import PooledMoments, views_of
-from mlprank.compensation import cholesky
+from mlprank.calibration.statistics import PooledMoments
+from mlprank.compensation import LeastSquares, Mean
+from mlprank.compensation.readers import predict
 from mlprank.costs.metrics import count_flops, measure_latency, size_bytes
-from mlprank.graph.layers import Embedding, rows
+from mlprank.graph.layers import Embedding
 from mlprank.graph.program import Inputs, as_inputs
 from mlprank.graph.records import Graph, Group, State
 from mlprank.measures.reconstruction import reconstruction_gains
-from mlprank.measures.record import Reader
 from mlprank.methods.adaptive import Adaptive, Costs, Counted, Term, error_curve, spend
-from mlprank.pruning.selection import Selection
+from mlprank.pruning.selection import Selection, readers_of
 from mlprank.surgery.narrow import plan_removal, with_state
 
-_PROBES = 4
-_MOST_SAMPLES = 1024
-_JITTER = 1e-10
-
-
-def measure_sensitivities(graph: Graph, state: State, calibration: Calibration) -> dict[str, Float[Tensor, "m m"]]:
-    """Measure how the outputs answer to every layer, by gradients of random combinations of the outputs.
-
-    With `r` random signs over the outputs and `g` the gradient of `r @ outputs` to a layer, the mean of `g g^T` is `J^T
-    J`, J the Jacobian of the outputs (Hutchinson's estimator). At most 1,024 samples are looked at.
-
-    Returns:
-        For every layer, by name, shape (m, m), float64: `d @ matrix @ d` is the expected squared change of all outputs
-        of a sample when every position of the layer changes by d, changes at different positions taken as independent.
-
-    Raises:
-        ValueError: If the network computes something that has no gradient.
-    """
-    nodes = {call.node: (layer.name, call.out_dim) for layer in graph.layers for call in layer.calls}
-    sums: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
-    count = 0
-    for batch in calibration:
-        if count >= _MOST_SAMPLES:
-            break
-        count += len(batch)
-        made, outputs = _run_with_gradients(graph, state, batch, nodes)
-        for _ in range(_PROBES):
-            signs = [torch.randint(2, each.shape, generator=generator).to(each) * 2 - 1 for each in outputs]
-            gradients: Sequence[Any] = torch.autograd.grad(
-                outputs, list(made.values()), signs, retain_graph=True, allow_unused=True
-            )
-            for node, gradient in zip(made, gradients, strict=True):
-                name, dim = nodes[node]
-                if gradient is None:
-                    continue
-                seen = rows(gradient, dim).double()
-                seen = seen.T @ seen / _PROBES
-                sums[name] = sums[name] + seen if name in sums else seen
-    total = float(calibration.reduce(torch.tensor(float(count))))
-    found = {}
-    for layer in graph.layers:
-        zero = torch.zeros(layer.out_features, layer.out_features, dtype=torch.float64, device=calibration.device)
-        found[layer.name] = calibration.reduce(sums.get(layer.name, zero)) / total
-    return found
-
-
-def _run_with_gradients(
-    graph: Graph, state: State, batch: Inputs, nodes: Collection[str]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Run the program so that its outputs can be differentiated with respect to what the given operations make."""
-    run = graph.program.start({name: tensor.detach() for name, tensor in state.items()}, batch.cloned())
-    run.gradients = True
-    made: dict[str, Tensor] = {}
-    outputs: list[Tensor] = []
-    try:
-        with torch.inference_mode(False):
-            for node in graph.program.nodes:
-                if node.op == "output":
-                    outputs = [leaf for leaf in run.returned(node) if leaf.requires_grad]
-                    break
-                run.step(node)
-                if node.name in nodes:
-                    value = run.values[node]
-                    # Gradients start at layers, not at weights: running statistics have none.
-                    made[node.name] = value if value.requires_grad else value.detach().requires_grad_()
-                    run.values[node] = made[node.name].clone()  # what follows may overwrite it
-                run.forget(node)
-    except ValueError as error:
-        raise ValueError(f'method="adaptive": the network has no gradient ({error}); use method="local"') from error
-    if not outputs:
-        raise ValueError('method="adaptive": no output of the network has a gradient; use method="local"')
-    return made, outputs
+_NUM_SAMPLES = 128
+_UNEXPLAINED = 0.05
 
 
 def error_curves(
-    graph: Graph,
-    state: State,
-    units: Mapping[str, Group],
-    *,
-    moments: PooledMoments,
-    sensitivities: Mapping[str, Tensor],
+    graph: Graph, state: State, units: Mapping[str, Group], *, moments: PooledMoments, calibration: Calibration
 ) -> dict[str, Float[Tensor, " n_plus_1"]]:
-    """Return what k kept neurons leave unexplained of what the readers compute, for k from 0 to n.
+    """Return what k kept neurons cost of the outputs, for k from 0 to n.
 
-    Shape (n + 1,), float64, for every unit: the mean over the samples of the squared change of the outputs.
+    Shape (n + 1,), float64, for every unit. How the cost falls with k follows from what the readers can rebuild; how
+    large it is, from the squared change of the outputs, summed over at most 128 samples, when the other neurons are
+    predicted by so few that at least 5 % of what the readers compute is unexplained.
+
+    Raises:
+        ValueError: If the outputs hold no floating-point numbers, or they are not finite.
     """
     curves = {}
+    batches = _some(calibration)
+    dense = [_outputs(graph, state, batch) for batch in batches]
     for unit, group in units.items():
-        readers, total = [], 0.0
-        for layer in graph.readers_of(group):
-            root, flat = root_of(sensitivities[layer.name]), layer.kind.flat(state[layer.weight]).double()
-            outputs, per_group = flat.shape[1:3]
-            for view in views_of(layer, graph.group_by_name[group.name]):
-                if view not in moments:
-                    continue
-                part, inside = divmod(view.start, per_group)
-                own = flat[part, :, inside : inside + view.width * view.block]
-                own = own.reshape(outputs, view.width, view.block, -1)
-                weight = torch.einsum("om,owbp->mbpw", root[part * outputs : (part + 1) * outputs], own)
-                weight, gram = weight.reshape(-1, view.width), moments[view].gram / moments[view].count
-                readers.append(Reader(weight, gram))
-                total += float(((weight @ gram) * weight).sum())
+        readers = readers_of(graph, state, graph.group_by_name[group.name], moments)
+        weights = [reader.weight.double() for reader in readers]
+        total = sum(float(((w @ reader.gram) * w).sum()) for w, reader in zip(weights, readers, strict=True))
         # Neurons that nothing reads can all go.
         gains = reconstruction_gains(readers) if readers else torch.zeros(group.width, dtype=torch.float64)
-        curves[unit] = error_curve(gains, total)
+        curve = error_curve(gains, total)
+        fewest = max(0, int((curve >= _UNEXPLAINED).sum()) - 1)
+        kept = torch.zeros(group.width, dtype=torch.bool, device=gains.device)
+        kept[gains.argsort(descending=True, stable=True)[:fewest]] = True
+        changed = state
+        for layer in graph.readers_of(group):
+            # What is tied can only be dropped; elsewhere it makes the very neurons that are gone.
+            by = Mean() if layer.tied else LeastSquares()
+            changed = predict(graph, changed, replace(layer, tied=False), {group.name: kept}, moments, by=by)
+        change = sum(
+            float((one - other).double().square().sum())
+            for batch, expected in zip(batches, dense, strict=True)
+            for one, other in zip(_outputs(graph, changed, batch), expected, strict=True)
+        )
+        if not math.isfinite(change):
+            raise ValueError('method="adaptive": outputs of the network are not finite; check the calibration data')
+        change = float(calibration.reduce(torch.tensor(change, dtype=torch.float64)))
+        curves[unit] = curve * (change / max(float(curve[fewest]), _UNEXPLAINED))
     return curves
 
 
-def root_of(matrix: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
-    """Return R with `R @ R.T = matrix`, positive semi-definite."""
-    return cholesky(matrix, ridge=_JITTER, scale=float(matrix.diagonal().mean()) or 1.0)
+def _some(calibration: Calibration) -> list[Inputs]:
+    """The first 128 calibration samples, in batches."""
+    found: list[Inputs] = []
+    left = _NUM_SAMPLES
+    for batch in calibration:
+        found.append(batch.first(left))
+        left -= len(found[-1])
+        if left <= 0:
+            break
+    return found
+
+
+def _outputs(graph: Graph, state: State, batch: Inputs) -> list[Tensor]:
+    found = [each for each in graph.program.outputs(state, batch) if each.is_floating_point()]
+    if not found:
+        raise ValueError('method="adaptive": the network returns no floating-point numbers; use method="local"')
+    return found
 
 
 def measure_costs(

@@ -81,7 +81,7 @@ def test_costs_of_widths_are_those_that_a_network_has():
 
 def test_error_curves_fall_are_convex_and_end_at_what_no_neuron_explains():
     curve = error_curve(torch.tensor([2.0, 0.0, 5.0, 1.0]), 9.0)
-    assert curve[1:].tolist() == pytest.approx([9 * math.log(9 / explained) for explained in (5, 7, 8, 8)])
+    assert curve[1:].tolist() == pytest.approx([math.log(9 / explained) for explained in (5, 7, 8, 8)])
     steps = curve.diff()
     assert (steps <= 0).all()
     assert (steps.diff() >= 0).all()
@@ -99,7 +99,7 @@ def test_no_layer_is_emptied_because_its_neurons_are_dear():
     costs = Costs([Term(1.0, ((0.0, {"cheap": 1.0}),)), Term(10.0, ((0.0, {"dear": 1.0}),))])
     unexplained = {unit: torch.arange(len(gains), -1, -1) * float(gains[0]) for unit, gains in explained.items()}
     assert spend(unexplained, costs, 384)["dear"] == 1
-    given = {unit: error_curve(gains, float(gains.sum())) for unit, gains in explained.items()}
+    given = {unit: error_curve(gains, float(gains.sum())) * float(gains.sum()) for unit, gains in explained.items()}
     assert 10 <= spend(given, costs, 384)["dear"] <= 16
 
 

@@ -193,7 +193,7 @@ def test_uniform_widths_can_be_searched_too():
 
 
 def test_the_network_is_traced_and_calibrated_once(monkeypatch):
-    counts = dict.fromkeys(("trace", "measure_norms", "measure_sensitivities"), 0)
+    counts = dict.fromkeys(("trace", "measure_norms", "error_curves"), 0)
 
     def counted(name, function, *args, **kwargs):
         counts[name] += 1
@@ -203,7 +203,7 @@ def test_the_network_is_traced_and_calibrated_once(monkeypatch):
         monkeypatch.setattr(pipeline, name, partial(counted, name, getattr(pipeline, name)))
     front = search(max_drop=1.0)
     assert len(front.points) > 4
-    assert counts == {"trace": 1, "measure_norms": 1, "measure_sensitivities": 1}
+    assert counts == {"trace": 1, "measure_norms": 1, "error_curves": 1}
 
 
 def test_the_model_its_mode_and_the_random_state_stay_as_they_were():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pytest
@@ -10,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mlprank
-from mlprank.calibration.data import Calibration
-from mlprank.graph.trace import trace
+from mlprank.calibration.statistics import views_of
 from mlprank.methods import Adaptive
 from mlprank.models import MLP, FourLayerCNN
-from mlprank.pruning.spending import measure_costs, measure_sensitivities, root_of
+from mlprank.pruning.spending import error_curves, measure_costs
 from mlprank.surgery.narrow import network_state
 from tests.networks import difference, outputs, randomise
 
@@ -44,22 +44,71 @@ class Residual(nn.Module):
         return self.leave(h + F.relu(self.inner(h)))
 
 
-def test_sensitivities_are_the_mean_of_the_squared_jacobian():
-    model, x = network(), inputs(40)
-    graph = trace(model, x)
-    found = measure_sensitivities(graph, network_state(model), Calibration(x, device=torch.device("cpu")))
-    fc3 = model.get_submodule("fc3")
-    seen: list[Tensor] = []
-    fc3.register_forward_hook(lambda module, given, made: seen.append(made))
-    output = model(x)
-    exact = torch.zeros(20, 20)
-    for unit in range(output.shape[1]):
-        (gradient,) = torch.autograd.grad(output[:, unit].sum(), seen[0], retain_graph=True)
-        exact += gradient.T @ gradient / len(x)
-    assert torch.allclose(found["fc_last"], torch.eye(5, dtype=torch.float64), atol=0.25)
-    assert float((found["fc3"] - exact).norm() / exact.norm()) < 0.15
-    root = root_of(found["fc3"])
-    assert torch.allclose(root @ root.T, found["fc3"], atol=1e-6 * float(found["fc3"].abs().max()))
+def curves_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    counting = mlprank.Pruning(model, x)
+    units = {unit: counting.graph.group_of(unit) for unit in counting.selection(counting.recipe).units}
+    views = [
+        view
+        for group in units.values()
+        for layer in counting.graph.readers_of(group)
+        for view in views_of(layer, counting.graph.group_by_name[group.name])
+    ]
+    return error_curves(
+        counting.graph, counting.state, units, moments=counting.moments(views), calibration=counting.calibration
+    )
+
+
+@pytest.mark.parametrize("unit", ["fc1", "fc2", "fc3"])
+def test_curves_say_how_much_the_outputs_change_when_the_other_neurons_are_predicted(unit):
+    model, x = network(), inputs(100)
+    curve = curves_of(model, x)[unit]
+    shape = curve / curve[0] * math.log(1e12)
+    few = int((shape >= 0.05).sum()) - 1
+    result = mlprank.prune(model, x, measure="reconstruction", amount={unit: 1 - few / (len(curve) - 1)})
+    assert result.widths[unit] == (len(curve) - 1, few)
+    with torch.no_grad():
+        expected = float((result.masked(x) - model(x)).square().sum())
+    assert float(curve[few]) == pytest.approx(expected, rel=0.05)
+    assert float(curve[-1]) < 0.01 * float(curve[few])
+
+
+def test_a_layer_whose_outputs_hardly_count_costs_little():
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loud, self.faint = MLP(12, [24], 3), MLP(12, [24], 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.loud(x) + 1e-2 * self.faint(x)
+
+    curves = curves_of(randomise(Apart(), seed=0, zeros=0.0).eval(), inputs())
+    assert float(curves["faint.fc1"][12]) < 1e-2 * float(curves["loud.fc1"][12])
+
+
+def test_readers_with_tied_weights_count_what_dropping_neurons_costs():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(12, 24)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(F.relu(self.encoder(x)), self.encoder.weight.t())
+
+    curve = curves_of(randomise(Tied(), seed=0, zeros=0.0).eval(), inputs())["encoder"]
+    assert float(curve[12]) > 0
+
+
+def test_outputs_that_are_no_floating_point_numbers_are_refused():
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = MLP(12, [24], 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).argmax(1)
+
+    with pytest.raises(ValueError, match=r'the network returns no floating-point numbers; use method="local"'):
+        mlprank.prune(Chosen().eval(), inputs(), method="adaptive", amount=0.5)
 
 
 @pytest.mark.parametrize(
