@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -19,17 +18,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_gather_object, all_reduce, broadcast
-from torch.utils._pytree import tree_leaves
 
 from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import refresh_masked
 from mlprank.surgery.narrow import with_state
+from mlprank.utils.hooks import Hook, HookWatch, replace_hook, users_hooks
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
 _STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-Hook = tuple[str, str, int]
-"""A forward hook: its module's name, its kind, and its key there."""
 
 
 def is_lightning(value: object, *names: str) -> bool:
@@ -86,17 +82,6 @@ def uncompiled(module: LightningModule) -> Iterator[None]:
         module._compiler_ctx = context
 
 
-def users_hooks(module: nn.Module) -> dict[Hook, Callable[..., Any]]:
-    """Return the forward hooks that are not torch's (masks, weight norm) or ours, which are parts of the network."""
-    return {
-        (name, kind, key): hook
-        for name, owner in module.named_modules()
-        for kind in _HOOKS
-        for key, hook in getattr(owner, kind).items()
-        if not type(hook).__module__.startswith(("torch.nn.utils", "mlprank."))
-    }
-
-
 def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
     """Copy a LightningModule with its masks, without trainer and `torch.compile`, and with none but some hooks."""
     with uncompiled(module):
@@ -107,7 +92,7 @@ def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
     return copy
 
 
-class HookWatch:
+class FirstStep:
     """Finds out which of a user's hooks change what the network computes, in a training step, where they run anyway.
 
     Attributes:
@@ -120,31 +105,17 @@ class HookWatch:
 
     def start(self, module: LightningModule) -> None:
         """Look at every hook until `stop`, in the first step alone."""
-        if self._watched is not None:
-            return
-        with uncompiled(module):
-            self._watched = users_hooks(module)
-            for (name, kind, key), hook in self._watched.items():
-                getattr(module.get_submodule(name), kind)[key] = partial(self._called, (name, kind, key), hook)
+        if self._watched is None:
+            with uncompiled(module):
+                self._watched = HookWatch(self.changing).start(module)
 
     def stop(self, module: LightningModule) -> None:
         """Let the hooks be as they were."""
-        if not self._watched:
-            return
-        with uncompiled(module):
-            for (name, kind, key), hook in self._watched.items():
-                hooks = getattr(module.get_submodule(name), kind)
-                if key in hooks:
-                    hooks[key] = hook
-        self._watched = {}
-
-    def _called(self, place: Hook, hook: Callable[..., Any], *given: Any) -> Any:
-        tensors = [leaf for leaf in tree_leaves(given[1:]) if isinstance(leaf, Tensor)]
-        versions = [tensor._version for tensor in tensors]
-        answer = hook(*given)
-        if answer is not None or versions != [tensor._version for tensor in tensors]:
-            self.changing.add(place)
-        return answer
+        if self._watched:
+            with uncompiled(module):
+                for place, hook in self._watched.items():
+                    replace_hook(module, place, hook)
+            self._watched = {}
 
 
 def run_directory(trainer: Trainer, dirpath: str | None) -> Path:

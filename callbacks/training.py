@@ -23,7 +23,7 @@ from mlprank.callbacks.data import (
     samples_of_rank,
 )
 from mlprank.callbacks.run import (
-    HookWatch,
+    FirstStep,
     check_same_masks,
     copied,
     find_network,
@@ -31,7 +31,6 @@ from mlprank.callbacks.run import (
     share_weights,
     summed,
     uncompiled,
-    users_hooks,
 )
 from mlprank.callbacks.schedule import Amount, Linear, Steps
 from mlprank.compensation import Regression
@@ -52,6 +51,7 @@ from mlprank.surgery.masks import (
     restore_masks,
     write_weights,
 )
+from mlprank.utils.hooks import users_hooks
 
 _CHECKED_BATCHES = 2
 
@@ -143,7 +143,7 @@ class TrainingMasks:
         self.epoch = -1
         self.history: list[dict[str, Any]] = []
         self.schedule: Steps | None = None
-        self.hooks = HookWatch()
+        self.hooks = FirstStep()
         self._graph: Graph | None = None
 
     @property

@@ -250,7 +250,6 @@ class Graph:
         others: Why parts that are no layers stay whole, by name.
         reshapes: Source lines that reshape a layer's neurons: where a width may be written into the forward pass.
         norms: Normalisations over neurons that can be removed.
-        hooked: Whether somebody's hooks change what the network computes; the program has them in it.
     """
 
     layers: tuple[Layer, ...]
@@ -261,7 +260,6 @@ class Graph:
     others: Mapping[str, str]
     reshapes: tuple[str, ...]
     norms: tuple[Norm, ...] = ()
-    hooked: bool = False
 
     @cached_property
     def by_name(self) -> Mapping[str, Layer]:

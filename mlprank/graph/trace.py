@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Collection
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,22 +23,17 @@ from mlprank.graph.program import Inputs, Program, as_inputs, ndim_of, operation
 from mlprank.graph.records import Call, Graph, Group, Layer, Place, Scale, describe_whole
 from mlprank.graph.rules import OUTPUT, Rules, is_stock
 from mlprank.utils.errors import first_line
-from mlprank.utils.modules import config_of, evaluating
+from mlprank.utils.hooks import Hook, HookWatch, Observer, replace_hook, users_hooks
+from mlprank.utils.modules import LOCK, config_of, evaluating, shell
 
 _CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
-LOCK = threading.RLock()
-"""Held while somebody's network is traced, run or copied: tracing is not safe in threads, and modes and hooks are
-changed meanwhile.
-"""
-
-
 def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tuple[int, int]] = ()) -> Graph:
     """Read a network into its graph of neurons.
 
-    The network is run and traced in evaluation mode, and left as it was. Hooks that only observe are put aside.
+    A copy around the same parameters is run and traced in evaluation mode. Hooks that only observe see nothing of it.
 
     Args:
         model: Any network.
@@ -56,25 +49,27 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
             point.
         ValueError: If the network cannot be traced, works for one batch size only, or has nothing to prune.
     """
-    check_parameters(model)
     inputs = as_inputs(example)
-    short = inputs.first(2) if len(inputs) > 1 else inputs.repeated(2)
-    with LOCK, evaluating(model), _untouched(model), _uncompiled(model), torch.no_grad():
-        hooked = _hooks_count(model, short)
-        with contextlib.nullcontext() if hooked else without_hooks(model):
-            exported = _exported(model, short, varying)
-            reading = Rules(model, exported, _tensor_names(exported))
-            reading.read_all()
-            graph = build_graph(reading, hooked=hooked)
-            for node in exported.graph.nodes:
-                if node.name in exported.graph_signature.user_inputs and ndim_of(node):
-                    size = node.meta["val"].shape[0]
-                    if isinstance(size, int) and size == len(short) and len(inputs) != size:
-                        raise ValueError(
-                            f"model: the forward of {type(model).__name__} works for batches of {size} only; write it "
-                            "for any batch size"
-                        )
-            _compare(model, graph.program, inputs, lambda: _written_numbers(model, inputs, exported, varying))
+    two = short(inputs)
+    with LOCK:
+        check_parameters(model)
+        model = shell(model)
+    quiet_hooks(model, inputs)
+    with evaluating(model), torch.no_grad():
+        _check_call(model, two)
+        exported = _exported(model, two, varying)
+        reading = Rules(model, exported, _tensor_names(exported))
+        reading.read_all()
+        graph = build_graph(reading)
+        for node in exported.graph.nodes:
+            if node.name in exported.graph_signature.user_inputs and ndim_of(node):
+                size = node.meta["val"].shape[0]
+                if isinstance(size, int) and size == len(two) and len(inputs) != size:
+                    raise ValueError(
+                        f"model: the forward of {type(model).__name__} works for batches of {size} only; write it "
+                        "for any batch size"
+                    )
+        _compare(model, graph.program, inputs, lambda: _written_numbers(model, inputs, exported, varying))
     if not graph.layers:
         raise ValueError(f"model: {type(model).__name__} has nothing to prune: {describe_whole(graph.whole())}")
     return graph
@@ -102,7 +97,7 @@ def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, i
 
 def export_program(model: nn.Module, inputs: Inputs, shapes: ShapesCollection) -> ExportedProgram:
     """Run `torch.export`, quietly and under the lock; what it raises passes as it is."""
-    with LOCK, warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+    with LOCK, warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         kwargs = dict(inputs.kwargs)
         dynamic = shapes.dynamic_shapes(model, inputs.args, kwargs)  # type: ignore[no-untyped-call]
@@ -125,47 +120,38 @@ def _eager(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
 
 
-def _hooks_count(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether somebody's forward hooks change what a network computes; it is run here for the first time."""
+def _check_call(model: nn.Module, inputs: Inputs) -> None:
+    """Raise a TypeError where a network cannot take a batch; it is run here for the first time."""
     try:
-        expected = _eager(model, inputs)
+        _eager(model, inputs)
     except _CANNOT_RUN as error:
         raise TypeError(
             f"calibration: {type(model).__name__} cannot take a batch: the call {type(model).__name__}{inputs} fails "
             f"({first_line(error)}); give inputs as the network is trained on, or say by inputs= how a batch becomes "
             "a call, such as inputs=lambda batch: ((batch[0],), {})"
         ) from error
-    if not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return False
-    try:
-        with without_hooks(model):
-            got = _eager(model, inputs)
-    except _CANNOT_RUN:
-        return True
-    same = len(got) == len(expected) and all(map(torch.equal, expected, got))
-    return not same
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+def quiet_hooks(model: nn.Module, inputs: Inputs) -> None:
+    """Let hooks that only observe see nothing of what follows: a run of two samples tells which do.
+
+    That run is hidden from them as well, as far as what they remember it in can be copied. The network is a `shell`.
+    """
+    inputs = short(inputs)
+    if not users_hooks(model):
+        return
+    changing, tried = set[Hook](), shell(model)
+    HookWatch(changing).start(tried, unnoticed=True)
+    with evaluating(tried), torch.no_grad():
+        _check_call(tried, inputs)
+    for place, hook in users_hooks(model).items():
+        if place not in changing:
+            replace_hook(model, place, Observer(hook))
 
 
-@contextmanager
-def without_hooks(*models: nn.Module) -> Iterator[None]:
-    """Put somebody's hooks aside for a while."""
-    aside = []
-    for module in {module for model in models for module in model.modules()}:
-        for name in _HOOKS:
-            hooks = module.__dict__.get(name)
-            if hooks:
-                aside.append((module, name, hooks))
-                module.__dict__[name] = type(hooks)(
-                    (key, hook) for key, hook in hooks.items() if getattr(hook, "belongs_to_network", False)
-                )
-    try:
-        yield
-    finally:
-        for module, name, hooks in aside:
-            module.__dict__[name] = hooks
+def short(inputs: Inputs) -> Inputs:
+    """Two samples of a call."""
+    return inputs.first(2) if len(inputs) > 1 else inputs.repeated(2)
 
 
 def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Callable[[], str]) -> None:
@@ -242,43 +228,6 @@ def check_parameters(model: nn.Module) -> None:
             )
 
 
-@contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """Take back `module.compile()` for a while: the plain forward is what can be traced."""
-    compiled = {
-        module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl is not None
-    }
-    for module in compiled:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, implementation in compiled.items():
-            module._compiled_call_impl = implementation
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Take back what a forward pass leaves on its modules: attributes, and buffers that count or average."""
-    attributes = {module: dict(vars(module)) for module in model.modules()}
-    buffers = {module: dict(module._buffers) for module in model.modules()}
-    values = {
-        buffer: buffer.detach().clone() for own in buffers.values() for buffer in own.values() if buffer is not None
-    }
-    try:
-        yield
-    finally:
-        for module, before in attributes.items():
-            vars(module).clear()
-            vars(module).update(before)
-            module._buffers.clear()
-            module._buffers.update(buffers[module])
-        with torch.no_grad():
-            for buffer, value in values.items():
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
 def _place(error: BaseException) -> str:
     """The line of the network's own code at which tracing failed."""
     foreign = {Path(torch.__file__).parent, Path(inspect.__file__).parent}
@@ -301,7 +250,7 @@ _NORMS = {"layer_norm", "rms_norm", "group_norm"}
 _STREAM = "they are a residual stream that a layer norm reads, which stays whole"
 
 
-def build_graph(reading: Rules, *, hooked: bool = False) -> Graph:
+def build_graph(reading: Rules) -> Graph:
     """Turn what has been read of a program into frozen records; they hold no reference to the model."""
     order = {node: index for index, node in enumerate(reading.exported.graph.nodes)}
     keys = sorted(reading.uses, key=lambda key: order[reading.uses[key][0][0]])
@@ -352,7 +301,6 @@ def build_graph(reading: Rules, *, hooked: bool = False) -> Graph:
         others=_uncalled(reading) | reading.others,
         reshapes=tuple(dict.fromkeys(reading.reshapes)),
         norms=tuple(replace(norm, axis=named(norm.axis)) for norm in reading.norms),
-        hooked=hooked,
     )
 
 

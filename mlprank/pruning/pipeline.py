@@ -26,7 +26,7 @@ from mlprank.calibration.statistics import (
 from mlprank.compensation import Regression, get_compensation
 from mlprank.compensation.readers import zero_rows, zeroed_parameters
 from mlprank.graph.records import Graph, Group, Place, State, quoted
-from mlprank.graph.trace import LOCK, check_parameters, trace
+from mlprank.graph.trace import check_parameters, quiet_hooks, trace
 from mlprank.measures import Reader, get_measure
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
@@ -47,7 +47,7 @@ from mlprank.surgery.narrow import (
     removable_neurons,
     with_state,
 )
-from mlprank.utils.modules import device_of
+from mlprank.utils.modules import LOCK, device_of, shell
 
 
 @takes_recipe
@@ -160,8 +160,8 @@ class Pruning:
         inner = unwrap(model)
         with LOCK:
             check_parameters(inner)
-            self.model = inner if is_plain(inner) else plain_copy(inner)
-            self.state: State = network_state(self.model)  # while another thread traces it, its parameters are fake
+            self.model = shell(inner) if is_plain(inner) else plain_copy(inner)
+        self.state: State = network_state(self.model)
         self.baked = parametrised(inner)
         self.calibration = Calibration(
             calibration,
@@ -172,8 +172,9 @@ class Pruning:
             inputs=inputs,
             model=self.model,
         )
+        example = self.calibration.example
+        quiet_hooks(self.model, example)
         if traced is None:
-            example = self.calibration.example
             traced = trace(self.model, example, varying=self.calibration.varying)
             traced = keep_written(self.model, traced, self.state, example)
         self.graph = traced
@@ -273,8 +274,7 @@ class Pruning:
         filled = weights.fills()
         fills = {norm.module: filled[norm.node] for norm in self.graph.norms if norm.node in filled}
         removal = plan_removal(self.graph, weights.state, weights.groups(), arriving if folds else None)
-        with LOCK:
-            masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
+        masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
         fill_norms(masked, fills)
         follows = follow_config(narrow, {name: tuple(tensor.shape) for name, tensor in self.state.items()})
         keeps_bias = compensation.keeps_bias

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from torch.utils import _pytree as pytree
 from mlprank.calibration.statistics import fills_of
 from mlprank.graph.program import Inputs, as_inputs, operation
 from mlprank.graph.records import Graph, State
-from mlprank.graph.trace import LOCK, without_hooks
 from mlprank.surgery.masks import fill_norms
 from mlprank.surgery.narrow import plan_removal, severed, with_state
 from mlprank.utils.errors import first_line
@@ -33,9 +31,7 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
         ValueError: If the narrow network cannot run, or differs by more than 1e-5 in float32 or 1e-12 in float64 (times
             the largest output where that is above 1).
     """
-    inputs = as_inputs(example).first(_NUM_SAMPLES)
-    with LOCK, contextlib.nullcontext() if graph.hooked else without_hooks(masked, narrow):
-        return _compared(masked, narrow, inputs, graph)
+    return _compared(masked, narrow, as_inputs(example).first(_NUM_SAMPLES), graph)
 
 
 def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) -> Graph:
@@ -94,8 +90,7 @@ def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequenc
     masks = {graph.groups[index].name: torch.arange(graph.groups[index].width) > 0 for index in groups}
     silent = severed(graph, state, masks)
     removal = plan_removal(graph, silent, masks, None)
-    with LOCK:
-        masked, narrow = with_state(model, silent), with_state(model, removal.state)
+    masked, narrow = with_state(model, silent), with_state(model, removal.state)
     fill_norms(masked, {norm.module: fill for norm in graph.norms if (fill := fills_of(graph, masks).get(norm.node))})
     try:
         check_agreement(masked, narrow, example.first(2), graph)

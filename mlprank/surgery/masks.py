@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mlprank.graph.program import Fill, Inputs, as_inputs
-from mlprank.graph.trace import without_hooks
 from mlprank.surgery.narrow import NORMS, FillPruned, adopt_state, drop_fills
-from mlprank.utils.modules import evaluating
+from mlprank.utils.modules import evaluating, shell
 
 
 class Masked(Protocol):
@@ -147,22 +146,22 @@ def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
         example: A batch of its inputs, shape (N, ...).
     """
     called: set[nn.Module] = set()
-    with without_hooks(module), evaluating(module), torch.no_grad():
-        hooks = [each.register_forward_pre_hook(lambda own, _: called.add(own)) for each in module.modules()]
-        try:
-            as_inputs(example).feed(module)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    for full, (owner, name) in masked_parameters(module).items():
+    tried = shell(module)
+    for each in tried.modules():
+        each._forward_hooks.clear()
+        each._forward_pre_hooks.clear()
+        each.register_forward_pre_hook(lambda own, _: called.add(own))
+    with evaluating(tried), torch.no_grad():
+        as_inputs(example).feed(tried)
+    for full, (_, name) in masked_parameters(module).items():
         path = full.rpartition(".")[0]
         outer = path
-        while outer and module.get_submodule(outer) not in called:
+        while outer and tried.get_submodule(outer) not in called:
             outer = outer.rpartition(".")[0]
         inner = path[len(outer) :].removeprefix(".")
         place = module.get_submodule(outer)
         present = {(each.path, each.name) for each in place._forward_pre_hooks.values() if isinstance(each, Recompute)}
-        if owner not in called and (inner, name) not in present:
+        if tried.get_submodule(path) not in called and (inner, name) not in present:
             place.register_forward_pre_hook(Recompute(inner, name))
 
 

@@ -6,9 +6,7 @@ import copy
 import functools
 import itertools
 import math
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +20,7 @@ from mlprank.graph.axes import pieces
 from mlprank.graph.layers import resize
 from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Layer, Place, State
-from mlprank.utils.modules import config_of
+from mlprank.utils.modules import LOCK, config_of, copy_module, fresh_like, tensors_of
 
 Slices = Mapping[str, Mapping[int, Tensor]]
 
@@ -171,66 +169,18 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
         it.
     """
     memo: dict[int, Any] = {}
-    for name, tensor in _tensors(model).items():
-        new = state.get(name)
-        if new is not None and new is not tensor and new.data_ptr() != tensor.data_ptr():
-            memo[id(tensor)] = _like(tensor, new)
-        elif id(tensor) not in memo:
-            memo[id(tensor)] = _like(tensor, tensor)
-    sizes = _gain_sizes(model)
-    copied = _copy(model, memo)
+    with LOCK:
+        for name, tensor in tensors_of(model).items():
+            new = state.get(name)
+            if new is not None and new is not tensor and new.data_ptr() != tensor.data_ptr():
+                memo[id(tensor)] = fresh_like(tensor, new)
+            elif id(tensor) not in memo:
+                memo[id(tensor)] = fresh_like(tensor, tensor)
+        sizes = _gain_sizes(model)
+        copied = copy_module(model, memo)
     _create_biases(copied, state)
     _fix_widths(copied, sizes)
     return copied
-
-
-_NOT_COPIED = ("_trainer", "_fabric", "_compiled_call_impl")
-
-
-def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copy a module by hand: `copy.deepcopy` would follow whatever its owner hangs on it."""
-    if id(module) in memo:
-        known: nn.Module = memo[id(module)]
-        return known
-    made = module.__class__.__new__(module.__class__)
-    memo[id(module)] = made
-    own: dict[str, Any] = made.__dict__
-    for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers"):
-            own[name] = type(value)(
-                (key, None if tensor is None else memo[id(tensor)]) for key, tensor in value.items()
-            )
-        elif name == "_modules":
-            own[name] = type(value)(
-                (key, None if child is None else _copy(child, memo)) for key, child in value.items()
-            )
-        elif name in _NOT_COPIED:
-            own[name] = None
-    for name, value in module.__dict__.items():
-        if name not in own:
-            own[name] = _copied(value, memo)
-    return made
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy what hangs on a module."""
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, nn.Module):
-        return _copy(
-            value,
-            {**memo, **{id(each): each.detach().clone() for each in _tensors(value).values() if id(each) not in memo}},
-        )
-    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
-        return type(value)((key, _copied(item, memo)) for key, item in value.items())
-    if type(value) in (list, tuple, set):
-        return type(value)(_copied(item, memo) for item in value)
-    try:
-        return copy.deepcopy(value, memo)
-    except (TypeError, RuntimeError, ValueError, AttributeError, pickle.PicklingError):
-        return value
 
 
 def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) -> nn.Module:
@@ -247,7 +197,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
     Raises:
         ValueError: If the network has no such tensor, or one of another size; tensor and sizes are named.
     """
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     sizes = _gain_sizes(model)
     cut: dict[int, Tensor] = {}
@@ -267,7 +217,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
                     "sizes that were pruned"
                 )
             new = new.index_select(dim, index.to(new.device))
-        cut[id(tensor)] = _like(tensor, new)
+        cut[id(tensor)] = fresh_like(tensor, new)
     for module in list(model.modules()):
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for own in holders:
@@ -285,7 +235,7 @@ def adopt_state(model: nn.Module, source: nn.Module) -> None:
     state = network_state(source)
     _create_biases(model, state)
     with torch.no_grad():
-        for name, tensor in _tensors(model).items():
+        for name, tensor in tensors_of(model).items():
             tensor.copy_(state[name])
 
 
@@ -310,7 +260,7 @@ def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bo
         if config is None or id(config) in seen:
             continue
         seen.add(id(config))
-        wanted = {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
         dense = {name: shapes.get(f"{prefix}.{name}" if prefix else name, shape) for name, shape in wanted.items()}
         if wanted != dense and _shapes(_built(module, config)) == dense:
             found &= _follow(module, config, dense, wanted)
@@ -364,26 +314,16 @@ def _built(module: nn.Module, config: Any) -> nn.Module | None:
 
 
 def _shapes(model: nn.Module | None) -> dict[str, tuple[int, ...]] | None:
-    return None if model is None else {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    return None if model is None else {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
 
 
 def network_state(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer by name, detached, sharing storage with the network."""
-    return {name: tensor.detach() for name, tensor in _tensors(model).items()}
-
-
-def _like(old: Tensor, new: Tensor) -> Tensor:
-    """A fresh tensor of the same kind."""
-    new = new.detach().clone()
-    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
 
 
 def _create_biases(model: nn.Module, state: State) -> None:
-    present = _tensors(model)
+    present = tensors_of(model)
     for name, tensor in state.items():
         if name not in present:
             module = _layer_of(model, name)
@@ -415,8 +355,6 @@ class FillPruned:
     Args:
         fill: What to read; by default what the mask of the gain says at every call.
     """
-
-    belongs_to_network = True
 
     def __init__(self, fill: Fill | None = None) -> None:
         self.fill = fill

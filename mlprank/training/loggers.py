@@ -8,13 +8,17 @@ import os
 import socket
 import sys
 from argparse import Namespace as ArgparseNamespace
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlparse
 
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
+LOGGED = "mlprank_logged"
+"""Where a checkpoint keeps what its epoch logs."""
 _CONNECT_TIMEOUT_S = 3.0
 _DEFAULT_PLACES = (None, ".", "lightning_logs")
 
@@ -25,25 +29,36 @@ class RunLogger(CSVLogger):
     Args:
         run: The run directory.
         steps: Steps that the earlier part had done at the checkpoint it goes on from; later rows are dropped.
+        logged: What its last epoch logged; what was not written any more is added.
     """
 
-    def __init__(self, run: str | os.PathLike[str], *, steps: int = 0) -> None:
+    def __init__(
+        self, run: str | os.PathLike[str], *, steps: int = 0, logged: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         path = Path(run)
         # a row an epoch is written when it is logged, so that nothing is lost with a process that is killed
         super().__init__(save_dir=str(path.parent), name="", version=path.name, flush_logs_every_n_steps=1)
-        self._metrics_file = path / "metrics.csv"
-        self._earlier = [row for row in _read_metrics(self._metrics_file) if int(row["step"]) < steps]
+        self._metrics_file, self._aside = path / "metrics.csv", path / ".metrics.csv"
+        found = self._aside if self._aside.is_file() else self._metrics_file  # a process ended while it wrote
+        self._earlier = [row for row in _read_metrics(found) if int(row["step"]) < steps]
+        epoch = {"epoch", "step"}.union(*[row for row in self._earlier if row.get("epoch") == str(logged.get("epoch"))])
+        if set(logged) - epoch:
+            row = {name: value for name, value in logged.items() if name in ("epoch", "step") or name not in epoch}
+            self._earlier.append(row)
 
     @property
     def experiment(self) -> Any:
         """The writer; it starts with the rows of the earlier part of the run."""
         fresh = self._experiment is None
         if fresh and self._earlier:
-            self._metrics_file.unlink(missing_ok=True)  # the writer would warn of it and delete it
+            if not self._aside.is_file() and self._metrics_file.is_file():
+                os.replace(self._metrics_file, self._aside)  # the writer would warn of it and delete it
+            self._metrics_file.unlink(missing_ok=True)
         writer = super().experiment
         if fresh and self._earlier:
             writer.metrics.extend(self._earlier)
             writer.save()
+            self._aside.unlink(missing_ok=True)
         return writer
 
     def log_hyperparams(self, params: dict[str, Any] | ArgparseNamespace | None = None) -> None:

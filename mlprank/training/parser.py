@@ -30,6 +30,7 @@ from mlprank.models.classifier import ImageClassifier
 from mlprank.models.registry import recognise, state_of
 from mlprank.training import runs
 from mlprank.training.explain import Option, describe_type, explain, find_class, required, text_value
+from mlprank.training.loggers import LOGGED
 from mlprank.utils.errors import OptionError, did_you_mean, first_line
 
 AddOptions = Callable[[LightningArgumentParser], None]
@@ -134,6 +135,7 @@ class Config:
     resumed: Path | None = None  # the run directory that goes on, if one does
     steps: int = 0  # steps of training that the checkpoint holds
     goes_on: bool = False  # whether a training goes on from the checkpoint, which holds more than weights
+    logged: Mapping[str, float] = dataclasses.field(default_factory=dict)  # what its last epoch logged
     taken: Path | None = None  # the config beside the checkpoint that model and data were taken from, if they were
 
 
@@ -266,7 +268,9 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
     options = parser.parse(request)
     values = {**parser.plain(options), "ckpt_path": None}  # a saved config starts anew
     steps, goes_on = int(content.get("global_step", 0)), command == "fit" and "optimizer_states" in content
-    return Config(command, parser, options, values, base, checkpoint, resumed, steps, goes_on, taken)
+    logged = content.get(LOGGED)
+    logged = logged if resumed and isinstance(logged, Mapping) else {}
+    return Config(command, parser, options, values, base, checkpoint, resumed, steps, goes_on, logged, taken)
 
 
 def find_checkpoint(command: str, request: Request) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mlprank.training.build import Built, build_parts, interruptible, with_weights
 from mlprank.training.lean_loop import lean_training
-from mlprank.training.loggers import RunLogger, finish_wandb, wandb_is_running
+from mlprank.training.loggers import LOGGED, RunLogger, finish_wandb, wandb_is_running
 from mlprank.training.parser import Config, parse
 from mlprank.training.progress import RunProgress
 from mlprank.training.runs import CHECKPOINTS, CONFIG, WholeCheckpointIO, claimed, kept
@@ -54,6 +54,11 @@ class SaveRun(Callback):
             write_whole(self.run / CONFIG, yaml.safe_dump(self.config, sort_keys=False))
             for logger in trainer.loggers:
                 logger.log_hyperparams(self.config)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what the epoch logs: loggers get it a moment after the checkpoint, and a process may end in between."""
+        logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        checkpoint[LOGGED] = {**logged, "epoch": trainer.current_epoch, "step": trainer.global_step - 1}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,7 +96,7 @@ def build(config: Config, directory: Path | None) -> Built:
     if config.command == "fit" and directory is not None:
         callbacks += _run_callbacks(config, directory, callbacks)
         if loggers in (None, True):
-            options["logger"] = RunLogger(directory, steps=config.steps if config.resumed else 0)
+            options["logger"] = RunLogger(directory, steps=config.steps, logged=config.logged)
     elif loggers in (None, True):
         options["logger"] = False
     if given["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
@@ -130,7 +135,11 @@ def _run_callbacks(config: Config, run: Path, given: Sequence[Callback]) -> list
         if trainer["limit_val_batches"] != 0 and config.values["model"].get("class_path") is None:
             ours.append(ModelCheckpoint(place, filename="best", monitor="val_top1", mode="max"))
         # save_last=True would write last.ckpt only where best.ckpt is written
-        ours.append(ModelCheckpoint(place, filename="last", enable_version_counter=False))
+        # What the epoch logs is known at its end; within an epoch there are validations to save after.
+        at_end = True if trainer["val_check_interval"] in (None, 1, 1.0) else None
+        ours.append(
+            ModelCheckpoint(place, filename="last", save_on_train_epoch_end=at_end, enable_version_counter=False)
+        )
     return ours
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlprank.artifact.pruned import load_pruned
 from mlprank.pruning.pipeline import prune, score
+from mlprank.pruning.shrink import shrink
 from tests.networks import difference, outputs, randomise
 
 
@@ -142,31 +146,80 @@ def test_neurons_that_only_training_reads_stay_whole() -> None:
     result.model.train()(draw(4, 5))
 
 
-def test_hooks_that_observe_change_nothing_and_see_no_fake_tensor() -> None:
+SEEN: list[Any] = []
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def note(self, module: nn.Module, inputs: Any, kwargs: Any, output: Tensor) -> Tensor:
+        self.seen.append(output.numpy().sum())
+        return output
+
+
+def test_hooks_that_observe_change_nothing_and_see_nothing_until_the_narrow_network_is_used() -> None:
     network = randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seed=1).eval()
-    x = draw(9, 6)
-    plain = prune(network, x)
-    seen: list[float] = []
-    handle = network[0].register_forward_hook(lambda module, inputs, output: seen.append(float(output.sum().item())))
-    watched = prune(network, x)
-    assert len(seen) == 1
+    x, seen, recorder = draw(9, 6), list[float](), Recorder()
+    options: dict[str, Any] = {"refine": 2, "method": {"name": "adaptive", "count": "flops"}}
+    plain = prune(network, x, **options)
+    network[0].register_forward_hook(lambda module, inputs, output: seen.append(float(output.sum().item())))
+    network[1].register_forward_pre_hook(lambda module, inputs: SEEN.append(inputs[0].numpy()))
+    network[2].register_forward_hook(recorder.note, with_kwargs=True)
+    watched = prune(network, x, **options)
+    assert watched.metrics.after.num_parameters < watched.metrics.before.num_parameters
     assert all(torch.equal(mask, watched.masks[name]) for name, mask in plain.masks.items())
-    assert network[0]._forward_hooks
-    handle.remove()
+    assert (seen, SEEN, recorder.seen) == ([], [], [])
+    with torch.no_grad():
+        watched.model(x)
+        assert (len(seen), len(SEEN), len(recorder.seen)) == (1, 1, 0)  # a method's object was copied with the network
+        network(x)
+    assert (len(seen), len(SEEN), len(recorder.seen)) == (2, 2, 1)
 
 
-def test_threads_prune_at_once_and_leave_everything_as_it_was() -> None:
-    import sys
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_hook_that_changes_outputs_counts_and_others_beside_it_see_nothing(in_place: bool) -> None:
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square()
 
+    network = randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Identity(), nn.Linear(8, 3)), seed=1).eval()
+    twin = nn.Sequential(network[0], nn.ReLU(), Square(), network[3]).eval()
+    x, seen = draw(9, 6), list[float]()
+    network[2].register_forward_hook(lambda module, inputs, output: seen.append(output.sum().item()))
+    network[1].register_forward_hook(lambda _, __, output: output.square_() if in_place else output.square())
+    result, expected = prune(network, x, amount=0.5), prune(twin, x, amount=0.5)
+    assert seen == []
+    assert torch.equal(result.masks["0"], expected.masks["0"])
+    assert difference(outputs(expected.model, x), outputs(result.model, x)) < 1e-6
+    assert len(seen) == 1  # the run of this test
+
+
+def test_threads_prune_at_once_and_leave_everything_as_it_was(tmp_path: Path) -> None:
     network, x = randomise(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), seed=1).train(), draw(9, 6)
-    expected, stdout = prune(network, x).masks["0"], sys.stdout
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: prune(network, x), range(4)))
-    assert sys.stdout is stdout
-    assert network.training
-    for result in results:
-        assert torch.equal(result.masks["0"], expected)
+    stdout, stderr, random = sys.stdout, sys.stderr, torch.get_rng_state()
+    expected = prune(network, x)
+    expected.save(file := tmp_path / "pruned.ckpt")
+    options: dict[str, Any] = {"max_params": 0.8, "refine": 5}
+    scores, shrunk = score(network, x), shrink(network, x, x, **options)
+
+    def work(number: int) -> Any:
+        if number % 4 == 1:
+            return score(network, x)["0"], scores["0"]
+        if number % 4 == 2:
+            return outputs(load_pruned(file, network), x), outputs(expected.model, x)
+        if number % 4 == 3:
+            return outputs(shrink(network, x, x, **options).best.model, x), outputs(shrunk.best.model, x)
+        result = prune(network, x, refine=1)
         assert result.model.training
+        return result.masks["0"], expected.masks["0"]
+
+    with ThreadPoolExecutor(8) as pool:
+        for got, wanted in pool.map(work, range(24)):
+            torch.testing.assert_close(got, wanted)
+    assert (sys.stdout, sys.stderr) == (stdout, stderr)
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_whatever_hangs_on_a_module_is_no_obstacle() -> None:

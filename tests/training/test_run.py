@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from mlprank.cli import main
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training import run as training_run
+from mlprank.training.loggers import RunLogger
 from mlprank.training.runs import held
 from tests.conftest import CONFIG
 
@@ -100,15 +101,26 @@ def test_a_saved_config_tests_validates_and_predicts_and_trains_again(
     assert "writes to runs/small/002" in mlprank("fit", "--config", saved, "--trainer.max_epochs=1").out
 
 
-def test_a_killed_run_that_goes_on_ends_with_the_weights_of_a_whole_one(
-    mlprank: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("within", ["a step", "the end of an epoch"])
+def test_a_killed_run_that_goes_on_ends_with_the_weights_and_metrics_of_a_whole_one(
+    mlprank: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: str
 ) -> None:
+    log = RunLogger.log_metrics
+
     def kill() -> None:
         raise _Killed
 
+    def kill_before_row(self: Any, metrics: Any, step: int) -> None:
+        if "train_loss" in metrics and metrics["epoch"] == 1:
+            raise _Killed
+        log(self, metrics, step)
+
     assert mlprank(*FIT, "--trainer.max_epochs=4", "--trainer.default_root_dir=whole").code == 0
     with monkeypatch.context() as patched:
-        _at_step(2 * 9 + 4, kill, patched)
+        if within == "a step":
+            _at_step(2 * 9 + 4, kill, patched)
+        else:
+            patched.setattr(RunLogger, "log_metrics", kill_before_row)
         with pytest.raises(_Killed):
             mlprank(*FIT, "--trainer.max_epochs=4", "--trainer.default_root_dir=cut")
     result = mlprank(*FIT, "--trainer.max_epochs=4", "--trainer.default_root_dir=cut", "--ckpt_path=last")

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, fx, nn
+from torch.export import ShapesCollection
 
-from mlprank.graph.program import is_in_place, is_pointwise
+from mlprank.graph.program import Inputs, is_in_place, is_pointwise
+from mlprank.graph.trace import export_program
 
 _EXAMPLES = 3
 _RESHAPES = (
@@ -82,7 +84,7 @@ def trace(network: nn.Module, in_shape: tuple[int, ...]) -> Plan:
     dtype = next((p.dtype for p in template.parameters()), torch.float32)
     example = torch.zeros(_EXAMPLES, *in_shape, dtype=dtype)
     try:
-        program = torch.export.export(template, (example,), strict=False)
+        program = export_program(template, Inputs((example,), {}), ShapesCollection())  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CannotStackError(f"{type(network).__name__} cannot be traced by torch.export: {first}") from error
