@@ -442,7 +442,7 @@ class Reading:
         table, along, added = as_node(node.args[0]), node.args[1], as_node(node.args[3])
         assert isinstance(along, int)
         along %= ndim_of(node)
-        empty = operation(table) in {"zeros", "new_zeros", "zeros_like"}
+        empty = operation(table) in {"zeros", "new_zeros"}  # as wide as is written; whether it follows, trying tells
         values = [added] if empty and not self.axes.get(table) else [table, added]
         self.refuse([each for each in values if along in self.axes.get(each, {})], self.words(node, name))
         self._meet_beside(node, name, values, {dim: dim for dim in range(ndim_of(node)) if dim != along})

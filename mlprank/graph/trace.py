@@ -27,6 +27,7 @@ from mlprank.utils.hooks import Hook, HookWatch, Observer, replace_hook, users_h
 from mlprank.utils.modules import LOCK, config_of, evaluating, shell
 
 _CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
+_NO_NUMBERS = "take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python numbers"
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
@@ -173,7 +174,13 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    got = program.outputs({name: tensor.detach() for name, tensor in state.items()}, inputs)
+    try:
+        got = program.outputs({name: tensor.detach() for name, tensor in state.items()}, inputs)
+    except ValueError as error:
+        raise ValueError(
+            f"model: what torch.export traced of {type(model).__name__} cannot run a batch of {len(inputs)} samples: "
+            f"{culprits()}; {_NO_NUMBERS}"
+        ) from error
     for one, other in zip(expected, got, strict=True):
         if one.shape == other.shape and one.numel():
             scale = max(1.0, float(one.double().abs().nan_to_num().max()))
@@ -183,8 +190,7 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
         if gap > _TOLERANCES.get(one.dtype, 0.0) and all(map(torch.equal, expected, _eager(model, inputs))):
             raise ValueError(
                 f"model: what torch.export traced of {type(model).__name__} differs from it by {gap:.2g} on a batch "
-                f"of {len(inputs)} samples: {culprits()}; take sizes as tensors give them (x.flatten(1), x.mean(0)), "
-                "not as Python numbers"
+                f"of {len(inputs)} samples: {culprits()}; {_NO_NUMBERS}"
             )
 
 

@@ -56,18 +56,9 @@ def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) 
 
 
 _SIZED = {
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "unflatten",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "tensor_split",
-    "slice",
-    "narrow",
-}
-_SIZED |= {"expand", "repeat", "zeros", "ones", "full"}
+    "view", "reshape", "_unsafe_view", "unflatten", "split", "split_with_sizes", "chunk", "tensor_split", "slice",
+    "narrow", "expand", "repeat", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty",
+}  # fmt: skip
 """Operations that may hold a width as a number."""
 
 

@@ -92,6 +92,13 @@ def test_a_number_taken_from_the_batch_is_named_with_its_line() -> None:
     ):
         prune(randomise(Counting(None), seed=1), x)
 
+    class Viewing(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(len(x), -1))
+
+    with pytest.raises(ValueError, match=r"number is taken from the batch at `return super\(\)\.forward\(x\.view\("):
+        prune(randomise(Viewing(2.0), seed=1), x)
+
 
 class Mixer(nn.Module):
     def __init__(self, *, mixes: bool, tokens: int) -> None:
@@ -329,4 +336,30 @@ def test_experts_that_see_other_rows_in_the_pruned_network_are_fitted_to_what_th
     result = prune(network, x, amount=0.5)
     assert result.widths["enter"] == (12, 6)
     assert result.widths["experts.1.0"] == (16, 8)
+    assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
+
+
+@pytest.mark.parametrize("table", [torch.zeros_like, lambda x: x.new_zeros(x.shape), lambda x: torch.zeros(x.shape)])
+def test_experts_whose_rows_are_added_to_a_table_as_wide_as_the_input_keep_that_width(table: Any) -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.head = nn.Linear(6, 3), nn.Linear(6, 2)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 6)) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weights, chosen = self.gate(x).softmax(-1).topk(2, -1)
+            out = table(x)
+            for number, expert in enumerate(self.experts):
+                rows, slots = torch.where(chosen == number)
+                out = out.index_add(0, rows, expert(x[rows]) * weights[rows, slots, None])
+            made: Tensor = self.head(out)
+            return made
+
+    network, x = randomise(Routed(), seed=3).eval(), draw(60, 6)
+    with torch.no_grad():
+        network.gate.bias[2] = -90.0  # nobody comes to this expert
+    result = prune(network, x)
+    assert result.widths["experts.1.0"] == (16, 8)
+    assert result.widths["experts.1.2"] == (6, 6)
     assert difference(outputs(result.masked, x), outputs(result.model, x)) < 1e-5
