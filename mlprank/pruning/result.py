@@ -186,6 +186,10 @@ class PruningResult:
         earlier = record_of(self.dense)
         return own if earlier is None else own.after(earlier)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for every layer, which `pandas.DataFrame` and `csv.DictWriter` take: neurons, and those kept."""
+        return [{"layer": name, "neurons": wide, "kept": left} for name, (wide, left) in self.widths.items()]
+
     def plot(self) -> Chart:
         """Draw every pruned layer's scores from the most central neuron to the least, and which of them were pruned.
 

@@ -27,6 +27,29 @@ def test_python_m_mlprank_is_the_same_program() -> None:
     assert done.stdout == ""
 
 
+_FIRST_WORDS = """
+import io, os, sys
+from mlprank.cli import main
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        print(text, sorted({"torch", "lightning", "numpy", "wandb", "altair"} & set(sys.modules)), flush=True)
+        os._exit(0)
+
+sys.stderr = Terminal()
+main([sys.argv[1], "x"])
+"""
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.needs])
+def test_a_terminal_is_told_that_a_command_loads_before_anything_heavy_does(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _FIRST_WORDS, name], capture_output=True, text=True, check=True)
+    assert done.stdout == f"mlprank {name}: loading []\n"
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "text"),
     [

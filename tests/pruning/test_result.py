@@ -100,6 +100,13 @@ def test_a_notebook_shows_five_lines_or_the_table_or_the_chart(
     assert result.plot().to_dict()["$schema"].startswith("https://vega.github.io/schema/vega-lite")
 
 
+def test_rows_say_what_every_layer_kept(result: PruningResult) -> None:
+    assert result.rows()[:2] == [
+        {"layer": "fc1", "neurons": 10, "kept": 7},
+        {"layer": "fc2", "neurons": 8, "kept": 6},
+    ]
+
+
 def test_five_lines_are_enough_for_any_number_of_layers() -> None:
     text = repr(prune(MLP(6, [4] * 30, 3), torch.randn(20, 6)))
     assert len(text.splitlines()) == 5
