@@ -114,7 +114,7 @@ def prune_mlp(
             ...
         FileNotFoundError: checkpoint: no trained TwoLayerMLP on MNIST below runs/two_layer_mnist; train one by
           mlprank fit --config configs/thesis/two_layer_mnist.yaml
-        or give checkpoint=...
+        or name its file: checkpoint=..., or `checkpoints:` in the config of an experiment
     """
     from mlprank.datamodules import get_dataset  # Lightning takes seconds to import
 
@@ -310,6 +310,7 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
     if not found:
         raise FileNotFoundError(
             f"checkpoint: no trained {model_name} on {dataset_name} below {root / 'runs' / recipe}; train one by\n"
-            f"  mlprank fit --config configs/thesis/{recipe}.yaml\nor give checkpoint=..."
+            f"  mlprank fit --config configs/thesis/{recipe}.yaml\n"
+            "or name its file: checkpoint=..., or `checkpoints:` in the config of an experiment"
         )
     return found[-1]
