@@ -23,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,22 +101,17 @@ def latency(dense: nn.Module, pruned: nn.Module, images: Tensor, *, rounds: int 
     return statistics.median(times[1]) / statistics.median(times[0])
 
 
-def by_mlprank(measure: str, calibration: Batch) -> Callable[[nn.Module, float], nn.Module]:
-    """Prune by `mlprank.prune`: every layer alike, least squares, no labels."""
+def by_mlprank(
+    calibration: Batch, *, limits: dict[float, int] | None = None, **recipe: Any
+) -> Callable[[nn.Module, float], nn.Module]:
+    """Prune without labels by `mlprank.prune`: every layer alike, or so many parameters spent where they cost least."""
 
     def prune(network: nn.Module, amount: float) -> nn.Module:
-        return mlprank.prune(network, calibration[0], amount=amount, measure=measure).model
-
-    return prune
-
-
-def by_adaptive_widths(calibration: Batch, limits: dict[float, int]) -> Callable[[nn.Module, float], nn.Module]:
-    """Prune by `mlprank.prune` to as many parameters as even widths left, spent where they cost least; no labels."""
-
-    def prune(network: nn.Module, amount: float) -> nn.Module:
+        if limits is None:
+            return mlprank.prune(network, calibration[0], amount=amount, **recipe).model
         share = 1 - limits[amount] / parameters(network)
         method = {"name": "adaptive", "count": "parameters"}
-        return mlprank.prune(network, calibration[0], amount=share, measure="reconstruction", method=method).model
+        return mlprank.prune(network, calibration[0], amount=share, method=method, **recipe).model
 
     return prune
 
@@ -196,9 +192,10 @@ def main() -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     limits: dict[float, int] = {}
     tools: dict[str, Callable[[nn.Module, float], nn.Module]] = {
-        "mlprank, reconstruction": by_mlprank("reconstruction", calibration),
-        "mlprank, weighted PageRank": by_mlprank("weighted_pagerank", calibration),
-        "mlprank, reconstruction, adaptive": by_adaptive_widths(calibration, limits),
+        "mlprank, reconstruction": by_mlprank(calibration, measure="reconstruction"),
+        "mlprank, weighted PageRank": by_mlprank(calibration, measure="weighted_pagerank"),
+        "mlprank, reconstruction, adaptive": by_mlprank(calibration, limits=limits, measure="reconstruction"),
+        "mlprank, the same, refine=300": by_mlprank(calibration, limits=limits, measure="reconstruction", refine=300),
         "Torch-Pruning, group L2": by_torch_pruning("group L2", calibration),
         "Torch-Pruning, Taylor": by_torch_pruning("Taylor", calibration),
     }
