@@ -1,7 +1,5 @@
 """Batches of a Lightning run outside its loops: as the network would get them, on its device and in its precision."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import random
@@ -211,12 +209,7 @@ def _apart(loader: Any) -> Any:
 
 
 def find_inputs(given: ToInputs | str | None) -> ToInputs | None:
-    """Return the function that `network_inputs` is or names, such as "my_project.data.inputs_of".
-
-    Raises:
-        ValueError: If the path cannot be imported.
-        TypeError: If it is not a function.
-    """
+    """Return the function that `network_inputs` is or names, such as "my_project.data.inputs_of"."""
     found = imported("network_inputs", given) if isinstance(given, str) else given
     if found is not None and not callable(found):
         raise TypeError(
@@ -240,10 +233,6 @@ def calibration_batches(
 
     It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training data,
     with the inputs that the network gets in training unless a function makes them.
-
-    Raises:
-        ValueError: On every process, if one of them has no batch.
-        TypeError: If there are several training dataloaders.
     """
     draws = _draws(trainer)
     data: Any = trainer.datamodule
@@ -288,12 +277,7 @@ def samples_of_rank(trainer: Trainer, num_samples: int) -> int:
 
 
 def labelled_batches(
-    trainer: Trainer,
-    module: nn.Module,
-    network: str | None,
-    *,
-    inputs: ToInputs | None = None,
-    choosing: bool = False,
+    trainer: Trainer, module: nn.Module, network: str | None, *, inputs: ToInputs | None = None, choosing: bool = False
 ) -> tuple[RunBatches | None, str | None]:
     """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
 

@@ -1,7 +1,5 @@
 """The end of `fit`: prune the best weights in a copy, write and log it, apply it to the trainer's module."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +15,7 @@ from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
 from mlprank.callbacks.data import has_calibration_data, samples_of_rank
 from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
-from mlprank.callbacks.training import (
-    Settings,
-    TrainingMasks,
-    averaging_done,
-    described_pruning,
-    plain_state_dicts,
-)
+from mlprank.callbacks.training import Settings, TrainingMasks, averaging_done, described_pruning, plain_state_dicts
 from mlprank.models.classifier import ImageClassifier
 from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, scalars, write_outputs
 from mlprank.pruning.front import BudgetError

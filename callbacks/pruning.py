@@ -1,7 +1,5 @@
 """When to prune a Lightning run: at the end of `fit`, or step by step while it trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path

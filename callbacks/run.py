@@ -4,8 +4,6 @@ Modules, data modules, loggers and strategies may come from `lightning.pytorch` 
 a class hierarchy each; so what they are is told by the names of their classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -44,12 +42,7 @@ def is_overridden(owner: object, method: str) -> bool:
 def find_network(module: nn.Module, name: str | None) -> nn.Module:
     """Return the submodule to prune.
 
-    Args:
-        module: The LightningModule, or a copy of it, outside of `torch.compile`.
-        name: Its name; None for what `forward` stands for: the module, or its only submodule where it has no `forward`.
-
-    Raises:
-        ValueError: If there is none of that name, or it cannot be told which.
+    Without a name it is what `forward` stands for: the module, or its only submodule where it has no `forward`.
     """
     if name is None and is_overridden(module, "forward"):
         return module
@@ -95,8 +88,7 @@ def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
 class FirstStep:
     """Finds out which of a user's hooks change what the network computes, in a training step, where they run anyway.
 
-    Attributes:
-        changing: Those that do. The others only observe; they are put aside in copies and see nothing of pruning.
+    `changing` are those that do; the others only observe, are put aside in copies and see nothing of pruning.
     """
 
     def __init__(self) -> None:
@@ -142,9 +134,6 @@ def check_writable(trainer: Trainer, directory: Path) -> None:
     """Write something to a directory and take it away again, before hours are spent on what could not be kept.
 
     Call it on all processes: the first one tries, and all of them fail together.
-
-    Raises:
-        OSError: If that fails; the directory is named.
     """
     problem = None
     try:
@@ -190,11 +179,7 @@ def share_weights(trainer: Trainer, weights: Iterable[Tensor]) -> None:
 
 
 def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
-    """Compare a hash of the masks over all processes; call it on all of them.
-
-    Raises:
-        RuntimeError: On every process, if they differ anywhere.
-    """
+    """Compare a hash of the masks over all processes; call it on all of them."""
     digest = hashlib.sha256()
     for name in sorted(masks):
         digest.update(name.encode() + b"\0" + bytes(masks[name].to(torch.uint8).cpu().flatten().tolist()))
@@ -208,11 +193,7 @@ def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
 
 
 def check_every_rank_has_data(trainer: Trainer, num_samples: int, *, what: str) -> None:
-    """Agree on whether every process has calibration data before any waits for the others; call it on all.
-
-    Raises:
-        ValueError: On every process, if one has none; the ranks are named.
-    """
+    """Agree on whether every process has calibration data before any waits for the others; call it on all."""
     counts = gathered(trainer, num_samples)
     empty = ", ".join(str(rank) for rank, count in enumerate(counts) if count == 0)
     own = "a calibration_dataloader(num_samples, seed)"

@@ -4,8 +4,6 @@ Someone else's schedule is any object with a method `share(progress)`; it is giv
 name that `register_schedule` knows. Epochs that it does not have as attributes are worked out as for `Linear`.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -162,17 +160,10 @@ class Foreign(Steps):
         return {**SCHEDULES.describe(self.curve), **self.epochs}
 
 
-SCHEDULES = Registry("schedule", Schedule, {"linear": Linear, "cubic": Cubic})
+SCHEDULES: Registry[Schedule] = Registry("schedule", Schedule, {"linear": Linear, "cubic": Cubic})
 
-
-def register_schedule(name: str, cls: type[Any]) -> None:
-    """Make a schedule known by a name, for Python, YAML and the command line; see `Registry.register`.
-
-    Examples:
-        >>> from mlprank.callbacks import Cubic, register_schedule
-        >>> register_schedule("cubic", Cubic)  # a name keeps its class
-    """
-    SCHEDULES.register(name, cls)
+register_schedule = SCHEDULES.register
+"""Make a schedule known by a name, for Python, YAML and the command line; see `Registry.register`."""
 
 
 def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetune_epochs: int | None) -> Steps | None:
@@ -195,7 +186,7 @@ def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetun
         raise ValueError(f"finetune_epochs={tuned!r} must be a whole number of epochs, such as 3")
     if schedule is None:
         return None
-    found: Schedule = SCHEDULES.find(schedule)
+    found = SCHEDULES.find(schedule)
     if isinstance(found, Steps):
         return found
     return Foreign(**{name: getattr(found, name, value) for name, value in Linear().epochs.items()}, curve=found)

@@ -1,7 +1,5 @@
 """Pruning in the middle of training: masks on the live module and its averages, and state dicts without them."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
@@ -67,9 +65,6 @@ class Settings:
         apply: "mask", "remove" or "none".
         inputs: Makes the network's inputs of a batch; None for what it gets in training.
         max_drop: Percentage points of validation accuracy that may be lost; the amount is then found out.
-
-    Raises:
-        ValueError: If one is out of range.
     """
 
     amounts: tuple[Amount, ...]
@@ -196,10 +191,6 @@ class TrainingMasks:
         """Prune a copy on two real batches, and read the data that accuracy is measured on, before hours are spent.
 
         What would be refused at the end of training is so refused at its beginning. Call it on all processes.
-
-        Raises:
-            TypeError: As `mlprank.prune`.
-            ValueError: As `mlprank.prune`.
         """
         if not has_calibration_data(trainer):
             return

@@ -28,12 +28,7 @@ def generator(seed: int, *path: int | str) -> torch.Generator:
 
 @contextmanager
 def global_seed(seed: int, *, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators for the duration of a block, as `torchvision.transforms.v2` draws from no others.
-
-    Args:
-        seed: Seed in [0, 2**63).
-        device: Where the tensors inside the block live; its generator is seeded and restored beside the CPU's.
-    """
+    """Seed torch's global generators for a block, as `torchvision.transforms.v2` draws from no others."""
     cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
@@ -194,11 +189,7 @@ class TensorBatches:
         return {"epoch": self._position[0], "batches": self._position[1], **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a place that `state_dict` returned.
-
-        Raises:
-            ValueError: If the place lies within an epoch and the batches of this run are other ones.
-        """
+        """Go on from a place that `state_dict` returned."""
         epoch, batches, mine = state["epoch"], state["batches"], self._identity()
         changed = ", ".join(f"{name} was {state[name]}, is {own}" for name, own in mine.items() if state[name] != own)
         if changed and 0 < batches < state["num_batches"]:

@@ -72,22 +72,14 @@ class FileSet:
         return None
 
     def locate(self, data_dir: Path) -> dict[str, Path]:
-        """Return the paths of all files by their names.
-
-        Raises:
-            FileNotFoundError: If no folder holds them all; it names the directory, the files and how to get them.
-        """
+        """Return the paths of all files by their names."""
         found = self.find(data_dir)
         if found is None:
             raise self._missing(data_dir, "nothing was downloaded")
         return found
 
     def ensure(self, data_dir: Path) -> None:
-        """Download the set into the data directory unless it is there. Every file appears whole or not at all.
-
-        Raises:
-            FileNotFoundError: If the download fails; it names the directory, the files and how to get them.
-        """
+        """Download the set into the data directory unless it is there. Every file appears whole or not at all."""
         if self.find(data_dir) is not None:
             return
         try:
@@ -123,11 +115,7 @@ def _network_timeout() -> Iterator[None]:
 
 
 def check_range(labels: Tensor, *, num_classes: int, place: Path) -> None:
-    """Check that there are labels, shape (n,), and that every one lies in [0, num_classes).
-
-    Raises:
-        ValueError: If not; it names the place.
-    """
+    """Check that there are labels, shape (n,), and that every one lies in [0, num_classes)."""
     if len(labels) == 0:
         raise ValueError(f"{place}: holds no images; replace the file by a complete one")
     outside = ((labels < 0) | (labels >= num_classes)).nonzero()
@@ -142,15 +130,7 @@ def check_range(labels: Tensor, *, num_classes: int, place: Path) -> None:
 def read_idx(path: Path, *, item_shape: tuple[int, ...]) -> Tensor:
     """Read one idx file of unsigned bytes.
 
-    Args:
-        path: The file; a name that ends in `.gz` is decompressed.
-        item_shape: Shape that every item must have: (H, W) for images, () for labels.
-
-    Returns:
-        The array, uint8, shape (n, *item_shape), n at least 1.
-
-    Raises:
-        ValueError: If the file is no such idx file, is truncated, longer than its header says or no whole gzip file.
+    The array is uint8 of shape (n, *item_shape), n at least 1; a file whose name ends in `.gz` is decompressed.
 
     Source:
         LeCun et al., the MNIST database of handwritten digits, "the IDX file format".
@@ -199,17 +179,7 @@ def read_idx_pair(
 ) -> tuple[Tensor, Tensor]:
     """Read the images of an idx file and their labels of another.
 
-    Args:
-        images_path: The file of images.
-        labels_path: The file of labels.
-        in_shape: Shape that an image must have, (1, H, W).
-        num_classes: Number of classes; labels lie in [0, num_classes).
-
-    Returns:
-        Images, shape (n, 1, H, W), uint8, and labels, shape (n,), int64.
-
-    Raises:
-        ValueError: If a file is damaged, an image has another size, the counts differ or a label is out of range.
+    Images have shape (n, 1, H, W), uint8, and labels, in [0, num_classes), (n,), int64.
     """
     images = read_idx(images_path, item_shape=in_shape[1:])
     labels = read_idx(labels_path, item_shape=()).to(torch.int64)
@@ -293,16 +263,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def read_cifar_batch(path: Path, *, label_key: str, num_classes: int) -> tuple[Tensor, Tensor]:
     """Read one batch file of the Python version of CIFAR-10 or CIFAR-100.
 
-    Args:
-        path: The file.
-        label_key: Entry that holds the classes: `labels` for CIFAR-10, `fine_labels` for CIFAR-100.
-        num_classes: Number of classes; labels lie in [0, num_classes).
-
-    Returns:
-        Images, shape (n, 3, 32, 32), uint8, and labels, shape (n,), int64.
-
-    Raises:
-        ValueError: If the file is truncated, is no CIFAR batch, asks to import something, or has labels out of range.
+    Images have shape (n, 3, 32, 32), uint8, and labels, in [0, num_classes), (n,), int64.
 
     Source:
         Krizhevsky 2009, "Learning multiple layers of features from tiny images", the CIFAR-10 and CIFAR-100 data sets.

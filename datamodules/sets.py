@@ -200,45 +200,13 @@ class CIFAR100DataModule(CIFAR10DataModule):
 
 
 _SETS = (DigitsDataModule, MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule, CIFAR100DataModule)
-DATASETS = Registry("data set", LightningDataModule, {cls.__name__.removesuffix("DataModule"): cls for cls in _SETS})
-"""The data modules by the name of their set; `register_dataset` adds one."""
+DATASETS: Registry[LightningDataModule] = Registry(
+    "data set", LightningDataModule, {cls.__name__.removesuffix("DataModule"): cls for cls in _SETS}
+)
+"""The data modules by the name of their set."""
 
+register_dataset = DATASETS.register
+"""Make a data module, called with `batch_size` and `data_dir`, known by a name wherever a data set is named."""
 
-def register_dataset(name: str, cls: type[LightningDataModule]) -> None:
-    """Make a data module known by the name of its set wherever a set is named: in `prune_mlp`, configs, experiments.
-
-    Args:
-        name: Not yet taken.
-        cls: A class of data modules, called with `batch_size` and `data_dir`; best a subclass of `ImageDataModule`.
-
-    Raises:
-        TypeError: If `cls` is not a class of data modules.
-        ValueError: If the name is taken or empty.
-
-    Examples:
-        >>> from mlprank.datamodules import DATASETS, DigitsDataModule, get_dataset, register_dataset
-        >>> class Mine(DigitsDataModule): ...
-        >>> register_dataset("Mine", Mine)
-        >>> get_dataset("Mine") is Mine
-        True
-        >>> del DATASETS["Mine"]
-    """
-    if not (isinstance(cls, type) and issubclass(cls, LightningDataModule)):
-        raise TypeError(f'data set "{name}": {cls!r} is not a subclass of LightningDataModule')
-    DATASETS.register(name, cls)
-
-
-def get_dataset(name: str) -> type[LightningDataModule]:
-    """Return the data module of a set, by its name or a dotted path.
-
-    Args:
-        name: Such as "CIFAR10" or "my_package.data.Mine".
-
-    Raises:
-        ValueError: If there is none; the message lists all and the nearest.
-        TypeError: If the path leads to something else.
-    """
-    found = DATASETS.find_class(name)
-    if not issubclass(found, LightningDataModule):
-        raise TypeError(f"data set {name!r} is not a subclass of LightningDataModule")
-    return found
+get_dataset = DATASETS.find_class
+"""Return the data module of a set by a name such as "CIFAR10" or a dotted path."""

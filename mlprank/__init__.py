@@ -3,8 +3,6 @@
 The names below and the subpackages are imported when they are first used, so that `import mlprank` costs nothing.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """The thesis: its entry point under its names and defaults, its conditions as published, its recipes."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -27,18 +27,7 @@ _CHUNK = 1 << 20
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint on the CPU.
-
-    Args:
-        path: A file written by `torch.save`.
-
-    Returns:
-        The dict that it holds.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, not a checkpoint, would run code, or differs from what its checksums say.
-    """
+    """Read a checkpoint on the CPU."""
     with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their flags in one
         checkpoint = _loaded(Path(path), weights_only=True)
     _check_digest(checkpoint, path)
@@ -127,16 +116,6 @@ def digest_of(checkpoint: Mapping[str, Any]) -> str:
 
 def digest(content: object) -> str:
     """Return the SHA-256 of tensors and plain values, whatever order the entries of dicts are in.
-
-    Args:
-        content: Tensors, numbers, texts, None, and lists, tuples and dicts of them.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        TypeError: If it holds anything else.
-        ValueError: If a tensor is larger than what it stores, as after `expand`.
 
     Examples:
         >>> digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})

@@ -4,8 +4,6 @@ Every file is checked before it takes its place: what it computes (ONNX, pt2) or
 the model.
 """
 
-from __future__ import annotations
-
 import copy
 import errno
 import importlib.util
@@ -37,12 +35,8 @@ TOLERANCE = 1e-4
 class Exported:
     """A file that was written and checked.
 
-    Attributes:
-        path: Where it is.
-        format: One of `FORMATS`.
-        num_bytes: Its length.
-        max_difference: Largest absolute difference between its logits and the model's, on batches of other sizes than
-            the example's; 0 for safetensors, whose tensors are compared bit by bit.
+    `max_difference` is the largest absolute one between its logits and the model's, on batches of other sizes than the
+    example's; 0 for safetensors, whose tensors are compared bit by bit.
     """
 
     path: Path
@@ -52,12 +46,7 @@ class Exported:
 
 
 def inputs_of(example: object) -> Inputs:
-    """Return a tensor, a tuple of arguments, a dict of keyword arguments, or what has args and kwargs, as a call.
-
-    Raises:
-        TypeError: If it is none of them.
-        ValueError: If it holds no sample.
-    """
+    """Return a tensor, a tuple of arguments, a dict of keyword arguments, or what has args and kwargs, as a call."""
     if hasattr(example, "args") and hasattr(example, "kwargs"):
         inputs = Inputs(tuple(example.args), dict(example.kwargs))
     elif isinstance(example, Mapping):
@@ -264,13 +253,8 @@ def _name_batch_axis(proto: Any) -> None:
 def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[..., Any]:
     """Load an ONNX file as a function of CPU tensors.
 
-    Args:
-        path: The file.
-        threads: Threads of one operation; torch's number when None.
-
-    Returns:
-        A function of the file's inputs, by position or by name; it gives one tensor, or a tuple where the file has
-        several outputs.
+    It takes the file's inputs by position or by name, and gives one tensor, or a tuple where the file has several
+    outputs.
     """
     require_onnx("onnxruntime")
     import onnxruntime

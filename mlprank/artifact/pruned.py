@@ -5,8 +5,6 @@ digest over weights and record. It is read with `torch.load(weights_only=True)`,
 refused, and everything in it is checked before anything is built.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Mapping
@@ -274,10 +272,7 @@ def _is_all_state(network: nn.Module) -> bool:
     """Whether the state dict holds every tensor of a network of ours, so that no constructor has to fill one."""
     if not type(network).__module__.startswith("mlprank."):
         return False
-    tensors = (
-        *network.named_parameters(remove_duplicate=False),
-        *network.named_buffers(remove_duplicate=False),
-    )
+    tensors = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
     hanging = (value for module in network.modules() for value in vars(module).values())
     saved = network.state_dict()
     return all(name in saved for name, _ in tensors) and not any(isinstance(value, Tensor) for value in hanging)

@@ -72,11 +72,7 @@ class Artifact:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def after(self, earlier: Artifact) -> Artifact:
-        """Describe the pruning of a network that was narrow already from its dense network on.
-
-        Args:
-            earlier: What the network was made by before.
-        """
+        """Describe the pruning of a network that was narrow already from its dense network on."""
         slices = {name: dict(dims) for name, dims in earlier.slices.items()}
         for name, dims in self.slices.items():
             for dim, index in dims.items():
@@ -91,15 +87,7 @@ class Artifact:
         )
 
     def since(self, earlier: Artifact, state: Mapping[str, Tensor]) -> Artifact:
-        """Describe the pruning from a network on that was narrow already; the inverse of `after`.
-
-        Args:
-            earlier: What that network was made by.
-            state: Its weights.
-
-        Raises:
-            ValueError: If it lacks neurons that are kept here.
-        """
+        """Describe the pruning from a network on that was narrow already; the inverse of `after`."""
         slices: dict[str, dict[int, Tensor]] = {}
         for name, dims in self.slices.items():
             for dim, index in dims.items():
@@ -196,11 +184,7 @@ def versions() -> Mapping[str, str]:
 
 
 def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
-    """Check every field of a record by itself and against the weights beside it, and return it.
-
-    Raises:
-        ValueError: If it is of a newer version, or any type, rank, dtype or size is wrong; file and field are named.
-    """
+    """Check every field of a record by itself and against the weights beside it, and return it."""
     written = own.get("format")
     if type(written) is not int or written not in FORMATS:
         raise ValueError(
@@ -313,8 +297,9 @@ def _is_text(value: object) -> bool:
 
 
 def _is_sizes(value: object) -> bool:
-    whole = isinstance(value, list) and len(value) <= 16
-    return whole and all(type(size) is int and 0 <= size < 2**40 for size in value)  # type: ignore[attr-defined]
+    return (
+        isinstance(value, list) and len(value) <= 16 and all(type(size) is int and 0 <= size < 2**40 for size in value)
+    )
 
 
 def _is_index(value: object) -> bool:
@@ -325,10 +310,8 @@ def _is_index(value: object) -> bool:
 
 def _is_dims(value: object) -> bool:
     """Whether something is kept indices by dimension."""
-    return _by_name(lambda index: _is_index(index) and len(index) > 0, key=int)(value) and all(
-        0 <= dim < 16
-        for dim in value  # type: ignore[attr-defined]
-    )
+    indices = isinstance(value, Mapping) and all(type(dim) is int and 0 <= dim < 16 for dim in value)
+    return indices and _by_name(lambda index: _is_index(index) and len(index) > 0, key=int)(value)
 
 
 def _is_spec(value: object) -> bool:
@@ -350,7 +333,7 @@ def _is_dtype(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and value >= 0  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _is_input(value: object) -> bool:

@@ -1,7 +1,5 @@
 """Networks as plain types: what built them, so that a file can hold it, and how to build them again."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys
@@ -69,16 +67,6 @@ def resolve_class(class_path: object, base: type[T]) -> type[T]:
     """Find the class that a file names, without running anybody's code.
 
     Only modules of mlprank are imported; any other module must already be, so that a file cannot choose what runs.
-
-    Args:
-        class_path: Import path of the class, e.g. "mlprank.models.TwoLayerMLP".
-        base: The class that it must be or inherit from.
-
-    Returns:
-        The class.
-
-    Raises:
-        ValueError: If it is no import path, not imported yet, or no subclass of `base`.
     """
     if not isinstance(class_path, str) or "." not in class_path:
         raise ValueError(f"class_path={class_path!r} must be an import path such as {PUBLIC_MODULE}.MLP")

@@ -1,7 +1,5 @@
 """Calibration data: whatever the caller has, as calls of the network, on its device, that can be read several times."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -40,10 +38,6 @@ class Calibration:
         inputs: Makes a call of a batch, `inputs=lambda batch: ((batch.ids,), {"mask": batch.mask})`, where the batch
             does not say it.
         model: The network, whose `forward` says how many entries of a tuple are inputs.
-
-    Raises:
-        ValueError: If there is no sample, or it is not clear which entries of a tuple are inputs.
-        TypeError: If the batches hold no tensors.
     """
 
     def __init__(

@@ -44,17 +44,7 @@ class Norms:
 def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain: bool) -> Norms:
     """Run the calibration data through the network once.
 
-    Args:
-        graph: The network's graph.
-        state: The weights to run with.
-        calibration: The data.
-        chain: Take `relu(z)` of the layer's operation, whatever follows it, instead of what the neuron emits.
-
-    Returns:
-        The norms, summed in float64 over batches and processes.
-
-    Raises:
-        ValueError: If a value is not finite; the layer is named.
+    `chain` takes `relu(z)` of the layer's operation, whatever follows it, instead of what the neuron emits.
     """
     calls = {call.node: call for layer in graph.layers for call in layer.calls}
     emitted: dict[str, list[tuple[str, int]]] = {}
@@ -217,15 +207,7 @@ def measure_moments(
 ) -> PooledMoments:
     """Measure moments of what layers read, in one pass that ends behind the last of them.
 
-    Args:
-        graph: The network's graph.
-        state: The weights to run with.
-        calibration: The data.
-        views: What to measure.
-        fills: What normalisations read in place of pruned neurons.
-
-    Returns:
-        The moments of every view, accumulated in float64.
+    `fills` are what normalisations read in place of pruned neurons.
     """
     sums = MomentSums(views)
     nodes = reading_nodes(graph, {place for view in sums.views for place in view.places})
@@ -261,14 +243,7 @@ def measure_constants(
 ) -> dict[Place, Arriving]:
     """Run one batch through a network whose rows are zero, to see what such neurons send to their readers.
 
-    Args:
-        graph: The network's graph.
-        state: Weights in which every row that may be pruned is zero.
-        calibration: The data.
-        fills: What normalisations read in place of pruned neurons.
-
-    Returns:
-        For every value that a layer reads neurons from, what arrives there.
+    `state` are weights in which every row that may be pruned is zero.
     """
     places = {call.place for layer in graph.layers for call in layer.calls if layer.read_groups}
     nodes = reading_nodes(graph, places)
@@ -296,9 +271,7 @@ def measure_constants(
 def fills_of(graph: Graph, kept: Mapping[str, Tensor]) -> dict[str, Fill]:
     """What normalisations read in place of pruned neurons, by operation.
 
-    Args:
-        graph: The network's graph.
-        kept: Masks of groups by name, shape (width,), True for kept neurons.
+    `kept` are masks of groups by name, shape (width,), True for kept neurons.
     """
     fills = {}
     for norm in graph.norms:

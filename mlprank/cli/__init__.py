@@ -1,7 +1,5 @@
 """The command line: a table of commands; what a command needs is imported when it runs."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """`mlprank bench`: a dense and a pruned checkpoint side by side."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from argparse import Namespace

@@ -3,8 +3,6 @@
 The script is static. What asks the program at every Tab, as argcomplete does, imports torch at every Tab.
 """
 
-from __future__ import annotations
-
 import re
 from importlib import import_module
 

@@ -1,7 +1,5 @@
 """`mlprank configs`: the configs that come with mlprank, found by name, listed and copied."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path

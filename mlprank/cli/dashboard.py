@@ -1,7 +1,5 @@
 """`mlprank dashboard`: a Weights & Biases workspace for the results."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

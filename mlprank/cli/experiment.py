@@ -1,7 +1,5 @@
 """`mlprank experiment`: a grid of prunings over trained networks."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """`mlprank export`: a checkpoint as ONNX, safetensors or pt2."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from pathlib import Path
 from typing import Any

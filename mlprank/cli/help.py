@@ -1,7 +1,5 @@
 """What `--help` says of the commands around Lightning, without importing it."""
 
-from __future__ import annotations
-
 import textwrap
 from typing import NamedTuple
 

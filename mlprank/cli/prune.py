@@ -1,7 +1,5 @@
 """`mlprank prune`: prune a checkpoint without training."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path

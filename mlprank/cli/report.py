@@ -1,7 +1,5 @@
 """`mlprank report`: from results directories to a page that one wants to read."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

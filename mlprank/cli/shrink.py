@@ -1,7 +1,5 @@
 """`mlprank shrink`: the smallest network that keeps a budget."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How far a command is: a bar on a terminal, a line now and then elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 def shown_steps(unit: str = "", *, every_s: float = 0.0) -> Iterator[Callable[[float, float, str], None]]:
     """Give a function that shows how many steps are done, of how many, and what is being done.
 
-    Args:
-        unit: What is counted.
-        every_s: Seconds between two lines, where there is no terminal.
+    Without a terminal it is a line every `every_s` seconds.
     """
     console = Console(stderr=True)
     started = last = time.monotonic()

@@ -1,7 +1,5 @@
 """One word for one thing on every command: the options, the original's spellings, and the parser of plain commands."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import functools
@@ -173,13 +171,6 @@ def _spellings(command: str) -> dict[str, str]:
 def translate(command: str, arguments: Sequence[str]) -> list[str]:
     """Write a command line in the words of the command's parser: dashes or not, the original's spelling or ours.
 
-    Args:
-        command: The command.
-        arguments: Its options.
-
-    Raises:
-        OptionError: If an option of the original has no counterpart; the text says what does its work.
-
     Examples:
         >>> translate("fit", ["--epochs", "3", "--data-path=/data", "--device", "cpu"])
         ['--trainer.max_epochs', '3', '--data.data_dir=/data', '--trainer.accelerator', 'cpu']
@@ -234,13 +225,7 @@ def render_table() -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of a command that needs no classes: words bring their help along, and errors name the nearest option.
-
-    Args:
-        command: The command.
-        about: What it does.
-        example: A command line, with what it does behind a `#`.
-    """
+    """The parser of a command that needs no classes: words bring their help along, errors name the nearest option."""
 
     def __init__(self, command: str, about: str, example: str) -> None:
         width = functools.partial(argparse.RawDescriptionHelpFormatter, width=80, max_help_position=28)
@@ -260,11 +245,7 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(f"--{name}", **{"metavar": WORDS[name].value, "help": text, **options})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse options.
-
-        Raises:
-            OptionError: If an option is unknown, missing or has a wrong value.
-        """
+        """Parse options."""
         try:
             found, unknown = self.parse_known_args(args, namespace)
         except argparse.ArgumentError as error:
@@ -279,19 +260,12 @@ class CommandParser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error.
-
-        Raises:
-            OptionError: Always.
-        """
+        """Raise the error."""
         raise OptionError(message)
 
 
 def listed(kind: type[Any]) -> Callable[[str], list[Any]]:
     """Return what reads a list such as [1,28,28] from a command line.
-
-    Args:
-        kind: Of what, such as `int`.
 
     Examples:
         >>> listed(int)("[1,28,28]")

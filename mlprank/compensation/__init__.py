@@ -4,12 +4,9 @@
 the readers do with the kept neurons instead, so that on the calibration data they miss the pruned ones least.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -194,30 +191,12 @@ def cholesky(matrix: Float[Tensor, "n n"], *, ridge: float, scale: float) -> Flo
     return found
 
 
-COMPENSATIONS = Registry(
-    "compensation",
-    Compensation,
-    {"constant": Constant, "zero": Zero, "mean": Mean, "least_squares": LeastSquares},
+COMPENSATIONS: Registry[Compensation] = Registry(
+    "compensation", Compensation, {"constant": Constant, "zero": Zero, "mean": Mean, "least_squares": LeastSquares}
 )
 
+register_compensation = COMPENSATIONS.register
+"""Make a compensation known by a name, for Python, YAML and the command line; see `Registry.register`."""
 
-def register_compensation(name: str, cls: type[Any]) -> None:
-    """Make a compensation known by a name, for Python, YAML and the command line; see `Registry.register`.
-
-    Examples:
-        >>> from mlprank.compensation import Mean, register_compensation
-        >>> register_compensation("mean", Mean)  # a name keeps its class
-    """
-    COMPENSATIONS.register(name, cls)
-
-
-def get_compensation(compensation: str | Mapping[str, Any] | type[Any] | Compensation) -> Compensation:
-    """Return a compensation by name, dotted path, description, class or as it is; see `Registry.find`.
-
-    Examples:
-        >>> from mlprank.compensation import get_compensation
-        >>> get_compensation("least_squares")
-        LeastSquares(ridge=0.01)
-    """
-    found: Compensation = COMPENSATIONS.find(compensation)
-    return found
+get_compensation = COMPENSATIONS.find
+"""Return a compensation by name, dotted path, description, class or as it is; see `Registry.find`."""

@@ -1,7 +1,5 @@
 """What compensation does to weights: rows of pruned neurons become zero, readers make up for what is gone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -218,13 +216,7 @@ def _uncentred(targets: Targets) -> Targets:
 
 
 def predict(
-    graph: Graph,
-    state: State,
-    layer: Layer,
-    masks: Mapping[str, Tensor],
-    moments: PooledMoments,
-    *,
-    by: Regression,
+    graph: Graph, state: State, layer: Layer, masks: Mapping[str, Tensor], moments: PooledMoments, *, by: Regression
 ) -> dict[str, Tensor]:
     """Return the weights with a reader making up for pruned neurons by kept ones of their group, a coefficient each.
 

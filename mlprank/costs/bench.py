@@ -1,7 +1,5 @@
 """Two models side by side: size, FLOPs, and the time of eager, compiled and onnxruntime runs that take turns."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,10 +28,7 @@ Runners = Mapping[str, Callable[[Tensor], object]]
 class Timing:
     """One backend at one batch size.
 
-    Attributes:
-        backend: One of `BACKENDS`.
-        batch_size: Images in the batch.
-        latency: Model name to its latency, seconds for the batch.
+    `latency` is by model, in seconds for the batch.
     """
 
     backend: str
@@ -45,11 +40,7 @@ class Timing:
 class Bench:
     """What was measured.
 
-    Attributes:
-        metrics: Model name to its counts; the first model is the one that ratios refer to.
-        timings: Every backend and batch size that ran.
-        skipped: Backend to the reason why it did not run.
-        threads: Threads of one operation.
+    The first model is the one that ratios refer to; `skipped` says why a backend did not run.
     """
 
     metrics: Mapping[str, ModelMetrics]
@@ -71,22 +62,9 @@ def bench(
 ) -> Bench:
     """Measure models of the same input on the CPU.
 
-    Args:
-        models: Name to model; left as they were.
-        input_shape: Shape of one sample, without the batch axis.
-        backends: Which of `BACKENDS` to run.
-        batch_sizes: Images in a batch, each at least 1.
-        repeats: Timed runs of each model, backend and batch size.
-        warmup: Untimed runs before them.
-        threads: Threads of one operation; torch's number when None.
-        on_step: Told what comes next, before each measurement; see `num_steps`.
-
-    Returns:
-        Counts, latencies, and what was skipped with its reason: no C++ compiler, or no onnxruntime.
-
-    Raises:
-        ValueError: If there is no model, a backend is unknown, a number is out of range, or a model does not take
-            inputs of this shape.
+    `input_shape` is that of one sample, `threads` those of one operation; every model, backend and batch size has
+    `warmup` untimed and `repeats` timed runs. What cannot run (no C++ compiler, no onnxruntime) is skipped with its
+    reason.
     """
     _check(models, backends, batch_sizes, repeats=repeats, threads=threads)
     on_step("counts")

@@ -4,8 +4,6 @@ FLOPs are twice the multiply-accumulates (FLOPs = 2 MACs) of the matrix products
 element-wise operations and normalisations count as nothing, as in torch's own counter.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import time
@@ -109,15 +107,8 @@ def size_bytes(model: nn.Module) -> int:
 def count_flops(model: nn.Module, example: Tensor | Inputs) -> int:
     """Count the FLOPs of one sample with torch's own counter.
 
-    Args:
-        model: The model; run once in evaluation mode, left as it was.
-        example: One input batch, shape (N, ...), N at least 1; the count is divided by N.
-
-    Returns:
-        FLOPs of one sample, 2 for each multiply-accumulate.
-
-    Raises:
-        ValueError: If `example` has no sample.
+    The model runs once in evaluation mode on the example, shape (N, ...), N at least 1; the count, 2 for each
+    multiply-accumulate, is divided by N.
     """
     return _flops(model, example)[0]
 
@@ -220,28 +211,25 @@ class Latency:
     repeats: int
 
 
+def measure_latency_for(
+    models: Mapping[str, Callable[..., object]], example: Tensor | Inputs, *, seconds: float, least: int, most: int
+) -> dict[str, Latency]:
+    """Time models as `measure_latency` does, with as many repeats as fit into about so many seconds in all."""
+    once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
+    return measure_latency(models, example, repeats=max(least, min(most, int(seconds / once))), warmup=0)
+
+
 def measure_latency(
-    models: Mapping[str, Callable[..., object]],
-    example: Tensor | Inputs,
-    *,
-    repeats: int = 30,
-    warmup: int = 5,
+    models: Mapping[str, Callable[..., object]], example: Tensor | Inputs, *, repeats: int = 30, warmup: int = 5
 ) -> dict[str, Latency]:
     """Time several models on the same batch, taking turns (A B A B ...), so that a busy moment hits all of them.
 
-    Runs in `torch.inference_mode`; modules are in evaluation mode meanwhile and get their own mode back.
-
-    Args:
-        models: Name to callable: modules, compiled modules, or functions of one tensor.
-        example: One batch, shape (N, ...), on the device where the models are.
-        repeats: Timed runs of each model, at least 1.
-        warmup: Untimed runs of each model before the first timed one, at least 0.
+    Runs in `torch.inference_mode`; modules are in evaluation mode meanwhile and get their own mode back. Models are
+    modules, compiled modules or functions by name, on the device of the batch; `repeats` timed runs of each follow
+    `warmup` untimed ones.
 
     Returns:
         One `Latency` for each name, seconds for the whole batch.
-
-    Raises:
-        ValueError: If there is no model, or `repeats` or `warmup` is out of range.
     """
     if not models:
         raise ValueError("measure_latency: models is empty; give at least one model to time")
@@ -276,17 +264,8 @@ def top_k_accuracy(
 ) -> dict[int, float]:
     """Measure the share of images whose true class is among the k largest logits.
 
-    Args:
-        model: Maps images (N, ...) to logits (N, num_classes), num_classes at least 2; left as it was.
-        batches: Pairs (images, labels); labels of shape (N,) with integers in [0, num_classes).
-        k: Which k, each at least 1. A k above num_classes is counted as num_classes and keeps its name in the result.
-
-    Returns:
-        k to accuracy in [0, 1], over all images of this process (ranks are not reduced).
-
-    Raises:
-        ValueError: If `batches` holds no image, a k is below 1, or a label names no class.
-        TypeError: If the model returns anything but one tensor.
+    Batches are pairs of images (N, ...) and labels (N,), integers in [0, num_classes). A k above num_classes is counted
+    as num_classes. Returned is k to accuracy in [0, 1], over all images of this process (ranks are not reduced).
     """
     hits, num_images = count_hits(model, batches, k)
     return {each: count / num_images for each, count in hits.items()}
@@ -307,13 +286,27 @@ def count_hits(
             logits = sole_tensor(model(images.to(device)), who="top_k_accuracy")
             labels = labels.to(device)
             _check_labels(logits, labels)
+            ranks = ranks_of(labels, logits)
             for each in hits:
-                best = logits.topk(min(each, logits.shape[1]), dim=1).indices
-                hits[each] += int((best == labels[:, None]).sum())
+                hits[each] += int((ranks < min(each, logits.shape[1])).sum())
             num_images += len(images)
     if not num_images:
         raise ValueError("top_k_accuracy: batches holds no image; give at least one (images, labels) pair")
     return hits, num_images
+
+
+def ranks_of(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return how many classes are scored above the right one: 0 is a top-1 hit, below 5 a top-5 hit.
+
+    Of equal logits the lower class comes first, as in `argmax`. A sample whose logits are not finite ranks last. Labels
+    have shape (..., N), logits (..., num_classes, N), or (N, num_classes).
+    """
+    logits = logits.T if labels.dim() == 1 and logits.dim() == 2 else logits
+    index, classes = labels.unsqueeze(-2), logits.shape[-2]
+    own = logits.gather(-2, index)
+    lower = torch.arange(classes, device=logits.device)[:, None] < index
+    ranks = ((logits > own) | ((logits == own) & lower)).sum(-2)
+    return torch.where(logits.isfinite().all(-2), ranks, classes)
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:

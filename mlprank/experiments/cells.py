@@ -1,7 +1,5 @@
 """From a configuration to trained networks and cells: every combination once, checked before the first one runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import glob
 import inspect
@@ -67,12 +65,7 @@ class Missing:
 
 
 def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[Missing, ...]]:
-    """Look for the checkpoints of an experiment.
-
-    Raises:
-        ValueError: If a model or a data set is unknown; the nearest known one is named.
-        OSError: If a file cannot be read.
-    """
+    """Look for the checkpoints of an experiment."""
     found: dict[tuple[str, str], Trained] = {}
     missing: list[Missing] = []
     for network in config.networks:
@@ -87,11 +80,7 @@ def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[
 
 
 def load_network(trained: Trained) -> nn.Module:
-    """Build a network and load its weights.
-
-    Raises:
-        ValueError: If the file is damaged, of another network, or the arguments do not fit.
-    """
+    """Build a network and load its weights."""
     spec = None if trained.model_args is not None else _recorded(read_checkpoint(trained.path), trained.model)
     if spec is not None:
         return load_weights(trained.path, build_model(spec))
@@ -145,13 +134,7 @@ def _recorded(checkpoint: Mapping[str, Any], model: str) -> Mapping[str, Any] | 
 
 
 def measures_of(config: ExperimentConfig) -> tuple[Choice, ...]:
-    """Return the measures of an experiment under their short names.
-
-    Raises:
-        ValueError: If a name is unknown (the nearest is named), an argument does not fit, or arguments are given for a
-            measure that is not in the grid.
-        TypeError: If an argument has the wrong type.
-    """
+    """Return the measures of an experiment under their short names."""
     chosen = _choices(MEASURES, config.measures)
     names = {choice.name for choice in chosen}
     extra: dict[str, Mapping[str, Any]] = {}
@@ -167,11 +150,7 @@ def measures_of(config: ExperimentConfig) -> tuple[Choice, ...]:
 
 
 def methods_of(config: ExperimentConfig) -> tuple[Choice, ...]:
-    """Return the methods of an experiment under their short names; the thesis's "Global" compares scores as they are.
-
-    Raises:
-        ValueError: If a name is unknown (the nearest is named) or an argument does not fit.
-    """
+    """Return the methods of an experiment under short names; the thesis's "Global" compares scores as they are."""
     return _choices(METHODS, config.methods)
 
 
@@ -179,9 +158,6 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
     """Return every cell of the grid, the dense baseline of every checkpoint first.
 
     Cells that share work stand together: checkpoint, then graph and calibration seed, then measure.
-
-    Raises:
-        ValueError: As `measures_of` and `methods_of`, or if a compensation is unknown.
     """
     measures, methods = measures_of(config), methods_of(config)
     compensations = _choices(COMPENSATIONS, config.compensations)
@@ -224,11 +200,7 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
 
 
 def recipe_of(cell: CellParameters) -> Recipe:
-    """Return how a cell is pruned.
-
-    Raises:
-        ValueError: If a name is unknown or a value out of range.
-    """
+    """Return how a cell is pruned."""
     return make_recipe(
         None,
         {
@@ -245,7 +217,7 @@ def recipe_of(cell: CellParameters) -> Recipe:
     )
 
 
-def _choices(registry: Registry, many: Iterable[object]) -> tuple[Choice, ...]:
+def _choices(registry: Registry[Any], many: Iterable[object]) -> tuple[Choice, ...]:
     """Read names and descriptions, each once; a name of the thesis becomes the short one with its arguments."""
     found: list[Choice] = []
     for given in many:

@@ -3,8 +3,6 @@
 Nothing here needs torch, so that a wrong key is reported at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -214,12 +212,7 @@ class ExperimentConfig:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read the YAML file of an experiment.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a YAML mapping or has an unknown key; the nearest known one is named.
-    """
+    """Read the YAML file of an experiment."""
     import yaml
 
     path = Path(path)

@@ -3,8 +3,6 @@
 The schema is written down in `docs/records.md`. Nothing here needs torch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -15,15 +13,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from mlprank.grids.store import (
-    CorruptRecordError,
-    SchemaVersionError,
-    canonical,
-    decode,
-    sealed,
-    short_hash,
-    unsealed,
-)
+from mlprank.grids.store import CorruptRecordError, SchemaVersionError, canonical, decode, sealed, short_hash, unsealed
 
 SCHEMA_VERSION = 2
 """Of a record; 1 is that of version 0.1.0, which had no digest."""
@@ -35,23 +25,7 @@ DENSE = "dense"
 class CellParameters:
     """What was run: a trained network, its data, and the fields of the `Recipe`; the same parameters are the same cell.
 
-    Attributes:
-        model: The network's class, by name or dotted path.
-        dataset: Its data, by name or dotted path.
-        measure: The measure's name.
-        measure_args: Its arguments that were given.
-        method: The method's name.
-        method_args: Its arguments that were given.
-        amount: The share of neurons to take out, in [0, 1).
-        compensation: The compensation's name.
-        graph: "chain" or "dag".
-        protect_output: Whether the output layer stays whole.
-        calibration_samples: Number of calibration samples.
-        calibration_seed: Seed of their draw.
-        checkpoint: Path of the trained network; not a part of the key.
-        checkpoint_sha256: Digest of that file.
-        compensation_args: Arguments of the compensation that were given.
-        recipe_args: All other fields of the recipe that were given, by name.
+    Arguments are those that were given; the path of the checkpoint is not a part of the key.
     """
 
     model: str
@@ -193,11 +167,7 @@ def current_versions() -> Versions:
 
 
 def to_line(record: CellRecord) -> str:
-    """One line of JSON with its digest, and the newline.
-
-    Raises:
-        ValueError: If a number is not finite; JSON has no NaN.
-    """
+    """One line of JSON with its digest, and the newline."""
     plain = {"schema_version": SCHEMA_VERSION, "key": record.key, **dataclasses.asdict(record)}
     try:
         return json.dumps(sealed(plain), allow_nan=False, separators=(",", ":")) + "\n"

@@ -25,14 +25,7 @@ CELL_ERRORS = (*FAILURES, OSError)
 
 
 class Runner:
-    """Runs what is not finished yet.
-
-    Args:
-        config: The experiment.
-        networks: The checkpoints that are there.
-        store: Where records go.
-        watcher: Who is told.
-    """
+    """Runs what is not finished yet."""
 
     def __init__(
         self, config: ExperimentConfig, networks: Iterable[Trained], store: RecordStore | Outbox, watcher: Watcher
@@ -47,11 +40,7 @@ class Runner:
         self._graphs, self._data = other._graphs, other._data
 
     def run(self, cells: Iterable[CellParameters]) -> None:
-        """Run cells, those of one checkpoint standing together, and record every one.
-
-        Raises:
-            OSError: If a record cannot be written.
-        """
+        """Run cells, those of one checkpoint standing together, and record every one."""
         pending = [cell for cell in cells if not self.store.is_finished(cell.key)]
         for key, found in groupby(pending, key=lambda cell: (cell.model, cell.dataset, cell.checkpoint_sha256)):
             together = list(found)
@@ -124,13 +113,6 @@ def run_on_ray(
     """Run what is not finished yet on all devices of this machine or of a cluster.
 
     All nodes see the results directory under the same path.
-
-    Args:
-        config: The experiment.
-        networks: The checkpoints that are there.
-        store: Where records go.
-        watcher: Who is told.
-        cells: The cells, those of one checkpoint standing together.
     """
     trained = {(found.model, found.dataset, found.sha256): found for found in networks}
     pending = [cell for cell in cells if not store.is_finished(cell.key)]

@@ -7,8 +7,6 @@ difference counts if it is at least `smallest_effect` and significant after Holm
 are shown together.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

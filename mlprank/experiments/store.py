@@ -8,8 +8,6 @@ DIRECTORY/lock                       held by the process that writes
 ```
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
@@ -81,18 +79,9 @@ class RecordStore:
         return frozenset(self._journal.latest) - self.finished
 
     def append(
-        self,
-        record: CellRecord,
-        *,
-        scores: Mapping[str, Array] | None = None,
-        kept: Mapping[str, Array] | None = None,
+        self, record: CellRecord, *, scores: Mapping[str, Array] | None = None, kept: Mapping[str, Array] | None = None
     ) -> None:
-        """Write the scores, then the line, whole and on the disk when this returns.
-
-        Raises:
-            ValueError: If the cell is already recorded as finished, or a number is not finite.
-            OSError: If the disk is full; the file is then as it was before.
-        """
+        """Write the scores, then the line, whole and on the disk when this returns."""
         if self.is_finished(record.key):
             raise ValueError(f"cell {record.key} is already finished in {self.path}; a cell is recorded once")
         if scores is not None:
@@ -133,11 +122,7 @@ class RecordStore:
 
 
 class Outbox:
-    """Records of a process that does not write its results directory: they wait in `incoming/` for the one that does.
-
-    Args:
-        directory: The results directory.
-    """
+    """Records of a process that does not write its directory: they wait in `incoming/` for the one that does."""
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
@@ -147,11 +132,7 @@ class Outbox:
         return (self.directory / "incoming" / f"{key}.json").is_file()
 
     def append(
-        self,
-        record: CellRecord,
-        *,
-        scores: Mapping[str, Array] | None = None,
-        kept: Mapping[str, Array] | None = None,
+        self, record: CellRecord, *, scores: Mapping[str, Array] | None = None, kept: Mapping[str, Array] | None = None
     ) -> None:
         """Write the scores, then the record, whole and on the disk when this returns."""
         if scores is not None:

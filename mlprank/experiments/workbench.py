@@ -1,11 +1,9 @@
 """One checkpoint on the bench: loaded once with its data, traced once, pruned in as many ways as there are cells."""
 
-from __future__ import annotations
-
 import inspect
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import sha256
-from mlprank.costs.metrics import count_flops, count_nonzero, count_parameters, measure_latency, size_bytes
+from mlprank.costs.metrics import ModelMetrics, count_nonzero, measure_latency_for, measure_model, ranks_of
 from mlprank.datamodules import get_dataset
 from mlprank.experiments.cells import NOT_PRUNED, Trained, build, load_network, recipe_of
 from mlprank.experiments.config import PUBLISHED, ExperimentConfig
@@ -32,7 +30,6 @@ from mlprank.utils.modules import check_fit, evaluating, sole_tensor
 BATCH_SIZE = 64
 """As in `mlprank.prune_mlp`."""
 _CHUNK = 2560
-_LATENCY_REPEATS, _LATENCY_BUDGET_S = (5, 30), 0.006
 
 _Sizes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -52,15 +49,6 @@ class TestData:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a network costs: parameters, FLOPs of one image, bytes of the saved weights."""
-
-    num_parameters: int
-    flops: int
-    size_bytes: int
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What came out of a cell. Masks are True for kept neurons, times seconds."""
 
@@ -71,18 +59,7 @@ class Outcome:
 
 
 def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, device: str) -> TestData:
-    """Read a data set and put its test images on a device as the network takes them.
-
-    Args:
-        name: Its name, or the dotted path of a LightningDataModule.
-        arguments: Of its class.
-        data_dir: Where its files are, for classes that ask.
-        device: Where the test images go.
-
-    Raises:
-        FileNotFoundError: If its files are not there.
-        ValueError: If one is damaged, or an argument does not fit.
-    """
+    """Read a data set and put its test images on a device as the network takes them."""
     cls: Any = get_dataset(name)
     known = inspect.signature(cls).parameters
     usual = {key: value for key, value in {"batch_size": BATCH_SIZE, "data_dir": data_dir}.items() if key in known}
@@ -97,15 +74,7 @@ def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, 
 class Workbench:
     """A trained network with its data; prunes and tests.
 
-    Args:
-        trained: The checkpoint.
-        data: Its data set.
-        graphs: Graphs that are known already, by class and sizes of the network; a new one is added.
-        device: Where to work.
-        latency: Whether to measure latencies.
-
-    Raises:
-        ValueError: If the checkpoint is damaged, of another network or of another data set.
+    `graphs` are those that are known already, by class and sizes of the network; a new one is added.
     """
 
     def __init__(
@@ -121,17 +90,13 @@ class Workbench:
             graphs[kind] = trace(self.network, example)
         self.graph = graphs[kind]
         self._scores: dict[object, dict[str, Tensor]] = {}
-        self._costs: dict[_Sizes, Costs] = {}
+        self._costs: dict[_Sizes, ModelMetrics] = {}
         self._latencies: dict[_Sizes, tuple[float, float]] = {}
         self.before = self._costs_of(self.network)
         self._drawn: Pruning | PublishedConditions | None = None
 
     def calibrate(self, cell: CellParameters) -> None:
-        """Make ready for the cells of one graph and calibration draw; what was measured for another is dropped.
-
-        Raises:
-            ValueError: If the network cannot be pruned, or its activations are not finite.
-        """
+        """Make ready for the cells of one graph and calibration draw; what was measured for another is dropped."""
         self._scores.clear()
         if cell.graph == PUBLISHED:
             # Under the published conditions the dense network is tested with batch norms in training mode, too.
@@ -142,11 +107,7 @@ class Workbench:
             self._drawn = Pruning(self.network, loader, recipe_of(cell), traced=self.graph)
 
     def run(self, cell: CellParameters) -> Outcome:
-        """Prune in the way of a cell and test; `calibrate` comes first.
-
-        Raises:
-            ValueError: As `mlprank.prune`, or if logits of the pruned network are not finite.
-        """
+        """Prune in the way of a cell and test; `calibrate` comes first."""
         if cell.graph == NOT_PRUNED:
             layers = tuple(
                 LayerWidth(name=y.name, width=y.out_features, kept=y.out_features) for y in self.graph.layers
@@ -182,7 +143,9 @@ class Workbench:
             self.network,
             (found[1], found[5]),
             dense=(self._published_dense[1], self._published_dense[5]),
-            after=Costs(count_nonzero(pruned.network), self.before.flops - 2 * zeros, self.before.size_bytes),
+            after=replace(
+                self.before, num_parameters=count_nonzero(pruned.network), flops=self.before.flops - 2 * zeros
+            ),
             achieved=sum(int((~mask).sum()) for mask in pruned.masks.values()) / total if total else 0.0,
             layers=_layers(pruned.masks),
             latency=False,
@@ -198,12 +161,11 @@ class Workbench:
             self._scores[key] = pruning.scores(recipe, amounts={})
         return self._scores[key]
 
-    def _costs_of(self, network: nn.Module) -> Costs:
+    def _costs_of(self, network: nn.Module) -> ModelMetrics:
         """Parameters, FLOPs and bytes, which follow from the sizes."""
         sizes = _sizes(network)
         if sizes not in self._costs:
-            flops = count_flops(network, self.data.images[:1])
-            self._costs[sizes] = Costs(count_parameters(network), flops, size_bytes(network))
+            self._costs[sizes] = measure_model(network, self.data.images[:1])
         return self._costs[sizes]
 
     def _latencies_of(self, network: nn.Module) -> tuple[float, float]:
@@ -211,10 +173,7 @@ class Workbench:
         sizes, models = _sizes(network), {"dense": self.network, "pruned": network}
         if sizes not in self._latencies:
             example = self.data.images[:BATCH_SIZE]
-            once = sum(latency.median_s for latency in measure_latency(models, example, repeats=1, warmup=1).values())
-            least, most = _LATENCY_REPEATS
-            repeats = max(least, min(most, int(len(models) * _LATENCY_BUDGET_S / once)))
-            timed = measure_latency(models, example, repeats=repeats, warmup=0)
+            timed = measure_latency_for(models, example, seconds=0.012, least=5, most=30)
             self._latencies[sizes] = timed["dense"].median_s, timed["pruned"].median_s
         return self._latencies[sizes]
 
@@ -226,7 +185,7 @@ class Workbench:
         achieved: float,
         layers: tuple[LayerWidth, ...],
         dense: tuple[float, float] | None = None,
-        after: Costs | None = None,
+        after: ModelMetrics | None = None,
         latency: bool = True,
     ) -> CellMetrics:
         dense, after, before = dense or self.dense, after or self._costs_of(network), self.before
@@ -250,15 +209,10 @@ class Workbench:
 
 
 def accuracies(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[Tensor, " n"]) -> tuple[float, float]:
-    """Return top-1 and top-5 accuracy, fractions, on images in memory; of equal logits the lower class comes first.
-
-    Raises:
-        ValueError: If a logit is not finite, or a label is not a class of the network.
-    """
-    hits = torch.zeros(2, dtype=torch.int64, device=images.device)
+    """Return top-1 and top-5 accuracy, fractions, on images in memory; of equal logits the lower class comes first."""
+    ranks = []
     with evaluating(network), torch.inference_mode():
-        for start in range(0, len(images), _CHUNK):
-            batch, wanted = images[start : start + _CHUNK], labels[start : start + _CHUNK]
+        for batch, wanted in zip(*(torch.split(part, _CHUNK) for part in (images, labels)), strict=True):
             logits = sole_tensor(network(batch), who="experiment")
             if not logits.isfinite().all():
                 raise ValueError("the network gives logits that are not finite; look at its weights and at the amount")
@@ -267,11 +221,9 @@ def accuracies(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[T
                     f"label {int(wanted.max())} is not a class of a network with {logits.shape[1]} outputs; is the "
                     "checkpoint one for another data set?"
                 )
-            true = logits.gather(1, wanted[:, None])
-            lower = torch.arange(logits.shape[1], device=logits.device) < wanted[:, None]
-            rank = ((logits > true) | ((logits == true) & lower)).sum(1)
-            hits += torch.stack([(rank < 1).sum(), (rank < 5).sum()])
-    top1, top5 = (hits.double() / len(images)).tolist()
+            ranks.append(ranks_of(wanted, logits))
+    found = torch.cat(ranks)
+    top1, top5 = ((found < k).double().mean().item() for k in (1, 5))
     return top1, top5
 
 
@@ -287,14 +239,7 @@ def _layers(masks: Mapping[str, Tensor]) -> tuple[LayerWidth, ...]:
 def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, Any]) -> PruningResult:
     """Prune once more as a finished cell was pruned, so that its network can be written.
 
-    Args:
-        record: The cell.
-        config: The experiment that it belongs to, for the data and the network's arguments.
-        kept: The masks that were recorded with its scores, True for kept neurons.
-
-    Raises:
-        FileNotFoundError: If the checkpoint or the data are not there.
-        ValueError: If the checkpoint has changed since, or other neurons are kept than were recorded.
+    `kept` are the masks that were recorded with its scores.
     """
     p, place = record.parameters, f"cell {record.key}"
     if not Path(p.checkpoint).is_file():

@@ -6,8 +6,6 @@ where two axes meet; both is one
 mechanism: a space is *defined* by an axis of other spaces, and every axis that mentions it follows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 

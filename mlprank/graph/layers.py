@@ -392,11 +392,7 @@ KINDS: list[type[Any]] = [Linear, Convolution, Embedding]
 def register_kind(kind: type[Any]) -> Callable[[], None]:
     """Make a kind known to the reader of networks; those registered last are asked first.
 
-    Args:
-        kind: A class as `Kind` describes.
-
-    Returns:
-        A function that takes it back.
+    Returned is a function that takes it back.
     """
     KINDS.insert(0, kind)
     return lambda: KINDS.remove(kind)

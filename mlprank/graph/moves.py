@@ -1,7 +1,5 @@
 """What is known of a program while it is read, and how axes go through operations that move, cut or join them."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -432,9 +430,7 @@ class Reading:
             return
         shift = ndim_of(node) - ndim
         self.move(
-            node,
-            source,
-            {dim: dim + (shift if dim > indexed[-1] else 0) for dim in range(ndim) if dim not in indexed},
+            node, source, {dim: dim + (shift if dim > indexed[-1] else 0) for dim in range(ndim) if dim not in indexed}
         )
 
     def _index_add(self, node: fx.Node, name: str) -> None:
@@ -448,26 +444,21 @@ class Reading:
         self._meet_beside(node, name, values, {dim: dim for dim in range(ndim_of(node)) if dim != along})
 
     def _pixel_shuffle(self, node: fx.Node, name: str) -> None:
-        """Runs of r * r channels become one channel of r times as many rows and columns."""
+        """Runs of r * r channels become one channel of r times as many rows and columns, or the other way round."""
         source, factor = as_node(node.args[0]), node.args[1]
         assert isinstance(factor, int)
         dim = ndim_of(source) - 3
         self.refuse([source], self.words(node, name), but=(dim,))
         axis = self.axes.get(source, {}).get(dim)
-        if axis is not None:
+        if axis is None:
+            return
+        if name == "pixel_unshuffle":
+            part = replace(self.part(source, dim), block=factor**2)
+            self.put(node, dim, widened(axis, factor**2), [part])
+        else:
             made = self.spaces.new(size_of(axis) // factor**2)
             self.tie(node, axis, widened(made, factor**2), self.words(node, name))
             self.axes.setdefault(node, {})[dim] = self.spaces.resolve(made)  # importance is that of the data
-
-    def _pixel_unshuffle(self, node: fx.Node, name: str) -> None:
-        source, factor = as_node(node.args[0]), node.args[1]
-        assert isinstance(factor, int)
-        dim = ndim_of(source) - 3
-        self.refuse([source], self.words(node, name), but=(dim,))
-        axis = self.axes.get(source, {}).get(dim)
-        if axis is not None:
-            part = replace(self.part(source, dim), block=factor**2)
-            self.put(node, dim, widened(axis, factor**2), [part])
 
     def _pad(self, node: fx.Node, name: str) -> None:
         source, pads = as_node(node.args[0]), node.args[1]

@@ -5,8 +5,6 @@ at nothing else. Names of nodes are those of the traced program, names of tensor
 `state_dict`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,8 +6,6 @@ operation, where the axes are afterwards: axes that meet entry by entry are tied
 whole what it reads, with its name as the reason.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -123,7 +121,7 @@ class Rules(Reading):
             "index_select": self._index,
             "index_add": self._index_add,
             "pixel_shuffle": self._pixel_shuffle,
-            "pixel_unshuffle": self._pixel_unshuffle,
+            "pixel_unshuffle": self._pixel_shuffle,
             "pad": self._pad,
             "constant_pad_nd": self._pad,
         }

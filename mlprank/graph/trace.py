@@ -1,7 +1,5 @@
 """From a network and an example input to its graph of neurons, by `torch.export`."""
 
-from __future__ import annotations
-
 import inspect
 import io
 import traceback

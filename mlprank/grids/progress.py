@@ -1,7 +1,5 @@
 """Who is told what happens to the cells of a grid; live, it is a table on a terminal, lines elsewhere."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter

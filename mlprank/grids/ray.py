@@ -1,7 +1,5 @@
 """Units of work on all devices, here or of a cluster, placed and restarted by Ray Tune; our records are the truth."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os
@@ -55,9 +53,6 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
         cpus: CPU cores for a unit.
         gpus: GPUs for a unit; None takes one where there are any.
         option: What the command line calls the two, such as "--tune.{}_per_trial".
-
-    Raises:
-        ValueError: If not even one unit fits.
     """
     prepare_environment(address)
     import ray
@@ -82,11 +77,8 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
 def run_units(units: Sequence[Any], *, worker: str, places: Places, look: Callable[[], None]) -> None:
     """Run units of work on Ray's actors; the unit of a worker or a node that dies starts again.
 
-    Args:
-        units: What can be pickled, one for an actor at a time.
-        worker: "module:Class"; an actor makes one and calls its `run(unit)` for every unit.
-        places: Where.
-        look: Called every second and at the end, to see what the workers have recorded.
+    An actor makes one `worker`, "module:Class", and calls its `run(unit)` for every unit; `look` is called every second
+    and at the end, to see what the workers have recorded.
     """
     from ray import tune
 
@@ -130,8 +122,7 @@ def prepare_environment(address: str | None) -> None:
 def start_ray(address: str | None) -> bool:
     """Connect to a cluster, or start Ray here: without its dashboard, for this machine alone, with a token.
 
-    Returns:
-        Whether this call connected or started.
+    Say whether this call did.
     """
     import ray
 

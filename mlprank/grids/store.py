@@ -5,8 +5,6 @@ where one does. What a killed process leaves (drafts of files, half a line) is t
 lock.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools
@@ -50,9 +48,6 @@ _Record = TypeVar("_Record", bound=Keyed)
 
 def canonical(plain: Any) -> str:
     """Return plain types as the JSON text that digests and keys are taken of.
-
-    Raises:
-        ValueError: If a number is not finite; JSON has no NaN.
 
     Examples:
         >>> canonical({"b": 1, "a": [0.5]})
@@ -104,10 +99,6 @@ def decode(kind: Any, value: Any, at: str) -> Any:
     """Turn plain JSON into a dataclass, tuple, mapping, optional or scalar, or say what is wrong where.
 
     Fields of a dataclass that have defaults may be missing.
-
-    Raises:
-        TypeError: If a value has another type.
-        ValueError: If a field is missing, unknown, or rejected by the dataclass.
 
     Examples:
         >>> decode(tuple[int, ...], [1, 2], "widths")
@@ -179,12 +170,7 @@ def remove_drafts(directory: Path) -> None:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record with its schema and digest to a file of its own; it is on the disk when this returns.
-
-    Raises:
-        ValueError: If a number is not finite.
-        OSError: If it cannot be written; it names the file.
-    """
+    """Write a record with its schema and digest to a file of its own; it is on the disk when this returns."""
     write_whole(path, json.dumps(sealed({"schema": SCHEMA, **record}), indent=1, allow_nan=False) + "\n")
 
 
@@ -238,12 +224,7 @@ class Journal(Generic[_Record]):
             stack.pop_all()
 
     def append(self, record: _Record) -> None:
-        """Write one line, whole and on the disk when this returns.
-
-        Raises:
-            ValueError: If a number is not finite.
-            OSError: If the disk is full; the file is then as it was before.
-        """
+        """Write one line, whole and on the disk when this returns."""
         line, size = self._write(record).encode(), os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)

@@ -4,9 +4,6 @@ A new measure is one class here, one line in `MEASURES` and one slow loop in ``t
 registered with `register_measure`, or simply given to `mlprank.prune` as an instance.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from mlprank.measures.baselines import Activation, Norm, Random, Wanda
 from mlprank.measures.pagerank import ModifiedPageRank, WeightedPageRank
 from mlprank.measures.reconstruction import Reconstruction
@@ -23,7 +20,7 @@ PUBLISHED_MEASURES: dict[str, str] = {
 }
 """The thesis's names, and ours for the same measures."""
 
-MEASURES = Registry(
+MEASURES: Registry[Measure] = Registry(
     "measure",
     Measure,
     {
@@ -38,28 +35,11 @@ MEASURES = Registry(
     {name: (short, {}) for name, short in PUBLISHED_MEASURES.items()},
 )
 
+register_measure = MEASURES.register
+"""Make a measure known by a name, for Python, YAML and the command line; see `Registry.register`."""
 
-def register_measure(name: str, cls: type[Any]) -> None:
-    """Make a measure known by a name, for Python, YAML and the command line; see `Registry.register`.
-
-    Examples:
-        >>> from mlprank.measures import Norm, register_measure
-        >>> register_measure("norm", Norm)  # a name keeps its class
-    """
-    MEASURES.register(name, cls)
-
-
-def get_measure(measure: str | Mapping[str, Any] | type[Any] | Measure, **parameters: Any) -> Measure:
-    """Return a measure by name, dotted path, description, class or as it is; see `Registry.find`.
-
-    Examples:
-        >>> from mlprank.measures import get_measure
-        >>> get_measure("norm", p=2)
-        Norm(p=2)
-    """
-    found: Measure = MEASURES.find(measure, **parameters)
-    return found
-
+get_measure = MEASURES.find
+"""Return a measure by name, dotted path, description, class or as it is; see `Registry.find`."""
 
 __all__ = [
     "MEASURES",

@@ -4,14 +4,11 @@ A new method is one class here, one line in `METHODS` and one slow loop in ``tes
 somebody else's, given to `mlprank.prune` as it is.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from mlprank.methods.adaptive import Adaptive
 from mlprank.methods.ranked import Global, Local, Method
 from mlprank.utils.registry import Registry
 
-METHODS = Registry(
+METHODS: Registry[Method] = Registry(
     "method",
     Method,
     {"local": Local, "global": Global, "adaptive": Adaptive},
@@ -19,27 +16,10 @@ METHODS = Registry(
     {"Local": ("local", {}), "Global": ("global", {"normalise": "none"})},
 )
 
+register_method = METHODS.register
+"""Make a method known by a name, for Python, YAML and the command line; see `Registry.register`."""
 
-def register_method(name: str, cls: type[Any]) -> None:
-    """Make a method known by a name, for Python, YAML and the command line; see `Registry.register`.
-
-    Examples:
-        >>> from mlprank.methods import Local, register_method
-        >>> register_method("local", Local)  # a name keeps its class
-    """
-    METHODS.register(name, cls)
-
-
-def get_method(method: str | Mapping[str, Any] | type[Any] | Method, **parameters: Any) -> Method:
-    """Return a method by name (the thesis's ``"Global"`` does not normalise), dotted path, description, class or as is.
-
-    Examples:
-        >>> from mlprank.methods import get_method
-        >>> get_method("Global")
-        Global(normalise='none')
-    """
-    found: Method = METHODS.find(method, **parameters)
-    return found
-
+get_method = METHODS.find
+"""Return a method by name (the thesis's "Global" does not normalise), dotted path, description, class or as it is."""
 
 __all__ = ["METHODS", "Adaptive", "Global", "Local", "Method", "get_method", "register_method"]

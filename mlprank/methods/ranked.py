@@ -9,6 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Scores = Mapping[str, Float[Tensor, " n_out"]]
+Amounts = Mapping[str, float]
+Masks = dict[str, Bool[Tensor, " n_out"]]
+
 
 @runtime_checkable
 class Method(Protocol):
@@ -18,14 +22,7 @@ class Method(Protocol):
     True``; measures with ``reads_pruned`` then rank a layer after the layers below it have been pruned.
     """
 
-    def __call__(
-        self,
-        scores: Mapping[str, Float[Tensor, " n_out"]],
-        amounts: Mapping[str, float],
-        *,
-        min_neurons: int = 1,
-        round_to: int = 1,
-    ) -> dict[str, Bool[Tensor, " n_out"]]:
+    def __call__(self, scores: Scores, amounts: Amounts, *, min_neurons: int = 1, round_to: int = 1) -> Masks:
         """Return which neurons every layer keeps.
 
         Args:
@@ -59,14 +56,7 @@ class Local:
 
     layer_by_layer: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        scores: Mapping[str, Float[Tensor, " n_out"]],
-        amounts: Mapping[str, float],
-        *,
-        min_neurons: int = 1,
-        round_to: int = 1,
-    ) -> dict[str, Bool[Tensor, " n_out"]]:
+    def __call__(self, scores: Scores, amounts: Amounts, *, min_neurons: int = 1, round_to: int = 1) -> Masks:
         """Return which neurons every layer keeps; see `Method`."""
         check_request(scores, amounts, min_neurons=min_neurons, round_to=round_to)
         masks = {}
@@ -104,14 +94,7 @@ class Global:
         if self.normalise not in ("width", "none"):
             raise ValueError(f'Global: normalise={self.normalise!r} is unknown; use "width" or "none"')
 
-    def __call__(
-        self,
-        scores: Mapping[str, Float[Tensor, " n_out"]],
-        amounts: Mapping[str, float],
-        *,
-        min_neurons: int = 1,
-        round_to: int = 1,
-    ) -> dict[str, Bool[Tensor, " n_out"]]:
+    def __call__(self, scores: Scores, amounts: Amounts, *, min_neurons: int = 1, round_to: int = 1) -> Masks:
         """Return which neurons every layer keeps; see `Method`.
 
         All layers have one amount, a share of all their neurons.
@@ -167,9 +150,7 @@ def _guarded(wanted: int, size: int, *, min_neurons: int, round_to: int) -> int:
     return min(-(-max(wanted, min_neurons) // round_to) * round_to, size)
 
 
-def check_request(
-    scores: Mapping[str, Tensor], amounts: Mapping[str, float], *, min_neurons: int, round_to: int
-) -> None:
+def check_request(scores: Scores, amounts: Amounts, *, min_neurons: int, round_to: int) -> None:
     """Raise the errors of `Method`; the message names the layer."""
     for argument, value in (("min_neurons", min_neurons), ("round_to", round_to)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

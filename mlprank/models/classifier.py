@@ -1,7 +1,5 @@
 """The LightningModule that trains an image classifier."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

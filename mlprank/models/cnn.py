@@ -1,7 +1,5 @@
 """Small convolutional classifiers for images of about 28 to 32 pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

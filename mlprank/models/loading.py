@@ -1,7 +1,5 @@
 """Networks from checkpoints, pruned or dense, ours or anyone's, for the commands that run them."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Mapping, Sequence
@@ -30,15 +28,8 @@ def load_network(
 ) -> Network:
     """Load the network of a pruned file, of a checkpoint of `mlprank fit`, or of any other with a network given.
 
-    Args:
-        path: `pruned.ckpt`, a checkpoint of Lightning, or a bare state dict.
-        input_shape: Shape of one sample where the checkpoint does not say it; wins over what it says.
-        model: A dense instance of the network; a checkpoint of ImageClassifier and its pruned files need none.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, would run code, or is another model's checkpoint, or where the input's shape
-            is not known.
+    `input_shape`, that of one sample, wins over what the checkpoint says; `model` is a dense instance, which a
+    checkpoint of ImageClassifier and its pruned files do not need.
     """
     content = read_checkpoint(path)
     own, arguments = content.get("mlprank"), content.get("hyper_parameters")

@@ -1,7 +1,5 @@
 """Multilayer perceptrons: one built from its widths, and the thesis's four, which load its checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

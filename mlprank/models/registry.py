@@ -1,7 +1,5 @@
 """The networks by name, and their weights out of anyone's files: Lightning's, the thesis's, bare state dicts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,48 +15,14 @@ from mlprank.utils.registry import Registry
 _FIXED = (TwoLayerMLP, ThreeLayerMLP, SixLayerMLP, TwelveLayerMLP, FourLayerCNN, ResNet18)
 """The networks that need no argument: their weights can be told by names and sizes."""
 
-MODELS = Registry("model", nn.Module, {cls.__name__: cls for cls in (MLP, *_FIXED)})
-"""The network classes by name; `register_model` adds one."""
+MODELS: Registry[nn.Module] = Registry("model", nn.Module, {cls.__name__: cls for cls in (MLP, *_FIXED)})
+"""The network classes by name."""
 
+register_model = MODELS.register
+"""Make a network known by a name wherever a model is named: in `prune_mlp`, configs, experiments."""
 
-def register_model(name: str, cls: type[nn.Module]) -> None:
-    """Make a network known by a name wherever a model is named: in `prune_mlp`, configs, experiments.
-
-    Args:
-        name: Not yet taken.
-        cls: A class of networks.
-
-    Raises:
-        TypeError: If `cls` is not a class of networks.
-        ValueError: If the name is taken or empty.
-
-    Examples:
-        >>> from mlprank.models import MLP, get_model, register_model
-        >>> class Mine(MLP): ...
-        >>> register_model("Mine", Mine)
-        >>> get_model("Mine") is Mine
-        True
-        >>> del MODELS["Mine"]
-    """
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise TypeError(f'model "{name}": {cls!r} is not a subclass of torch.nn.Module')
-    MODELS.register(name, cls)
-
-
-def get_model(name: str) -> type[nn.Module]:
-    """Return the network class of a name or a dotted path.
-
-    Args:
-        name: Such as "TwoLayerMLP" or "my_package.networks.Mine".
-
-    Raises:
-        ValueError: If there is none; the message lists all and the nearest.
-        TypeError: If the path leads to something else.
-    """
-    found = MODELS.find_class(name)
-    if not issubclass(found, nn.Module):
-        raise TypeError(f"model={name!r} is not a subclass of torch.nn.Module")
-    return found
+get_model = MODELS.find_class
+"""Return the network class of a name such as "TwoLayerMLP" or of a dotted path."""
 
 
 def load_weights(path: str | os.PathLike[str], model: str | nn.Module) -> nn.Module:
@@ -88,16 +52,6 @@ load_published = load_weights
 def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
     """Return the network's state dict out of a file's content, without the prefixes of wrappers.
 
-    Args:
-        content: What the file holds: a Lightning checkpoint, a published one, or a state dict.
-        source: Where it was found, for the message.
-
-    Returns:
-        Tensors by the network's own names.
-
-    Raises:
-        ValueError: If there is no state dict.
-
     Examples:
         >>> state_of({"model": {"module.fc.weight": torch.zeros(1)}}, source="a.pth")
         {'fc.weight': tensor([0.])}
@@ -115,12 +69,7 @@ def state_of(content: Mapping[str, Any], *, source: str) -> dict[str, Tensor]:
 def weights_of(content: Mapping[str, Any], source: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the weights that a file's content holds, by the names that they have there.
 
-    Args:
-        content: What the file holds: Lightning's `state_dict`, a published `model`, or all that there is counts.
-        source: Where it was found, for the message.
-
-    Raises:
-        ValueError: If it holds none.
+    Lightning's `state_dict`, a published `model`, or all that there is counts.
     """
     for state in (content.get("state_dict"), content.get("model"), content):
         if isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values()):
@@ -132,16 +81,7 @@ def weights_of(content: Mapping[str, Any], source: str | os.PathLike[str]) -> di
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], source: str | os.PathLike[str]) -> nn.Module:
-    """Load weights into a network, also those of a module around it, whose names have a prefix.
-
-    Args:
-        model: The network; changed in place.
-        state: The weights by name.
-        source: Where they are from, for the message.
-
-    Raises:
-        ValueError: If they are of another network; layer and sizes are named.
-    """
+    """Load weights into a network, also those of a module around it, whose names have a prefix."""
     own = model.state_dict()
     prefixes = {name[: -len(end)] for name in state for end in own if name == end or name.endswith(f".{end}")}
     prefix = next((p for p in sorted(prefixes, key=len) if all(p + name in state for name in own)), None)
@@ -168,16 +108,7 @@ def recognise(state: Mapping[str, Tensor]) -> type[nn.Module] | None:
 
 
 def check_state(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str) -> None:
-    """Refuse a state dict that belongs to another network, by the first layer that differs.
-
-    Args:
-        expected: The network's own state dict.
-        found: The state dict to load.
-        source: Where it was found, for the message.
-
-    Raises:
-        ValueError: If a name is missing or unexpected, or a size differs.
-    """
+    """Refuse a state dict that belongs to another network, by the first layer that differs."""
     for name, own in expected.items():
         if name in found and found[name].shape != own.shape:
             raise ValueError(

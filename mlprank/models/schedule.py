@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules from factories: built, checked, described; and a warm-up."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import warnings
@@ -39,12 +37,7 @@ def _built(given: object, base: type[T], positional: Any, *, argument: str) -> T
 
 
 def build_optimizer(given: object, parameters: Iterable[Any]) -> Optimizer:
-    """Build the optimizer of `parameters` (tensors or groups) and check its learning rates.
-
-    Raises:
-        ValueError: If its arguments are out of range; a learning rate must be finite and not negative.
-        TypeError: If the factory returns something else than an optimizer, or an argument has the wrong type.
-    """
+    """Build the optimizer of `parameters` (tensors or groups) and check its learning rates."""
     named = (
         given.keywords if isinstance(given, partial) else given.get("init_args") if isinstance(given, Mapping) else {}
     )
@@ -66,12 +59,7 @@ def _check_rate(rate: Any, *, optimizer: str) -> None:
 
 
 def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:
-    """Build the learning-rate scheduler of `optimizer`.
-
-    Raises:
-        ValueError: If it is not one, its arguments are out of range, or it does not fit the optimizer, as a schedule of
-            the momentum does not fit an optimizer that has none.
-    """
+    """Build the learning-rate scheduler of `optimizer`."""
     try:
         return _built(given, LRScheduler, optimizer, argument="lr_scheduler")
     except (ValueError, TypeError, KeyError) as error:
@@ -80,14 +68,7 @@ def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:
 
 
 def check_scheduler(scheduler: LRScheduler) -> None:
-    """Take the first steps, those of every part of a sequence, so that arguments which fail then fail now.
-
-    Args:
-        scheduler: One that nothing is trained with.
-
-    Raises:
-        ValueError: If its arguments let it compute nothing, as a period of 0 epochs does.
-    """
+    """Take the first steps, those of every part of a sequence, so that arguments which fail then fail now."""
     value = (0.0,) if isinstance(scheduler, ReduceLROnPlateau) else ()
     begun = scheduler._milestones[-1] if isinstance(scheduler, SequentialLR) else 0
     with warnings.catch_warnings():
@@ -106,16 +87,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by the weight decay that they get.
 
-    Args:
-        model: The network.
-        bias_weight_decay: Weight decay of the biases outside normalisation layers; None leaves the optimizer's.
-        norm_weight_decay: Weight decay of normalisation layers' parameters; None leaves the optimizer's.
-
-    Returns:
-        Parameter groups; those with a weight decay of their own have the key "weight_decay".
-
-    Raises:
-        ValueError: If a weight decay is negative or not finite.
+    None leaves the optimizer's.
     """
     for name, value in (("bias_weight_decay", bias_weight_decay), ("norm_weight_decay", norm_weight_decay)):
         if value is not None and not (math.isfinite(value) and value >= 0):
@@ -136,12 +108,8 @@ def parameter_groups(
 def describe_factory(given: object, built: Optimizer | LRScheduler) -> dict[str, Any] | None:
     """Describe an optimizer's or a scheduler's factory in plain types, so that a checkpoint can hold it.
 
-    Args:
-        given: The factory.
-        built: What it built; a lambda or another opaque callable is described by the values read from it.
-
-    Returns:
-        `{"class_path": str, "init_args": dict}`, or None where the arguments cannot be told.
+    It is `{"class_path": str, "init_args": dict}`, or None where the arguments cannot be told; a lambda or another
+    opaque callable is described by the values read from what it `built`.
     """
     try:
         described = _plain(given)

@@ -1,7 +1,5 @@
 """Prune by one or several amounts, measure what that costs and gives, and show and write what came out."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -17,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlprank.calibration.data import own
-from mlprank.costs.metrics import Latency, ModelMetrics, count_hits, measure_latency
-from mlprank.graph.program import Inputs, as_inputs
+from mlprank.costs.metrics import ModelMetrics, count_hits, measure_latency_for
+from mlprank.graph.program import as_inputs
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.result import PruningResult, pruning_table
@@ -32,11 +30,7 @@ _LATENCY_BUDGET_S = 1.0
 class Evaluation:
     """A pruning and what was measured of it.
 
-    Attributes:
-        result: The pruning.
-        before: The dense network's numbers.
-        after: The narrow network's numbers.
-        split: The data that accuracies were measured on, such as "test"; None where there were no labels.
+    `split` is the data that accuracies were measured on, such as "test"; None where there were no labels.
     """
 
     result: PruningResult
@@ -55,19 +49,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure accuracy and latency of the dense and the narrow network.
 
-    Args:
-        result: The pruning.
-        batches: Pairs of inputs, shape (N, ...), and labels, shape (N,), that can be read twice; None measures no
-            accuracy.
-        split: What to call them.
-        dense_top_k: The dense network's accuracies, where they have been measured already.
-        reduce: Sums a tensor over processes, where each of them has its share of the batches.
-
-    Returns:
-        The numbers of both networks; latency is of a batch of 64, interleaved.
+    Batches are pairs of inputs, shape (N, ...), and labels, shape (N,), that can be read twice; None measures no
+    accuracy. Latency is of a batch of 64, interleaved. `reduce` sums a tensor over processes.
     """
     example = as_inputs(result.example).repeated(LATENCY_BATCH)
-    latency = _latency(result, example)
+    networks = {"before": result.dense, "after": result.model}
+    latency = measure_latency_for(networks, example, seconds=_LATENCY_BUDGET_S, least=1, most=200)
     before: Mapping[int, float] = {}
     after: Mapping[int, float] = {}
     if batches is not None:
@@ -94,13 +81,6 @@ def accuracy(
     return {each: right / total for each, right in zip(hits, totals, strict=True)}
 
 
-def _latency(result: PruningResult, example: Inputs) -> dict[str, Latency]:
-    """Time both networks for about a second in all, and at least once."""
-    networks = {"before": result.dense, "after": result.model}
-    once = sum(latency.median_s for latency in measure_latency(networks, example, repeats=1, warmup=1).values())
-    return measure_latency(networks, example, repeats=max(1, min(200, int(_LATENCY_BUDGET_S / once))), warmup=0)
-
-
 def prune_amounts(
     network: nn.Module,
     calibration: Any,
@@ -114,19 +94,8 @@ def prune_amounts(
 ) -> list[Evaluation]:
     """Prune a network by several amounts; it is traced once, and its dense accuracy measured once.
 
-    Args:
-        network: The network; left untouched.
-        calibration: As for `mlprank.prune`.
-        amounts: The amounts, each as for `mlprank.prune`.
-        recipe: All other choices.
-        labelled: Pairs of inputs and labels to measure accuracy on, or None.
-        split: What to call them.
-        dense: The network before any pruning, to measure its accuracy, where `network` has been pruned and trained on
-            already.
-        reduce: Sums a tensor over processes, where each of them has its share of the data.
-
-    Returns:
-        One evaluation for each amount.
+    `labelled` are pairs of inputs and labels to measure accuracy on; `dense` is the network before any pruning, where
+    `network` has been pruned and trained on already.
     """
     pruning = Pruning(network, calibration, recipe, reduce=reduce)
     dense_top_k = None if labelled is None else accuracy(dense or network, labelled, reduce=reduce)
@@ -139,17 +108,7 @@ def write_outputs(
 ) -> dict[str, Path]:
     """Write a pruning to files: all of them, or none where writing fails or is interrupted.
 
-    Args:
-        evaluation: The pruning with its numbers.
-        directory: Where to write; made if it is not there.
-        several: Whether the directory holds prunings of several amounts; file names then carry the amount.
-        provenance: Plain values that say where the network came from.
-
-    Returns:
-        The files, by what they hold.
-
-    Raises:
-        OSError: If a file cannot be written; it is named.
+    Where there are several amounts, file names carry theirs. Returned are the files by what they hold.
     """
     result = evaluation.result
     amount = result.recipe.amount
@@ -216,11 +175,7 @@ def print_pruning(
 ) -> None:
     """Print the table of every pruning, the files that hold it, and a command to try next.
 
-    Args:
-        evaluations: The prunings.
-        files: The files of each, by what they hold; empty if none were written.
-        dense: The dense checkpoint.
-        config: The run's config, for the next command; the hint is for the library where there is none.
+    The hint is for the library where there is no run's config.
     """
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     for evaluation in evaluations:

@@ -1,7 +1,5 @@
 """Budgets as people state them, and what a search for the smallest network that keeps them found."""
 
-from __future__ import annotations
-
 import csv
 import html
 import io
@@ -41,14 +39,7 @@ class Budgets:
     """What a smaller network must keep; at least one of them.
 
     A number up to 1, such as 0.3, is a share of the dense network; larger numbers and texts with a unit are absolute.
-
-    Attributes:
-        max_drop: The most that the score may fall: percentage points of top-1 accuracy or agreement, or what a score
-            function returns.
-        max_bytes: The largest file, such as "1MB", "500kB" or 0.3.
-        max_params: The most parameters, such as 50000, "50k" or 0.3.
-        max_flops: The most FLOPs of a sample, such as "2M" or 0.3.
-        max_latency: The longest time of a batch, such as "2ms" or 0.5.
+    They are those of `mlprank.shrink`.
 
     Raises:
         ValueError: If there is none, or one is not a positive number with a unit that it can have.
@@ -271,9 +262,7 @@ class Front:
     def _table(self) -> list[list[str]]:
         """The header, and a row for the dense network and every one that was tried."""
         latency = self.dense.latency_s is not None
-        rows = [
-            ["", "removed", "parameters", "FLOPs", "file", *["latency"] * latency, self.score, "drop", ""],
-        ]
+        rows = [["", "removed", "parameters", "FLOPs", "file", *["latency"] * latency, self.score, "drop", ""]]
         for point in (self.dense, *self.points):
             dense = point is self.dense
             rows.append(

@@ -1,7 +1,5 @@
 """The masked network's weights: scores, masks and compensation, worked out from the input to the output."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -26,7 +24,7 @@ from mlprank.graph.records import Graph, Layer, State
 from mlprank.measures import get_measure
 from mlprank.methods import get_method
 from mlprank.pruning.recipe import Recipe
-from mlprank.pruning.selection import Selection, choose, group_scores, layer_scores, readers_of, score_group
+from mlprank.pruning.selection import Scorer, Selection, choose, group_scores, layer_scores, readers_of
 
 
 class MaskedWeights:
@@ -101,9 +99,8 @@ class MaskedWeights:
         group = self.graph.groups[index]
         views = [view for layer in self.graph.readers_of(group) for view in views_of(layer, index)]
         readers = readers_of(self.graph, self.state, index, self._moments(views))
-        scores = score_group(
-            self.graph, self.state, self.norms, index, measure=get_measure(self.recipe.measure), readers=readers
-        )
+        measure = get_measure(self.recipe.measure)
+        scores = Scorer(self.graph, self.state, self.norms, measure, lambda group: readers).group(index)
         self._mask({group.name: scores})
         if not isinstance(self.compensation, Regression) and group.name in self.units:
             self._zero(group.layers)

@@ -1,7 +1,5 @@
 """The pipeline: a network and calibration data in, a narrower one and the proof that it does the same out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -34,30 +32,18 @@ from mlprank.pruning.masked_weights import MaskedWeights
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
-from mlprank.pruning.selection import Selection, amounts_by_name, readers_of, score_layers, select
+from mlprank.pruning.selection import Scorer, Selection, amounts_by_name, readers_of, select
 from mlprank.pruning.self_check import check_agreement, keep_written
 from mlprank.pruning.spending import error_curves, measure_costs, spent_amounts
 from mlprank.surgery.copies import is_plain, parametrised, plain_copy
 from mlprank.surgery.masks import fill_norms, masked_rows
-from mlprank.surgery.narrow import (
-    Removal,
-    follow_config,
-    network_state,
-    plan_removal,
-    removable_neurons,
-    with_state,
-)
+from mlprank.surgery.narrow import Removal, follow_config, network_state, plan_removal, removable_neurons, with_state
 from mlprank.utils.modules import LOCK, device_of, shell
 
 
 @takes_recipe
 def prune(
-    model: nn.Module,
-    calibration: Any,
-    recipe: Recipe | None = None,
-    *,
-    inputs: ToInputs | None = None,
-    **fields: Any,
+    model: nn.Module, calibration: Any, recipe: Recipe | None = None, *, inputs: ToInputs | None = None, **fields: Any
 ) -> PruningResult:
     """Take the least central neurons out of a network.
 
@@ -90,12 +76,7 @@ def prune(
 
 @takes_recipe
 def score(
-    model: nn.Module,
-    calibration: Any,
-    recipe: Recipe | None = None,
-    *,
-    inputs: ToInputs | None = None,
-    **fields: Any,
+    model: nn.Module, calibration: Any, recipe: Recipe | None = None, *, inputs: ToInputs | None = None, **fields: Any
 ) -> dict[str, Tensor]:
     """Score every neuron of a network.
 
@@ -223,15 +204,8 @@ class Pruning:
             views = [view for layer in self.graph.readers_of(group) for view in views_of(layer, index)]
             return readers_of(self.graph, self.state, index, self.moments(views))
 
-        return score_layers(
-            self.graph,
-            self.state,
-            self.norms(chain=recipe.chain),
-            measure=get_measure(recipe.measure),
-            amounts=amounts,
-            readers=readers,
-            chain=recipe.chain,
-        )
+        measure, norms = get_measure(recipe.measure), self.norms(chain=recipe.chain)
+        return Scorer(self.graph, self.state, norms, measure, readers, recipe.chain, amounts).layers()
 
     @takes_recipe
     def run(

@@ -1,7 +1,5 @@
 """How a network is pruned: every choice in one frozen record, checked once, and as plain types for a file."""
 
-from __future__ import annotations
-
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +12,9 @@ from mlprank.measures import MEASURES, Measure
 from mlprank.methods import METHODS, Method
 from mlprank.pruning.refine import Refinement, get_refinement
 from mlprank.pruning.selection import check_amount
+from mlprank.utils.registry import Registry
 
-_PARTS = {"measure": MEASURES, "method": METHODS, "compensation": COMPENSATIONS}
+_PARTS: Mapping[str, Registry[Any]] = {"measure": MEASURES, "method": METHODS, "compensation": COMPENSATIONS}
 """The fields that hold something callable, and where its names are looked up."""
 
 

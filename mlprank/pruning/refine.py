@@ -93,12 +93,7 @@ def get_refinement(refine: int | Mapping[str, Any] | Refinement) -> Refinement |
 
 
 def refine(
-    narrow: nn.Module,
-    dense: nn.Module,
-    calibration: Calibration,
-    *,
-    by: Refinement,
-    on_step: OnStep | None = None,
+    narrow: nn.Module, dense: nn.Module, calibration: Calibration, *, by: Refinement, on_step: OnStep | None = None
 ) -> tuple[nn.Module, tuple[float, float]]:
     """Train a narrow network towards the dense network's outputs on the calibration data.
 

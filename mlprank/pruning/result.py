@@ -1,7 +1,5 @@
 """What a pruning gives back: networks, scores, masks, numbers, and a table that a person reads."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field

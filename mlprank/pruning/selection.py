@@ -23,8 +23,6 @@ Scores are carried along the graph from the input to the output.
 On a chain of linear layers and ReLUs the two readings agree on every hidden layer.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -49,25 +47,6 @@ _LEAST = 1e-300
 # -- scores ----------------------------------------------------------------------------------------------------------
 
 
-def score_layers(
-    graph: Graph,
-    state: State,
-    norms: Norms,
-    *,
-    measure: Measure,
-    amounts: Mapping[str, float],
-    readers: Readers,
-    chain: bool,
-) -> dict[str, Tensor]:
-    """Score the neurons of every layer (in chain mode of every linear one): shape (n_out,), non-negative, sum 1.
-
-    `amounts` and `readers` (the layers that read a group, with their Gram matrices) are for measures that ask. In dag
-    mode the layers of a group share their scores. A ValueError names the measure and the layer of scores that are none.
-    """
-    scorer = _Scorer(graph, state, norms, measure, amounts, readers, chain=chain)
-    return scorer.chain_scores() if chain else shared_scores(graph, scorer.dag_scores())
-
-
 def shared_scores(graph: Graph, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give every neuron of a group the sum of what its layers' own scores give it."""
     shared = {
@@ -90,24 +69,6 @@ def layer_scores(layer: Layer, of_groups: Mapping[int, Tensor]) -> Tensor:
     """Return the scores of a layer, sum 1, from those of its groups."""
     found = _along(layer.made, of_groups)
     return found if _is_simple(layer.made) else found / found.sum()
-
-
-def score_group(
-    graph: Graph, state: State, norms: Norms, index: int, *, measure: Measure, readers: tuple[Reader, ...]
-) -> Tensor:
-    """Score one group, shape (width,), for measures that ask to see the network pruned below it (`reads_pruned`).
-
-    `state` is pruned below the group, `norms` are those of the dense network, `readers` have Gram matrices of the
-    pruned one.
-    """
-    scorer = _Scorer(graph, state, norms, measure, {}, lambda group: readers, chain=False)
-    parts = [
-        _per_neuron(scores, layer.made, index)
-        for layer in map(graph.by_name.__getitem__, graph.groups[index].layers)
-        for call in layer.calls
-        for scores in [scorer.score(layer, call, scorer.norm(norms.read[call.place]), group=index)]
-    ]
-    return _normalised(torch.stack(parts).sum(0))
 
 
 def readers_of(graph: Graph, state: State, index: int, moments: PooledMoments) -> tuple[Reader, ...]:
@@ -147,49 +108,54 @@ def _per_neuron(values: Tensor, axis: Axis, index: int) -> Tensor:
     return sum(parts[1:], parts[0])
 
 
-class _Scorer:
-    """Carries importance along the graph; lives for one scoring."""
+@dataclass
+class Scorer:
+    """Scores neurons by a measure, carrying importance along the graph; lives for one scoring.
 
-    def __init__(
-        self,
-        graph: Graph,
-        state: State,
-        norms: Norms,
-        measure: Measure,
-        amounts: Mapping[str, float],
-        readers: Readers,
-        *,
-        chain: bool,
-    ) -> None:
-        self.graph, self.state, self.norms, self.measure = graph, state, norms, measure
-        self.amounts, self.readers, self.chain = amounts, readers, chain
-        self.importance: dict[Place, Tensor] = {}
+    `amounts` and `readers` (the layers that read a group, with their Gram matrices) are for measures that ask. A
+    ValueError names the measure and the layer of scores that are none.
+    """
 
-    def chain_scores(self) -> dict[str, Tensor]:
+    graph: Graph
+    state: State
+    norms: Norms
+    measure: Measure
+    readers: Readers
+    chain: bool = False
+    amounts: Mapping[str, float] = field(default_factory=dict)
+    importance: dict[Place, Tensor] = field(default_factory=dict)
+
+    def layers(self) -> dict[str, Tensor]:
+        """Score every layer (in chain mode every linear one), shape (n_out,), sum 1; in dag mode groups share."""
         totals: dict[str, Tensor] = {}
         previous: Tensor | None = None
         for layer, call in self._calls():
-            if not isinstance(call.kind, Linear):
+            if not self.chain:
+                previous = self.score(layer, call, self.pi(call.place))
+                self.importance[call.emitted, call.emitted_dim] = previous
+            elif isinstance(call.kind, Linear):
+                previous = self.norm(self.norms.read[call.place]) if previous is None else previous
+                if len(previous) != layer.in_features:
+                    raise ValueError(
+                        f'graph="chain": layer "{layer.name}" reads {layer.in_features} values, the linear layer '
+                        f"before it makes {len(previous)}; the network is no chain of linear layers, use "
+                        'graph="dag"'
+                    )
+                previous = self.score(layer, call, previous)
+            else:
                 continue
-            if previous is None:
-                previous = self.norm(self.norms.read[call.place])
-            if len(previous) != layer.in_features:
-                raise ValueError(
-                    f'graph="chain": layer "{layer.name}" reads {layer.in_features} values, the linear layer before it'
-                    f" makes {len(previous)};"
-                    ' the network is no chain of linear layers, use graph="dag"'
-                )
-            previous = self.score(layer, call, previous)
             totals[layer.name] = totals[layer.name] + previous if layer.name in totals else previous
-        return {name: _normalised(total) for name, total in totals.items()}
+        found = {name: _normalised(total) for name, total in totals.items()}
+        return found if self.chain else shared_scores(self.graph, found)
 
-    def dag_scores(self) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
-        for layer, call in self._calls():
-            scores = self.score(layer, call, self.pi(call.place))
-            self.importance[call.emitted, call.emitted_dim] = scores
-            totals[layer.name] = totals[layer.name] + scores if layer.name in totals else scores
-        return {name: _normalised(total) for name, total in totals.items()}
+    def group(self, index: int) -> Tensor:
+        """Score one group, shape (width,), by a `state` pruned below it and `norms` of the dense network."""
+        parts = [
+            _per_neuron(self.score(layer, call, self.norm(self.norms.read[call.place]), group=index), layer.made, index)
+            for layer in map(self.graph.by_name.__getitem__, self.graph.groups[index].layers)
+            for call in layer.calls
+        ]
+        return _normalised(torch.stack(parts).sum(0))
 
     def _calls(self) -> list[tuple[Layer, Call]]:
         """Every use of a layer in forward order."""
@@ -222,6 +188,7 @@ class _Scorer:
         return taken.repeat(part.repeat) / part.repeat if part.repeat > 1 else taken
 
     def score(self, layer: Layer, call: Call, previous: Tensor, *, group: int | None = None) -> Tensor:
+        """Score what one use of a layer makes, shape (n_out,), from the importance of what it reads."""
         weight = self.state[layer.weight]
         kernels = None
         seen, cells = matrix(call.kind, weight), _cells(layer.read)
@@ -247,7 +214,7 @@ class _Scorer:
         if float(made.sum()) == 0:
             warnings.warn(
                 f'layer "{layer.name}": every neuron is dead on the calibration data; their norms count as equal',
-                stacklevel=6,
+                stacklevel=5,
             )
             made = torch.ones_like(made)
         groups = layer.made_groups if group is None else (group,)
@@ -360,10 +327,6 @@ def select(
     """Work out what may be pruned: at least one unit. Arguments are those of `Recipe`.
 
     `already` is what is left of layers that have been pruned before, shape (n_out,), False for neurons that are gone.
-
-    Raises:
-        ValueError: If an amount is not in [0, 1), a pattern matches no layer, tied layers are given different amounts,
-            or nothing is left to prune; the message says why each layer stays whole.
     """
     names = [layer.name for layer in graph.layers]
     check_amount(amount)

@@ -1,7 +1,5 @@
 """The self-check: the removed network must give what the masked one gives."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,10 +24,6 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
 
     Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on
     the way. Returned is the largest absolute difference of two outputs.
-
-    Raises:
-        ValueError: If the narrow network cannot run, or differs by more than 1e-5 in float32 or 1e-12 in float64 (times
-            the largest output where that is above 1).
     """
     return _compared(masked, narrow, as_inputs(example).first(_NUM_SAMPLES), graph)
 

@@ -1,7 +1,5 @@
 """The smallest network that keeps a budget: a search over prunings of a network that is read once."""
 
-from __future__ import annotations
-
 import math
 import numbers
 import time

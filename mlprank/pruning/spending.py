@@ -1,7 +1,5 @@
 """What the adaptive method goes by: every unit's error curve in units of the output, and what its neurons cost."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The charts of a report: alone in the cards of the page, side by side in pictures for papers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Everything that a report shows, gathered from results directories once, before anything is drawn; needs no torch."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -139,18 +137,11 @@ class Content:
 
 
 def content_of(
-    results: Sequence[str | Path],
-    *,
-    baselines: Sequence[str] | None = None,
-    smallest_effect: float = SMALLEST_EFFECT,
+    results: Sequence[str | Path], *, baselines: Sequence[str] | None = None, smallest_effect: float = SMALLEST_EFFECT
 ) -> Content:
     """Read results directories of experiments, grid searches and shrinks; a bad one is a problem, not the end.
 
     A cell that is in several directories counts once, the last one. The arguments are those of `write_report`.
-
-    Raises:
-        ValueError: If no directory is given, or a baseline has no finished cell.
-        FileNotFoundError: If no directory holds results.
     """
     if not results:
         raise ValueError("report: give at least one results directory")
@@ -295,11 +286,7 @@ def lost_maps(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
 
 
 def read_search(directory: Path) -> Search:
-    """Read what `mlprank tune` leaves: a file for every trial that ended or failed.
-
-    Raises:
-        ValueError: If a file is damaged, or no trial has ended.
-    """
+    """Read what `mlprank tune` leaves: a file for every trial that ended or failed."""
     found: list[tuple[dict[str, Any], float | None, str]] = []
     for path in sorted(directory.glob("trials/*/result.json")) + sorted(directory.glob("trials/*/failed.json")):
         try:
@@ -330,11 +317,7 @@ def read_search(directory: Path) -> Search:
 
 
 def read_front(directory: Path) -> Shrunk:
-    """Read the table that `mlprank shrink` leaves; the dense network is its first row.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """Read the table that `mlprank shrink` leaves; the dense network is its first row."""
     path = directory / FRONT_NAME
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -1,7 +1,5 @@
 """The Weights & Biases workspace of the results: what pruning keeps, what it saves, and what tuning found."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +19,7 @@ class PanelInWords:
 
 
 def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
-    """Build the workspace; nothing is sent. W&B adds panels for everything else that was logged.
-
-    Args:
-        entity: The W&B entity that it will belong to.
-        project: The W&B project whose runs it shows.
-        name: Its name.
-
-    Returns:
-        A `wandb_workspaces.workspaces.Workspace`; its `save` sends it.
-
-    Raises:
-        ImportError: If wandb-workspaces is not installed.
-        ValueError: If a name is empty.
-    """
+    """Build the workspace; nothing is sent. W&B adds panels for everything else that was logged."""
     for argument, value in (("entity", entity), ("project", project), ("name", name)):
         if not value:
             raise ValueError(f"{argument} is empty; give its name")

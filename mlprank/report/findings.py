@@ -1,7 +1,5 @@
 """What was found, in sentences and a few numbers, on the page and in the terminal."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The report as one page that holds everything it needs: text, tables, and charts that a script draws."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The tables of a report, computed from the records, and how they become Markdown, LaTeX and CSV."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """An experiment in Weights & Biases: one run with all cells, tables and pictures; on request a run for every cell."""
 
-from __future__ import annotations
-
 import dataclasses
 import uuid
 from collections.abc import Sequence
@@ -32,18 +30,8 @@ def log_experiment(
 ) -> int:
     """Log an experiment as one run; logging again, with more cells, updates it.
 
-    Args:
-        config: The experiment; its name is the group.
-        records: Its cells, finished and failed.
-        project: The W&B project.
-        entity: The W&B entity; None takes the account's default.
-        cells: Whether every cell that has none yet gets a run of its own, which `mlprank dashboard` compares.
-
-    Returns:
-        How many cells got a run of their own.
-
-    Raises:
-        OSError: If the results directory cannot be written.
+    With `cells`, every cell that has none yet gets a run of its own, which `mlprank dashboard` compares; returned is
+    how many did.
     """
     import wandb
 

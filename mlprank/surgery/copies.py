@@ -1,7 +1,5 @@
 """The network inside what training wraps around it: compiled modules and masks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

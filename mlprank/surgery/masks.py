@@ -4,8 +4,6 @@ Torch moves a masked parameter to the end of its module's parameters. Optimizers
 their place, so everything here puts them back where they were.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator, Mapping
@@ -48,9 +46,7 @@ def masked_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 def masked_rows(module: nn.Module, dims: Mapping[str, int] = MappingProxyType({})) -> dict[str, Bool[Tensor, " n_out"]]:
     """Return which rows the masks of a network leave, by the parameter's plain name, shape (n_out,).
 
-    Args:
-        module: The network.
-        dims: The dimension along the rows of parameters for which it is not the first.
+    `dims` names the dimension along the rows where it is not the first.
     """
     masks = {name: owner.get_buffer(f"{own}_mask") for name, (owner, own) in masked_parameters(module).items()}
     plain = {_COMPILED.sub("", name): mask.bool() for name, mask in masks.items()}
@@ -78,11 +74,7 @@ def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> 
 
     The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters. A layer,
     RMS or group norm whose gain is masked goes over the kept neurons alone: so the masks of a state dict say all that a
-    masked network is.
-
-    Args:
-        module: The network; changed in place.
-        rows: For every parameter to mask, by its plain name, shape (n_out,), True for the rows that stay.
+    masked network is. `rows` are masks by plain name, shape (n_out,), True for the rows that stay.
     """
     masked = masked_parameters(module)
     for name, kept in rows.items():
@@ -140,10 +132,6 @@ def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
 
     Torch computes masked weights when their own module is called; here the nearest module around it that is called does
     so.
-
-    Args:
-        module: The network, masked; it gets forward pre-hooks, which `bake_masks` takes away.
-        example: A batch of its inputs, shape (N, ...).
     """
     called: set[nn.Module] = set()
     tried = shell(module)
@@ -191,12 +179,7 @@ def write_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the module the pruning masks that a state dict has, and no others.
-
-    Args:
-        module: The module that is to load the state dict.
-        state: Its state dict; a masked parameter `weight` is there as `weight_orig` and `weight_mask`.
-    """
+    """Give the module the pruning masks that a state dict has, and no others."""
     for name, (owner, own) in masked_parameters(module).items():
         if name in state and f"{name}_orig" not in state:
             _unmask(owner, own)
@@ -211,12 +194,7 @@ def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def apply_masks(module: nn.Module, result: Masked) -> None:
-    """Give a network the masked one's weights, and torch's own pruning masks that keep the pruned rows at zero.
-
-    Args:
-        module: The network that was pruned, or another of the same class and sizes; changed in place.
-        result: The pruning.
-    """
+    """Give a network the masked one's weights, and torch's own pruning masks that keep the pruned rows at zero."""
     bake_masks(module)
     for each in module.modules():
         drop_fills(each)

@@ -1,7 +1,5 @@
 """Take pruned neurons out for real: a narrower network that computes the same function."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools
@@ -29,9 +27,7 @@ Slices = Mapping[str, Mapping[int, Tensor]]
 class Removal:
     """What to take out of a network, and what to leave in its place.
 
-    Attributes:
-        slices: For every tensor that becomes narrower, the kept indices by dimension, int64, ascending.
-        state: The weights of the narrow network.
+    `slices` are the kept indices, int64, ascending, by dimension of every tensor that becomes narrower.
     """
 
     slices: Slices
@@ -115,13 +111,7 @@ def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Pla
 
 
 def severed(graph: Graph, state: State, masks: State) -> dict[str, Tensor]:
-    """Return the weights with nobody listening to some neurons: what readers have for them is zero.
-
-    Args:
-        graph: The network's graph.
-        state: Its weights.
-        masks: Masks of groups by name, shape (width,), False for neurons that nobody is to hear.
-    """
+    """Return the weights with nobody listening to some neurons: what readers have for them is zero."""
     changed = dict(state)
     for layer in graph.layers:
         weight = changed[layer.weight]
@@ -186,16 +176,7 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
 def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) -> nn.Module:
     """Make a dense network as narrow as a pruned one, in place, ready for the pruned weights to be loaded.
 
-    Args:
-        model: A dense network.
-        slices: For every tensor that becomes narrower, the kept indices by dimension.
-        biases: Names of biases that the pruned network has and the dense one has not.
-
-    Returns:
-        The same network.
-
-    Raises:
-        ValueError: If the network has no such tensor, or one of another size; tensor and sizes are named.
+    `biases` names those that the pruned network has and the dense one has not.
     """
     tensors = tensors_of(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -243,15 +224,8 @@ def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bo
     """Let configurations that networks are built from, as Hugging Face's are, state the widths of a narrow network.
 
     Which of their fields state them, building tells: a field follows where the class makes a network of these very
-    shapes from it.
-
-    Args:
-        model: The narrow network; its configurations are changed in place.
-        shapes: The dense network's shapes by name.
-
-    Returns:
-        False where a network's configuration cannot state its widths, which are not the same in every layer, for
-        example.
+    shapes from it. `shapes` are the dense network's. False where a configuration cannot state the widths, which are not
+    the same in every layer, for example.
     """
     found = True
     seen: set[int] = set()
@@ -351,9 +325,6 @@ class FillPruned:
     """Forward pre-hook that lets a normalisation read the mean of the kept neurons (or 0) in place of pruned ones.
 
     So a masked network normalises over kept neurons alone, as a narrow one does.
-
-    Args:
-        fill: What to read; by default what the mask of the gain says at every call.
     """
 
     def __init__(self, fill: Fill | None = None) -> None:

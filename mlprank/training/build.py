@@ -1,7 +1,5 @@
 """From a config to the objects that it asks for: trainer, module and data."""
 
-from __future__ import annotations
-
 import copy
 import signal
 import warnings
@@ -64,12 +62,7 @@ def build_parts(command: str, values: Mapping[str, Any], directory: Path | None)
 
 
 def _instantiate(parser: Parser, options: Namespace, values: Mapping[str, Any]) -> Namespace:
-    """Seed everything and build the objects of parsed options; what is out of range is told as its class tells it.
-
-    Raises:
-        ValueError: If an argument is out of range, or network and data do not fit.
-        TypeError: If it has a wrong type.
-    """
+    """Seed everything and build the objects of parsed options; what is out of range is told as its class tells it."""
     if options.seed_everything is not False:
         drawn = options.seed_everything is True
         seed_everything(None if drawn else options.seed_everything, workers=True, verbose=False)
@@ -91,11 +84,7 @@ def _instantiate(parser: Parser, options: Namespace, values: Mapping[str, Any]) 
 
 
 def check_fit(model: LightningModule, data: object) -> None:
-    """Refuse a network that does not fit the data.
-
-    Raises:
-        ValueError: If the size of the images or the number of classes differs.
-    """
+    """Refuse a network that does not fit the data."""
     network, shape = getattr(model, "model", model), getattr(data, "in_shape", None)
     features, classes = getattr(network, "in_features", None), getattr(data, "num_classes", None)
     num_classes = getattr(model, "num_classes", None)
@@ -113,11 +102,7 @@ def check_fit(model: LightningModule, data: object) -> None:
 
 
 def with_weights(model: LightningModule, path: Path) -> LightningModule:
-    """Return a module with the weights of a checkpoint: dense, masked or narrow, of the module or of its network.
-
-    Raises:
-        ValueError: If the checkpoint is of another network; layer and sizes are named.
-    """
+    """Return a module with the weights of a checkpoint: dense, masked or narrow, of the module or of its network."""
     content = read_checkpoint(path)
     state = weights_of(content, path)
     own: Any = content.get("mlprank")
@@ -148,11 +133,8 @@ def with_weights(model: LightningModule, path: Path) -> LightningModule:
 class Opened:
     """A checkpoint with what a command needs to work on it.
 
-    Attributes:
-        config: The command line, parsed.
-        options: Its options, with instances in place of classes.
-        module: The module with its weights, in evaluation mode, on the device that was asked for.
-        data: The data, set up.
+    `options` have instances in place of classes; the module is in evaluation mode, on the device that was asked for,
+    and the data is set up.
     """
 
     config: Config
@@ -188,9 +170,6 @@ def device_of(accelerator: str) -> torch.device:
     Args:
         accelerator: "cpu", "gpu", "cuda", "mps", or "auto" for the best that there is; a number chooses one: "cuda:1".
 
-    Raises:
-        OptionError: If there is no such device here.
-
     Examples:
         >>> device_of("cpu")
         device(type='cpu')
@@ -220,11 +199,7 @@ class TrialBuilder:
         self.environment: ClusterEnvironment | None = None
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Parse options and configs as `mlprank fit` does; return the whole resolved config in plain types.
-
-        Raises:
-            ValueError: If an option is unknown or has a wrong value; the text names it.
-        """
+        """Parse options and configs as `mlprank fit` does; return the whole resolved config in plain types."""
         return dict(parse("fit", arguments).values)
 
     def build(

@@ -1,7 +1,5 @@
 """Which of the options is wrong, and what would be right: found by trying each by itself, not in the parser's words."""
 
-from __future__ import annotations
-
 import collections.abc
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """What a training step on one device does not need, left out: asking who acts in it, searching for other devices."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator

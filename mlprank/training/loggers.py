@@ -1,7 +1,5 @@
 """Loggers that write into the run directory, and W&B offline where it has no account or network to ask."""
 
-from __future__ import annotations
-
 import csv
 import netrc
 import os
@@ -26,10 +24,8 @@ _DEFAULT_PLACES = (None, ".", "lightning_logs")
 class RunLogger(CSVLogger):
     """Writes `metrics.csv` into a run directory, and goes on with the one that an earlier part of the run has left.
 
-    Args:
-        run: The run directory.
-        steps: Steps that the earlier part had done at the checkpoint it goes on from; later rows are dropped.
-        logged: What its last epoch logged; what was not written any more is added.
+    Rows from `steps` on, those that the earlier part had done, are dropped; `logged` is what its last epoch logged, of
+    which what was not written any more is added.
     """
 
     def __init__(

@@ -45,9 +45,7 @@ _OF_FIT = ("trainer", "weights_only", "ckpt_path", "config")
 class Request:
     """A command line, taken apart: what is typed wins over the configs, wherever it stands.
 
-    Attributes:
-        configs: Paths of configs, or their text, in order.
-        options: Dotted options and what was typed for them, in order; None where nothing was.
+    Configs are paths or their text, options what was typed for them, None where nothing was; both in order.
     """
 
     configs: tuple[str, ...]
@@ -56,9 +54,6 @@ class Request:
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Request:
         """Take a command line apart.
-
-        Raises:
-            OptionError: If a word is not an option, or `--config` has no value.
 
         Examples:
             >>> Request.of(["--trainer.max_epochs", "1", "--config=c.yaml"])
@@ -142,13 +137,7 @@ class Config:
 class Parser:
     """The options of one command around one class of module.
 
-    Args:
-        command: The command.
-        module: The class of the module, whose options stand under `model`.
-        add_options: Adds the options of a command that works on a checkpoint; None stands for Trainer's commands.
-
-    Attributes:
-        arguments: The parser of the library.
+    `add_options` adds the options of a command that works on a checkpoint; None stands for Trainer's commands.
     """
 
     def __init__(self, command: str, module: type[LightningModule], add_options: AddOptions | None = None) -> None:
@@ -174,11 +163,7 @@ class Parser:
             arguments.add_method_arguments(Trainer, command, skip=set(_OBJECTS))
 
     def parse(self, request: Request) -> Namespace:
-        """Parse configs, then what was typed.
-
-        Raises:
-            OptionError: If an option is unknown or has a wrong value; the text names it and what would be right.
-        """
+        """Parse configs, then what was typed."""
         configs = [content for content in request.contents if content]
         arguments = [f"--config={yaml.safe_dump(config, sort_keys=False)}" for config in configs]
         arguments += [f"--{key}" if value is None else f"--{key}={value}" for key, value in request.options]
@@ -231,11 +216,6 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
         add_options: For a command that works on a checkpoint: adds its options to a parser. What a config says of the
             training is passed over then; where it has a PruningCallback, its arguments are defaults of options of the
             same names.
-
-    Raises:
-        OptionError: If an option is unknown, missing or has a wrong value; the text names it.
-        FileNotFoundError: If a config or a checkpoint does not exist.
-        ValueError: If a checkpoint cannot be used.
     """
     request = Request.of(arguments)
     base, resumed, taken, checkpoint = runs_of(request), None, None, None

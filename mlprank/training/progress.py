@@ -1,7 +1,5 @@
 """Progress that costs nothing: a bar redrawn by the clock on a terminal, a line an epoch elsewhere."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """One run of `fit`, `validate`, `test` or `predict`, from its config to its end."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import math
@@ -181,11 +179,7 @@ _COMMANDS: dict[str, Callable[[Config, Built, Path | None], None]] = {
 
 
 def write_predictions(outputs: Sequence[Tensor], path: Path) -> int:
-    """Write a row per image: its index, the most probable class and that class's probability; return their number.
-
-    Raises:
-        TypeError: If the outputs of `predict_step` are not class probabilities by batch, shape (N, num_classes).
-    """
+    """Write a row per image: its index, the most probable class and that class's probability; return their number."""
     if not all(isinstance(each, Tensor) and each.ndim == 2 for each in outputs):
         raise TypeError(
             f"predict_step returns {type(outputs[0]).__name__}; a table needs class probabilities, (N, num_classes)"

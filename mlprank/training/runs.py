@@ -1,7 +1,5 @@
 """Run directories: numbered, held by one process each, found again by their checkpoints, which are whole."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +21,7 @@ _LOCK = ".lock"
 
 
 def claim_run(base: Path) -> Path:
-    """Create the next numbered directory under `base`, such as `runs/quickstart/001`, for this run alone.
-
-    Raises:
-        OSError: If it cannot be created.
-    """
+    """Create the next numbered directory under `base`, such as `runs/quickstart/001`, for this run alone."""
     try:
         base.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(run.name) for run in numbered_runs(base)), default=0)
@@ -105,11 +99,7 @@ def run_of_config(config: Path | None, base: Path) -> Path | None:
 
 
 def find_checkpoint(base: Path, keyword: str, *, run: Path | None = None) -> Path:
-    """Find the newest run's `last` or `best` checkpoint under `base`, or that of one run.
-
-    Raises:
-        FileNotFoundError: If no run has such a checkpoint.
-    """
+    """Find the newest run's `last` or `best` checkpoint under `base`, or that of one run."""
     runs = numbered_runs(base)[::-1] if run is None else [run]
     for candidate in runs:
         found = _newest_checkpoint(candidate, f"{keyword}*.ckpt")
@@ -149,11 +139,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: If it cannot be written, e.g. because the disk is full; it names the file.
-        """
+        """Write a checkpoint."""
         try:
             with whole_file(Path(path)) as temporary:
                 torch.save(checkpoint, temporary)
@@ -166,10 +152,6 @@ def read_trained(path: Path) -> dict[str, Any]:
     """Read a checkpoint, and refuse a file that does not hold the weights of a network.
 
     Lightning brings older checkpoints up to date itself.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, would run code, holds no weights, or is of a later major version of Lightning.
     """
     content = read_checkpoint(path)
     weights_of(content, path)

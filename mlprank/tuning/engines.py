@@ -1,7 +1,5 @@
 """Which engine trains the trials: one by one, stacked, or stacks and single trials on all devices by Ray."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import math
@@ -74,13 +72,7 @@ def _obstacle(trials: Sequence[Trial]) -> str | None:
 class Unit:
     """What one actor trains at a time: one trial, or one stack of trials.
 
-    Attributes:
-        out: Directory of the results, absolute.
-        keys: The trials' keys.
-        points: Their points.
-        gpu: Whether the actor has a GPU; without one it must not use those that it sees.
-        trials_per_stack: Largest number of trials in a stack.
-        checkpoint_minutes: Time between two checkpoints of a stack.
+    Without a GPU (`gpu`), the actor must not use those that it sees. The directory `out` is absolute.
     """
 
     out: str

@@ -1,13 +1,10 @@
 """What the user asked for: `--grid.…` and `--tune.…` of command line and config, checked, and turned into trials."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,11 +14,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mlprank.grids.ray import check_ray, check_share
 from mlprank.grids.store import short_hash
 from mlprank.pruning.front import Budgets
+from mlprank.training.parser import Request as CommandLine
 from mlprank.tuning.store import Trial, format_value, trial_config, trial_key, without_places
 from mlprank.utils.errors import OptionError, did_you_mean
 
 _GRID, _TUNE = "grid", "tune"
-_CONFIG_OPTIONS = ("--config", "-c")
 Parse = Callable[[Sequence[str]], dict[str, Any]]
 
 
@@ -52,40 +49,29 @@ def read_request(argv: Sequence[str]) -> Request:
     """Take `--grid.…` and `--tune.…` out of a command line, and `grid:` and `tune:` out of its configs.
 
     What stands on the command line wins over the configs, option by option.
-
-    Raises:
-        ValueError: If a grid option has no list of values.
-        FileNotFoundError: If a config does not exist.
     """
-    arguments: list[str] = []
+    line = CommandLine.of(argv)
+    contents = [dict(content) for content in line.contents]
     grids: dict[str, Any] = {}
     tune: dict[str, Any] = {}
-    typed_grid: dict[str, Any] = {}
-    typed_tune: dict[str, Any] = {}
-    rest = list(argv)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        ours = name.startswith((f"--{_GRID}.", f"--{_TUNE}."))
-        if not ours and name not in _CONFIG_OPTIONS:
-            arguments.append(name + equals + value)
-            continue
-        if not equals:
-            if not rest:
-                raise ValueError(f"{name} needs a value")
-            value = rest.pop(0)
-        if name in _CONFIG_OPTIONS:
-            config, grid, options = _read_config(value)
-            arguments += [f"--config={config}"] if config else []
-            grids |= grid
-            tune |= options
-        elif name.startswith(f"--{_GRID}."):
-            try:
-                typed_grid[name.removeprefix(f"--{_GRID}.")] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise ValueError(f'{name}={value!r} must be a list of values, such as "[0.1, 0.01]"') from error
+    for content in contents:
+        grids |= dict(_flat(content.pop(_GRID, None) or {}))
+        tune |= content.pop(_TUNE, None) or {}
+    configs = zip(line.holding(contents).configs, contents, strict=True)
+    arguments = [f"--config={config}" for config, content in configs if content]
+    for name, value in line.options:
+        group, _, key = name.partition(".")
+        if group not in (_GRID, _TUNE) or not key:
+            arguments.append(f"--{name}" if value is None else f"--{name}={value}")
+        elif value is None:
+            raise ValueError(f"--{name} needs a value")
+        elif group == _TUNE:
+            tune[key] = value
         else:
-            typed_tune[name.removeprefix(f"--{_TUNE}.")] = value
-    grids |= typed_grid
+            try:
+                grids[key] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f'--{name}={value!r} must be a list of values, such as "[0.1, 0.01]"') from error
     for key, values in grids.items():
         if not isinstance(values, list):
             raise ValueError(f'--grid.{key}={values!r} must be a list of values, such as "[0.1, 0.01]"')
@@ -93,15 +79,11 @@ def read_request(argv: Sequence[str]) -> Request:
             raise ValueError(f"--grid.{key} is empty; give at least one value")
     if not grids:
         raise ValueError('the grid is empty; give at least one option with its values, such as --grid.lr "[0.1, 0.01]"')
-    return Request(arguments=tuple(arguments), grid=grids, tune=tune | typed_tune)
+    return Request(arguments=tuple(arguments), grid=grids, tune=tune)
 
 
 def expand(request: Request, parse: Parse) -> Grid:
-    """Parse and check every point of a grid.
-
-    Raises:
-        ValueError: If an option is unknown, a value has the wrong type or stands twice; the text names it.
-    """
+    """Parse and check every point of a grid."""
     keys = list(request.grid)
     parse = functools.cache(parse)  # the checks of single values are points of the grid too
     for key, values in request.grid.items():
@@ -128,11 +110,7 @@ def expand(request: Request, parse: Parse) -> Grid:
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted option in a resolved config; `init_args` may be left out.
-
-    Raises:
-        KeyError: If there is none.
-    """
+    """Return the value of a dotted option in a resolved config; `init_args` may be left out."""
     node: Any = config
     for word in key.split("."):
         if isinstance(node, Mapping) and word not in node and "init_args" in node:
@@ -176,22 +154,6 @@ def _nearest(key: str, request: Request, parse: Parse) -> str:
 def option(key: str, value: Any) -> str:
     """Return an option of the command line."""
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _read_config(value: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return a config for fit's parser, as a path or as text, and the grid and the options of the search within."""
-    path = Path(value)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {value}: there is no such file")
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {value} is not YAML: {error}") from error
-    if not isinstance(content, dict) or not content.keys() & {_GRID, _TUNE}:
-        return value, {}, {}
-    grid = dict(_flat(content.pop(_GRID, None) or {}))
-    tune = content.pop(_TUNE, None) or {}
-    return yaml.safe_dump(content, sort_keys=False) if content else "", grid, dict(tune)
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -304,13 +266,7 @@ class TuneOptions:
 
 
 def parse_options(given: Mapping[str, Any]) -> TuneOptions:
-    """Parse the options of the search.
-
-    Raises:
-        OptionError: If an option is unknown, missing or has the wrong type.
-        ValueError: If a value is out of range.
-        ImportError: If Ray is asked for and not installed.
-    """
+    """Parse the options of the search."""
     names = list(TuneOptions.__dataclass_fields__)
     for name in given:
         if name not in names:

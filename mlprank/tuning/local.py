@@ -4,8 +4,6 @@
 starts by running the same command again.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -33,10 +31,7 @@ _ONE_DEVICE = ("auto", None, 1, "1", -1, "-1", [0])
 class LocalEngine:
     """Trains trials one after another.
 
-    Args:
-        cli: Parser and builder.
-        options: Trainer options that override the trials', such as `accelerator`.
-        name: Recorded as the engine.
+    `options` of the Trainer override the trials', such as `accelerator`; `name` is recorded.
     """
 
     def __init__(self, cli: TrialBuilder, *, options: Mapping[str, Any] | None = None, name: str = "local") -> None:
@@ -71,16 +66,7 @@ def takes_several_devices(config: Mapping[str, Any]) -> bool:
 def train(
     cli: TrialBuilder, trial: Trial, store: Store, watcher: Watcher, *, options: Mapping[str, Any], name: str
 ) -> Outcome:
-    """Train one trial from scratch and record nothing; its best epoch's weights are in `best.ckpt` afterwards.
-
-    Args:
-        cli: Parser and builder.
-        trial: The trial.
-        store: Its directory is made there.
-        watcher: Told about every epoch.
-        options: Trainer options that override the trial's.
-        name: Recorded as the engine.
-    """
+    """Train one trial from scratch and record nothing; its best epoch's weights are in `best.ckpt` afterwards."""
     directory = store.prepare(trial)
     (directory / BEST).unlink(missing_ok=True)
     best = BEST.removesuffix(".ckpt")

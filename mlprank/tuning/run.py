@@ -1,7 +1,5 @@
 """A grid search from the command line to the winner."""
 
-from __future__ import annotations
-
 import math
 import shlex
 import shutil
@@ -22,8 +20,8 @@ from mlprank.pruning.shrink import shrink
 from mlprank.training.build import TrialBuilder, with_weights
 from mlprank.tuning.engines import choose_engine
 from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
-from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial, format_value, short_names
-from mlprank.utils.charts import Chart, compose, draw_heat_map, search_map, write_chart
+from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial, format_value
+from mlprank.utils.charts import Chart, compose, draw_heat_map, search_map, short_names, write_chart
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file, write_whole
 
@@ -38,10 +36,8 @@ Ranked = list[tuple[Trial, Outcome]]
 class Ranking:
     """What trials are ranked by.
 
-    Attributes:
-        store: Their records.
-        cut: How much is pruned, as one option of `prune` or `shrink`, such as `{"amount": 0.5}`; None ranks dense
-            networks.
+    `cut` says how much is pruned, as one option of `prune` or `shrink`, such as `{"amount": 0.5}`; None ranks dense
+    networks.
     """
 
     store: Store
@@ -146,7 +142,8 @@ def _train(
     def measured(trial: Trial, outcome: Outcome) -> None:
         if problem := ranking.measure(trial, cli):
             progress.note(f"{trial.label}: {problem}")
-        keep_best_checkpoints(grid.trials, ranking, keep=options.keep_checkpoints)
+        for worse, _ in rank(grid.trials, ranking)[options.keep_checkpoints :]:
+            (store.directory(worse.key) / BEST).unlink(missing_ok=True)
 
     progress = Progress(
         grid.trials,
@@ -170,7 +167,8 @@ def _conclude(
     grid: Grid, request: Request, ranking: Ranking, *, options: TuneOptions, cli: TrialBuilder, console: Console
 ) -> int:
     store, ranked = ranking.store, rank(grid.trials, ranking)
-    table = write_table(grid.trials, ranking)
+    names = dict(zip(grid.values, short_names(list(grid.values)), strict=True))
+    table = write_csv(store.out / "trials.csv", [row_of(trial, ranking, names) for trial in grid.trials])
     outcomes = {trial.key: outcome for trial in grid.trials if (outcome := store.outcome(trial.key)) is not None}
     picture = write_chart(_heat_map(grid, ranking), store.out / "heatmap.png")
     lines = []
@@ -247,18 +245,8 @@ def rank(trials: Sequence[Trial], ranking: Ranking) -> Ranked:
     return sorted(finite, key=lambda pair: -scores[pair[0].key])
 
 
-def keep_best_checkpoints(trials: Sequence[Trial], ranking: Ranking, *, keep: int) -> None:
-    """Delete the checkpoints of all but the best finished trials."""
-    for trial, _ in rank(trials, ranking)[keep:]:
-        (ranking.store.directory(trial.key) / BEST).unlink(missing_ok=True)
-
-
 def copy_best(best: Trial, store: Store) -> Path:
-    """Copy the best trial's checkpoint to `best.ckpt` of the directory.
-
-    Raises:
-        FileNotFoundError: If somebody took the trial's checkpoint away.
-    """
+    """Copy the best trial's checkpoint to `best.ckpt` of the directory."""
     source, target = store.directory(best.key) / BEST, store.out / BEST
     if not source.is_file():
         raise FileNotFoundError(
@@ -267,12 +255,6 @@ def copy_best(best: Trial, store: Store) -> Path:
     with whole_file(target) as temporary:
         shutil.copyfile(source, temporary)
     return target
-
-
-def write_table(trials: Sequence[Trial], ranking: Ranking) -> Path:
-    """Write `trials.csv`: a row for every trial with its point, status and metrics."""
-    names = short_names(list(trials[0].point))
-    return write_csv(ranking.store.out / "trials.csv", [row_of(trial, ranking, names) for trial in trials])
 
 
 def row_of(trial: Trial, ranking: Ranking, names: Mapping[str, str]) -> dict[str, object]:

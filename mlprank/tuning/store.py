@@ -12,15 +12,13 @@ OUT/stacks/<id>/                 a stack that is being trained: its trials and i
 ```
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +34,7 @@ from mlprank.grids.store import (
     short_hash,
     write_record,
 )
+from mlprank.utils.charts import short_names
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import locked, write_whole
 
@@ -50,10 +49,7 @@ _WITHOUT_EFFECT = ("PruningCallback", "ModelCheckpoint", "ProgressBar", "EpochLi
 class Trial:
     """One training run of a grid.
 
-    Attributes:
-        key: Hash of its whole config and seed, without paths and logger.
-        point: The grid's options and their values here.
-        config: The whole resolved config of `mlprank fit`, in plain types.
+    Its key is a hash of the whole resolved config and the seed, without paths and logger.
     """
 
     key: str
@@ -98,22 +94,16 @@ class Outcome:
         """What trials are selected by; NaN for a diverged one."""
         return float(self.metrics.get(MONITOR, math.nan))
 
+    def plain(self) -> dict[str, Any]:
+        """Return the record in plain types, NaN as None."""
+        rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in self.history]
+        return {**vars(self), MONITOR: self.score if math.isfinite(self.score) else None, "history": rows}
+
 
 def label(point: Mapping[str, Any]) -> str:
     """Return a point in a few words: the shortest endings of the options that tell them apart, and their values."""
     names = short_names(list(point))
-    return " ".join(f"{names[key]}={format_value(value)}" for key, value in point.items())
-
-
-def short_names(keys: list[str]) -> dict[str, str]:
-    """Return for every dotted option the shortest ending that no other has."""
-    names = {}
-    for key in keys:
-        words = key.split(".")
-        endings = [".".join(words[-length:]) for length in range(1, len(words) + 1)]
-        others = [other for other in keys if other != key]
-        names[key] = next(e for e in endings if e == key or not any(o == e or o.endswith("." + e) for o in others))
-    return names
+    return " ".join(f"{name}={format_value(value)}" for name, value in zip(names, point.values(), strict=True))
 
 
 def format_value(value: Any) -> str:
@@ -146,36 +136,12 @@ def without_places(value: Any) -> Any:
     return [without_places(item) for item in value] if isinstance(value, list) else value
 
 
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """Return an outcome in plain types, NaN as None."""
-    rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in outcome.history]
-    score = outcome.score if math.isfinite(outcome.score) else None
-    return {**{name: getattr(outcome, name) for name in _OUTCOME}, MONITOR: score, "history": rows}
-
-
-def outcome_from_json(record: Mapping[str, Any]) -> Outcome:
-    """Return the outcome that `outcome_to_json` wrote.
-
-    Raises:
-        KeyError: If an entry is missing.
-    """
-    rows = ({name: math.nan if value is None else value for name, value in row.items()} for row in record["history"])
-    return Outcome(**{name: record[name] for name in _OUTCOME}, history=tuple(rows))
-
-
-_OUTCOME = ("status", "best_epoch", "duration_s", "engine", "device")
-
-
 GRID, RESULT, FAILED, PRUNED = "grid.json", "result.json", "failed.json", "pruned.json"
 CONFIG, BEST, PROGRESS, STACK, LAST = "config.yaml", "best.ckpt", "progress.json", "stack.json", "last.ckpt"
 
 
 class Store:
-    """The results of one grid search.
-
-    Args:
-        out: The directory; made where it is missing.
-    """
+    """The results of one grid search."""
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
@@ -200,15 +166,17 @@ class Store:
         return Trial(key, dict(point), yaml.safe_load((self.directory(key) / CONFIG).read_text()))
 
     def outcome(self, key: str) -> Outcome | None:
-        """Return what came out of a trial, or None where it has not finished.
-
-        Raises:
-            ValueError: If the file is damaged or of another version.
-        """
+        """Return what came out of a trial, or None where it has not finished."""
         path = self.directory(key) / RESULT
         record = _read(path)
+        if record is None:
+            return None
         try:
-            return None if record is None else outcome_from_json(record)
+            known = {field.name: record[field.name] for field in fields(Outcome)}
+            rows = (
+                {name: math.nan if value is None else value for name, value in row.items()} for row in known["history"]
+            )
+            return Outcome(**{**known, "history": tuple(rows)})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again") from error
 
@@ -249,16 +217,12 @@ class Store:
             write_whole(path, json.dumps(row))
 
     def finish(self, trial: Trial, outcome: Outcome) -> bool:
-        """Record what came out of a trial, on the disk when this returns; say whether it had no record yet.
-
-        Raises:
-            OSError: If it cannot be written; it names the file.
-        """
+        """Record what came out of a trial, on the disk when this returns; say whether it had no record yet."""
         path = self.prepare(trial) / RESULT
         if path.is_file():
             return False
         record = {"key": trial.key, "point": dict(trial.point), "mlprank": version("mlprank")}
-        write_record(path, record | outcome_to_json(outcome))
+        write_record(path, record | outcome.plain())
         self.forget_failure(trial.key)
         return True
 
@@ -282,14 +246,7 @@ class Store:
         return [keys for stack in stacks if (keys := _keys_of(stack)) is not None]
 
     def check_grid(self, identity: Mapping[str, Any]) -> None:
-        """Check that this is the directory of a grid, or of none yet; more values than before extend a grid.
-
-        Args:
-            identity: `base`, hash of the config without the grid's options, and `grid`, values by option.
-
-        Raises:
-            ValueError: If the directory is that of another grid, of a later version, or holds other files.
-        """
+        """Check that this is the directory of a grid, or of none yet; more values than before extend a grid."""
         found = _read(self.out / GRID)
         if found is not None:
             _check_same(self.out, found, identity)

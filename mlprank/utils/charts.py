@@ -195,15 +195,8 @@ def draw_front(
 ) -> Drawing:
     """Draw accuracy against cost with the Pareto front and the chosen network's name, near the best accuracy.
 
-    Args:
-        points: Pruned networks.
-        looks: From `looks_of`.
-        title: Of the drawing.
-        cost: What costs are, with the unit: "file size, MB".
-        dense: Cost and accuracy of the dense network.
-        width: Pixels, or None.
-        score: What `top1` is, where it is another score.
-        percent: Whether it is a fraction that is read in percent.
+    `cost` says what costs are, with the unit, such as "file size, MB"; `dense` is cost and accuracy of the dense
+    network.
     """
     import altair as alt
 
@@ -462,10 +455,6 @@ def write_chart(chart: Chart, path: str | Path, *, dark: bool = False) -> Path:
         chart: From `compose`.
         path: Its ending says what it becomes: `.png` (twice the chart's pixels), `.svg`, `.pdf`.
         dark: Whether on dark ground.
-
-    Raises:
-        ValueError: If the ending is another.
-        OSError: If the file cannot be written.
     """
     import vl_convert
 

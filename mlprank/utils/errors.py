@@ -1,7 +1,5 @@
 """Errors as a person at a terminal reads them: one line that names the place and the nearest right word."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

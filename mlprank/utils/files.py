@@ -1,7 +1,5 @@
 """Files that are whole or absent, and locks that die with their holder."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

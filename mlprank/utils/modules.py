@@ -1,7 +1,5 @@
 """Copy somebody's modules, and run them in evaluation mode and give them back as they were."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import threading
@@ -27,10 +25,8 @@ MEASURING: ContextVar[bool] = ContextVar("MEASURING", default=False)
 def evaluating(*models: object) -> Iterator[None]:
     """Put modules in evaluation mode, and restore every submodule's own mode and the random state afterwards.
 
-    One thread at a time does so, and hooks that only observe (`mlprank.utils.hooks`) see nothing of it.
-
-    Args:
-        models: Modules; what is not an `nn.Module` (an exported program, an onnxruntime session) is passed over.
+    One thread at a time does so, and hooks that only observe (`mlprank.utils.hooks`) see nothing of it. What is not an
+    `nn.Module` (an exported program, an onnxruntime session) is passed over.
     """
     networks = [model for model in models if isinstance(model, nn.Module)]
     devices = sorted({p.device.index for network in networks for p in network.parameters() if p.device.type == "cuda"})
@@ -64,15 +60,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def sole_tensor(output: object, *, who: str) -> Tensor:
-    """Return a model's output when it is one tensor.
-
-    Args:
-        output: What the model returned.
-        who: The caller, named in the error.
-
-    Raises:
-        TypeError: If the output is anything but one tensor.
-    """
+    """Return a model's output when it is one tensor."""
     if isinstance(output, Tensor):
         return output
     raise TypeError(
@@ -82,17 +70,7 @@ def sole_tensor(output: object, *, who: str) -> Tensor:
 
 
 def check_fit(model: nn.Module, batch: Tensor, *, who: str) -> None:
-    """Run a model on a batch to see that it takes it and returns one tensor.
-
-    Args:
-        model: The model.
-        batch: One batch, shape (N, ...).
-        who: The caller, named in the error.
-
-    Raises:
-        ValueError: If the model cannot take the batch.
-        TypeError: If it returns anything but one tensor.
-    """
+    """Run a model on a batch to see that it takes it and returns one tensor."""
     try:
         with evaluating(model), torch.no_grad():
             output = model(batch)

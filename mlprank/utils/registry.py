@@ -1,19 +1,19 @@
 """Things that users name: classes by short name or dotted path, instances, and errors that say what would work."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mlprank.utils.errors import did_you_mean
 
+_Kind = TypeVar("_Kind")
 
-class Registry(dict[str, type[Any]]):
+
+class Registry(dict[str, type[Any]], Generic[_Kind]):
     """The classes of one kind by short name, open to classes of other packages.
 
     Args:
@@ -50,14 +50,14 @@ class Registry(dict[str, type[Any]]):
             cls: A class whose instances are of this kind.
 
         Raises:
-            TypeError: If `cls` is not a class, or lacks a method of the protocol.
+            TypeError: If `cls` is not a class, lacks a method of the protocol, or does not inherit from the base class.
             ValueError: If the name is empty or belongs to another class.
+
+        Examples:
+            >>> from mlprank.measures import Norm, register_measure
+            >>> register_measure("norm", Norm)  # a name keeps its class
         """
-        asked = {name for name, value in vars(self.protocol).items() if inspect.isfunction(value)}
-        lacking = [name for name in asked if (name == "__call__" or name[0] != "_") and name not in dir(cls)]
-        if not isinstance(cls, type) or lacking:
-            what = f"a class with {', '.join(lacking) or 'the methods of a ' + self.kind}"
-            raise TypeError(f'{self.kind} "{name}": {cls!r} is not {what}')
+        self._check_class(name, cls)
         if not name:
             raise ValueError(f"the name of the {self.kind} {cls.__name__} is empty; give it a short name")
         taken = self.get(name) or self.get(self.published.get(name, ("", {}))[0])
@@ -65,7 +65,18 @@ class Registry(dict[str, type[Any]]):
             raise ValueError(f'{self.kind} name "{name}" is taken by {taken.__name__}; choose another')
         self[name] = cls
 
-    def find(self, given: object, **parameters: Any) -> Any:
+    def _check_class(self, name: str, cls: Any) -> None:
+        if getattr(self.protocol, "_is_protocol", False):
+            asked = {name for name, value in vars(self.protocol).items() if inspect.isfunction(value)}
+            lacking = [name for name in asked if (name == "__call__" or name[0] != "_") and name not in dir(cls)]
+            what = f"a class with {', '.join(lacking) or 'the methods of a ' + self.kind}"
+        else:
+            lacking = [] if isinstance(cls, type) and issubclass(cls, self.protocol) else ["base"]
+            what = f"a subclass of {self.protocol.__name__}"
+        if not isinstance(cls, type) or lacking:
+            raise TypeError(f'{self.kind} "{name}": {cls!r} is not {what}')
+
+    def find(self, given: object, **parameters: Any) -> _Kind:
         """Return the instance that a user means.
 
         Args:
@@ -78,11 +89,17 @@ class Registry(dict[str, type[Any]]):
             TypeError: If it is none of these.
             ValueError: If the name is unknown, a parameter is unknown or out of its range, or parameters were given
                 beside an instance.
+
+        Examples:
+            >>> from mlprank.methods import get_method
+            >>> get_method("Global")  # the thesis's, which does not normalise
+            Global(normalise='none')
         """
         if isinstance(given, str | Mapping):
             named, parameters = self.read(given, parameters)
             if isinstance(named, str):
-                return self.build(given if isinstance(given, str) else named, self[named], parameters)
+                built: _Kind = self.build(given if isinstance(given, str) else named, self[named], parameters)
+                return built
             given = named
         if isinstance(given, type):
             given, parameters = self.build(given.__name__, given, parameters), {}
@@ -96,7 +113,8 @@ class Registry(dict[str, type[Any]]):
                 f"{self.kind}={given!r} is an instance, so the parameters {sorted(parameters)} have no place; give "
                 "them when you make it"
             )
-        return given
+        found: _Kind = given
+        return found
 
     def find_class(self, name: str) -> type[Any]:
         """Return the class of a short name or a dotted path.
@@ -104,11 +122,15 @@ class Registry(dict[str, type[Any]]):
         Raises:
             ValueError: If the name is unknown; all are listed and the nearest is named.
             TypeError: If the path leads to something else.
+
+        Examples:
+            >>> from mlprank.models import get_model
+            >>> get_model("TwoLayerMLP").__name__
+            'TwoLayerMLP'
         """
         named, _ = self.read(name)
-        found = self[named] if isinstance(named, str) else named
-        if not isinstance(found, type):
-            raise TypeError(f"{self.kind}={name!r} is not a class")
+        found: type[Any] = self[named] if isinstance(named, str) else named
+        self._check_class(name, found)
         return found
 
     def read(
@@ -173,13 +195,6 @@ class Registry(dict[str, type[Any]]):
 
 def imported(kind: str, path: str) -> Any:
     """Return what a dotted path leads to; modules in the current folder are found, too.
-
-    Args:
-        kind: What is looked up, for messages.
-        path: The path, such as ``"my_package.measures.Mine"``.
-
-    Raises:
-        ValueError: If it cannot be imported, with the reason.
 
     Examples:
         >>> imported("measure", "mlprank.measures.Norm").__name__

@@ -81,11 +81,11 @@ def test_a_grid_that_cannot_be_trained_is_refused_by_name(cli, config, options, 
 
 
 def test_a_config_that_does_not_exist_is_named():
-    with pytest.raises(FileNotFoundError, match=r"--config nowhere.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"config nowhere.yaml does not exist"):
         read_request(["--config", "nowhere.yaml"])
 
 
 def test_a_config_that_is_not_yaml_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
-    with pytest.raises(ValueError, match=r"broken.yaml is not YAML"):
+    with pytest.raises(ValueError, match=r"broken.yaml cannot be read"):
         read_request(["--config", str(tmp_path / "broken.yaml")])

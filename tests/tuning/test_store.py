@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from mlprank.grids.store import write_record
-from mlprank.tuning.store import Outcome, Store, Trial, format_value, label, short_names, trial_config, trial_key
+from mlprank.tuning.store import Outcome, Store, Trial, format_value, label, trial_config, trial_key
+from mlprank.utils.charts import short_names
 from mlprank.utils.files import BusyError, write_whole
 
 TRIAL = Trial(key="k1", point={"model.lr": 0.1}, config={"trainer": {}})
@@ -185,7 +186,7 @@ def test_open_stacks_are_those_with_a_checkpoint(tmp_path):
 
 def test_labels_use_the_shortest_endings_that_differ():
     keys = ["model.optimizer.init_args.lr", "model.lr_scheduler.init_args.lr", "seed_everything"]
-    assert short_names(keys) == {
+    assert dict(zip(keys, short_names(keys), strict=True)) == {
         keys[0]: "optimizer.init_args.lr",
         keys[1]: "lr_scheduler.init_args.lr",
         keys[2]: "seed_everything",

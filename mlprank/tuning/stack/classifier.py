@@ -1,7 +1,5 @@
 """K classifiers and their data trained as one stacked model inside an ordinary Lightning Trainer."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import defaultdict
@@ -9,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from mlprank.costs.metrics import ranks_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning.stack.network import CannotStackError, Stack
 from mlprank.tuning.store import MONITOR
@@ -33,19 +32,6 @@ def stacked_cross_entropy(
         share = label_smoothing.to(log_p).unsqueeze(1)
         picked = (1 - share) * picked + share * log_p.mean(dim=1)
     return -picked.mean(dim=1)
-
-
-def rank_of_target(scores: Float[Tensor, "K classes B"], targets: Int[Tensor, "..."]) -> Int[Tensor, "K B"]:
-    """Return how many classes are scored above the right one; 0 is a top-1 hit, below 5 a top-5 hit.
-
-    Of equal scores the lower class comes first, as in `argmax`. A sample whose scores are not finite ranks last.
-    """
-    classes = scores.shape[1]
-    index = targets.expand(len(scores), -1).unsqueeze(1)
-    own = scores.gather(1, index)
-    lower = torch.arange(classes, device=scores.device).view(1, -1, 1) < index
-    rank = ((scores > own) | ((scores == own) & lower)).sum(dim=1)
-    return torch.where(scores.isfinite().all(dim=1), rank, classes)
 
 
 _CHECKPOINT_KEY = "mlprank_stack"
@@ -150,10 +136,7 @@ class StackedClassifier(LightningModule):
         self.stack.share_gradients()
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradients of every trial by themselves."""
         if gradient_clip_val:
@@ -169,7 +152,7 @@ class StackedClassifier(LightningModule):
         images, targets = self._own(batch)
         scores = self.stack(images)
         count = targets.shape[-1]
-        rank = rank_of_target(scores, targets)
+        rank = ranks_of(targets.expand(len(scores), -1), scores)
         self._sums["val_loss"] += stacked_cross_entropy(scores, targets).to(self._sums["val_loss"]) * count
         self._sums["val_top1"] += (rank < 1).sum(dim=1)
         self._sums["val_top5"] += (rank < min(5, scores.shape[1])).sum(dim=1)
@@ -351,10 +334,6 @@ class StackedDataModule(LightningDataModule):
 
     With one data module every batch is shared by all trials; with several a batch has a leading dimension of one entry
     a data module.
-
-    Args:
-        datamodules: One for every way of shuffling, splitting and augmenting; they share what they have in memory where
-            they are copies of one another.
     """
 
     def __init__(self, datamodules: Sequence[LightningDataModule]) -> None:

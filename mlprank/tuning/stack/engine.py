@@ -1,7 +1,5 @@
 """All trials at once on one device: groups that can be stacked, in batches that fit into memory."""
 
-from __future__ import annotations
-
 import copy
 import ctypes
 import json
@@ -77,11 +75,6 @@ def check_stackable(config: Mapping[str, Any]) -> None:
             raise CannotStackError(f"trainer.callbacks: {name} may act on one trial's training, a stack trains many")
 
 
-def data_seed(config: Mapping[str, Any]) -> Any:
-    """Return the seed of a trial's data."""
-    return (config["data"].get("init_args") or {}).get("seed")
-
-
 def _frame(config: Mapping[str, Any]) -> str:
     """Return as text what must be equal in a stack."""
     plain = without_places(json.loads(json.dumps(config)))
@@ -97,11 +90,8 @@ def _frame(config: Mapping[str, Any]) -> str:
 class BatchedEngine:
     """Trains trials as stacked models; what cannot be stacked is trained by `fallback`, with the reason said.
 
-    Args:
-        fallback: Trains the others; parser, builder, Trainer options and name are its.
-        at_most: Largest number of trials in a stack; None takes as many as fit into memory.
-        checkpoint_every: Time between two checkpoints of a stack, which are written at the end of an epoch.
-        name: Recorded as the engine.
+    Parser, builder and Trainer options are those of `fallback`. Without `at_most`, a stack has as many trials as fit
+    into memory.
     """
 
     def __init__(
@@ -167,7 +157,7 @@ class BatchedEngine:
         keys, start = [trial.key for trial in trials], time.perf_counter()
         first = self._build(trials[0], store)
         models = [first.model, *(self._build(trial, store).model for trial in trials[1:])]
-        seeds = [data_seed(trial.config) for trial in trials]
+        seeds = [(trial.config["data"].get("init_args") or {}).get("seed") for trial in trials]
         distinct = list(dict.fromkeys(seeds))
         datamodules = [copy.copy(first.datamodule) for _ in distinct]
         if len(distinct) > 1:
@@ -273,7 +263,10 @@ def available_bytes(device: torch.device) -> int:
     """Return how much memory is free on a device; for the CPU within the limits of the container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [_meminfo()] if Path("/proc/meminfo").is_file() else [_BELOW_BYTES * 4]
+    free, meminfo = [_BELOW_BYTES * 4], Path("/proc/meminfo")
+    if meminfo.is_file():
+        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = [int(rows["MemAvailable"].split()[0]) * 1024]
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         free.append(int(limit.read_text()) - int(used.read_text()))
@@ -294,8 +287,3 @@ def keep_large_blocks() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_THRESHOLD, _BELOW_BYTES)) and bool(libc.mallopt(_TRIM_THRESHOLD, _BELOW_BYTES))
-
-
-def _meminfo() -> int:
-    rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(rows["MemAvailable"].split()[0]) * 1024

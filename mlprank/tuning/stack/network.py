@@ -1,7 +1,5 @@
 """K networks of one shape as one module: a template read into operations that all of them carry out together."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -203,11 +201,6 @@ class Stack(nn.Module):
 
     Parameters have a leading dimension K. Activations are feature-major, (K, features, B), so that the gradient of a
     weight comes out in the weight's own layout. Trials never meet: no value of one enters the result of another.
-
-    Args:
-        networks: The K networks, of one class and shape; their values are copied.
-        in_shape: Shape of one input sample.
-        seeds: One an own network, for dropout; 0, 1, … by default.
 
     Raises:
         CannotStackError: If the networks differ in shape or hold an operation that cannot be stacked.

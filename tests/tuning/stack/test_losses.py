@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from mlprank.tuning.stack.classifier import rank_of_target, stacked_cross_entropy
+from mlprank.costs.metrics import ranks_of
+from mlprank.tuning.stack.classifier import stacked_cross_entropy
 
 SMOOTHING = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
 
@@ -36,7 +37,7 @@ def test_the_loss_is_torchs_own(shared, smoothing, mixed):
 @pytest.mark.parametrize("top_k", [1, 5])
 def test_ranks_give_torchmetrics_accuracy(shared, top_k):
     scores, targets = scores_and_targets(shared)
-    hits = (rank_of_target(scores, targets) < top_k).double().mean(dim=1)
+    hits = (ranks_of(targets.expand(3, -1), scores) < top_k).double().mean(dim=1)
     for k in range(3):
         metric = MulticlassAccuracy(7, top_k=top_k, average="micro")
         assert hits[k].item() == pytest.approx(metric(scores[k].T, targets if shared else targets[k]).item())
@@ -45,4 +46,4 @@ def test_ranks_give_torchmetrics_accuracy(shared, top_k):
 def test_equal_scores_count_for_the_lower_class_and_nan_for_none():
     scores = torch.zeros(1, 3, 3)
     scores[0, 1, 2] = torch.nan
-    assert rank_of_target(scores, torch.tensor([0, 2, 1])).tolist() == [[0, 2, 3]]
+    assert ranks_of(torch.tensor([[0, 2, 1]]), scores).tolist() == [[0, 2, 3]]
