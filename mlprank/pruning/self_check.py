@@ -33,9 +33,12 @@ def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) 
 
     Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can
     tell: a network that lost one neuron of each group, which nobody listens to, has to give what it gave with that
-    neuron.
+    neuron, and to run in training mode where something is not used but there.
     """
-    if not any(operation(node) in _SIZED for node in graph.program.nodes):
+    program = graph.program
+    used = {program.tensors[node.name] for node in program.nodes if node.name in program.tensors and node.users}
+    unused = [name for name in state if name not in used and not name.endswith("num_batches_tracked")]
+    if not unused and not any(operation(node) in _SIZED for node in program.nodes):
         return graph
     suspects = [index for index, group in enumerate(graph.groups) if group.whole is None and group.width > 1]
     suspects.sort(key=lambda index: (graph.groups[index].written or "", index))
@@ -81,6 +84,18 @@ def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequenc
         check_agreement(masked, narrow, example.first(2), graph)
     except ValueError as error:
         return str(error).partition("; ")[0].removeprefix("the narrow network ")
+    fault = _fault_in_training(narrow, example.first(2))
+    return f"cannot be trained ({fault})" if fault and not _fault_in_training(masked, example.first(2)) else None
+
+
+def _fault_in_training(model: nn.Module, inputs: Inputs) -> str | None:
+    """Why a network cannot run in training mode, or None."""
+    with evaluating(model), torch.no_grad():
+        model.train()
+        try:
+            inputs.cloned().feed(model)
+        except (RuntimeError, ValueError, IndexError) as error:
+            return first_line(error)
     return None
 
 

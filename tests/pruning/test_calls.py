@@ -153,6 +153,28 @@ def test_neurons_that_only_training_reads_stay_whole() -> None:
     result.model.train()(draw(4, 5))
 
 
+class SideEffects(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b, self.c = kind, nn.Conv2d(2, 6, 3), nn.Conv2d(6, 8, 3), nn.Linear(8, 3)
+        self.norm, self.flat, self.bare = nn.BatchNorm2d(6), nn.Linear(6 * 16, 2), nn.Parameter(torch.ones(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.a(x).relu()
+        out = self.c(self.b(h).relu().mean((2, 3)))
+        aside = {"norm": self.norm, "flat": lambda h: self.flat(h.flatten(1)), "bare": lambda h: h * self.bare}
+        return (out, aside[self.kind](h)) if self.training else out
+
+
+@pytest.mark.parametrize("kind", ["norm", "flat", "bare"])
+def test_whatever_reads_neurons_in_training_alone_keeps_them_whole(kind: str) -> None:
+    result = prune(randomise(SideEffects(kind), seed=1), draw(9, 2, 6, 6))
+    assert result.widths["a"] == (6, 6)
+    assert "cannot be trained" in result.whole["a"]
+    assert result.widths["b"] == (8, 4)
+    assert result.model.train()(draw(4, 2, 6, 6))[1] is not None
+
+
 SEEN: list[Any] = []
 
 
