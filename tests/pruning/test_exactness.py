@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import warnings
 from dataclasses import replace
@@ -13,10 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from mlprank.artifact.pruned import load_pruned
 from mlprank.methods import Global, Local
-from mlprank.pruning.pipeline import Pruning
+from mlprank.pruning.pipeline import Pruning, prune
 from mlprank.pruning.result import PruningResult
 from tests.networks import (
     ACTIVATIONS,
@@ -215,3 +217,112 @@ def test_removed_and_masked_networks_agree_on_300_drawn_networks(
     spec: Spec, graph: str, drawn: list[dict[str, Any]]
 ) -> None:
     property_of_every_network(spec, graph, drawn)
+
+
+PIECES = (
+    "dense",
+    "mix",
+    "residual_mix",
+    "aux_linear",
+    "aux_norm",
+    "aux_bare",
+    "embed",
+    "number",
+    "size",
+    "gate",
+    "look",
+)
+
+
+class Pieced(nn.Module):
+    """A network over tokens (B, T, 4) of pieces that go by tokens, training, the batch and hooks."""
+
+    def __init__(self, pieces: list[str], num_tokens: int, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.pieces, self.layers, self.enter, self.head = pieces, nn.ModuleDict(), nn.Linear(4, 6), nn.Linear(6, 3)
+        for index, piece in enumerate(pieces):
+            made: nn.Module = nn.Linear(6, 6)
+            if piece.endswith("mix"):
+                made = nn.Linear(num_tokens, num_tokens)
+            elif piece in ("aux_linear", "embed"):
+                made = nn.Linear(6, 2)
+            elif piece == "aux_norm":
+                made = nn.LayerNorm(6)
+            elif piece == "aux_bare":
+                made = nn.ParameterDict({"bare": nn.Parameter(torch.ones(6))})
+            elif piece == "gate":  # a hook is what makes it non-linear
+                made.register_forward_hook(lambda _, __, output: output * output.sigmoid())
+            elif piece == "look":
+                made.register_forward_hook(lambda _, __, output: seen.append(output.detach().numpy()))
+            self.layers[f"{index}_{piece}"] = made
+
+    def forward(self, x: Tensor) -> Any:
+        h, aside = self.enter(x).relu(), []
+        for name, layer in self.layers.items():
+            piece = name.partition("_")[2]
+            if piece.endswith("mix"):
+                mixed = layer(h.transpose(1, 2)).transpose(1, 2)
+                h = h + mixed if piece == "residual_mix" else mixed.relu()
+            elif piece.startswith("aux"):
+                aside += [h * layer["bare"] if piece == "aux_bare" else layer(h)] if self.training else []
+            elif piece == "number":
+                h = layer(h).relu() * (len(x) / 64)
+            elif piece == "size":
+                h = layer(h).relu() / x.shape[1]
+            elif piece != "embed":
+                h = layer(h).relu()
+        return (self.head(h.mean(1)), aside) if self.training else self.head(h.mean(1))
+
+    def embed(self, x: Tensor) -> list[Tensor]:
+        return [layer(self.enter(x).relu()) for name, layer in self.layers.items() if name.endswith("embed")]
+
+
+pieces = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5)
+
+
+def property_of_pieces(pieces: list[str], num_tokens: int, compensation: str) -> None:
+    seen: list[Tensor] = []
+    network = randomise(Pieced(pieces, num_tokens, seen), seed=len(pieces))
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    draw = torch.Generator().manual_seed(1)
+    x, other = (torch.randn(size, num_tokens, 4, generator=draw) for size in (20, 7))
+    refused = ""
+    try:
+        result = prune(network, x, compensation=compensation)
+    except ValueError as error:
+        refused = str(error)
+    assert seen == []
+    assert network.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    if "number" in pieces:
+        assert "a number is taken from the batch at `h = layer(h).relu() * (len(x) / 64)`" in refused
+        return
+    if refused:  # somebody reads the only neurons there are
+        assert re.search('nothing to prune: .*"(enter|layers)', refused)
+        assert any(piece.startswith("aux") or piece == "embed" for piece in pieces)
+        return
+    assert difference(outputs(result.masked, other), outputs(result.model, other)) <= 1e-5
+    result.model.train()(other)
+    result.model.embed(other)
+
+
+drawn_pieces = given(
+    pieces=pieces, num_tokens=st.sampled_from((4, 6)), compensation=st.sampled_from(("constant", "least_squares"))
+)
+
+
+@settings(settled, max_examples=20)
+@drawn_pieces
+def test_networks_that_read_tokens_training_batches_and_hooks_are_exact_or_refused(
+    pieces: list[str], num_tokens: int, compensation: str
+) -> None:
+    property_of_pieces(pieces, num_tokens, compensation)
+
+
+@pytest.mark.slow
+@settings(settled, max_examples=100)
+@drawn_pieces
+def test_100_networks_that_read_tokens_training_batches_and_hooks_are_exact_or_refused(
+    pieces: list[str], num_tokens: int, compensation: str
+) -> None:
+    property_of_pieces(pieces, num_tokens, compensation)
