@@ -247,6 +247,8 @@ class Pruning:
             weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
         filled = weights.fills()
         fills = {norm.module: filled[norm.node] for norm in self.graph.norms if norm.node in filled}
+        if folds:  # what a neuron sends through layers along other axes depends on what these have lost
+            arriving = measure_constants(self.graph, weights.state, self.calibration, fills=filled)
         removal = plan_removal(self.graph, weights.state, weights.groups(), arriving if folds else None)
         masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
         fill_norms(masked, fills)
