@@ -1,10 +1,13 @@
 """Batches of a Lightning run outside its loops: as the network would get them, on its device and in its precision."""
 
 import copy
+import dataclasses
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, NoReturn
 
@@ -17,7 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mlprank.callbacks.run import check_every_rank_has_data, find_network, gathered, is_overridden
+from mlprank.callbacks.schedule import Amount
 from mlprank.graph.program import Inputs
+from mlprank.pruning.front import Budgets
+from mlprank.pruning.recipe import Recipe
+from mlprank.pruning.selection import check_amount
 from mlprank.utils.modules import device_of, evaluating, first_words
 from mlprank.utils.registry import imported
 
@@ -219,47 +226,112 @@ def find_inputs(given: ToInputs | str | None) -> ToInputs | None:
     return found
 
 
-def calibration_batches(
-    trainer: Trainer,
-    module: nn.Module,
-    network: str | None,
-    *,
-    num_samples: int,
-    seed: int,
-    inputs: ToInputs | None = None,
-    limit: int | None = None,
-) -> RunBatches:
-    """Return the calibration data for the network in a copy of a run's module; call it on all processes.
+@dataclass(frozen=True)
+class Settings:
+    """The choices that every pruning of a callback shares.
 
-    It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training data,
-    with the inputs that the network gets in training unless a function makes them.
+    Attributes:
+        amounts: The amounts; one network comes out for each.
+        recipe: All other choices of a pruning.
+        network: Name of the submodule to prune; None finds it out.
+        apply: "mask", "remove" or "none".
+        inputs: Makes the network's inputs of a batch; None for what it gets in training.
+        max_drop: Percentage points of validation accuracy that may be lost; the amount is then found out.
     """
-    draws = _draws(trainer)
-    data: Any = trainer.datamodule
-    loader = data.calibration_dataloader(num_samples=num_samples, seed=seed) if draws else trainer.train_dataloader
-    if not draws and isinstance(loader, (list, tuple, dict)):
-        raise TypeError(
-            "calibration: there are several training dataloaders; give the datamodule a "
-            "calibration_dataloader(num_samples, seed)"
+
+    amounts: tuple[Amount, ...]
+    recipe: Recipe
+    network: str | None
+    apply: str
+    inputs: ToInputs | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.amounts:
+            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
+        for amount in self.amounts:
+            check_amount(amount)
+        if self.apply not in ("mask", "remove", "none"):
+            raise ValueError(f'apply="{self.apply}" is unknown; choose "mask", "remove" or "none"')
+        if self.max_drop is not None:
+            Budgets(max_drop=self.max_drop)
+            if self.amounts != (Recipe().amount,):
+                raise ValueError(
+                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and "
+                    f"max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
+                )
+
+    @property
+    def num_samples(self) -> int:
+        """Number of calibration samples, over all processes."""
+        return self.recipe.num_samples or sys.maxsize
+
+    def calibration(self, trainer: Trainer, copied: nn.Module, *, limit: int | None = None) -> RunBatches:
+        """Return the calibration data for the network in a copy of a run's module; call it on all processes.
+
+        It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training
+        data, with the inputs that the network gets in training unless a function makes them.
+        """
+        draws, seed = _draws(trainer), self.recipe.seed
+        data: Any = trainer.datamodule
+        loader = trainer.train_dataloader
+        if draws:
+            loader = data.calibration_dataloader(num_samples=self.num_samples, seed=seed)
+        elif isinstance(loader, (list, tuple, dict)):
+            raise TypeError(
+                "calibration: there are several training dataloaders; give the datamodule a "
+                "calibration_dataloader(num_samples, seed)"
+            )
+        batches = RunBatches(
+            () if loader is None else loader,
+            trainer=trainer,
+            module=copied,
+            network=self.network,
+            inputs=self.inputs,
+            step=None if draws else "training_step",
+            seed=seed,
+            limit=limit,
+            alone=True,
         )
-    batches = RunBatches(
-        () if loader is None else loader,
-        trainer=trainer,
-        module=module,
-        network=network,
-        inputs=inputs,
-        step=None if draws else "training_step",
-        seed=seed,
-        limit=limit,
-        alone=True,
-    )
-    first = next(iter(batches), None)
-    size = int(first is not None)
-    if isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim()):
-        size = len(first)
-    what = f"{type(data).__name__}.calibration_dataloader" if draws else "the training data"
-    check_every_rank_has_data(trainer, size, what=what)
-    return batches
+        first = next(iter(batches), None)
+        size = int(first is not None)
+        if isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim()):
+            size = len(first)
+        what = f"{type(data).__name__}.calibration_dataloader" if draws else "the training data"
+        check_every_rank_has_data(trainer, size, what=what)
+        return batches
+
+    def labelled(
+        self, trainer: Trainer, copied: nn.Module, *, choosing: bool = False
+    ) -> tuple[RunBatches | None, str | None]:
+        """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
+
+        They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a
+        process has none with labels. Where something is chosen by the outcome, they are validation data, with or
+        without labels.
+        """
+        splits = [("test", "test_step", None if choosing else _test_loader(trainer))]
+        splits += [("validation", "validation_step", trainer.val_dataloaders)]
+        given: dict[str, Any] = {"module": copied, "network": self.network, "inputs": self.inputs}
+        for split, step, loader in splits:
+            batches = None
+            if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
+                batches = RunBatches(loader, trainer=trainer, step=step, **given)
+            first: Any = next(iter(batches or ()), ())
+            known = batches is not None and len(first) >= 2 and _labelled(first, batches.network)
+            if all(gathered(trainer, known or (choosing and len(first) > 0))):
+                return batches, split
+        return None, None
+
+    def recipe_of_rank(self, trainer: Trainer) -> Recipe:
+        """Return the recipe with the number of calibration samples that one process reads."""
+        return dataclasses.replace(self.recipe, num_samples=samples_of_rank(trainer, self.num_samples))
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a resumed run must share, as plain types."""
+        amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
+        budget = {} if self.max_drop is None else {"max_drop": self.max_drop}
+        return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts, **budget}
 
 
 def _draws(trainer: Trainer) -> bool:
@@ -274,27 +346,6 @@ def has_calibration_data(trainer: Trainer) -> bool:
 def samples_of_rank(trainer: Trainer, num_samples: int) -> int:
     """Return how many calibration samples one process reads: all of a drawn set, its share of the training data."""
     return num_samples if _draws(trainer) else -(-num_samples // trainer.world_size)
-
-
-def labelled_batches(
-    trainer: Trainer, module: nn.Module, network: str | None, *, inputs: ToInputs | None = None, choosing: bool = False
-) -> tuple[RunBatches | None, str | None]:
-    """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
-
-    They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a process
-    has none with labels. Where something is chosen by the outcome, they are validation data, with or without labels.
-    """
-    splits = [("test", "test_step", None if choosing else _test_loader(trainer))]
-    splits += [("validation", "validation_step", trainer.val_dataloaders)]
-    for split, step, loader in splits:
-        batches = None
-        if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
-            batches = RunBatches(loader, trainer=trainer, module=module, network=network, inputs=inputs, step=step)
-        first: Any = next(iter(batches or ()), ())
-        known = batches is not None and len(first) >= 2 and _labelled(first, batches.network)
-        if all(gathered(trainer, known or (choosing and len(first) > 0))):
-            return batches, split
-    return None, None
 
 
 def _test_loader(trainer: Trainer) -> Any:

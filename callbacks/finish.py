@@ -13,9 +13,9 @@ from torch import nn
 
 from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
-from mlprank.callbacks.data import has_calibration_data, samples_of_rank
+from mlprank.callbacks.data import Settings, has_calibration_data, samples_of_rank
 from mlprank.callbacks.run import check_same_masks, copied, find_network, is_lightning, summed, uncompiled
-from mlprank.callbacks.training import Settings, TrainingMasks, averaging_done, described_pruning, plain_state_dicts
+from mlprank.callbacks.training import TrainingMasks, averaging_done, described_pruning, plain_state_dicts
 from mlprank.models.classifier import ImageClassifier
 from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, scalars, write_outputs
 from mlprank.pruning.front import BudgetError

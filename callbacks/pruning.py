@@ -9,12 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from mlprank.callbacks.data import find_inputs
+from mlprank.callbacks.data import Settings, find_inputs
 from mlprank.callbacks.finish import Dense, Finish, best_path, keep_dense
 from mlprank.callbacks.run import check_writable, is_lightning, run_directory
 from mlprank.callbacks.schedule import Linear, Schedule, get_schedule, resolve_schedule
 from mlprank.callbacks.training import (
-    Settings,
     TrainingMasks,
     averaged_modules,
     described_pruning,

@@ -1,10 +1,8 @@
 """Pruning in the middle of training: masks on the live module and its averages, and state dicts without them."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,14 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from mlprank.callbacks.data import (
-    RunBatches,
-    ToInputs,
-    calibration_batches,
-    has_calibration_data,
-    labelled_batches,
-    samples_of_rank,
-)
+from mlprank.callbacks.data import Settings, has_calibration_data
 from mlprank.callbacks.run import (
     FirstStep,
     check_same_masks,
@@ -34,11 +25,8 @@ from mlprank.callbacks.schedule import Amount, Linear, Steps
 from mlprank.compensation import Regression
 from mlprank.graph.program import as_inputs
 from mlprank.graph.records import Graph
-from mlprank.pruning.front import Budgets
 from mlprank.pruning.pipeline import Pruning
-from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.refine import Refinement
-from mlprank.pruning.selection import check_amount
 from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import (
     mask_rows,
@@ -52,68 +40,6 @@ from mlprank.surgery.masks import (
 from mlprank.utils.hooks import users_hooks
 
 _CHECKED_BATCHES = 2
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The choices that every pruning of a callback shares.
-
-    Attributes:
-        amounts: The amounts; one network comes out for each.
-        recipe: All other choices of a pruning.
-        network: Name of the submodule to prune; None finds it out.
-        apply: "mask", "remove" or "none".
-        inputs: Makes the network's inputs of a batch; None for what it gets in training.
-        max_drop: Percentage points of validation accuracy that may be lost; the amount is then found out.
-    """
-
-    amounts: tuple[Amount, ...]
-    recipe: Recipe
-    network: str | None
-    apply: str
-    inputs: ToInputs | None = None
-    max_drop: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.amounts:
-            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
-        for amount in self.amounts:
-            check_amount(amount)
-        if self.apply not in ("mask", "remove", "none"):
-            raise ValueError(f'apply="{self.apply}" is unknown; choose "mask", "remove" or "none"')
-        if self.max_drop is not None:
-            Budgets(max_drop=self.max_drop)
-            if self.amounts != (Recipe().amount,):
-                raise ValueError(
-                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and "
-                    f"max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
-                )
-
-    @property
-    def num_samples(self) -> int:
-        """Number of calibration samples, over all processes."""
-        return self.recipe.num_samples or sys.maxsize
-
-    def calibration(self, trainer: Trainer, copy: nn.Module, *, limit: int | None = None) -> RunBatches:
-        """Return the calibration data for the network in a copy of the module; call it on all processes."""
-        own: dict[str, Any] = {"num_samples": self.num_samples, "seed": self.recipe.seed, "inputs": self.inputs}
-        return calibration_batches(trainer, copy, self.network, **own, limit=limit)
-
-    def labelled(
-        self, trainer: Trainer, copy: nn.Module, *, choosing: bool = False
-    ) -> tuple[RunBatches | None, str | None]:
-        """Return data to measure accuracy on and its name, or validation data to choose by, on all processes."""
-        return labelled_batches(trainer, copy, self.network, inputs=self.inputs, choosing=choosing)
-
-    def recipe_of_rank(self, trainer: Trainer) -> Recipe:
-        """Return the recipe with the number of calibration samples that one process reads."""
-        return dataclasses.replace(self.recipe, num_samples=samples_of_rank(trainer, self.num_samples))
-
-    def plain(self) -> dict[str, Any]:
-        """Return what a resumed run must share, as plain types."""
-        amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
-        budget = {} if self.max_drop is None else {"max_drop": self.max_drop}
-        return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts, **budget}
 
 
 class TrainingMasks:
