@@ -271,7 +271,11 @@ class Store:
                 keys = _keys_of(path)
                 if keys is not None and all(self.outcome(key) is not None for key in keys):
                     self.forget_stack(keys)
-            yield
+            try:
+                yield
+            finally:  # trials that have ended are trained by nobody who would clean up
+                for record in self.out.glob(f"trials/*/{RESULT}"):
+                    remove_drafts(record.parent)
 
     @contextmanager
     def training(self, key: str) -> Iterator[None]:

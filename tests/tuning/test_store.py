@@ -205,3 +205,13 @@ def test_a_trials_config_has_no_callback_that_acts_after_training():
     assert plain == {"trainer": {"callbacks": callbacks[1:], "max_epochs": 1}, "ckpt_path": None}
     assert len(config["trainer"]["callbacks"]) == 2
     assert trial_key(plain) != trial_key({**plain, "trainer": {"max_epochs": 1}})
+
+
+def test_what_a_killed_worker_left_beside_a_result_is_taken_away(tmp_path):
+    store = Store(tmp_path)
+    store.finish(TRIAL, DONE)
+    part = store.directory("k1") / ".123-progress.json"
+    with store.driving():
+        part.write_text("{")
+    assert not part.exists()
+    assert store.outcome("k1") == DONE
