@@ -78,7 +78,8 @@ def _loaded(path: Path, **options: Any) -> dict[str, Any]:
         # EINVAL is what a file that was cut off, or a wrong place in it, gives.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        raise ValueError(f"{path} is damaged or not a checkpoint ({first_line(error)}); write it again") from error
+        why = "nothing that torch.save writes looks like this" if isinstance(error, LookupError) else first_line(error)
+        raise ValueError(f"{path} is damaged or not a checkpoint ({why}); write it again") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint

@@ -27,7 +27,7 @@ def test_a_dict_of_tensors_and_plain_types_is_read(tmp_path):
     ("write", "said"),
     [
         (lambda path: None, r"checkpoint .*a\.ckpt does not exist"),
-        (lambda path: path.write_text("hello"), r"a\.ckpt is damaged"),
+        (lambda path: path.write_text("hello"), r"a\.ckpt is damaged .*nothing that torch.save writes looks like this"),
         (lambda path: path.write_bytes(b""), r"a\.ckpt is damaged"),
         (lambda path: path.write_bytes(whole()[:300]), r"a\.ckpt is damaged"),
         (lambda path: torch.save([1], path), r"a\.ckpt holds a list, not a checkpoint"),
