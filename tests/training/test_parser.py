@@ -84,9 +84,15 @@ def test_wrong_input_is_named_in_few_lines_and_leaves_nothing(
         ("trainr:\n  max_epochs: 3\n", "there is no option 'trainr.max_epochs'; did you mean 'trainer.max_epochs'?"),
         ("data:\n  class_path: DigitsDataModule\n  init_args: {batchsize: 3}\n", "did you mean 'batch_size'?"),
         ("trainer: [\n", "config wrong.yaml cannot be read: "),
+        ("trainer: !!python/object/apply:os.system [ls]\n", "could not determine a constructor for the tag"),
+        pytest.param(
+            f"trainer: {3000 * '['}{3000 * ']'}\n",
+            "config wrong.yaml cannot be read: it is nested too deeply",
+            id="deep",
+        ),
     ],
 )
-def test_a_misspelt_key_in_a_config_is_named_with_the_nearest(
+def test_what_is_wrong_with_a_config_is_named_and_the_nearest_key_offered(
     mlprank: Callable[..., Any], tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "wrong.yaml").write_text(text)
