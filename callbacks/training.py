@@ -193,9 +193,8 @@ def described_pruning(pruning: Mapping[str, Any]) -> str:
     """Say in words what an epoch has pruned, of an entry of `TrainingMasks.history`."""
     layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
     epoch, achieved = pruning["epoch"] + 1, pruning["achieved"]  # as the lines of the training count
-    return f"Epoch {epoch}: {achieved:.1%} of the neurons of the prunable layers are pruned" + f": {layers}" * bool(
-        layers
-    )
+    said = f"Epoch {epoch}: {achieved:.1%} of the neurons of the prunable layers are pruned"
+    return f"{said}: {layers}" if layers else said
 
 
 def without_new_biases(graph: Graph) -> Graph:
@@ -215,9 +214,9 @@ def plain_state_dicts(module: nn.Module) -> None:
     """
     if any(hook is _without_masks for hook in module._state_dict_hooks.values()):
         return
-    module.register_state_dict_post_hook(_without_masks)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_pre_hook(_match)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]
+    module.register_state_dict_post_hook(_without_masks)
+    module.register_load_state_dict_pre_hook(_match)
+    module.register_load_state_dict_post_hook(_refresh)
 
 
 def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

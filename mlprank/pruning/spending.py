@@ -60,9 +60,9 @@ def error_curves(
             for batch, expected in zip(batches, dense, strict=True)
             for one, other in zip(_outputs(graph, changed, batch), expected, strict=True)
         )
+        change = float(calibration.reduce(torch.tensor(change, dtype=torch.float64)))  # all processes refuse together
         if not math.isfinite(change):
             raise ValueError('method="adaptive": outputs of the network are not finite; check the calibration data')
-        change = float(calibration.reduce(torch.tensor(change, dtype=torch.float64)))
         curves[unit] = curve * (change / max(float(curve[fewest]), _UNEXPLAINED))
     return curves
 
