@@ -43,7 +43,7 @@ def own_randomness(seed: int, loader: Any) -> Iterator[None]:
     held = (getattr(holder, "generator", None) for holder in (loader, *samplers))
     states = [(each, each.get_state()) for each in {own for own in held if isinstance(own, torch.Generator)}]
     python, numpy = random.getstate(), np.random.get_state()
-    initialised = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    initialised = torch.cuda.is_initialized()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count() if initialised else 0)):
         try:
             random.seed(seed)

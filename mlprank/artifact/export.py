@@ -195,13 +195,13 @@ def _standalone(model: nn.Module) -> nn.Module:
         module._compiled_call_impl = None
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+                prune.remove(module, hook._tensor_name)
     return network
 
 
 def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
     size, batch = len(inputs), Dim("batch", min=1)
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes = ShapesCollection()
     for tensor in inputs.tensors:
         if tensor.dim() and len(tensor) == size:
             shapes[tensor] = {0: batch}

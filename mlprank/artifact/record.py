@@ -45,8 +45,8 @@ class Artifact:
         example_dtype: Its dtype, such as "float32".
         provenance: Where the network came from: calibration, source checkpoint and whatever the caller added.
         versions: Versions of the packages that wrote the file.
-        inputs: What a call of the network looks like: for every tensor its place ("0", "1", … for positional arguments,
-            else the keyword), shape, dtype, and the least and the greatest value seen.
+        inputs: What a call of the network looks like: for every tensor its place ("0", "1", … for positional
+            arguments, else the keyword), shape, dtype, and the least and the greatest value seen.
     """
 
     format: int

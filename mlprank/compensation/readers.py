@@ -194,7 +194,7 @@ def refit(state: State, readers: Sequence[Layer], kept: Tensor, targets: Targets
         own = _uncentred(own) if None in places else own
         fitted = by.refit(own, flat[:, :, mask].flatten(2))
         new = torch.zeros_like(flat)
-        new[:, :, mask] = fitted.unflatten(2, (-1, flat.shape[3])).to(weight.dtype)  # type: ignore[no-untyped-call]
+        new[:, :, mask] = fitted.unflatten(2, (-1, flat.shape[3])).to(weight.dtype)
         changed[layer.weight] = layer.kind.unflat(new, weight).contiguous()
         shift = (own.target_mean - (fitted @ own.mean[:, :, None])[:, :, 0]).flatten()
         for place in places:

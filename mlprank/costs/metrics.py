@@ -153,7 +153,7 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
     return total // len(inputs), (total - 2 * zeros.num_macs) // len(inputs)
 
 
-class _ZeroProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ZeroProducts(TorchDispatchMode):
     """Counts the multiply-accumulates with weights that are exactly zero.
 
     A weight is an operand of a matrix product that lives in a parameter, or in the plain tensor that a mask of

@@ -195,7 +195,7 @@ class ExperimentConfig:
     def _by_network(self, name: str) -> dict[str, Any]:
         given = getattr(self, name)
         if not isinstance(given, Mapping):
-            raise TypeError(f"{name}={given!r} must be a mapping by network, such as {{ThreeLayerMLP@FashionMNIST: …}}")
+            raise TypeError(f"{name}={given!r} must be a mapping by network, as {{ThreeLayerMLP@FashionMNIST: …}}")
         found: dict[str, Any] = {}
         for network, value in given.items():
             known = paired(network)

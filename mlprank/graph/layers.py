@@ -106,7 +106,7 @@ def matrix(kind: Kind, weight: Tensor) -> Float[Tensor, "n_out n_in"]:
     plain = flat[..., 0] if flat.shape[3] == 1 else flat.abs().sum(3)
     if len(plain) == 1:
         return plain[0]
-    joined: Tensor = torch.block_diag(*plain)  # type: ignore[no-untyped-call]
+    joined: Tensor = torch.block_diag(*plain)
     return joined
 
 
@@ -320,7 +320,7 @@ class Convolution:
         offsets_of = [range(0, d * k, d) for k, d in zip(self.kernel, self.dilation, strict=True)]
         offsets = torch.tensor([sum(p * s for p, s in zip(at, strides, strict=True)) for at in product(*offsets_of)])
         index = (places[:, None] + offsets).to(value.device)
-        seen = value.flatten(2)[:, :, index.flatten()].unflatten(  # type: ignore[no-untyped-call]
+        seen = value.flatten(2)[:, :, index.flatten()].unflatten(
             2, tuple(index.shape)
         )  # (n, channels, positions, kernel)
         seen = seen.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2, 4)

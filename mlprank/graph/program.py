@@ -272,8 +272,8 @@ class Fill:
         mask = kept.view(shape)
         if not self.centred:
             return value * mask.to(value.dtype)
-        split = value.unflatten(self.dim, (self.sets, -1))  # type: ignore[no-untyped-call]
-        weights = mask.unflatten(self.dim, (self.sets, -1)).to(value.dtype)  # type: ignore[no-untyped-call]
+        split = value.unflatten(self.dim, (self.sets, -1))
+        weights = mask.unflatten(self.dim, (self.sets, -1)).to(value.dtype)
         # A layer norm's mean runs along the neurons, a group norm's along their positions, too.
         along = [self.dim % value.dim() + 1]
         if self.dim % value.dim() != value.dim() - 1:

@@ -76,7 +76,7 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
 
 def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, int]]) -> ExportedProgram:
     """Trace for any number of samples; an error says what stands in the way."""
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes = ShapesCollection()
     size = len(inputs)
     for number, tensor in enumerate(inputs.tensors):
         dims = {dim: Dim.AUTO for index, dim in varying if index == number and dim < tensor.dim()}
@@ -99,7 +99,7 @@ def export_program(model: nn.Module, inputs: Inputs, shapes: ShapesCollection) -
     with LOCK, warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         kwargs = dict(inputs.kwargs)
-        dynamic = shapes.dynamic_shapes(model, inputs.args, kwargs)  # type: ignore[no-untyped-call]
+        dynamic = shapes.dynamic_shapes(model, inputs.args, kwargs)
         return torch.export.export(model, inputs.args, kwargs, dynamic_shapes=dynamic, strict=False)
 
 

@@ -59,7 +59,7 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
 
     started = start_ray(address)
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         has_cpus, has_gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
         share = (1.0 if has_gpus >= 1 else 0.0) if gpus is None else gpus
         slots = min(has_cpus // cpus, has_gpus // share if share else float("inf"))

@@ -183,7 +183,7 @@ def _train(
                 "gradient (its forward runs without autograd); leave out refine"
             )
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         if ranks > 1:
             _average(parameters, calibration, ranks)
         optimizer.step()

@@ -100,7 +100,7 @@ def _along(axis: Axis, of_groups: Mapping[int, Tensor]) -> Tensor:
 def _per_neuron(values: Tensor, axis: Axis, index: int) -> Tensor:
     """The sum of the values along an axis that every neuron of a group has."""
     parts = [
-        values[start : start + each.size].unflatten(0, (each.width, each.block)).sum(1)  # type: ignore[no-untyped-call]
+        values[start : start + each.size].unflatten(0, (each.width, each.block)).sum(1)
         if each.block > 1
         else values[start : start + each.size]
         for start, each in pieces(axis, index)

@@ -115,9 +115,9 @@ def _markdown(content: Content, pictures: Sequence[Path]) -> str:
                 shown.append(markdown_table(table))
         if shown and kind in ("claims", "differences"):
             shown.append(
-                "Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark differences "
-                f"of at least {100 * content.smallest_effect:g} points that are significant after Holm's correction "
-                "over their table."
+                "Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark "
+                f"differences of at least {100 * content.smallest_effect:g} points that are significant after "
+                "Holm's correction over their table."
             )
         blocks += [f"## {heading}", *shown] if shown else []
     return "\n\n".join(blocks) + "\n"

@@ -221,7 +221,7 @@ def _places(module: nn.Module, parameter: nn.Parameter | None) -> list[tuple[nn.
 def _mask(owner: nn.Module, name: str) -> None:
     """Put a mask of ones on a parameter."""
     with _ordered(owner):
-        prune.custom_from_mask(owner, name, torch.ones_like(owner.get_parameter(name)))  # type: ignore[no-untyped-call]
+        prune.custom_from_mask(owner, name, torch.ones_like(owner.get_parameter(name)))
     _make_copyable(owner)
     if isinstance(owner, NORMS) and name == "weight":
         drop_fills(owner)
@@ -234,7 +234,7 @@ def _unmask(owner: nn.Module, name: str) -> None:
         if isinstance(hook, FillPruned) and name == "weight":
             hook.fill = hook.of(owner)
     with _ordered(owner):
-        prune.remove(owner, name)  # type: ignore[no-untyped-call]
+        prune.remove(owner, name)
     if not list(_masked_names(owner)):
         owner.__dict__.pop("__deepcopy__", None)
 

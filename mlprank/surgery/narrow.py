@@ -69,7 +69,7 @@ def removable_neurons(
                         entries = entries & seen.uniform.cpu() & (value == expected.setdefault(place, value))
                 for start, segment in pieces(layer.read, index):
                     part = entries[start : start + segment.size]
-                    fits &= part.unflatten(0, (segment.width, segment.block)).all(1)  # type: ignore[no-untyped-call]
+                    fits &= part.unflatten(0, (segment.width, segment.block)).all(1)
         removable[group.name] = fits
     return removable
 

@@ -231,7 +231,8 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
             fitted = [load_config(str(beside))]
         request, taken = with_checkpoint(request, checkpoint, content, whole=command == "fit")
     module, request = choose_module(request)
-    parser = Parser(command, module, add_options) if add_options else trainer_parser(command, module)  # type: ignore[arg-type]
+    shared: Any = trainer_parser  # mypy does not know that classes can be hashed
+    parser: Parser = Parser(command, module, add_options) if add_options else shared(command, module)
     if request.asks_help:
         print(full_help(parser.arguments), end="")
         raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""What the user asked for: `--grid.…` and `--tune.…` of command line and config, checked, and turned into trials."""
+"""What the user asked for: `--grid.…` and `--tune.…` of command line and config, checked and turned into trials."""
 
 import functools
 import itertools

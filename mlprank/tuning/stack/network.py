@@ -82,7 +82,7 @@ def trace(network: nn.Module, in_shape: tuple[int, ...]) -> Plan:
     dtype = next((p.dtype for p in template.parameters()), torch.float32)
     example = torch.zeros(_EXAMPLES, *in_shape, dtype=dtype)
     try:
-        program = export_program(template, Inputs((example,), {}), ShapesCollection())  # type: ignore[no-untyped-call]
+        program = export_program(template, Inputs((example,), {}), ShapesCollection())
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CannotStackError(f"{type(network).__name__} cannot be traced by torch.export: {first}") from error
