@@ -145,6 +145,13 @@ class Program:
         return {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
 
     @cached_property
+    def in_spec(self) -> pytree.TreeSpec:
+        """The structure of a call; torch makes a new class of named tuples whenever it is asked."""
+        spec: pytree.TreeSpec | None = self.exported.call_spec.in_spec
+        assert spec is not None
+        return spec
+
+    @cached_property
     def buffers(self) -> frozenset[str]:
         """Placeholders that are buffers."""
         return frozenset(self.exported.graph_signature.inputs_to_buffers)
@@ -176,8 +183,7 @@ class Program:
         return Run(self, state, self._placeholders(inputs))
 
     def _placeholders(self, inputs: Inputs) -> dict[str, Any]:
-        spec = self.exported.call_spec.in_spec
-        assert spec is not None
+        spec = self.in_spec
         given: Any = (inputs.args, {key: inputs.kwargs[key] for key in _keyword_order(spec) if key in inputs.kwargs})
         leaves, found = pytree.tree_flatten(given)
         wanted = [each.arg for each in self.exported.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]

@@ -130,6 +130,7 @@ class FrontPoint:
     Attributes:
         amount: What was removed, as a share of what is counted.
         widths: Neurons of every layer that may be pruned.
+        refined: Whether it has been refined, as what is chosen is where refinement is asked for; not its candidates.
         num_parameters: Its parameters.
         flops: FLOPs of a sample.
         size_bytes: Size of the file of its weights.
@@ -142,6 +143,7 @@ class FrontPoint:
 
     amount: float
     widths: Mapping[str, int]
+    refined: bool
     num_parameters: int
     flops: int
     size_bytes: int
@@ -208,6 +210,7 @@ class Front:
                 "keeps": point.keeps,
                 "chosen": point is self.best_point,
                 "seconds": round(point.seconds, 3),
+                "refined": point.refined,
                 "widths": "-".join(map(str, point.widths.values())),
             }
             for point in (self.dense, *self.points)
@@ -261,8 +264,9 @@ class Front:
 
     def _table(self) -> list[list[str]]:
         """The header, and a row for the dense network and every one that was tried."""
-        latency = self.dense.latency_s is not None
-        rows = [["", "removed", "parameters", "FLOPs", "file", *["latency"] * latency, self.score, "drop", ""]]
+        latency, refined = self.dense.latency_s is not None, any(point.refined for point in self.points)
+        head = ["", "removed", "parameters", "FLOPs", "file", *["latency"] * latency, *[""] * refined]
+        rows = [[*head, self.score, "drop", ""]]
         for point in (self.dense, *self.points):
             dense = point is self.dense
             rows.append(
@@ -273,6 +277,7 @@ class Front:
                     f"{point.flops:,}",
                     format_count("max_bytes", point.size_bytes),
                     *[format_count("max_latency", point.latency_s or math.nan)] * latency,
+                    *["refined" if point.refined else ""] * refined,
                     self._shown(point.score),
                     f"{point.drop:.{2 if self.in_percent else 4}f}",
                     "" if dense else "keeps the budgets" if point.keeps else "does not",

@@ -54,10 +54,11 @@ class MaskedWeights:
         removable: Mapping[str, Tensor],
         norms: Norms,
         calibration: Calibration,
+        known: PooledMoments,
     ) -> None:
         self.graph, self.state, self.recipe, self.selection = graph, state, recipe, selection
         self.compensation = get_compensation(recipe.compensation)
-        self.removable, self.norms, self.calibration = removable, norms, calibration
+        self.removable, self.norms, self.calibration, self.known = removable, norms, calibration, known
         self.units: dict[str, Tensor] = {}
         self.held_back: dict[str, int] = {}
         self.by_channel: list[str] = []
@@ -111,6 +112,8 @@ class MaskedWeights:
         fills = self.fills()
         if not views:
             return {}
+        if self.state is self.passes.dense and not fills and all(view in self.known for view in views):
+            return self.known
         if not isinstance(self.compensation, Regression):
             return measure_moments(self.graph, self.state, self.calibration, views, fills=fills)
         sums = MomentSums(views)

@@ -239,6 +239,7 @@ class Pruning:
             removable=removable_neurons(self.graph, arriving, folds=folds),
             norms=self.norms(chain=recipe.chain),
             calibration=self.calibration,
+            known=self._known_moments,
         )
         amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
         if recipe.scores_on_pruned:
@@ -276,7 +277,7 @@ class Pruning:
             units={layer.name: layer.kind.unit for layer in self.graph.layers},
             notes=self._notes(weights.by_channel, follows=follows),
         )
-        return self._refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
+        return self.refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
 
     def selection(self, recipe: Recipe) -> Selection:
         """What a recipe may prune, and how much of it; an adaptive method has spent its budget there."""
@@ -332,8 +333,8 @@ class Pruning:
             )
         return self._known_costs[kind]
 
-    def _refined(self, result: PruningResult, by: Refinement, on_step: OnStep | None) -> PruningResult:
-        """Refine the narrow network, and give the masked one the same changes."""
+    def refined(self, result: PruningResult, by: Refinement, on_step: OnStep | None = None) -> PruningResult:
+        """Refine a pruning of this network: train the narrow network, and give the masked one the same changes."""
         refined, losses = refine(result.model, self.model, self.calibration, by=by, on_step=on_step)
         before, after, masked = (network_state(each) for each in (result.model, refined, result.masked))
         for norm in {norm.weight: norm for norm in self.graph.norms}.values():
@@ -342,6 +343,7 @@ class Pruning:
             before[norm.weight], after[norm.weight] = before[norm.weight] * factor, after[norm.weight] * factor
         return replace(
             result,
+            recipe=replace(result.recipe, refine=by),
             model=refined,
             masked=with_state(result.masked, lifted(masked, before, after, result.slices)),
             losses=losses,

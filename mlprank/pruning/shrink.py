@@ -238,20 +238,24 @@ class _Search:
     scoring: _Scoring
     batch_size: int
     progress: Callable[[Progress], None] | None
-    by_widths: dict[tuple[int, ...], _Tried] = field(default_factory=dict)
+    made: dict[tuple[int, ...], _Tried] = field(default_factory=dict)
     expected: float = 8.0
     dense_s: float = 0.0
 
     @property
     def tried(self) -> list[_Tried]:
         """Every network so far."""
-        return list(self.by_widths.values())
+        return list(self.made.values())
 
     def run(self) -> Front:
         self.method = get_method(self.pruning.recipe.method)
         self.count = self.method.count if isinstance(self.method, Adaptive) else "neurons"
+        by = self.pruning.recipe.refine
+        self.refinement = by if isinstance(by, Refinement) else None
+        self.refines = self.refinement is not None
+        self.candidates: dict[float, FrontPoint] = {}
         self._tell("the dense network")
-        self.dense = self._dense()
+        self.dense = self._point(self.pruning.model, 0.0, time.perf_counter(), widths={})
         self.limits = {name: self.budgets.limit(name, dense=self.dense.size(name)) for name in self.budgets.sizes}
         if self.budgets.max_drop is None and all(self.dense.size(name) <= limit for name, limit in self.limits.items()):
             raise ValueError(
@@ -268,25 +272,15 @@ class _Search:
             return replace(self._front(*_smallest(kept)), interrupted=True)
 
     def _by_drop(self) -> Front:
-        """Halve what is left until too much is lost, then close in on the smallest network that keeps the budget."""
-        kept, lost, share = 1.0, 0.0, 0.5
-        for _ in range(_MOST_CANDIDATES):
-            point, _ = self._try(share)
-            if point.drop <= self._max_drop:
-                kept = share
-            else:
-                lost = share
-            if lost == 0:
-                if share <= self.least:
-                    break
-                share = max(self.least, share / 2)
-            elif kept / lost <= _CLOSE_ENOUGH:
-                break
-            else:
-                share = math.sqrt(kept * lost)
-            halvings = math.log2(math.log(kept / lost) / math.log(_CLOSE_ENOUGH)) if lost else 5
-            self.expected = len(self.tried) + max(0.0, math.ceil(halvings))
-        losing_little = [pair for pair in self.tried if pair[0].drop <= self._max_drop]
+        """Find a candidate by halving, and make it; how much it loses then says how much candidates may lose."""
+        share, allowed, made = self._narrowest(), self._max_drop, list[float]()
+        losing_little: list[_Tried] = []
+        while share not in made and len(made) < (2 if losing_little else 6):
+            made.append(share)
+            tried = self._try(share, refined=self.refines)
+            losing_little += [tried] if tried[0].drop <= self._max_drop else []
+            allowed *= min(max(self._max_drop / tried[0].drop, 0.5), 2.0) if tried[0].drop > 0 else 2.0
+            share = self._foretold(allowed) if self.refines else share
         if not losing_little:
             nearest = min(self.tried, key=lambda pair: pair[0].drop)
             raise BudgetError(
@@ -308,6 +302,32 @@ class _Search:
             + (f", or max_drop={_up(smaller[0].drop):g}" if smaller else ""),
             self._front(point, result),
         )
+
+    def _narrowest(self) -> float:
+        """The smallest candidate that loses little enough: halve until too much is lost, then close in."""
+        kept, lost, share = 1.0, 0.0, 0.5
+        for _ in range(_MOST_CANDIDATES):
+            self.candidates[share], _ = self._try(share, refined=False)
+            if self.candidates[share].drop <= self._max_drop:
+                kept = share
+            else:
+                lost = share
+            if share <= self.least or (lost and kept / lost <= _CLOSE_ENOUGH):
+                break
+            share = math.sqrt(kept * lost) if lost else max(self.least, share / 2)
+            halvings = math.log2(math.log(kept / lost) / math.log(_CLOSE_ENOUGH)) if lost else 5
+            self.expected = len(self.tried) + max(0.0, math.ceil(halvings)) + 2 * self.refines
+        return kept if kept < 1 else max(self.candidates)
+
+    def _foretold(self, allowed: float) -> float:
+        """The share at which candidates would lose so much, if drops are a power of shares between two of them."""
+        kept = min((share for share, point in self.candidates.items() if point.drop <= allowed), default=1.0)
+        losing = [share for share, point in self.candidates.items() if point.drop > allowed and share < kept]
+        if not losing:
+            return kept
+        low = max(self.candidates[kept].drop if kept in self.candidates else 0.0, allowed / 10, 1e-9)
+        part = math.log(allowed / low) / math.log(self.candidates[max(losing)].drop / low)
+        return float(kept * (max(losing) / kept) ** max(part, 0.0))
 
     @property
     def _max_drop(self) -> float:
@@ -331,10 +351,10 @@ class _Search:
         share = self._share_in_sizes()
         for attempt in range(1, 7):
             share = min(1.0, max(share, self.least))
-            point, result = self._try(share)
+            point, _ = self._try(share)
             over = max(point.size(name) / limit for name, limit in self.limits.items())
             if over <= 1:
-                return point, result
+                return self._try(share, refined=self.refines)
             if share <= self.least:
                 return None
             share *= (0.99 / over) ** attempt  # faster where the costs foretell too little
@@ -374,73 +394,78 @@ class _Search:
         costs = self._costs(self.count)
         return min(1.0, costs.total(fewest) / costs.total(self._full) * (1 + 1e-9) + 1e-12)
 
+    @staticmethod
+    def _amount(share: float) -> float:
+        return min(max(0.0, 1 - share), 1 - 1e-9)
+
     def _recipe(self, share: float) -> Recipe:
-        return replace(self.pruning.recipe, amount=min(max(0.0, 1 - share), 1 - 1e-9))
+        return replace(self.pruning.recipe, amount=self._amount(share))
 
     def _widths(self, share: float) -> dict[str, int]:
         amounts = self.pruning.selection(self._recipe(share)).amounts
         return {unit: max(1, round((1 - amounts[unit]) * width)) for unit, width in self._full.items()}
 
-    def _try(self, share: float) -> _Tried:
-        """Prune and score a network; one of the same widths is not made twice."""
-        widths = tuple(self._widths(share).values())
-        if widths not in self.by_widths:
-            self.by_widths[widths] = self._made(share)
+    def _try(self, share: float, *, refined: bool = False) -> _Tried:
+        """Prune and score a network; one of the same widths is not made twice in the same way."""
+        key = (refined, *self._widths(share).values())
+        if key not in self.made:
+            candidate = self._try(share) if refined else None
+            self._tell(part=0.0)
+            self.made[key] = self._prune(share) if candidate is None else self._refine(*candidate)
             self._tell()
-        return self.by_widths[widths]
+        return self.made[key]
 
-    def _made(self, share: float) -> _Tried:
-        started, recipe = time.perf_counter(), self._recipe(share)
+    def _prune(self, share: float) -> _Tried:
+        started, recipe = time.perf_counter(), replace(self._recipe(share), refine=0)
+        result = self.pruning.run(recipe)
+        widths = {name: int(mask.sum()) for name, mask in result.masks.items()}
+        return self._point(result.model, self._amount(share), started, widths=widths), result
 
+    def _refine(self, point: FrontPoint, candidate: PruningResult) -> _Tried:
         def on_step(done: int, total: int) -> None:
             if done % 25 == 0 or done == total:
-                self._tell(part=0.2 + 0.7 * done / total)
+                self._tell(part=0.9 * done / total)
 
-        self._tell(part=0.0)
-        result = self.pruning.run(recipe, on_step=on_step)
-        score = self.scoring(result.model)
+        assert self.refinement is not None
+        started = time.perf_counter()
+        result = self.pruning.refined(candidate, self.refinement, on_step)
+        score = self._score(result.model, "a pruned")
+        seconds = point.seconds + time.perf_counter() - started
+        return self._judged(replace(point, score=score, refined=True, seconds=seconds)), result
+
+    def _score(self, network: nn.Module, which: str) -> float:
+        score = self.scoring(network)
         if not math.isfinite(score):
-            raise ValueError(f"score: {self.scoring.name} is {score} for a pruned network; it must be a finite number")
-        widths = {name: int(mask.sum()) for name, mask in result.masks.items()}
-        return self._point(result.model, score, recipe.amount, started, widths=widths), result
+            raise ValueError(
+                f"score: {self.scoring.name} is {score} for {which} network, which no budget can be held against; "
+                "it must be a finite number"
+            )
+        return score
 
-    def _point(
-        self,
-        model: nn.Module,
-        score: float,
-        amount: Any,
-        started: float,
-        *,
-        widths: Mapping[str, int],
-        dense: bool = False,
-    ) -> FrontPoint:
+    def _point(self, model: nn.Module, amount: float, started: float, *, widths: Mapping[str, int]) -> FrontPoint:
+        """What a network costs; the dense one, which has no widths, keeps all budgets."""
+        score = self._score(model, "a pruned" if widths else "the dense")
         metrics = measure_model(model, self.pruning.calibration.example.first(1))
-        seconds = self._latency(model) if self.budgets.max_latency is not None else None
-        drop = 0.0 if dense else (100 if self.scoring.function is None else 1) * (self.dense.score - score)
         point = FrontPoint(
-            amount=float(amount),
+            amount=amount,
             widths=dict(widths),
+            refined=False,
             num_parameters=metrics.num_parameters,
             flops=metrics.flops,
             size_bytes=metrics.size_bytes,
-            latency_s=seconds,
+            latency_s=self._latency(model) if self.budgets.max_latency is not None else None,
             score=score,
-            drop=drop,
-            keeps=False,
+            drop=0.0,
+            keeps=True,
             seconds=time.perf_counter() - started,
         )
-        fits = dense or all(point.size(name) <= limit for name, limit in self.limits.items())
-        return replace(point, keeps=fits and drop <= self._max_drop)
+        return self._judged(point) if widths else point
 
-    def _dense(self) -> FrontPoint:
-        started = time.perf_counter()
-        score = self.scoring(self.pruning.model)
-        if not math.isfinite(score):
-            raise ValueError(
-                f"score: {self.scoring.name} is {score} for the dense network, which no budget can be held against; "
-                "it must be a finite number"
-            )
-        return self._point(self.pruning.model, score, 0.0, started, widths={}, dense=True)
+    def _judged(self, point: FrontPoint) -> FrontPoint:
+        """The point with what it loses, and whether it keeps the budgets."""
+        drop = (100 if self.scoring.function is None else 1) * (self.dense.score - point.score)
+        fits = all(point.size(name) <= limit for name, limit in self.limits.items())
+        return replace(point, drop=drop, keeps=fits and drop <= self._max_drop)
 
     def _latency(self, model: nn.Module) -> float:
         """Seconds of a batch, as a share of the dense network's at the same moment times what that took first."""
@@ -485,7 +510,7 @@ class _Search:
 
 
 def _smallest(pairs: list[_Tried]) -> _Tried:
-    return max(pairs, key=lambda pair: pair[0].amount)
+    return max(pairs, key=lambda pair: (pair[0].refined, pair[0].amount))
 
 
 def _up(drop: float) -> float:

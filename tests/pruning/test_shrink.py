@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import mlprank
 from mlprank.models import MLP
 from mlprank.pruning import pipeline
+from mlprank.pruning.refine import Refinement
 from mlprank.pruning.shrink import BudgetError, Front, Progress, shrink
 from tests.networks import difference, outputs
 
@@ -253,8 +254,35 @@ def test_after_an_interruption_the_best_so_far_is_kept():
     front = search(max_drop=1.0, refine=50, progress=impatient)
     assert front.interrupted
     assert front.best_point.drop <= 1.0
-    assert len(front.points) == 2
+    assert len(front.points) == 3
     assert "interrupted: the best so far" in str(front)
+
+
+def test_an_interruption_while_it_is_refined_keeps_the_candidate():
+    def impatient(progress: Progress) -> None:
+        if progress.done % 1:
+            raise KeyboardInterrupt
+
+    front = search(max_drop=1.0, refine=50, progress=impatient)
+    assert front.interrupted
+    assert not front.best_point.refined
+    assert front.best.recipe.refine == 0
+
+
+def test_few_candidates_are_refined_and_what_is_chosen_is_one_of_them():
+    front = search(max_drop=1.0, refine=50)
+    refined = [point for point in front.points if point.refined]
+    assert 1 <= len(refined) <= 2
+    assert front.best_point in refined
+    assert front.best.recipe.refine == Refinement(steps=50)
+
+
+def test_a_refined_candidate_is_what_pruning_with_refinement_gives():
+    model, x, _ = problem()
+    front = search(max_drop=1.0, refine=50)
+    once = mlprank.prune(model, x[:300], front.best.recipe)
+    assert once.widths == front.best.widths
+    assert difference(outputs(once.model, x), outputs(front.best.model, x)) < 1e-5
 
 
 def test_an_interruption_before_anything_was_found_is_one():
