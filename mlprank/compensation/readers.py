@@ -15,9 +15,9 @@ from mlprank.graph.records import Graph, Layer, State
 MAX_SEEN = 8192
 """Readers that see more entries of what is kept are mended by one coefficient a channel."""
 _ROWS_PER_ENTRY = 8
-_MANY_ROWS = 1 << 17
-_MULTIPLICATIONS = 10**11
-"""Positions are sampled: at least 8 rows for every entry that is seen, and where that is cheap 131,072."""
+_MANY_ROWS = 1 << 16
+_MULTIPLICATIONS = 25 * 10**9
+"""Positions are sampled: at least 8 rows for every entry that is seen, and where that is cheap 65,536."""
 _MAX_BYTES = 2 << 30
 
 

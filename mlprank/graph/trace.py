@@ -26,6 +26,8 @@ from mlprank.utils.modules import LOCK, config_of, evaluating, shell
 
 _CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 _NO_NUMBERS = "take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python numbers"
+_COMPARED = 16
+"""So many samples of a batch show whether a program made of two has lost something of the network."""
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
@@ -68,7 +70,8 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
                         f"model: the forward of {type(model).__name__} works for batches of {size} only; write it "
                         "for any batch size"
                     )
-        _compare(model, graph.program, inputs, lambda: _written_numbers(model, inputs, exported, varying))
+        some = inputs.first(_COMPARED)
+        _compare(model, graph.program, some, lambda: _written_numbers(model, some, exported, varying))
     if not graph.layers:
         raise ValueError(f"model: {type(model).__name__} has nothing to prune: {describe_whole(graph.whole())}")
     return graph
@@ -154,7 +157,7 @@ def short(inputs: Inputs) -> Inputs:
 
 
 def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Callable[[], str]) -> None:
-    """See that the program gives what the network does on a batch of real size.
+    """See that the program gives what the network does on more samples than it was made of.
 
     Raises:
         ValueError: If it does not; the line is named at which a number is taken from the batch.
