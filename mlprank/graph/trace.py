@@ -26,8 +26,8 @@ from mlprank.utils.modules import LOCK, config_of, evaluating, shell
 
 _CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 _NO_NUMBERS = "take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python numbers"
-_COMPARED = 16
-"""So many samples of a batch show whether a program made of two has lost something of the network."""
+_COMPARED = 3
+"""So many samples show whether a program made of two holds a number that was taken from the batch."""
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
