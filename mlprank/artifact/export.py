@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from mlprank.artifact.record import describe_inputs
 from mlprank.graph.program import Inputs
 from mlprank.graph.trace import export_program
+from mlprank.utils.errors import check_choice
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import evaluating, first_words
 
@@ -112,27 +113,25 @@ def export_model(
     *,
     metadata: Mapping[str, object] | None = None,
 ) -> Exported:
-    """Write a model to one file that needs none of this package to run.
+    """Write a model, which is left as it was, to one file that needs none of this package to run.
 
     ONNX and pt2 files take any batch size, run in evaluation mode on the CPU, and are checked on two other batch sizes
-    than the example's. Masks of `torch.nn.utils.prune` are made permanent in the file.
+    than the example's. Masks of `torch.nn.utils.prune` are made permanent in the file. An existing file is replaced,
+    and only by a whole one.
 
     Args:
-        model: Any network; left as it was.
+        model: Any network.
         example: One call of it with at least one sample: a tensor (N, ...), a tuple of arguments, a dict of keyword
             arguments, or what has `args` and `kwargs`. Tensors that share the first one's number of samples get a free
             batch axis.
-        path: The file; missing directories are made. An existing file is replaced, and only by a whole one.
+        path: The file.
         format: "onnx" (needs the extra `export`), "safetensors" or "pt2" (read by `torch.export.load`).
-        metadata: How the model is built and what its inputs mean, plain types. safetensors and ONNX files hold it as
-            strings of JSON; pt2 files do not. Shape, dtype and range of the inputs are added from the example.
-
-    Returns:
-        What was written.
+        metadata: How the model is built and what its inputs mean, plain types; safetensors and ONNX files hold it as
+            strings of JSON. Shape, dtype and range of the inputs are added from the example.
 
     Raises:
-        ValueError: If the format is unknown, `example` holds no sample or does not fit the model, the model fixes its
-            batch size or cannot be traced, or the file computes something else than the model.
+        ValueError: If `example` holds no sample or does not fit the model, the model fixes its batch size or cannot be
+            traced, or the file computes something else than the model.
         TypeError: If the example is not a call, or the model returns no tensor.
         ImportError: If a package that ONNX needs is missing.
         OSError: If the file cannot be written, as on a full disk; it is named.
@@ -170,8 +169,7 @@ def _check_fit(network: nn.Module, inputs: Inputs) -> None:
 
 def check_format(format: str) -> None:  # noqa: A002
     """Raise a ValueError for an unknown format, and an ImportError where a package that it needs is missing."""
-    if format not in FORMATS:
-        raise ValueError(f"export: format={format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    check_choice("export: format", format, FORMATS)
     if format == "onnx":
         require_onnx()
 

@@ -5,7 +5,6 @@ digest over weights and record. It is read with `torch.load(weights_only=True)`,
 refused, and everything in it is checked before anything is built.
 """
 
-import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,22 +17,10 @@ from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import DIGEST, digest_of, read_checkpoint
 from mlprank.artifact.record import FORMAT, Artifact, checked, is_plain, record_of, remember, versions
-from mlprank.artifact.spec import build_model, describe_model, resolve_class
+from mlprank.artifact.spec import build_model, construct, describe_model, resolve_class
 from mlprank.surgery.narrow import narrow, with_state
-from mlprank.utils.errors import first_line
+from mlprank.utils.errors import FAILURES, first_line
 from mlprank.utils.files import whole_file, write_whole
-
-_BUILD_ERRORS = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    MemoryError,
-    AssertionError,
-)
-"""What constructors raise for arguments that they cannot take."""
 
 
 def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
@@ -45,9 +32,6 @@ def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
         model: A narrow network, or a module around one.
         path: The file, `pruned.ckpt` by custom.
         **provenance: Further plain values that say where the network came from.
-
-    Returns:
-        The path.
 
     Raises:
         ValueError: If the network was never pruned, or its layers have been changed since.
@@ -108,33 +92,29 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def describe_network(model: nn.Module, dense: nn.Module) -> dict[str, Any]:
     """Return the fields of a record that a narrow and its dense network fill: classes, arguments, shapes."""
+    saved = getattr(model, "hparams", None)  # a LightningModule's constructor arguments
+    arguments = {k: v for k, v in saved.items() if not k.startswith("_")} if isinstance(saved, Mapping) else None
     return {
         "format": FORMAT,
         "class_path": f"{type(model).__module__}.{type(model).__qualname__}",
         "model": describe_model(model),
-        "hyper_parameters": _plain_hyper_parameters(model),
+        "hyper_parameters": arguments if is_plain(arguments) else None,
         "shapes": {name: list(tensor.shape) for name, tensor in _tensors(dense).items()},
         "versions": dict(versions()),
     }
 
 
-def _plain_hyper_parameters(model: nn.Module) -> dict[str, Any] | None:
-    """A LightningModule's saved constructor arguments, if a file may hold them."""
-    saved = getattr(model, "hparams", None)
-    if not isinstance(saved, Mapping):
-        return None
-    arguments = {key: value for key, value in saved.items() if not key.startswith("_")}
-    return arguments if is_plain(arguments) else None
-
-
 def read_artifact(path: str | Path) -> Artifact:
-    """Read what a pruned file says of itself, without building the network.
+    """Read what a pruned file says of itself; a ValueError says if it is damaged, foreign, newer or would run code."""
+    return _read(path)[0]
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, foreign, written by a newer version, or would run code.
-    """
-    return _artifact(read_checkpoint(path), path)
+
+def _read(path: str | Path) -> tuple[Artifact, Mapping[str, Tensor]]:
+    checkpoint = read_checkpoint(path)
+    own = checkpoint.get("mlprank")
+    if not isinstance(own, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is no pruned network: it has no mlprank entry; make one by mlprank prune")
+    return checked(own, checkpoint["state_dict"], path=path), checkpoint["state_dict"]
 
 
 def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = None) -> nn.Module:
@@ -163,9 +143,7 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
         12
     """
     path = located(path)
-    checkpoint = read_checkpoint(path)
-    artifact = _artifact(checkpoint, path)
-    state: Mapping[str, Tensor] = checkpoint["state_dict"]
+    artifact, state = _read(path)
     if isinstance(model, nn.Module):
         narrowed = with_state(model, {})
         state, artifact = _matched(state, artifact, narrowed)
@@ -186,13 +164,6 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
         )
     remember(narrowed, artifact)
     return narrowed.eval()
-
-
-def _artifact(checkpoint: Mapping[str, Any], path: str | Path) -> Artifact:
-    own = checkpoint.get("mlprank")
-    if not isinstance(own, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is no pruned network: it has no mlprank entry; make one by mlprank prune")
-    return checked(own, checkpoint["state_dict"], path=path)
 
 
 def _narrowed(network: nn.Module, state: Mapping[str, Tensor], artifact: Artifact, path: str | Path) -> nn.Module:
@@ -251,15 +222,9 @@ def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | No
                 f"{path} does not say how {artifact.class_path} is built; give a dense instance: "
                 f"load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
             )
-        arguments = dict(artifact.hyper_parameters or {})
-        try:
-            inspect.signature(cls).bind(**arguments)
-        except TypeError as error:
-            raise ValueError(
-                f"{path}: {cls.__name__} cannot be built from {arguments} ({error}); give a dense instance"
-            ) from error
-        return cls(**arguments)
-    except _BUILD_ERRORS as error:
+        named = f"{path}: {cls.__name__}"
+        return construct(cls, artifact.hyper_parameters or {}, named=named, remedy="; give a dense instance")
+    except FAILURES as error:
         named = (artifact.model or {}).get("class_path", artifact.class_path) if cls is None else cls.__module__
         if on_meta and isinstance(error, RuntimeError) and not str(named).startswith("mlprank."):
             return None  # its constructor reads numbers out of tensors, say
@@ -304,22 +269,18 @@ def _matched(
     state: Mapping[str, Tensor], artifact: Artifact, dense: nn.Module
 ) -> tuple[Mapping[str, Tensor], Artifact]:
     """Let a file of a wrapped network fit the bare one, and the other way round."""
-    stored, own = set(artifact.shapes), set(_tensors(dense))
-    if stored == own:
+    stored, own, created = set(artifact.shapes), set(_tensors(dense)), set(artifact.biases)
+    names: dict[str, str] = {}
+    if stored != own:
+        for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)})[::-1]:
+            if {prefix + name for name in stored} == own:
+                names = {name: prefix + name for name in stored | created}
+        for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)})[::-1]:
+            if {prefix + name for name in own} <= stored:
+                inner = own | {name.removeprefix(prefix) for name in created}
+                names = {prefix + name: name for name in inner}
+    if not names:
         return state, artifact
-    for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)}):
-        if {prefix + name for name in own} <= stored:
-            created = {name.removeprefix(prefix) for name in artifact.biases}
-            return _renamed(state, artifact, {prefix + name: name for name in own | created})
-    for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)}):
-        if {prefix + name for name in stored} == own:
-            return _renamed(state, artifact, {name: prefix + name for name in stored | set(artifact.biases)})
-    return state, artifact
-
-
-def _renamed(
-    state: Mapping[str, Tensor], artifact: Artifact, names: Mapping[str, str]
-) -> tuple[Mapping[str, Tensor], Artifact]:
     return {names[name]: tensor for name, tensor in state.items() if name in names}, artifact.renamed(names)
 
 
@@ -350,54 +311,35 @@ def _check_shapes(artifact: Artifact, state: Mapping[str, Tensor], dense: nn.Mod
 
 
 def located(path: str | os.PathLike[str]) -> Path:
-    """Return where a file is, after fetching it where its address is `hf://user/name` or `hf://user/name/file`.
-
-    Raises:
-        ImportError: If an address of the Hub is given and the extra `mlprank[hub]` is not installed.
-        ValueError: If the address does not name a user and a network.
-        FileNotFoundError: If the Hub has no such file.
-    """
+    """Return where a file is, after fetching it where its address is `hf://user/name` or `hf://user/name/file`."""
     address = str(path)
     if not address.startswith("hf:"):
         return Path(path)
     parts = [part for part in address.removeprefix("hf:").split("/") if part]
     if len(parts) < 2:
         raise ValueError(f"{address} must name a user and a network, such as hf://me/net")
+    hub = _hub()
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt"))
+    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub.errors
     except ImportError as error:
         raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
-    try:
-        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt"))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error
+    return huggingface_hub
 
 
 def save_pretrained(
     model: nn.Module, folder: str | Path, *, metrics: Mapping[str, tuple[Any, Any]] | None = None
 ) -> Path:
-    """Write a narrow network and its model card into a folder, as the Hub lays them out.
+    """Write a narrow network and its model card into a folder, which is made, as the Hub lays them out.
 
-    Args:
-        model: A narrow network: pruned, loaded, or trained since.
-        folder: The folder; it is made.
-        metrics: What to show in the card: name to the numbers of the dense and of the pruned network.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: If the network was never pruned.
-        OSError: If a file cannot be written.
-
-    Examples:
-        >>> import mlprank, torch
-        >>> from mlprank.models import MLP
-        >>> result = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.25)
-        >>> folder = save_pretrained(result.model, "net", metrics={"Parameters": (178, 134)})
-        >>> from_pretrained(folder).fc1.out_features
-        12
+    `metrics` are shown in the card: by name the numbers of the dense and of the pruned network. Errors are those of
+    `save_pruned`.
     """
     folder = Path(folder)
     save_pruned(model, folder / "pruned.ckpt")
@@ -414,13 +356,8 @@ def from_pretrained(source: str | Path, model: nn.Module | type[nn.Module] | Non
         source: A folder that `save_pretrained` wrote, or "hf://user/name", which needs the extra `mlprank[hub]`.
         model: As for `mlprank.load_pruned`.
 
-    Returns:
-        The narrow network, on the CPU, in evaluation mode.
-
     Raises:
-        FileNotFoundError: If there is no such file.
-        ImportError: If the extra is missing.
-        ValueError: As `mlprank.load_pruned`.
+        ImportError: If the extra is missing; other errors, and what is returned, are those of `mlprank.load_pruned`.
 
     Examples:
         >>> import mlprank, torch
@@ -440,11 +377,7 @@ def push_to_hub(
     Needs the extra `mlprank[hub]` (an ImportError says so) and a log-in there; model, metrics and errors are those of
     `save_pretrained`.
     """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
-    api = HfApi()
+    api = _hub().HfApi()
     with TemporaryDirectory() as folder:
         save_pretrained(model, folder, metrics=metrics)
         api.create_repo(name, private=private, exist_ok=True)

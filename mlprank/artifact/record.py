@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,52 +20,32 @@ FORMATS = (1, 2)
 
 _MOST_VALUES = 100_000
 """More plain values than this in one field are refused."""
+_DEEPEST = 30
 _RECORD = "_pruned_record"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.([^\W\d]\w*|<locals>))+")
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What a pruned file says of itself.
+    """What a pruned file says of itself."""
 
-    Attributes:
-        format: Version of this layout.
-        class_path: The class of the network.
-        model: `{"class_path", "init_args"}` from which the dense network can be built, or None if it recorded nothing.
-        hyper_parameters: Arguments of a LightningModule's constructor, or None.
-        slices: For every tensor that became narrower, the kept indices by dimension, int64, ascending.
-        biases: Names of biases that the dense network did not have.
-        shapes: The dense network's shapes, by name.
-        kept: For every pruned layer the indices of the neurons that its last mask keeps.
-        whole: Why each other layer stays whole.
-        recipe: How it was pruned: the fields of `mlprank.Recipe` as plain types.
-        achieved: Share of neurons that were pruned, in [0, 1].
-        max_difference: Largest difference between masked and narrow network on a calibration batch.
-        example_shape: Shape of the first input, with a batch dimension of 1.
-        example_dtype: Its dtype, such as "float32".
-        provenance: Where the network came from: calibration, source checkpoint and whatever the caller added.
-        versions: Versions of the packages that wrote the file.
-        inputs: What a call of the network looks like: for every tensor its place ("0", "1", … for positional
-            arguments, else the keyword), shape, dtype, and the least and the greatest value seen.
-    """
-
-    format: int
-    class_path: str
-    model: Mapping[str, Any] | None
-    hyper_parameters: Mapping[str, Any] | None
-    slices: Mapping[str, Mapping[int, Tensor]]
-    biases: list[str]
-    shapes: Mapping[str, list[int]]
-    kept: Mapping[str, Tensor]
-    whole: Mapping[str, str]
-    recipe: Mapping[str, Any]
-    achieved: float
-    max_difference: float
-    example_shape: list[int]
-    example_dtype: str
-    provenance: Mapping[str, Any]
-    versions: Mapping[str, str]
-    inputs: list[Mapping[str, Any]] = field(default_factory=list)
+    format: int  # of this layout
+    class_path: str  # of the network
+    model: Mapping[str, Any] | None  # class_path and init_args that build the dense network, if it recorded them
+    hyper_parameters: Mapping[str, Any] | None  # arguments of a LightningModule's constructor
+    slices: Mapping[str, Mapping[int, Tensor]]  # of every tensor cut, the kept indices by dimension, int64, ascending
+    biases: list[str]  # names of those that the dense network did not have
+    shapes: Mapping[str, list[int]]  # the dense network's, by name
+    kept: Mapping[str, Tensor]  # by pruned layer, the indices of the neurons that its last mask keeps
+    whole: Mapping[str, str]  # why each other layer stays whole
+    recipe: Mapping[str, Any]  # the fields of `mlprank.Recipe` as plain types
+    achieved: float  # share of neurons that were pruned, in [0, 1]
+    max_difference: float  # the largest between masked and narrow network on a calibration batch
+    example_shape: list[int]  # of the first input, with a batch dimension of 1
+    example_dtype: str  # such as "float32"
+    provenance: Mapping[str, Any]  # calibration, source checkpoint and whatever the caller added
+    versions: Mapping[str, str]  # of the packages that wrote the file
+    inputs: list[Mapping[str, Any]] = field(default_factory=list)  # what `describe_inputs` gave
 
     def plain(self) -> dict[str, Any]:
         """Return the fields by name, as a file holds them."""
@@ -114,51 +94,39 @@ class Artifact:
 
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Say what a call looks like: place, shape, dtype and range of all tensors, those inside lists and dicts too."""
-    places = {**{str(number): value for number, value in enumerate(args)}, **kwargs}
+    """Say what a call looks like: shape, dtype, and least and greatest value of every tensor, also in lists and dicts.
+
+    Its place is "0", "1", … for positional arguments, else the keyword.
+    """
     described: list[Mapping[str, Any]] = []
-    for place, value in places.items():
+    for place, value in {**{str(number): value for number, value in enumerate(args)}, **kwargs}.items():
         leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-        names = [place] if isinstance(value, Tensor) else [f"{place}.{number}" for number in range(len(leaves))]
-        described += [_described(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        for number, leaf in enumerate(leaves):
+            low, high = (float(end) for end in leaf.detach().double().aminmax()) if leaf.numel() else (0.0, 0.0)
+            dtype, where = str(leaf.dtype).removeprefix("torch."), place if leaf is value else f"{place}.{number}"
+            described.append({"place": where, "shape": list(leaf.shape), "dtype": dtype, "min": low, "max": high})
     return described
-
-
-def _described(place: str, tensor: Tensor) -> dict[str, Any]:
-    numbers = tensor.detach()
-    low, high = (float(end) for end in numbers.double().aminmax()) if numbers.numel() else (0.0, 0.0)
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"place": place, "shape": list(tensor.shape), "dtype": dtype, "min": low, "max": high}
 
 
 def record_of(model: nn.Module) -> Artifact | None:
     """Return what a narrow network knows of its pruning, or None for a network that was not pruned.
 
     A narrow network inside another one counts: the record is then of the whole, by the names that tensors have there.
-
-    Examples:
-        >>> import mlprank, torch
-        >>> from mlprank.models import MLP
-        >>> result = mlprank.prune(MLP(8, [16], 2), torch.randn(64, 8), amount=0.25)
-        >>> record_of(result.model).shapes["fc1.weight"]
-        [16, 8]
     """
     for prefix, module in model.named_modules(remove_duplicate=False):
         own = module.__dict__.get(_RECORD)
         if own is None and isinstance(plain := module.__dict__.get("pruning"), Mapping) and "slices" in plain:
             own = Artifact(**plain)
+        if isinstance(own, Artifact) and prefix:
+            inner = own.renamed({name: f"{prefix}.{name}" for name in (*own.shapes, *own.biases)})
+            state, created = model.state_dict(), set(inner.biases)
+            others = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+            shapes = {name: inner.shapes.get(name, shape) for name, shape in others.items() if name not in created}
+            path = f"{type(model).__module__}.{type(model).__qualname__}"
+            return replace(inner, shapes=shapes, class_path=path, model=None)
         if isinstance(own, Artifact):
-            return own if not prefix else _outside(model, prefix, own)
+            return own
     return None
-
-
-def _outside(model: nn.Module, prefix: str, own: Artifact) -> Artifact:
-    names = {name: f"{prefix}.{name}" for name in (*own.shapes, *own.biases)}
-    inner = own.renamed(names)
-    others = {name: list(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    created = set(inner.biases)
-    shapes = {name: inner.shapes.get(name, shape) for name, shape in others.items() if name not in created}
-    return replace(inner, shapes=shapes, class_path=f"{type(model).__module__}.{type(model).__qualname__}", model=None)
 
 
 def remember(model: nn.Module, record: Artifact) -> None:
@@ -196,10 +164,10 @@ def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
             f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has "
             f"{sorted(map(str, set(own) - names))} besides"
         )
-    for name, (holds, rule) in _CHECKS.items():
-        if name in own and not holds(own[name]):
+    for name, (rule, words) in _CHECKS.items():
+        if name in own and not _fits(own[name], rule):
             raise ValueError(
-                f"{path} is damaged: {name} of its mlprank entry must be {rule}, and is {_shown(own[name])}; write it "
+                f"{path} is damaged: {name} of its mlprank entry must be {words}, and is {_shown(own[name])}; write it "
                 "again"
             )
     artifact = Artifact(**own)
@@ -258,25 +226,21 @@ def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None
 
 def is_plain(value: object, *, tensors: bool = False) -> bool:
     """Say whether a value holds numbers, texts, None, lists and dicts only, and not too many of them."""
-    return _count(value, tensors=tensors, depth=0) <= _MOST_VALUES
-
-
-def _count(value: object, *, tensors: bool, depth: int) -> int:
-    """How many values there are; more than can be where one is not plain."""
-    too_many = _MOST_VALUES + 1
-    if isinstance(value, Mapping):
-        if not all(key is None or isinstance(key, (str, int, float)) for key in value):
-            return too_many
-        value = list(value.values())
-    if isinstance(value, (list, tuple)) and depth < 30:
-        total = len(value)
-        for item in value:
-            if total > _MOST_VALUES:
-                break
-            total += _count(item, tensors=tensors, depth=depth + 1)
-        return total
-    plain = value is None or isinstance(value, (bool, int, float, str)) or (tensors and isinstance(value, Tensor))
-    return 1 if plain else too_many
+    left, waiting = _MOST_VALUES, [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, Mapping):
+            if not all(key is None or isinstance(key, str | int | float) for key in item):
+                return False
+            item = list(item.values())
+        if isinstance(item, list | tuple):
+            left -= len(item)
+            if left < 0 or depth == _DEEPEST:
+                return False
+            waiting += [(each, depth + 1) for each in item]
+        elif not (item is None or isinstance(item, str | int | float) or (tensors and isinstance(item, Tensor))):
+            return False
+    return True
 
 
 def _shown(value: object) -> str:
@@ -285,21 +249,22 @@ def _shown(value: object) -> str:
     return f"{value!r:.60}" if isinstance(value, (int, float, str)) or value is None else f"a {type(value).__name__}"
 
 
-def _by_name(holds: Callable[[Any], bool], *, key: type = str) -> Callable[[Any], bool]:
-    """Whether something is a mapping of names, or of what `key` says, to what holds."""
-    return lambda value: (
-        isinstance(value, Mapping) and all(type(name) is key and holds(each) for name, each in value.items())
-    )
+def _fits(value: Any, rule: Any) -> bool:
+    """Whether a value is of a type, passes a test, or is a list or a mapping of what does; `{str: …}` is by name."""
+    if isinstance(rule, list):
+        return isinstance(value, list) and all(_fits(each, rule[0]) for each in value)
+    if isinstance(rule, dict):
+        if not isinstance(value, Mapping):
+            return False
+        kind = next(iter(rule))
+        if isinstance(kind, type):
+            return all(type(name) is kind and _fits(each, rule[kind]) for name, each in value.items())
+        return value.keys() == rule.keys() and all(_fits(value[name], each) for name, each in rule.items())
+    return isinstance(value, rule) if isinstance(rule, type) else bool(rule(value))
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_sizes(value: object) -> bool:
-    return (
-        isinstance(value, list) and len(value) <= 16 and all(type(size) is int and 0 <= size < 2**40 for size in value)
-    )
+def _is_sizes(value: Any) -> bool:
+    return _fits(value, [lambda size: type(size) is int and 0 <= size < 2**40]) and len(value) <= 16
 
 
 def _is_index(value: object) -> bool:
@@ -308,24 +273,13 @@ def _is_index(value: object) -> bool:
     return not len(value) or (int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all()))
 
 
-def _is_dims(value: object) -> bool:
+def _is_dims(value: Any) -> bool:
     """Whether something is kept indices by dimension."""
-    indices = isinstance(value, Mapping) and all(type(dim) is int and 0 <= dim < 16 for dim in value)
-    return indices and _by_name(lambda index: _is_index(index) and len(index) > 0, key=int)(value)
-
-
-def _is_spec(value: object) -> bool:
-    return value is None or (
-        isinstance(value, Mapping)
-        and set(value) == {"class_path", "init_args"}
-        and isinstance(value["class_path"], str)
-        and isinstance(value["init_args"], Mapping)
-        and is_plain(value)
-    )
+    return _fits(value, {int: lambda index: _is_index(index) and len(index)}) and all(0 <= dim < 16 for dim in value)
 
 
 def _is_arguments(value: object) -> bool:
-    return _by_name(lambda each: True)(value) and is_plain(value)
+    return _fits(value, {str: object}) and is_plain(value)
 
 
 def _is_dtype(value: object) -> bool:
@@ -336,41 +290,28 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
-def _is_input(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and set(value) == {"place", "shape", "dtype", "min", "max"}
-        and isinstance(value["place"], str)
-        and _is_sizes(value["shape"])
-        and _is_dtype(value["dtype"])
-        and all(isinstance(value[end], float) for end in ("min", "max"))
-    )
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value)
-
-
 _INDICES = "one-dimensional int64 tensors of ascending indices"
-_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "class_path": (lambda value: _is_text(value) and bool(_DOTTED.fullmatch(value)), "an import path"),
-    "model": (_is_spec, "None, or class_path and init_args of plain values"),
+_SPEC = {"class_path": str, "init_args": Mapping}
+_INPUT = {"place": str, "shape": _is_sizes, "dtype": _is_dtype, "min": float, "max": float}
+_CHECKS: Mapping[str, tuple[Any, str]] = {
+    "class_path": (lambda value: isinstance(value, str) and _DOTTED.fullmatch(value), "an import path"),
+    "model": (
+        lambda value: value is None or (_fits(value, _SPEC) and is_plain(value)),
+        "None, or class_path and init_args of plain values",
+    ),
     "hyper_parameters": (lambda value: value is None or _is_arguments(value), "None, or plain values by name"),
-    "slices": (_by_name(_is_dims), f"{_INDICES} by dimension by name"),
-    "biases": (_is_names, "a list of names"),
-    "shapes": (_by_name(_is_sizes), "lists of sizes by name"),
-    "kept": (_by_name(_is_index), f"{_INDICES} by layer"),
-    "whole": (_by_name(_is_text), "reasons by layer"),
+    "slices": ({str: _is_dims}, f"{_INDICES} by dimension by name"),
+    "biases": (lambda value: _fits(value, [str]) and len(set(value)) == len(value), "a list of names"),
+    "shapes": ({str: _is_sizes}, "lists of sizes by name"),
+    "kept": ({str: _is_index}, f"{_INDICES} by layer"),
+    "whole": ({str: str}, "reasons by layer"),
     "recipe": (_is_arguments, "plain values by name"),
     "achieved": (lambda value: _is_number(value) and value <= 1, "a number in [0, 1]"),
     "max_difference": (_is_number, "a number of at least 0"),
     "example_shape": (lambda value: _is_sizes(value) and bool(value), "a list of sizes"),
     "example_dtype": (_is_dtype, "the name of a dtype"),
     "provenance": (lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True), "plain values by name"),
-    "versions": (_by_name(_is_text), "versions by package"),
-    "inputs": (
-        lambda value: isinstance(value, list) and len(value) < 1000 and all(map(_is_input, value)),
-        "a list of descriptions of tensors",
-    ),
+    "versions": ({str: str}, "versions by package"),
+    "inputs": (lambda value: _fits(value, [_INPUT]) and len(value) < 1000, "a list of descriptions of tensors"),
 }
 """What every field holds, as a test and in words."""

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -36,15 +36,9 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def build(spec: Mapping[str, Any], base: type[T], *positional: Any) -> T:
-    """Call the class that `spec` names; the class is found by `resolve_class`.
+    """Call the class that `spec` names, a subclass of `base`, which `resolve_class` finds.
 
-    Args:
-        spec: `{"class_path": str, "init_args": dict}`; a missing `init_args` counts as empty.
-        base: The class that it must be or inherit from.
-        *positional: Arguments that go before the named ones, e.g. an optimizer's parameters.
-
-    Returns:
-        The instance.
+    A missing `init_args` counts as empty; `positional` arguments, such as an optimizer's parameters, go before them.
 
     Raises:
         ValueError: If the spec is malformed, the class may not be resolved or the arguments do not fit it.
@@ -55,12 +49,16 @@ def build(spec: Mapping[str, Any], base: type[T], *positional: Any) -> T:
             f"a description of a {base.__name__} holds class_path and init_args, but this one holds {sorted(spec)}"
         )
     cls = resolve_class(spec["class_path"], base)
-    init_args = spec.get("init_args") or {}
+    return construct(cls, spec.get("init_args") or {}, *positional, named=str(spec["class_path"]))
+
+
+def construct(cls: Callable[..., T], arguments: Mapping[str, Any], *positional: Any, named: str, remedy: str = "") -> T:
+    """Call a class after comparing the arguments with its signature; a ValueError names the one that does not fit."""
     try:
-        inspect.signature(cls).bind(*positional, **init_args)
+        inspect.signature(cls).bind(*positional, **arguments)
     except TypeError as error:
-        raise ValueError(f"{spec['class_path']} cannot be built from init_args {dict(init_args)}: {error}") from error
-    return cls(*positional, **init_args)
+        raise ValueError(f"{named} cannot be built from {dict(arguments)}: {error}{remedy}") from error
+    return cls(*positional, **arguments)
 
 
 def resolve_class(class_path: object, base: type[T]) -> type[T]:

@@ -1,17 +1,35 @@
 """Errors as a person at a terminal reads them: one line that names the place and the nearest right word."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 """What wrong input raises anywhere in the package; anything else is a fault of ours and shows its traceback."""
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What somebody's code (a network, a constructor, a step) raises for what it cannot take."""
 
 
 class OptionError(ValueError):
     """An option or a key of a config that cannot be used."""
+
+
+def check_whole(name: str, value: object, *, least: int = 0) -> None:
+    """Raise a ValueError that names a value unless it is a whole number of at least `least`; True is not one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Raise a ValueError unless a value is one of the known ones; it lists them and names the nearest."""
+    if value not in known:
+        near = did_you_mean(str(value), known)
+        raise ValueError(f"{name}={value!r} is unknown{near}; choose one of {', '.join(known)}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

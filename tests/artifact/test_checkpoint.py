@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlprank.artifact.checkpoint import read_checkpoint, sha256
+from mlprank.artifact.checkpoint import digest, read_checkpoint, sha256
 
 
 class Evil:
@@ -53,3 +53,8 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path):
     path = Path(tmp_path / "a.ckpt")
     path.write_bytes(b"x" * 3_000_000)
     assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_digest_knows_types_and_no_order_of_entries() -> None:
+    assert digest({"a": 1, "b": [2.5, None]}) == digest({"b": [2.5, None], "a": 1})
+    assert digest(1) != digest(1.0)

@@ -49,7 +49,7 @@ def test_an_address_of_the_hub_is_fetched_and_an_upload_sends_the_folder(
             return f"https://hub/{repo_id}"
 
     hub, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
-    hub.HfApi = HfApi  # type: ignore[attr-defined]
+    hub.HfApi, hub.errors = HfApi, errors  # type: ignore[attr-defined]
     hub.hf_hub_download = lambda name, file: str(store / name / file)  # type: ignore[attr-defined]
     errors.HfHubHTTPError = errors.HFValidationError = OSError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
