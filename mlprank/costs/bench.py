@@ -1,8 +1,8 @@
 """Two models side by side: size, FLOPs, and the time of eager, compiled and onnxruntime runs that take turns."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlprank.artifact.export import export_model, onnx_function, require_onnx
 from mlprank.costs.metrics import Latency, ModelMetrics, measure_latency, measure_model
+from mlprank.utils.errors import check_choice, check_whole
 from mlprank.utils.modules import check_fit
 
 BACKENDS = ("eager", "compiled", "onnxruntime")
@@ -26,10 +27,7 @@ Runners = Mapping[str, Callable[[Tensor], object]]
 
 @dataclass(frozen=True)
 class Timing:
-    """One backend at one batch size.
-
-    `latency` is by model, in seconds for the batch.
-    """
+    """One backend at one batch size; `latency` is by model."""
 
     backend: str
     batch_size: int
@@ -38,10 +36,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured.
-
-    The first model is the one that ratios refer to; `skipped` says why a backend did not run.
-    """
+    """What was measured; ratios refer to the first model, and `skipped` says why a backend did not run."""
 
     metrics: Mapping[str, ModelMetrics]
     timings: tuple[Timing, ...]
@@ -76,7 +71,11 @@ def bench(
     metrics = {name: measure_model(model, example) for name, model in models.items()}
     timings: list[Timing] = []
     skipped: dict[str, str] = {}
-    with _threads(threads), torch._dynamo.config.patch(recompile_limit=_NO_LIMIT), TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory())
+        stack.enter_context(torch._dynamo.config.patch(recompile_limit=_NO_LIMIT))
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads or torch.get_num_threads())
         for backend in dict.fromkeys(backends):
             on_step(f"{backend}, getting ready")
             try:
@@ -136,16 +135,6 @@ def _images(num: int, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
     return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _check(
     models: Mapping[str, nn.Module],
     backends: Sequence[str],
@@ -157,12 +146,10 @@ def _check(
     if not models:
         raise ValueError("bench: models is empty; give at least one model to measure")
     for backend in backends:
-        if backend not in BACKENDS:
-            raise ValueError(f"bench: backend {backend!r} is unknown; choose from {', '.join(BACKENDS)}")
+        check_choice("bench: backend", backend, BACKENDS)
     if any(size < 1 for size in batch_sizes) or not batch_sizes:
         raise ValueError(f"bench: batch_sizes={list(batch_sizes)} must hold sizes of at least 1, such as 1 64 1024")
-    if repeats < 1:
-        raise ValueError(f"bench: repeats={repeats} must be at least 1")
+    check_whole("bench: repeats", repeats, least=1)
     most = _THREADS_A_CORE * (os.cpu_count() or 1)
     if threads is not None and not 1 <= threads <= most:
         raise ValueError(

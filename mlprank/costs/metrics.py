@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlprank.graph.program import Inputs, as_inputs
+from mlprank.utils.errors import check_whole
 from mlprank.utils.modules import device_of, evaluating, sole_tensor, synchronise
 
 
@@ -26,23 +27,17 @@ from mlprank.utils.modules import device_of, evaluating, sole_tensor, synchronis
 class ModelMetrics:
     """The numbers of one model.
 
-    Attributes:
-        num_parameters: Parameters, a shared one counted once.
-        num_nonzero: Parameters that are not exactly zero, under their mask where they have one.
-        flops: FLOPs (2 MACs) of one sample.
-        flops_nonzero: FLOPs of one sample when products with zero weights are left out.
-        size_bytes: Bytes of the saved state dict.
-        latency_s: Median seconds of one batch, or None where it was not measured.
-        top_k: k to top-k accuracy in [0, 1]; empty where it was not measured.
+    `flops_nonzero` is the thesis's `flops_nz`: 2 for each non-zero weight of a linear layer and each row of its input.
+    What multiplies no two-dimensional weight of the model (convolutions, attention scores) counts in full.
     """
 
-    num_parameters: int
-    num_nonzero: int
-    flops: int
-    flops_nonzero: int
-    size_bytes: int
-    latency_s: float | None = None
-    top_k: Mapping[int, float] = field(default_factory=dict)
+    num_parameters: int  # a shared one counts once
+    num_nonzero: int  # those that are not exactly zero, under their mask where they have one
+    flops: int  # FLOPs (2 MACs) of one sample
+    flops_nonzero: int  # without products with zero weights
+    size_bytes: int  # of the saved state dict
+    latency_s: float | None = None  # median seconds of one batch, where it was measured
+    top_k: Mapping[int, float] = field(default_factory=dict)  # k to top-k accuracy in [0, 1], where it was measured
 
 
 def measure_model(model: nn.Module, example: Tensor | Inputs) -> ModelMetrics:
@@ -113,16 +108,6 @@ def count_flops(model: nn.Module, example: Tensor | Inputs) -> int:
     return _flops(model, example)[0]
 
 
-def count_flops_nonzero(model: nn.Module, example: Tensor | Inputs) -> int:
-    """Count the FLOPs of one sample that are left when products with zero weights are skipped.
-
-    A linear layer counts 2 FLOPs for each non-zero weight and each position (row of its input). Whatever multiplies no
-    two-dimensional weight of the model (convolutions, attention scores) counts in full. This is the thesis's
-    theoretical cost `flops_nz`: what a masked network would need on a machine that skips zeros.
-    """
-    return _flops(model, example)[1]
-
-
 def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
     """All FLOPs of one sample, and those of non-zero weights, from one run of the model."""
     inputs = as_inputs(example)
@@ -154,11 +139,7 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
 
 
 class _ZeroProducts(TorchDispatchMode):
-    """Counts the multiply-accumulates with weights that are exactly zero.
-
-    A weight is an operand of a matrix product that lives in a parameter, or in the plain tensor that a mask of
-    `torch.nn.utils.prune` leaves on its module.
-    """
+    """Counts the multiply-accumulates with weights that are exactly zero."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -178,6 +159,7 @@ class _ZeroProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _is_weight(self, operand: Tensor) -> bool:
+        """Whether it lives in a parameter, or in the plain tensor that a mask of `torch.nn.utils.prune` leaves."""
         plain = (value for module in self._model.modules() for value in vars(module).values())
         weights = (*self._model.parameters(), *(value for value in plain if isinstance(value, Tensor)))
         storage = operand.untyped_storage()._cdata
@@ -198,13 +180,7 @@ _PRODUCTS: Mapping[Callable[..., Any], int] = {
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of one call on one batch.
-
-    Attributes:
-        median_s: Median over the runs, seconds.
-        iqr_s: Spread: third quartile minus first quartile, seconds.
-        repeats: Number of timed runs.
-    """
+    """The time of one call on one batch, in seconds: median and spread (third quartile minus first) of timed runs."""
 
     median_s: float
     iqr_s: float
@@ -224,18 +200,13 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Time several models on the same batch, taking turns (A B A B ...), so that a busy moment hits all of them.
 
-    Runs in `torch.inference_mode`; modules are in evaluation mode meanwhile and get their own mode back. Models are
-    modules, compiled modules or functions by name, on the device of the batch; `repeats` timed runs of each follow
-    `warmup` untimed ones.
-
-    Returns:
-        One `Latency` for each name, seconds for the whole batch.
+    Models are modules, compiled modules or functions by name, on the device of the batch, in evaluation mode meanwhile;
+    `repeats` timed runs of each follow `warmup` untimed ones.
     """
     if not models:
         raise ValueError("measure_latency: models is empty; give at least one model to time")
-    for argument, value, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
-        if value < least:
-            raise ValueError(f"measure_latency: {argument}={value} must be at least {least}")
+    check_whole("measure_latency: repeats", repeats, least=1)
+    check_whole("measure_latency: warmup", warmup)
     inputs = as_inputs(example)
     device = inputs.tensors[0].device
     times: dict[str, list[float]] = {name: [] for name in models}

@@ -54,10 +54,8 @@ def weighted_pagerank(
 def _shares(
     weight: Float[Tensor, "n_out n_in"], previous: Float[Tensor, " n_in"]
 ) -> tuple[Float[Tensor, " n_out"], Float[Tensor, " n_out"]]:
-    """Return ``Ŵ p`` and ``Â p`` without building either matrix: ``Ŵ p = W (p / colsum)``.
-
-    It goes over blocks of rows, so that the absolute values never reach main memory.
-    """
+    """Return ``Ŵ p`` and ``Â p`` without building either matrix: ``Ŵ p = W (p / colsum)``."""
+    # In blocks of rows, so that the absolute values never reach main memory.
     num_out, num_in = weight.shape
     rows = num_out if weight.is_cuda else max(1, _BLOCK_BYTES // (num_in * previous.itemsize))
     blocks, ones, dtype = torch.split(weight, rows), previous.new_ones(min(rows, num_out)), previous.dtype
@@ -99,7 +97,7 @@ def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> 
 
 @dataclass(frozen=True)
 class WeightedPageRank:
-    """Weighted PageRank with its two parameters.
+    """Weighted PageRank with its two parameters; see `weighted_pagerank`.
 
     Attributes:
         gamma: Damping in [0, 1]; 0 ignores the graph.
@@ -110,7 +108,7 @@ class WeightedPageRank:
 
     Examples:
         >>> import torch
-        >>> from mlprank.measures.record import LayerRecord
+        >>> from mlprank.measures import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
         >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
         >>> WeightedPageRank(gamma=0.9)(layer)
@@ -121,59 +119,34 @@ class WeightedPageRank:
     theta: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in (("gamma", self.gamma), ("theta", self.theta)):
+        for name, value, default in (("gamma", self.gamma, 0.9), ("theta", self.theta, 0.5)):
             if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
                 raise ValueError(
-                    f"WeightedPageRank: {name}={value!r} is not a number in [0, 1]; choose a value between 0 and 1, "
-                    f"such as the default {0.9 if name == 'gamma' else 0.5}"
+                    f"WeightedPageRank: {name}={value!r} is not a number in [0, 1]; the default is {default}"
                 )
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
-        """Return the layer's scores; see `weighted_pagerank`."""
+        """Return the layer's scores."""
         return weighted_pagerank(layer.weight, layer.previous, layer.output_norms, gamma=self.gamma, theta=self.theta)
-
-
-def modified_pagerank(
-    weight: Float[Tensor, "n_out n_in"],
-    previous: Float[Tensor, " n_in"],
-    activation: Float[Tensor, " n_out"],
-    *,
-    ignored: int = 0,
-) -> Float[Tensor, " n_out"]:
-    """Rank one layer's neurons by activation times weighted sum of the scores below.
-
-    Args:
-        weight: Layer weights, shape (n_out, n_in). The sign is ignored.
-        previous: Scores of the layer below, shape (n_in,), summing to 1.
-        activation: Calibration L2 norms, shape (n_out,), non-negative; all zero counts as uniform.
-        ignored: How many of the smallest entries of `previous` count as 0; of equal ones the lower index first.
-
-    Returns:
-        Scores, as `weighted_pagerank`, which has the errors and the source, too.
-    """
-    dtype = score_dtype(weight)
-    received = previous.detach().to(dtype)
-    if ignored:
-        received = received.clone()
-        received[received.argsort(stable=True)[:ignored]] = 0.0
-    own = normalise_scores(activation.detach().to(dtype), argument="activation")
-    linked = normalise_scores(torch.mv(weight.detach().to(dtype).abs(), received), argument="weight @ previous")
-    return normalise_scores(own * linked)
 
 
 @dataclass(frozen=True)
 class ModifiedPageRank:
-    """Modified PageRank with its parameter.
+    """A neuron's activation times the sum of its absolute weights, each times the score of the neuron below.
 
     Attributes:
-        z_importance: Ignore the ``int(amount * n_in)`` least central inputs, those that pruning will take away.
+        z_importance: Ignore the ``int(amount * n_in)`` least central inputs, which pruning takes away; of equal ones
+            the lower index first.
 
     Raises:
         TypeError: If `z_importance` is not a bool.
 
+    Source:
+        That of `weighted_pagerank`.
+
     Examples:
         >>> import torch
-        >>> from mlprank.measures.record import LayerRecord
+        >>> from mlprank.measures import LayerRecord
         >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
         >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
         >>> ModifiedPageRank()(layer)
@@ -192,6 +165,12 @@ class ModifiedPageRank:
         return self.z_importance
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
-        """Return the layer's scores; see `modified_pagerank`."""
-        ignored = int(layer.amount * layer.previous.numel()) if self.z_importance else 0
-        return modified_pagerank(layer.weight, layer.previous, layer.output_norms, ignored=ignored)
+        """Return the layer's scores."""
+        dtype = score_dtype(layer.weight)
+        received = layer.previous.detach().to(dtype)
+        if self.z_importance:
+            least = received.argsort(stable=True)[: int(layer.amount * received.numel())]
+            received = received.index_fill(0, least, 0.0)
+        own = normalise_scores(layer.output_norms.detach().to(dtype), argument="activation")
+        linked = torch.mv(layer.weight.detach().to(dtype).abs(), received)
+        return normalise_scores(own * normalise_scores(linked, argument="weight @ previous"))

@@ -43,16 +43,9 @@ def reconstruction(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
 
 
 def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
-    """Return what each neuron gains at the step of `reconstruction` that takes it, not normalised.
+    """Return what each neuron gains at the step of `reconstruction` that takes it, shape (n_out,), float64.
 
-    Args:
-        readers: As for `reconstruction`.
-
-    Returns:
-        Gains, shape (n_out,), float64, in the units of ``V G V^T``; their sum is what all neurons together explain.
-
-    Raises:
-        ValueError: As `reconstruction`.
+    Units are those of ``V G V^T``; the sum is what all neurons together explain. Errors are those of `reconstruction`.
     """
     systems = _systems(readers)
     gains = systems[0].gram.new_zeros(systems[0].gram.shape[0])
@@ -80,12 +73,11 @@ def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
 
 
 class _System:
-    """The deflated ``G`` and ``A`` of one set of readers, updated lazily.
+    """The deflated ``G`` and ``A`` of one set of readers, updated lazily."""
 
-    Deflating by neuron j subtracts ``G_jj u u^T`` from ``G`` and ``u A_j`` from ``A``, with ``u = G_:j / G_jj``. The
-    vectors of up to `_BLOCK_STEPS` steps are kept and subtracted as one matrix product; in between, the
-    diagonal of ``G`` and the row norms of ``A``, which are all that a gain needs, follow step by step.
-    """
+    # Deflating by neuron j subtracts ``G_jj u u^T`` from ``G`` and ``u A_j`` from ``A``, with ``u = G_:j / G_jj``. The
+    # vectors of up to `_BLOCK_STEPS` steps are kept and subtracted as one matrix product; in between, the diagonal of
+    # ``G`` and the row norms of ``A``, which are all that a gain needs, follow step by step.
 
     def __init__(self, gram: Float[Tensor, "n n"], image: Float[Tensor, "n m"]) -> None:
         self.gram = gram
@@ -100,10 +92,10 @@ class _System:
         self.columns = self.gram.new_zeros((_BLOCK_STEPS, image.shape[0]))
         self.rows = self.gram.new_zeros((_BLOCK_STEPS, image.shape[1]))
         self.pivots = self.gram.new_zeros(_BLOCK_STEPS)
-        self.pending = 0
         self._refresh()
 
     def _refresh(self) -> None:
+        self.pending = 0
         self.variance = self.gram.diagonal().clone()
         self.energy = self.image.square().sum(1)
 
@@ -140,7 +132,6 @@ class _System:
         columns, rows = self.columns[: self.pending], self.rows[: self.pending]
         self.image.addmm_(columns.t(), rows, alpha=-1.0)
         self.gram.addmm_(columns.t(), columns * self.pivots[: self.pending, None], alpha=-1.0)
-        self.pending = 0
         self._refresh()
 
     def restrict(self, rows: Int64[Tensor, " r"]) -> None:
@@ -185,9 +176,8 @@ class Reconstruction:
 
     Examples:
         >>> import torch
-        >>> from mlprank.measures.record import LayerRecord
-        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
-        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> from mlprank.measures import LayerRecord
+        >>> layer = LayerRecord("fc1", torch.eye(2), torch.ones(2) / 2, torch.ones(2), torch.tensor([1.0, 2.0]))
         >>> Reconstruction()(layer)
         tensor([0.3333, 0.6667])
     """
@@ -195,13 +185,11 @@ class Reconstruction:
     reads_pruned: ClassVar[bool] = True
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
-        """Return the layer's scores; see `reconstruction`."""
+        """Return the layer's scores."""
         readers = layer.readers()
-        if readers and readers[0].gram.shape[0] != layer.weight.shape[0]:
-            raise ValueError(
-                f'layer "{layer.name}": its readers have {readers[0].gram.shape[0]} neurons, its weight '
-                f"{layer.weight.shape[0]}; give the readers of this layer"
-            )
+        num, own = readers[0].gram.shape[0] if readers else 0, layer.weight.shape[0]
+        if readers and num != own:
+            raise ValueError(f'layer "{layer.name}": its readers have {num} neurons, its weight {own}; give its own')
         try:
             scores = reconstruction(readers) if readers else normalise_scores(layer.output_norms.to(torch.float64))
         except ValueError as error:

@@ -136,17 +136,10 @@ def check_non_negative(values: Tensor, *, argument: str, place: str = "") -> Non
 
 
 def normalise_scores(scores: Float[Tensor, " n"], *, argument: str = "scores") -> Float[Tensor, " n"]:
-    """Divide scores by their sum; scores without a direction become uniform.
-
-    Args:
-        scores: Non-negative values, shape (n,), any unit.
-        argument: What the caller calls them, for the message.
-
-    Returns:
-        Scores, shape (n,), unitless, summing to 1; ``1 / n`` each where all are 0.
+    """Divide non-negative values, shape (n,), by their sum; ``1 / n`` each where all are 0.
 
     Raises:
-        ValueError: If they are empty or have a negative, NaN or infinite entry.
+        ValueError: If they are empty or have a negative, NaN or infinite entry; `argument` is what they are called.
     """
     check_non_negative(scores, argument=argument)
     total = scores.sum().item()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mlprank.methods.ranked import Local
+from mlprank.utils.errors import check_choice, check_whole
 
 Counted = Literal["neurons", "parameters", "flops", "bytes", "latency"]
 COUNTED: tuple[Counted, ...] = ("neurons", "parameters", "flops", "bytes", "latency")
@@ -44,24 +45,16 @@ class Adaptive(Local):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.count not in COUNTED:
-            raise ValueError(f'Adaptive: count="{self.count}" is unknown; choose {", ".join(COUNTED)}')
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"Adaptive: batch_size={self.batch_size!r} must be a whole number of at least 1")
+        check_choice("Adaptive: count", self.count, COUNTED)
+        check_whole("Adaptive: batch_size", self.batch_size, least=1)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A product that grows with widths, such as the number of entries of a weight.
+    """A product that grows with widths, such as the number of entries of a weight."""
 
-    Attributes:
-        factor: What one entry costs.
-        dims: For every dimension the entries that stay whatever is pruned, and for each unit how many a neuron of it
-            adds.
-    """
-
-    factor: float
-    dims: tuple[tuple[float, Mapping[str, float]], ...]
+    factor: float  # what one entry costs
+    dims: tuple[tuple[float, Mapping[str, float]], ...]  # entries that stay, and for each unit how many a neuron adds
 
     def value(self, widths: Mapping[str, int]) -> float:
         """Return the product at these widths."""
@@ -72,17 +65,7 @@ class Term:
 
 
 class Costs:
-    """What a network costs as a function of its widths: a constant and a sum of products.
-
-    Args:
-        terms: The products.
-        fixed: The constant.
-
-    Examples:
-        >>> costs = Costs([Term(1.0, ((0.0, {"fc1": 1.0}), (784.0, {})))], fixed=10.0)
-        >>> costs.total({"fc1": 100})
-        78410.0
-    """
+    """What a network costs as a function of its widths: a constant and a sum of products."""
 
     def __init__(self, terms: list[Term], *, fixed: float = 0.0) -> None:
         self.fixed, self.terms = fixed, terms
@@ -97,10 +80,7 @@ class Costs:
 
     def beside(self, unit: str) -> set[str]:
         """Return the units whose neurons cost more or less as this one's number changes, itself included."""
-        return {
-            unit,
-            *(other for term in self._of.get(unit, []) for _, per_neuron in term.dims for other in per_neuron),
-        }
+        return {unit}.union(*(per_neuron for term in self._of.get(unit, []) for _, per_neuron in term.dims))
 
     def saving(self, widths: Mapping[str, int], unit: str, gone: int) -> float:
         """Return what so many fewer neurons of a unit save."""
@@ -110,18 +90,12 @@ class Costs:
 
 
 def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_plus_1"]:
-    """Return what keeping only the best k neurons costs, for k from 0 to n: `log(total / explained)`.
+    """Return what keeping only the best k of n neurons costs, for k from 0: `log(total / explained)`, float64.
 
-    While little is unexplained this is the share that is unexplained. A layer that explains nothing lets nothing
-    through, whatever the others explain, so its cost has no bound; without the logarithm a layer was emptied where its
-    neurons are dear.
-
-    Args:
-        gains: What each neuron explains, non-negative.
-        total: What there is to explain.
-
-    Returns:
-        Shape (n + 1,), float64, falling and convex, at least 0.
+    `gains` are what each neuron explains, non-negative, of the `total`; the curve is falling, convex and at least 0.
+    While little is unexplained it is the share that is unexplained. A layer that explains nothing lets nothing through,
+    whatever the others explain, so its cost has no bound; without the logarithm a layer was emptied where its neurons
+    are dear.
 
     Examples:
         >>> import torch
@@ -144,15 +118,9 @@ def narrowing(
 ) -> Iterator[tuple[str, int]]:
     """Say in which order neurons go: every step takes some from the unit whose error rises least for what they save.
 
-    Args:
-        curves: Every unit's error with k of its n neurons kept, shape (n + 1,), convex, in one currency.
-        costs: What is to be saved.
-        widths: Neurons to begin with, where some are gone already; all by default.
-        min_neurons: So many neurons stay in every unit.
-        round_to: Widths become multiples of this.
-
-    Yields:
-        The unit, and how many neurons are left of it; as long as any can go.
+    `curves` are every unit's error with k of its n neurons kept, shape (n + 1,), convex, in one currency; `widths` the
+    neurons to begin with, where some are gone already. At least `min_neurons` of every unit stay, and widths become
+    multiples of `round_to`. Yields the unit, and how many neurons are left of it, as long as any can go.
     """
     left = _widths(curves, widths)
     errors = {unit: curve.tolist() for unit, curve in curves.items()}
@@ -187,9 +155,7 @@ def spend(
     min_neurons: int = 1,
     round_to: int = 1,
 ) -> dict[str, int]:
-    """Return the widths that keep a budget with the least error that `narrowing` finds.
-
-    Returned is the number of neurons that every unit keeps; arguments are those of `narrowing`.
+    """Return the widths that keep a budget with the least error that `narrowing` finds; its arguments are the same.
 
     Raises:
         ValueError: If no widths keep the budget; the least that can be reached is named.

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mlprank.utils.errors import check_choice, check_whole
+
 Scores = Mapping[str, Float[Tensor, " n_out"]]
 Amounts = Mapping[str, float]
 Masks = dict[str, Bool[Tensor, " n_out"]]
@@ -91,14 +93,10 @@ class Global:
     normalise: Literal["width", "none"] = "width"
 
     def __post_init__(self) -> None:
-        if self.normalise not in ("width", "none"):
-            raise ValueError(f'Global: normalise={self.normalise!r} is unknown; use "width" or "none"')
+        check_choice("Global: normalise", self.normalise, ("width", "none"))
 
     def __call__(self, scores: Scores, amounts: Amounts, *, min_neurons: int = 1, round_to: int = 1) -> Masks:
-        """Return which neurons every layer keeps; see `Method`.
-
-        All layers have one amount, a share of all their neurons.
-        """
+        """Return which neurons every layer keeps; see `Method`. All layers have one amount, a share of all neurons."""
         check_request(scores, amounts, min_neurons=min_neurons, round_to=round_to)
         if not scores:
             return {}
@@ -152,9 +150,8 @@ def _guarded(wanted: int, size: int, *, min_neurons: int, round_to: int) -> int:
 
 def check_request(scores: Scores, amounts: Amounts, *, min_neurons: int, round_to: int) -> None:
     """Raise the errors of `Method`; the message names the layer."""
-    for argument, value in (("min_neurons", min_neurons), ("round_to", round_to)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument}={value!r} is not an integer of at least 1; give 1 to switch it off")
+    check_whole("min_neurons", min_neurons, least=1)
+    check_whole("round_to", round_to, least=1)
     for name in scores.keys() ^ amounts.keys():
         has, lacks = ("scores", "amount") if name in scores else ("an amount", "scores")
         raise ValueError(f'layer "{name}" has {has} but no {lacks}; give amounts the same keys as scores')

@@ -165,7 +165,7 @@ def test_norm_order_must_be_above_0(p):
 
 @pytest.mark.parametrize("seed", [-1, 0.5, True, None])
 def test_random_seed_must_be_a_non_negative_integer(seed):
-    with pytest.raises(ValueError, match=r"Random: seed=.* is not a non-negative integer"):
+    with pytest.raises(ValueError, match=r"Random: seed=.* must be a whole number of at least 0"):
         Random(seed=seed)
 
 

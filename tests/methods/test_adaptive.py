@@ -145,7 +145,7 @@ def test_the_method_has_a_name_and_parameters():
     assert get_method("adaptive") == Adaptive(count="neurons")
     assert get_method({"name": "adaptive", "count": "bytes"}).count == "bytes"
     with pytest.raises(
-        ValueError, match='count="weights" is unknown; choose neurons, parameters, flops, bytes, latency'
+        ValueError, match="count='weights' is unknown; choose one of neurons, parameters, flops, bytes, latency"
     ):
         Adaptive(count="weights")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size=0 must be a whole number of at least 1"):

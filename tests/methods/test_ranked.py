@@ -123,7 +123,7 @@ def test_an_amount_outside_0_to_1_names_the_layer(method, amount):
 @pytest.mark.parametrize("guard", ["min_neurons", "round_to"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_a_guard_below_1_is_an_error(method, guard, value):
-    with pytest.raises(ValueError, match=rf"{guard}={value} is not an integer of at least 1"):
+    with pytest.raises(ValueError, match=rf"{guard}={value} must be a whole number of at least 1"):
         method({"fc1": torch.ones(3)}, {"fc1": 0.5}, **{guard: value})
 
 
@@ -231,5 +231,5 @@ def test_layers_of_different_precision_are_compared():
 
 @pytest.mark.parametrize("normalise", ["Width", "", None, 1])
 def test_an_unknown_normalisation_is_an_error(normalise):
-    with pytest.raises(ValueError, match=r'Global: normalise=.* is unknown; use "width" or "none"'):
+    with pytest.raises(ValueError, match=r"Global: normalise=.* is unknown.*; choose one of width, none"):
         Global(normalise=normalise)
