@@ -277,19 +277,10 @@ def _published_metrics(dense: nn.Module, pruned: nn.Module) -> dict[str, float]:
 
 
 def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
-    """Find the checkpoint of the newest run of a recipe.
+    """Find the checkpoint of the newest run of a recipe, or raise a FileNotFoundError with the command that makes one.
 
-    Args:
-        model_name: A network of the thesis.
-        dataset_name: A data set.
-        root: Directory that holds `runs/`, a published `<model>_<dataset>.pth`, or `artifacts/models/<model>/` with the
-            `model_<epoch>.pth` of the thesis's training script, of which the last epoch is taken.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileNotFoundError: If there is none; the message names the command that makes one.
+    `root` holds `runs/`, a published `<model>_<dataset>.pth`, or `artifacts/models/<model>/` with the
+    `model_<epoch>.pth` of the thesis's training script, of which the last epoch is taken.
     """
     published = root / f"{model_name}_{dataset_name}.pth"
     if published.is_file():

@@ -9,7 +9,7 @@ from mlprank.cli.vocabulary import CommandParser
 def main(argv: list[str]) -> int:
     """Run `mlprank dashboard`."""
     arguments = command_parser().parse_args(argv)
-    from mlprank.report.dashboard import build_workspace
+    from mlprank.report.wandb_runs import build_workspace
     from mlprank.training.loggers import reason_for_offline
 
     mode = os.environ.get("WANDB_MODE")
@@ -27,18 +27,13 @@ def main(argv: list[str]) -> int:
 
 
 def _print(workspace: Any, *, why: str) -> None:
-    from mlprank.report.dashboard import describe_workspace
+    from mlprank.report.wandb_runs import describe_workspace
 
     print(
         f'{why}: nothing is sent. The workspace "{workspace.name}" of {workspace.entity}/{workspace.project} would '
         "hold:"
     )
-    section = ""
-    for panel in describe_workspace(workspace):
-        if panel.section != section:
-            section = panel.section
-            print(f"  {section}")
-        print(f"    {panel.kind}: {panel.title}")
+    print(*describe_workspace(workspace), sep="\n")
 
 
 def _default_entity() -> str:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     arguments = command_parser().parse_args(argv)
     config = _config(arguments)
     from mlprank.experiments.cells import cells_of, find_networks
-    from mlprank.experiments.store import RecordStore
+    from mlprank.experiments.records import RecordStore
     from mlprank.utils.files import write_whole
 
     networks, missing = find_networks(config)
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
         print_findings(records, config.directory)
         if arguments.wandb:
-            from mlprank.report.wandb_log import log_experiment
+            from mlprank.report.wandb_runs import log_experiment
             from mlprank.training.loggers import prepare_wandb
 
             prepare_wandb()

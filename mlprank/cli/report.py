@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlprank.cli.vocabulary import CommandParser
+from mlprank.experiments.records import read_records, read_scores
 from mlprank.experiments.statistics import finished_cells
-from mlprank.experiments.store import read_records, read_scores
 from mlprank.report import PICTURE_KINDS, write_report
 from mlprank.utils.charts import FORMATS
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:
     """Prune once more as a cell was pruned, and write the network."""
     from mlprank.experiments.config import ExperimentConfig, read_config
-    from mlprank.experiments.workbench import rebuild
+    from mlprank.experiments.runner import rebuild
 
     directories = [source.parent if source.is_file() else source for source in results]
     found = {

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mlprank.artifact.checkpoint import read_checkpoint, sha256
-from mlprank.artifact.spec import build_model
+from mlprank.artifact.spec import build_model, construct
 from mlprank.compensation import COMPENSATIONS
 from mlprank.datamodules import get_dataset
 from mlprank.experiments.config import ExperimentConfig
@@ -25,6 +25,7 @@ from mlprank.thesis import find_trained
 from mlprank.utils.errors import did_you_mean
 from mlprank.utils.registry import Registry
 
+GIVE = "; give its arguments under {} in the config"
 NOT_PRUNED = "none"
 """Method, compensation and graph of the dense baseline."""
 _NOT_PRUNED: dict[str, Any] = {
@@ -72,65 +73,35 @@ def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[
         model, _, dataset = network.partition("@")
         get_model(model)
         get_dataset(dataset)
-        for path in _files(config, network, missing):
-            arguments = config.model_args.get(network), str(path), sha256(path), config.data_args.get(network, {})
+        files: list[str] = []
+        for pattern in config.checkpoints.get(network, ()):
+            matched = [str(Path(path)) for path in sorted(glob.glob(str(pattern))) if Path(path).is_file()]
+            remedy = f"checkpoints: no file is there by the name {pattern}; train one with mlprank fit"
+            missing += [] if matched else [Missing(network, remedy)]
+            files += matched
+        if network not in config.checkpoints:
+            try:
+                files = [str(find_trained(model, dataset, Path(config.checkpoint_root)))]
+            except FileNotFoundError as error:
+                missing.append(Missing(network, str(error)))
+        for path in files:
+            arguments = config.model_args.get(network), path, sha256(path), config.data_args.get(network, {})
             trained = Trained(model, dataset, *arguments)
             found.setdefault((network, trained.sha256), trained)
     return tuple(found.values()), tuple(missing)
 
 
 def load_network(trained: Trained) -> nn.Module:
-    """Build a network and load its weights."""
-    spec = None if trained.model_args is not None else _recorded(read_checkpoint(trained.path), trained.model)
-    if spec is not None:
-        return load_weights(trained.path, build_model(spec))
-    network = build(trained.model, get_model(trained.model), trained.model_args or {}, key="model_args")
+    """Build a network, as the config says or else its Lightning checkpoint, and load its weights."""
+    if trained.model_args is None:
+        hyper_parameters = read_checkpoint(trained.path).get("hyper_parameters")
+        spec = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
+        own = trained.model.rpartition(".")[2]
+        if isinstance(spec, Mapping) and str(spec.get("class_path", "")).rpartition(".")[2] == own:
+            return load_weights(trained.path, build_model(spec))
+    cls: Any = get_model(trained.model)
+    network = construct(cls, trained.model_args or {}, named=trained.model, remedy=GIVE.format("model_args"))
     return load_weights(trained.path, network)
-
-
-def _files(config: ExperimentConfig, network: str, missing: list[Missing]) -> list[Path]:
-    """The checkpoint files of a network that are there; what is not goes to `missing`."""
-    given = config.checkpoints.get(network)
-    if given is None:
-        model, _, dataset = network.partition("@")
-        try:
-            return [find_trained(model, dataset, Path(config.checkpoint_root))]
-        except FileNotFoundError as error:
-            missing.append(Missing(network, str(error)))
-            return []
-    files: list[Path] = []
-    for pattern in given:
-        matched = [Path(path) for path in sorted(glob.glob(str(pattern))) if Path(path).is_file()]
-        if not matched:
-            missing.append(
-                Missing(network, f"checkpoints: no file is there by the name {pattern}; train one with mlprank fit")
-            )
-        files += matched
-    return files
-
-
-def build(name: str, cls: Any, arguments: Mapping[str, Any], *, key: str) -> Any:
-    """Make an object of a class that the config names.
-
-    Raises:
-        ValueError: If an argument is missing or unknown; `key` says where they are given.
-    """
-    try:
-        inspect.signature(cls).bind(**arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"{name} cannot be built from {dict(arguments)}: {error}; give its arguments under {key} in the config"
-        ) from error
-    return cls(**arguments)
-
-
-def _recorded(checkpoint: Mapping[str, Any], model: str) -> Mapping[str, Any] | None:
-    """How the network of a Lightning checkpoint was built, where it says so and is of the class."""
-    hyper_parameters = checkpoint.get("hyper_parameters")
-    spec = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
-    if isinstance(spec, Mapping) and str(spec.get("class_path", "")).rpartition(".")[2] == model.rpartition(".")[2]:
-        return spec
-    return None
 
 
 def measures_of(config: ExperimentConfig) -> tuple[Choice, ...]:
@@ -166,7 +137,7 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
         make_recipe(None, fields)
     cells: dict[str, CellParameters] = {}
     for trained in networks:
-        of = {name: getattr(trained, name) for name in ("model", "dataset")}
+        of: dict[str, Any] = {"model": trained.model, "dataset": trained.dataset}
         of |= {"checkpoint": trained.path, "checkpoint_sha256": trained.sha256}
         dense = CellParameters(measure=DENSE, **_NOT_PRUNED, **of)
         cells[dense.key] = dense

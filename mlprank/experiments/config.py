@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlprank.grids.ray import check_ray, check_share
-from mlprank.utils.errors import did_you_mean
+from mlprank.utils.errors import check_choice, check_whole, did_you_mean
 
 PUBLISHED_MEASURES = (
     "WeightedPageRank",
@@ -29,16 +29,6 @@ THESIS_PAIRS = {
 }
 """The data set that the thesis trained each network on."""
 
-_LISTS = (
-    "networks",
-    "measures",
-    "methods",
-    "amounts",
-    "compensations",
-    "graphs",
-    "protect_output",
-    "calibration_seeds",
-)
 PUBLISHED = "published"
 """As the graph of a cell it stands for all published conditions."""
 PUBLISHED_AXES = {
@@ -60,73 +50,47 @@ _OWN = {
     "seed": "calibration_seeds",
 }
 """Fields of the recipe that an experiment has keys of its own for."""
-_DEVICES = ("cpu", "cuda", "mps")
+_LISTS = ("networks", *(key for key in _OWN.values() if key != "calibration_samples"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """An experiment. Lists are the axes of the grid; every combination is a cell.
 
-    Attributes:
-        name: What it is called; names the results directory and the W&B group.
-        networks: "MODEL@DATASET" each, such as "ThreeLayerMLP@FashionMNIST", names or dotted paths to classes; a name
-            without a data set takes the thesis's.
-        checkpoints: By network, the files of trained networks; `*` matches as in a shell. Networks that are not in it
-            are looked for below `checkpoint_root`.
-        model_args: By network, arguments of its class, such as `{MLP@Digits: {in_features: 64, widths: [64],
-            num_classes: 10}}`.
-        data_args: By network, arguments of its data's class.
-        checkpoint_root: Directory that holds `runs/` or published `<model>_<dataset>.pth` files.
-        measures: Names, dotted paths, or descriptions such as `{name: norm, p: 2}`.
-        measure_args: By measure, arguments of its class.
-        methods: Names, or `{name: global, normalise: none}`.
-        amounts: Shares of neurons to take out, in [0, 1).
-        graphs: "chain", "dag"; "published" stands for all published conditions (see
-            `mlprank.thesis.PublishedConditions`).
-        compensations: What a pruned neuron leaves behind; named like measures.
-        protect_output: Whether the output layer stays whole.
-        calibration_samples: Number of calibration images, at least 1.
-        calibration_seeds: Seeds of the calibration draw.
-        recipe: Values of any further fields of `mlprank.Recipe`, by name, such as `{round_to: [1, 8]}`; axes of the
-            grid, too.
-        data_dir: Where the image files are.
-        device: Where to prune and test.
-        latency: Whether to measure latencies.
-        out: The results directory; by default `runs/experiments/<name>`.
-        engine: "local" runs the cells here, "ray" on all devices of this machine or of a cluster.
-        address: Address of a Ray cluster, or "auto" for the one that this machine belongs to; ray only.
-        cpus_per_cell: CPU cores for a unit of cells; ray only.
-        gpus_per_cell: GPUs, or a fraction of one, for a unit of cells; ray only.
-
     Raises:
         ValueError: If a value is out of range or a list is empty.
         TypeError: If a value has the wrong type.
     """
 
-    name: str = "experiment"
+    name: str = "experiment"  # names the results directory and the W&B group
+    # "MODEL@DATASET" each, names or dotted paths to classes; a name without a data set takes the thesis's
     networks: Sequence[str] = ("TwoLayerMLP", "ThreeLayerMLP", "SixLayerMLP", "TwelveLayerMLP")
+    # by network, files of trained ones (`*` matches as in a shell); others are looked for below `checkpoint_root`
     checkpoints: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # by network, arguments of its class, such as {MLP@Digits: {in_features: 64, widths: [64], num_classes: 10}}
     model_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    data_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    checkpoint_root: str = "."
+    data_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # likewise of its data's class
+    checkpoint_root: str = "."  # holds `runs/` or published `<model>_<dataset>.pth` files
+    # names, dotted paths, or descriptions such as {name: norm, p: 2}; so are methods and compensations
     measures: Sequence[str | Mapping[str, Any]] = PUBLISHED_MEASURES
-    measure_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measure_args: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by measure, arguments of its class
     methods: Sequence[str | Mapping[str, Any]] = ("Local", "Global")
-    amounts: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    compensations: Sequence[str | Mapping[str, Any]] = ("constant",)
-    graphs: Sequence[str] = ("chain",)
-    protect_output: Sequence[bool] = (True,)
+    amounts: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5)  # shares of neurons to take out, in [0, 1)
+    compensations: Sequence[str | Mapping[str, Any]] = ("constant",)  # what a pruned neuron leaves behind
+    graphs: Sequence[str] = ("chain",)  # "chain", "dag"; "published" is `mlprank.thesis.PublishedConditions`
+    protect_output: Sequence[bool] = (True,)  # whether the output layer stays whole
     calibration_samples: int = 64
     calibration_seeds: Sequence[int] = (0,)
+    # by name, values of further fields of `mlprank.Recipe`, such as {round_to: [1, 8]}; axes of the grid, too
     recipe: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    data_dir: str | None = None
-    device: str = "cpu"
-    latency: bool = True
-    out: str | None = None
-    engine: str = "local"
-    address: str | None = None
-    cpus_per_cell: float = 1.0
-    gpus_per_cell: float | None = None
+    data_dir: str | None = None  # where the image files are
+    device: str = "cpu"  # where to prune and test
+    latency: bool = True  # whether to measure latencies
+    out: str | None = None  # the results directory; by default runs/experiments/<name>
+    engine: str = "local"  # "ray" runs the cells on all devices of this machine or of a cluster
+    address: str | None = None  # of a Ray cluster, or "auto" for the one that this machine belongs to
+    cpus_per_cell: float = 1.0  # CPU cores for a unit of cells; ray only
+    gpus_per_cell: float | None = None  # GPUs, or a fraction of one; ray only
 
     def __post_init__(self) -> None:
         for name in _LISTS:
@@ -138,47 +102,35 @@ class ExperimentConfig:
             if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
                 raise ValueError(f"amounts: {amount!r} is not in [0, 1); give shares of neurons to remove, such as 0.5")
         for seed in self.calibration_seeds:
-            _check_count("calibration_seeds", seed, least=0)
-        _check_count("calibration_samples", self.calibration_samples, least=1)
+            check_whole("calibration_seeds", seed)
+        check_whole("calibration_samples", self.calibration_samples, least=1)
         for protected in self.protect_output:
             if not isinstance(protected, bool):
                 raise TypeError(f"protect_output: {protected!r} is neither true nor false")
         for graph in self.graphs:
-            if graph not in _GRAPHS:
-                raise ValueError(
-                    f'graphs: {graph!r} is unknown{did_you_mean(str(graph), _GRAPHS)}; use "chain", "dag" or '
-                    '"published"'
-                )
-        if "published" in self.graphs and (tuple(self.compensations), tuple(self.protect_output)) != (
-            ("constant",),
-            (False,),
-        ):
+            check_choice("graphs", graph, _GRAPHS)
+        if PUBLISHED in self.graphs and (self.compensations, self.protect_output) != (("constant",), (False,)):
             raise ValueError(
                 'graphs: "published" stands for all published conditions, which have compensations: [constant] and '
                 "protect_output: [false]; --published sets all of them"
             )
         if not isinstance(self.recipe, Mapping):
-            raise TypeError(
-                f"recipe={self.recipe!r} must hold values by field of the recipe, such as {{round_to: [1, 8]}}"
-            )
+            raise TypeError(f"recipe={self.recipe!r} must hold values by field, such as {{round_to: [1, 8]}}")
         further = {name: _listed(f"recipe: {name}", values) for name, values in self.recipe.items()}
         if taken := [name for name in further if name in _OWN]:
             raise ValueError(f"recipe: {taken[0]} has a key of its own in an experiment: {_OWN[taken[0]]}")
         object.__setattr__(self, "recipe", further)
-        if self.engine not in ("local", "ray"):
-            raise ValueError(f'engine={self.engine!r} is neither "local" nor "ray"')
+        check_choice("engine", self.engine, ("local", "ray"))
         if self.engine == "ray":
             check_ray("engine: ray")
         for name in ("cpus_per_cell", "gpus_per_cell"):
             check_share(name, getattr(self, name))
-        if self.device.partition(":")[0] not in _DEVICES:
-            raise ValueError(f"device={self.device!r} is none of {', '.join(_DEVICES)}")
+        check_choice("device", self.device.partition(":")[0], ("cpu", "cuda", "mps"))
         if not isinstance(self.measure_args, Mapping) or not all(
             isinstance(arguments, Mapping) for arguments in self.measure_args.values()
         ):
             raise TypeError(
-                f"measure_args={self.measure_args!r} must hold arguments by measure, such as "
-                '{"ChannelNorm": {"p": 2}}'
+                f"measure_args={self.measure_args!r} must hold arguments by measure, as {{ChannelNorm: {{p: 2}}}}"
             )
 
     @property
@@ -285,10 +237,3 @@ def paired(network: object) -> str:
             f"as {model or 'MLP'}@FashionMNIST (the thesis's networks have one: {', '.join(THESIS_PAIRS)})"
         )
     return f"{model}@{THESIS_PAIRS[model]}"
-
-
-def _check_count(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: {value!r} must be a whole number")
-    if value < least:
-        raise ValueError(f"{name}: {value!r} must be at least {least}")

@@ -1,22 +1,37 @@
-"""The record of one finished cell: network, data and recipe, what came out, and on what; one line of JSON.
+"""The record of one finished cell, one line of JSON, and the results directory that holds them; needs no torch.
 
-The schema is written down in `docs/records.md`. Nothing here needs torch.
+```
+DIRECTORY/records.jsonl              one line a finished cell
+DIRECTORY/scores/<key>.safetensors   the scores of that cell
+DIRECTORY/incoming/<key>.json        a cell of another process, until the writer has appended it
+DIRECTORY/lock                       held by the one process that writes
+```
+
+The schema is written down in `docs/records.md`.
 """
 
 import dataclasses
 import functools
 import json
-import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
-from mlprank.grids.store import CorruptRecordError, SchemaVersionError, canonical, decode, sealed, short_hash, unsealed
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from mlprank.grids import store
+from mlprank.utils.files import write_whole
 
 SCHEMA_VERSION = 2
 """Of a record; 1 is that of version 0.1.0, which had no digest."""
+RECORDS_NAME = "records.jsonl"
+SCORES_PREFIX, KEPT_PREFIX = "scores/", "kept/"
+Array = np.ndarray[Any, np.dtype[Any]]
 DENSE = "dense"
 """The `measure` of a record that holds the dense baseline: amount 0, nothing removed."""
 
@@ -57,7 +72,8 @@ class CellParameters:
         plain["amount"] = float(self.amount)
         # fields that version 0.1.0 did not know count where they were given, so that its keys stay what they were
         empty = {name for name in ("compensation_args", "recipe_args") if not plain[name]}
-        return short_hash(canonical({name: plain[name] for name in plain if name not in empty | {"checkpoint"}}))
+        kept = {name: plain[name] for name in plain if name not in empty | {"checkpoint"}}
+        return store.short_hash(store.canonical(kept))
 
     @property
     def label(self) -> str:
@@ -116,25 +132,15 @@ class CellMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Versions:
-    """The versions that a cell ran with."""
-
-    python: str
-    torch: str
-    lightning: str
-    mlprank: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CellRecord:
-    """One finished cell. `timings` are seconds by name, `machine` free text by name, `timestamp` ISO 8601 in UTC."""
+    """One finished cell. `timings` are seconds, `versions` and `machine` texts by name, `timestamp` ISO 8601 in UTC."""
 
     parameters: CellParameters
     status: str
     metrics: CellMetrics | None = None
     error: str | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
-    versions: Versions
+    versions: Mapping[str, str]
     machine: Mapping[str, str] = field(default_factory=dict)
     timestamp: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -152,25 +158,11 @@ class CellRecord:
         return self.parameters.key
 
 
-@functools.cache
-def current_versions() -> Versions:
-    """Versions of what is installed here, without importing any of it; "not installed" where it is missing."""
-
-    def version(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "not installed"
-
-    python = platform.python_version()
-    return Versions(python=python, torch=version("torch"), lightning=version("lightning"), mlprank=version("mlprank"))
-
-
 def to_line(record: CellRecord) -> str:
     """One line of JSON with its digest, and the newline."""
     plain = {"schema_version": SCHEMA_VERSION, "key": record.key, **dataclasses.asdict(record)}
     try:
-        return json.dumps(sealed(plain), allow_nan=False, separators=(",", ":")) + "\n"
+        return json.dumps(store.sealed(plain), allow_nan=False, separators=(",", ":")) + "\n"
     except ValueError as error:
         raise ValueError(
             f"cell {record.key}: a record holds finite numbers only ({error}); give None for a latency that was not "
@@ -188,27 +180,177 @@ def from_line(line: str, where: str) -> CellRecord:
     try:
         plain = json.loads(line)
     except ValueError as error:
-        raise CorruptRecordError(
+        raise store.CorruptRecordError(
             f"{where}: not a whole record ({error}); somebody or something cut the file; restore it, or delete this "
             "line and run the experiment again: only the lost cells are run"
         ) from error
     if not isinstance(plain, dict) or "schema_version" not in plain:
-        raise CorruptRecordError(f"{where}: not a record of an experiment: it has no schema_version")
+        raise store.CorruptRecordError(f"{where}: not a record of an experiment: it has no schema_version")
     version = plain["schema_version"]
     if version not in (1, SCHEMA_VERSION):
-        raise SchemaVersionError(
+        raise store.SchemaVersionError(
             f"{where}: schema version {version!r}, but this mlprank reads version {SCHEMA_VERSION}; use the mlprank "
             "that wrote it, or another results directory"
         )
-    plain = unsealed(plain, where=where, needed=version > 1)
+    plain = store.unsealed(plain, where=where, needed=version > 1)
     del plain["schema_version"]
     key = plain.pop("key", None)
     try:
-        record: CellRecord = decode(CellRecord, plain, "record")
+        record: CellRecord = store.decode(CellRecord, plain, "record")
     except (TypeError, ValueError) as error:
-        raise CorruptRecordError(f"{where}: {error}") from error
+        raise store.CorruptRecordError(f"{where}: {error}") from error
     if key != record.key:
-        raise CorruptRecordError(
+        raise store.CorruptRecordError(
             f"{where}: key {key!r} is not that of the parameters ({record.key}); the line was edited by hand"
         )
     return record
+
+
+class Outbox:
+    """Records of a process that does not write its directory: they wait in `incoming/` for the one that does."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def is_finished(self, key: str) -> bool:
+        """Whether this cell was recorded here and waits for the writer."""
+        return (self.directory / "incoming" / f"{key}.json").is_file()
+
+    def append(
+        self, record: CellRecord, *, scores: Mapping[str, Array] | None = None, kept: Mapping[str, Array] | None = None
+    ) -> None:
+        """Write the scores and the masks, then the record, whole and on the disk when this returns.
+
+        Raises:
+            ValueError: If the cell is recorded already.
+        """
+        if self.is_finished(record.key):
+            raise ValueError(f"cell {record.key} is already finished in {self.directory}; a cell is recorded once")
+        if scores is not None:
+            tensors = {SCORES_PREFIX + name: np.ascontiguousarray(value) for name, value in scores.items()}
+            for name, value in (kept or {}).items():
+                tensors[KEPT_PREFIX + name] = np.ascontiguousarray(value, dtype=np.bool_)
+            write_whole(self.directory / "scores" / f"{record.key}.safetensors", save(tensors))
+        self._write(record)
+
+    def _write(self, record: CellRecord) -> None:
+        write_whole(self.directory / "incoming" / f"{record.key}.json", to_line(record))
+
+
+class RecordStore(Outbox):
+    """The one writer of a results directory, which is made where it is missing.
+
+    Opening takes the lock, takes away what a killed process left, and repairs a last line that kill -9 tore: its bytes
+    are moved to `records.torn-N.jsonl` and `notice` says so. Closing, or the death of the process, gives the lock back.
+
+    Raises:
+        BusyError: If another process holds the directory.
+        SchemaVersionError: If another schema version wrote a record.
+        CorruptRecordError: If an inner line is no whole record.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        super().__init__(directory)
+        with ExitStack() as stack:
+            stack.enter_context(store.only_writer(self.directory, called="results directory"))
+            for folder in ("scores", "incoming"):
+                store.remove_drafts(self.directory / folder)
+            journal = store.Journal(self.directory / RECORDS_NAME, read=from_line, write=to_line)
+            self._journal = stack.enter_context(closing(journal))
+            self.notice = journal.notice
+            self.absorb()
+            self._open = stack.pop_all()
+
+    @property
+    def records(self) -> tuple[CellRecord, ...]:
+        """The latest record of every cell, in order of first appearance."""
+        return tuple(self._journal.latest.values())
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """Keys of the cells that ended well; the others may be run and appended again."""
+        return frozenset(record.key for record in self.records if record.status == "ok")
+
+    def is_finished(self, key: str) -> bool:
+        """Whether a cell ended well."""
+        record = self._journal.latest.get(key)
+        return record is not None and record.status == "ok"
+
+    def absorb(self) -> list[CellRecord]:
+        """Append what other processes of this experiment have recorded, and return it.
+
+        Raises:
+            CorruptRecordError: If a file is damaged; it is named.
+        """
+        found = []
+        for path in sorted((self.directory / "incoming").glob("[!.]*.json")):
+            record = from_line(path.read_text("utf-8"), str(path))
+            if not self.is_finished(record.key):
+                self._journal.append(record)
+                found.append(record)
+            path.unlink()
+        return found
+
+    def close(self) -> None:
+        """Give the directory back to others. Closing twice is harmless."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, record: CellRecord) -> None:
+        self._journal.append(record)
+
+
+def read_records(source: str | Path) -> tuple[CellRecord, ...]:
+    """Read the records of a results directory, without taking its lock or changing it.
+
+    A last line without its end belongs to a writer that is still at it, or was killed; it is left out. Where a cell
+    was recorded more than once (failed, then run again), the latest counts.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SchemaVersionError: If another schema version wrote a record.
+        CorruptRecordError: If an inner line is no whole record, with its number.
+    """
+    path = Path(source)
+    path = path / RECORDS_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {source}: {path} is missing; `mlprank experiment --out DIR` makes it")
+    return tuple({record.key: record for record in store.read_lines(path, from_line)}.values())
+
+
+def read_scores(directory: str | Path, key: str) -> tuple[dict[str, Array], dict[str, Array]] | None:
+    """Scores and kept masks of a cell by layer name; None where the cell has no file, masks empty where not stored.
+
+    Raises:
+        CorruptRecordError: If the file is no safetensors file.
+    """
+    path = Path(directory) / "scores" / f"{key}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise store.CorruptRecordError(f"{path}: not a whole safetensors file ({error}); delete it") from error
+    scores, kept = (
+        {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        for prefix in (SCORES_PREFIX, KEPT_PREFIX)
+    )
+    return scores, kept
+
+
+def to_csv(records: Iterable[CellRecord], path: str | Path) -> Path:
+    """Write one row a record, all fields flat (`parameters.amount`, `metrics.top1`, …); nested ones as JSON."""
+    rows: list[dict[str, object]] = []
+    for record in records:
+        row: dict[str, object] = {"key": record.key, "status": record.status, "timestamp": record.timestamp}
+        plain = dataclasses.asdict(record)
+        for group in ("parameters", "metrics", "versions", "timings", "machine"):
+            row |= {f"{group}.{name}": value for name, value in (plain[group] or {}).items()}
+        row["error"] = record.error
+        rows.append({name: json.dumps(v) if isinstance(v, dict | tuple | list) else v for name, v in row.items()})
+    return store.write_csv(Path(path), rows)

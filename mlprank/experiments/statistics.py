@@ -11,13 +11,15 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Any
+from typing import TypeVar
 
 from mlprank.experiments.records import DENSE, CellMetrics, CellParameters, CellRecord
 
+Item = TypeVar("Item")
+Key = TypeVar("Key")
 REFERENCE = "weighted_pagerank"
 MIN_TRAININGS = 3
 SMALLEST_EFFECT = 0.002
@@ -65,61 +67,39 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The reference measure against one baseline, paired: within one setting, or averaged over several (a claim).
+    """The reference measure against one baseline, paired: within one setting, or averaged over several (a claim)."""
 
-    Attributes:
-        settings: The setting, or those that were averaged, every network with equal weight.
-        reference: Label of the reference measure.
-        baseline: Label of the other one; empty for the average over all baselines, each with equal weight.
-        amount: One amount, or None for the average over all of them.
-        wins: Pairs in which the reference is better.
-        ties: Pairs with equal accuracy.
-        losses: Pairs in which it is worse.
-        accuracy: Difference of top-1 accuracy, reference minus baseline, as a fraction (0.01 is one point).
-        retention: Difference of top-1 accuracy over the dense network's.
-        p_value: Of the accuracy difference, after Holm's correction; None where there are too few trainings.
-        verdict: "better", "worse", "undecided", or "" where there are too few trainings.
-    """
-
-    settings: tuple[Setting, ...]
-    reference: str
-    baseline: str
-    amount: float | None
-    wins: int
+    settings: tuple[Setting, ...]  # that, or those, every network with equal weight
+    reference: str  # its label
+    baseline: str  # label of the other one; empty for the average over all baselines, each with equal weight
+    amount: float | None  # one amount, or None for the average over all of them
+    wins: int  # pairs in which the reference is better
     ties: int
     losses: int
-    accuracy: Estimate
-    retention: Estimate
-    p_value: float | None
-    verdict: str
+    accuracy: Estimate  # difference of top-1 accuracy, reference minus baseline, as a fraction (0.01 is one point)
+    retention: Estimate  # the same over the dense network's accuracy
+    p_value: float | None  # of the accuracy difference, after Holm's correction; None for too few trainings
+    verdict: str  # "better", "worse", "undecided", or "" for too few trainings
 
 
-def mean_interval(values: Iterable[float], *, confidence: float = 0.95) -> Estimate:
-    """Mean and Student's t interval of independent values.
+def mean_interval(values: Iterable[float]) -> Estimate:
+    """Mean and Student's t interval (95 %) of independent values.
 
     Raises:
-        ValueError: If there is no value, one is not finite, or the confidence is not in (0, 1).
+        ValueError: If there is no value, or one is not finite.
 
     Source:
         Student 1908.
-
-    >>> found = mean_interval([1.0, 2.0, 3.0])
-    >>> found.mean, round(found.low, 3), round(found.high, 3)
-    (2.0, -0.484, 4.484)
-    >>> mean_interval([1.0, 2.0]).low is None
-    True
     """
     numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("interval: values must hold at least one number, got none")
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"interval: values must be finite, got {numbers}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"interval: confidence must be in (0, 1), got {confidence!r}; 0.95 is usual")
-    return _average([numbers], confidence=confidence)[0]
+    return _average([numbers])[0]
 
 
-def accuracy_interval(values: Iterable[float], *, confidence: float = 0.95) -> Estimate:
+def accuracy_interval(values: Iterable[float]) -> Estimate:
     """Mean of accuracies and an interval within [0, 1]: Student's t on the logit of the mean, by the delta method.
 
     Raises:
@@ -128,12 +108,8 @@ def accuracy_interval(values: Iterable[float], *, confidence: float = 0.95) -> E
     Source:
         Agresti 2013, Categorical Data Analysis, sections 3.1.6 and 16.1: standard error of logit(m) is that of m over m
         (1 - m).
-
-    >>> found = accuracy_interval([0.97, 0.99, 0.999])
-    >>> found.high < 1.0
-    True
     """
-    found = mean_interval(values, confidence=confidence)
+    found = mean_interval(values)
     if not all(0.0 <= value <= 1.0 for value in found.values):
         raise ValueError(
             f"accuracy_interval: accuracies are fractions in [0, 1], got {list(found.values)}; divide percent by 100"
@@ -147,12 +123,10 @@ def accuracy_interval(values: Iterable[float], *, confidence: float = 0.95) -> E
     return dataclasses.replace(found, low=float(expit(center - half)), high=float(expit(center + half)))
 
 
-def _average(groups: Sequence[Sequence[float]], *, confidence: float = 0.95) -> tuple[Estimate, float | None]:
-    """Mean of the groups' means (equal weight), its interval, and the two-sided p-value of a mean of 0.
-
-    One group gives Student's interval. Several independent ones (networks with trainings of their own) add their
-    variances; the degrees of freedom are Satterthwaite's (1946). Every group needs `MIN_TRAININGS` values.
-    """
+def _average(groups: Sequence[Sequence[float]]) -> tuple[Estimate, float | None]:
+    """Mean of the groups' means (equal weight), its interval, and the two-sided p-value of a mean of 0."""
+    # One group gives Student's interval. Several independent ones (networks with trainings of their own) add their
+    # variances; the degrees of freedom are Satterthwaite's (1946).
     from scipy.special import stdtr, stdtrit  # Student's distribution and its inverse; scipy.stats takes a second
 
     everything = tuple(value for group in groups for value in group)
@@ -164,7 +138,7 @@ def _average(groups: Sequence[Sequence[float]], *, confidence: float = 0.95) -> 
         return Estimate(mean, None, None, everything), 1.0 if abs(mean) < 1e-12 else 0.0
     freedom = math.fsum(parts) ** 2 / math.fsum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
     error = math.sqrt(math.fsum(parts))
-    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
+    half = float(stdtrit(freedom, 1 - SIGNIFICANCE / 2)) * error
     return Estimate(mean, mean - half, mean + half, everything), float(2 * stdtr(freedom, -abs(mean) / error))
 
 
@@ -225,17 +199,23 @@ def metrics_of(record: CellRecord) -> CellMetrics:
     return record.metrics
 
 
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by a key, in order of first appearance."""
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
 def by_training(cells: Iterable[CellRecord], values: Iterable[float]) -> list[float]:
     """Average what belongs to one training (calibration draws, seeds of a measure), in order of first appearance."""
-    grouped: dict[str, list[float]] = defaultdict(list)
-    for cell, value in zip(cells, values, strict=True):
-        grouped[cell.parameters.checkpoint_sha256].append(value)
-    return [fmean(found) for found in grouped.values()]
+    pairs = grouped(zip(cells, values, strict=True), lambda pair: pair[0].parameters.checkpoint_sha256)
+    return [fmean(value for _, value in found) for found in pairs.values()]
 
 
-def find_reference(records: Iterable[CellRecord], *, measure: str = REFERENCE) -> str | None:
-    """Label of the reference measure among the finished cells, the one without arguments first; None if absent."""
-    labels = {series_label(r.parameters) for r in finished_cells(records) if r.parameters.measure == measure}
+def find_reference(records: Iterable[CellRecord]) -> str | None:
+    """Label of weighted PageRank among the finished cells, the one without arguments first; None if absent."""
+    labels = {series_label(r.parameters) for r in finished_cells(records) if r.parameters.measure == REFERENCE}
     return min(labels, key=lambda label: (len(label), label), default=None)
 
 
@@ -246,40 +226,33 @@ _Leads = dict[str, dict[float, dict[str, list[tuple[float, float]]]]]
 def compare(
     records: Iterable[CellRecord],
     *,
-    reference: str | None = None,
     baselines: Sequence[str] | None = None,
     smallest_effect: float = SMALLEST_EFFECT,
 ) -> tuple[Comparison, ...]:
-    """Compare the reference with every other measure within every setting, at every amount and over all amounts.
+    """Compare weighted PageRank with every other measure within every setting, at every amount and over all amounts.
 
     Two cells are a pair if they agree in everything but the measure. Seeds of a measure are averaged first; amount 0
     prunes nothing and is left out. Holm's correction runs over the comparisons of one setting, which is one table of
-    the report.
-
-    Args:
-        records: Cells; failed ones are ignored.
-        reference: Label of a measure; by default that of weighted PageRank.
-        baselines: Labels to compare with; by default every other measure.
-        smallest_effect: The smallest difference of accuracy that counts, a fraction.
-
-    Returns:
-        Sorted by setting and baseline; per baseline the amounts ascending, where there are several, then the average
-        over them (None).
+    the report. Returned is, sorted by setting and baseline, every amount where there are several, then the average.
 
     Raises:
-        ValueError: If a baseline is not among the finished cells.
+        ValueError: If one of the `baselines` (labels; by default every other measure) is not among the finished cells.
     """
-    return tuple(
-        comparison
-        for setting, leads, label in _settings(records, reference, baselines)
-        for comparison in _judged(_compare_setting(setting, leads, label), smallest_effect)
-    )
+    label, settings = _settings(records, baselines)
+    found: list[Comparison] = []
+    for setting, leads in settings:
+        compared = []
+        for baseline, by_amount in leads.items():
+            for amount in [*sorted(by_amount), None] if len(by_amount) > 1 else [None]:
+                chosen = {baseline: by_amount if amount is None else {amount: by_amount[amount]}}
+                compared.append(_comparison([(setting, chosen)], label, baseline, amount))
+        found += _judged(compared, smallest_effect)
+    return tuple(found)
 
 
 def claims(
     records: Iterable[CellRecord],
     *,
-    reference: str | None = None,
     baselines: Sequence[str] | None = None,
     smallest_effect: float = SMALLEST_EFFECT,
 ) -> tuple[tuple[Comparison, ...], ...]:
@@ -287,43 +260,39 @@ def claims(
 
     A training gives one number, its mean over amounts and settings; every setting of a network and every network has
     equal weight. Only amounts and settings that all trainings of a network have are averaged. The published figure is a
-    lead of 6.09 points of retention over three baselines.
+    lead of 6.09 points of retention over three baselines. Arguments and errors are those of `compare`.
 
-    Arguments and errors are those of `compare`.
-
-    Returns:
-        For each compensation and conditions: the average over the baselines (its `baseline` is empty) first, then each
-        baseline.
+    Returned is, for each compensation and its conditions, the average over the baselines first, then each baseline.
     """
-    grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[tuple[Setting, _Leads]]] = defaultdict(list)
-    label = ""
-    for setting, leads, label in _settings(records, reference, baselines):  # noqa: B007
-        grouped[setting.compensation, setting.conditions].append((setting, leads))
-    return tuple(
-        tuple(_judged(found, smallest_effect))
-        for _, settings in sorted(grouped.items())
-        if (found := _average_settings(settings, label))
-    )
+    label, settings = _settings(records, baselines)
+    groups = grouped(settings, lambda each: (each[0].compensation, each[0].conditions))
+    found = []
+    for conditions in sorted(groups):
+        common = sorted(set.intersection(*(set(leads) for _, leads in groups[conditions])))
+        compared = []
+        for names in ([common] if len(common) > 1 else []) + [[name] for name in common]:
+            chosen = [(setting, {name: leads[name] for name in names}) for setting, leads in groups[conditions]]
+            compared.append(_comparison(chosen, label, names[0] if len(names) == 1 else "", None))
+        if judged := _judged(compared, smallest_effect):
+            found.append(tuple(judged))
+    return tuple(found)
 
 
 def _settings(
-    records: Iterable[CellRecord], reference: str | None, baselines: Sequence[str] | None
-) -> list[tuple[Setting, _Leads, str]]:
-    """The leads of every setting in which there is something to pair, and the reference's label."""
+    records: Iterable[CellRecord], baselines: Sequence[str] | None
+) -> tuple[str, list[tuple[Setting, _Leads]]]:
+    """The reference's label, and the leads of every setting in which there is something to pair."""
     cells = finished_cells(records)
-    label = reference if reference is not None else find_reference(cells)
+    label = find_reference(cells)
     others = {series_label(cell.parameters) for cell in cells} - {label}
     missing = sorted(set(baselines or ()) - others)
     if missing:
         raise ValueError(f"baselines {missing} have no finished cell; there are {sorted(others)}")
     if label is None:
-        return []
-    groups: dict[Setting, list[CellRecord]] = defaultdict(list)
-    for cell in cells:
-        if cell.parameters.amount > 0.0:
-            groups[setting_of(cell.parameters)].append(cell)
-    found = [(setting, _leads(groups[setting], label, baselines), label) for setting in sorted(groups)]
-    return [entry for entry in found if entry[1]]
+        return "", []
+    groups = grouped((c for c in cells if c.parameters.amount > 0.0), lambda cell: setting_of(cell.parameters))
+    found = ((setting, _leads(groups[setting], label, baselines)) for setting in sorted(groups))
+    return label, [entry for entry in found if entry[1]]
 
 
 def _leads(cells: Sequence[CellRecord], reference: str, baselines: Sequence[str] | None) -> _Leads:
@@ -347,45 +316,14 @@ def _leads(cells: Sequence[CellRecord], reference: str, baselines: Sequence[str]
     return leads
 
 
-def _compare_setting(setting: Setting, leads: _Leads, reference: str) -> list[Comparison]:
-    found = []
-    for baseline, by_amount in leads.items():
-        amounts = sorted(by_amount)
-        for amount in [*amounts, None] if len(amounts) > 1 else [None]:
-            chosen = {a: by_amount[a] for a in (amounts if amount is None else [amount])}
-            values = _means({None: {baseline: chosen}})
-            if values:
-                found.append(_comparison((setting,), reference, baseline, amount, [values], [chosen]))
-    return found
-
-
-def _average_settings(settings: Sequence[tuple[Setting, _Leads]], reference: str) -> list[Comparison]:
-    common = sorted(set.intersection(*(set(leads) for _, leads in settings)))
-    found = []
-    for names in ([common] if len(common) > 1 else []) + [[name] for name in common]:
-        networks: dict[str, dict[Any, _Leads]] = defaultdict(dict)
-        for setting, leads in settings:
-            networks[setting.network][setting] = {name: leads[name] for name in names}
-        values = [_means(by_setting) for by_setting in networks.values()]
-        if all(values):
-            pairs = [leads[name] for _, leads in settings for name in names]
-            averaged = tuple(setting for setting, _ in settings)
-            baseline = names[0] if len(names) == 1 else ""
-            found.append(_comparison(averaged, reference, baseline, None, values, pairs))
-    return found
-
-
-def _means(by_setting: Mapping[Any, _Leads]) -> list[tuple[float, float]]:
-    """One (accuracy, retention) for every training of a network; settings, baselines and amounts have equal weight.
-
-    Only trainings that every setting and baseline has count, and of these only amounts that all of them have. Empty
-    where nothing is left.
-    """
-    sides = [by_amount for leads in by_setting.values() for by_amount in leads.values()]
+def _means(settings: Sequence[_Leads]) -> list[tuple[float, float]]:
+    """One (accuracy, retention) for every training of a network; settings, baselines and amounts have equal weight."""
+    # Only trainings that every setting and baseline has count, and of these only amounts that all of them have.
+    sides = [by_amount for leads in settings for by_amount in leads.values()]
     trainings = sorted(set.intersection(*({t for found in by_amount.values() for t in found} for by_amount in sides)))
     complete = [
         [[found for found in by_amount.values() if found.keys() >= set(trainings)] for by_amount in leads.values()]
-        for leads in by_setting.values()
+        for leads in settings
     ]
     if not trainings or not all(amounts for setting in complete for amounts in setting):
         return []
@@ -400,35 +338,31 @@ def _means(by_setting: Mapping[Any, _Leads]) -> list[tuple[float, float]]:
 
 
 def _comparison(
-    settings: tuple[Setting, ...],
-    reference: str,
-    baseline: str,
-    amount: float | None,
-    values: Sequence[Sequence[tuple[float, float]]],
-    pairs: Sequence[Mapping[float, Mapping[str, Sequence[tuple[float, float]]]]],
-) -> Comparison:
-    """A comparison before Holm's correction of `values`, networks × trainings; `pairs` are won or lost."""
+    settings: Sequence[tuple[Setting, _Leads]], reference: str, baseline: str, amount: float | None
+) -> Comparison | None:
+    """A comparison before Holm's correction; None where no training has all of the settings."""
+    values = [_means([leads for _, leads in found]) for found in grouped(settings, lambda e: e[0].network).values()]
+    if not all(values):
+        return None
     accuracy, p_value = _average([[pair[0] for pair in network] for network in values])
     retention, _ = _average([[pair[1] for pair in network] for network in values])
-    found = [pair[0] for amounts in pairs for each in amounts.values() for drawn in each.values() for pair in drawn]
-    wins, losses = sum(difference > 0 for difference in found), sum(difference < 0 for difference in found)
-    ties = len(found) - wins - losses
-    return Comparison(
-        settings, reference, baseline, amount, wins, ties, losses, accuracy, retention, p_value, verdict=""
-    )
+    amounts = (found for _, leads in settings for by_amount in leads.values() for found in by_amount.values())
+    pairs = [pair[0] for found in amounts for drawn in found.values() for pair in drawn]
+    wins, losses = sum(difference > 0 for difference in pairs), sum(difference < 0 for difference in pairs)
+    ties, averaged = len(pairs) - wins - losses, tuple(setting for setting, _ in settings)
+    return Comparison(averaged, reference, baseline, amount, wins, ties, losses, accuracy, retention, p_value, "")
 
 
-def _judged(comparisons: Sequence[Comparison], smallest_effect: float) -> list[Comparison]:
+def _judged(compared: Sequence[Comparison | None], smallest_effect: float) -> list[Comparison]:
     """The comparisons with corrected p-values and verdicts."""
-    tested = [c for c in comparisons if c.p_value is not None]
-    adjusted = iter(holm([c.p_value for c in tested if c.p_value is not None]))
+    comparisons = [comparison for comparison in compared if comparison is not None]
+    adjusted = iter(holm([c.p_value for c in comparisons if c.p_value is not None]))
     judged = []
     for comparison in comparisons:
-        if comparison.p_value is None:
-            judged.append(comparison)
-            continue
-        p_value, mean = next(adjusted), comparison.accuracy.mean
-        counts = p_value < SIGNIFICANCE and abs(mean) >= smallest_effect
-        verdict = "undecided" if not counts else "better" if mean > 0 else "worse"
-        judged.append(dataclasses.replace(comparison, p_value=p_value, verdict=verdict))
+        if comparison.p_value is not None:
+            p_value, mean = next(adjusted), comparison.accuracy.mean
+            counts = p_value < SIGNIFICANCE and abs(mean) >= smallest_effect
+            verdict = "undecided" if not counts else "better" if mean > 0 else "worse"
+            comparison = dataclasses.replace(comparison, p_value=p_value, verdict=verdict)
+        judged.append(comparison)
     return judged

@@ -10,18 +10,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What makes a cell fail for good: the same would happen again. A full disk is no cell's fault and stops the grid."""
 _REFRESH_PER_S = 2
 _ROWS = 24
 _RUNNING, _FAILED = "running", "failed"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlprank.experiments.records import to_csv
 from mlprank.experiments.statistics import SMALLEST_EFFECT
-from mlprank.experiments.store import to_csv
 from mlprank.report.charts import PICTURE_KINDS, write_pictures
 from mlprank.report.content import Content, content_of
 from mlprank.report.findings import sentences_of, title_of
@@ -55,18 +55,11 @@ def write_report(
     smallest_effect: float = SMALLEST_EFFECT,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ReportFiles:
-    """Write `report.html`, `report.md`, the tables as LaTeX and CSV, and pictures.
+    """Write `report.html`, `report.md`, the tables as LaTeX and CSV, and pictures into a directory, which is made.
 
-    Args:
-        results: Results directories of experiments, grid searches and shrinks. One that cannot be read is named in the
-            report.
-        output: Directory, made where it is missing.
-        pictures: Which pictures to draw, of `PICTURE_KINDS`.
-        formats: What they become: "png", "svg", "pdf".
-        csv: Whether to write `results.csv` too, a row for every cell.
-        baselines: Measures that weighted PageRank is compared with; by default all.
-        smallest_effect: The smallest difference of accuracy that counts, a fraction.
-        on_step: Told what is done next, a few words each.
+    `results` are directories of experiments, grid searches and shrinks; one that cannot be read is named in the report.
+    `pictures` are some of `PICTURE_KINDS`, their `formats` "png", "svg", "pdf"; with `csv`, `results.csv` has a row for
+    every cell. `baselines` are the measures that weighted PageRank is compared with, by default all.
 
     Raises:
         FileNotFoundError: If no directory holds results.

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Setting, setting_of
+from mlprank.experiments.statistics import Comparison, Setting, setting_of
 from mlprank.report.content import (
     Content,
     Curve,
     Panel,
-    Scores,
-    Shrunk,
+    best_at_middle,
     by_network,
     conditions_text,
     cost_points,
@@ -25,7 +24,7 @@ from mlprank.report.content import (
 from mlprank.report.findings import averaged_over
 from mlprank.report.tables import Table, accuracy_table, percent, search_tables, setting_title, slug
 from mlprank.utils import charts
-from mlprank.utils.charts import CostPoint, Drawing, HeatMap, Look, display_name
+from mlprank.utils.charts import CostPoint, Drawing, HeatMap, Look, alt, display_name
 
 PICTURE_KINDS = ("accuracy", "differences", "latency", "size", "lost", "centralities", "tuning", "shrunk")
 """The pictures of a report, by the first word of their names."""
@@ -65,7 +64,11 @@ def figures_of(content: Content) -> list[Figure]:
             title = setting_title(panel.setting, about).removeprefix(f"{network}, ")
             where, numbers = where_of(panel.setting), accuracy_table(panel, content.looks, title=network)
             draw = partial(draw_accuracy, panel, content.looks)
-            found.append(Figure("accuracy", network, title, _best_at_middle(panel), draw, where, numbers))
+            best, note = best_at_middle(panel), ""
+            if best is not None:
+                label, at = best
+                note = f"Highest mean at {100 * at.amount:g} %: {display_name(label)}, {percent(at.top1.mean)}"
+            found.append(Figure("accuracy", network, title, note, draw, where, numbers))
             for labels, curve in lost_maps(panel):
                 every = len(labels) == len(panel.curves) > 1
                 measures = "every measure" if every else ", ".join(map(display_name, labels))
@@ -75,11 +78,16 @@ def figures_of(content: Content) -> list[Figure]:
             if points := cost_points(panels, cost=cost):
                 num = len(charts.pareto_front(points))
                 note = f"{num} of {len(points)} pruned networks are on the front"
-                draw = partial(_draw_front, points, panels, content.looks, cost)
+                dense = [(value, p.dense.top1.mean) for p in panels if (value := p.dense.cost(cost)) is not None]
+                draw = partial(_draw_front, points, dense, content.looks, cost)
                 found.append(Figure(cost, network, network, note, draw, where))
-        order = list(content.looks)
-        scores = [found for found in content.scores if found.network == network and found.layers]
-        found += [_scores_figure(one, where) for one in sorted(scores, key=lambda one: order.index(one.label))]
+        for label in content.looks:
+            for scores in content.scores:
+                if scores.network == network and scores.label == label and scores.layers:
+                    p = scores.record.parameters
+                    note = f"{p.method}, {100 * p.amount:g} %, {conditions_text(setting_of(p))}"
+                    draw = partial(charts.draw_scores, scores.layers)
+                    found.append(Figure("centralities", network, display_name(label), note, draw, where))
     for search, table in zip(content.searches, search_tables(content), strict=True):
         draw = partial(charts.draw_heat_map, search.map, search=True)
         name = str(search.directory)
@@ -87,8 +95,9 @@ def figures_of(content: Content) -> list[Figure]:
             Figure("tuning", name, f"{search.map.title}: {search.map.value_title}, %", name, draw, numbers=table)
         )
     for shrunk in content.shrunk:
-        name = str(shrunk.directory)
-        found.append(Figure("shrunk", name, shrunk.name, name, partial(_draw_shrunk, shrunk)))
+        name, looks = str(shrunk.directory), charts.looks_of(["shrink"])
+        draw = partial(_draw_front, shrunk.points, [shrunk.dense], looks, "size", score="score", percent=shrunk.percent)
+        found.append(Figure("shrunk", name, shrunk.name, name, draw))
     return sorted(found, key=lambda figure: PICTURE_KINDS.index(figure.kind))
 
 
@@ -141,12 +150,7 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
 
     Without a width it is interactive: the legend switches series, and the pointer tells all values at its amount.
     """
-    import altair as alt
-
     legend = charts.switch() if width is None else None
-    names = [look.name for look in looks.values()]
-    dashes = [list(look.dash) or [1, 0] for look in looks.values()]
-    shapes = [look.shape for look in looks.values()]
     rows, table = _accuracy_rows(panel, looks)
     top = 100 * panel.dense.top1.mean
     low = min([top, *(row["low"] or row["top1"] for row in rows)])
@@ -155,7 +159,7 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
     span = [max(5 * math.floor((low - 1) / 5), 0), min(5 * math.ceil((high + 1) / 5), 100)]
     x = alt.X("amount:Q", title="neurons pruned, %", scale=alt.Scale(domain=[0, right], nice=False))
     y = alt.Y("top1:Q", title="top-1 accuracy, %", scale=alt.Scale(domain=span, nice=False, zero=False))
-    base = charts.chart_of(rows).encode(x=x, color=alt.Color("series:N", title=None, scale=charts.colors(looks)))
+    base = charts.chart_of(rows).encode(x=x, color=charts.colors(looks))
     dense = charts.chart_of([{"top1": round(top, 2)}]).encode(y=alt.Y("top1:Q"))
     below = top > span[1] - 0.08 * (span[1] - span[0])
     layers = [
@@ -163,18 +167,10 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
         .mark_area()
         .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), opacity=charts.dimmed(legend, 0.14, 0.0)),
         dense.mark_rule(strokeDash=[2, 4], color=charts.QUIET),
-        base.mark_line(strokeWidth=2.2).encode(
-            y=y,
-            strokeDash=alt.StrokeDash("series:N", title=None, scale=alt.Scale(domain=names, range=dashes)),
-            opacity=charts.dimmed(legend),
-        ),
+        base.mark_line(strokeWidth=2.2).encode(y=y, strokeDash=charts.dashes(looks), opacity=charts.dimmed(legend)),
         base.transform_filter("datum.amount > 0")
         .mark_point(filled=True, size=62, opacity=1)
-        .encode(
-            y=y,
-            shape=alt.Shape("series:N", title=None, scale=alt.Scale(domain=names, range=shapes)),
-            opacity=charts.dimmed(legend),
-        ),
+        .encode(y=y, shape=charts.shapes(looks), opacity=charts.dimmed(legend)),
         *charts.written(
             dense.encode(x=alt.XDatum(right)), f"dense {top:.1f} %",
             align="right", dx=-2, dy=11 if below else -8, color=charts.QUIET,
@@ -185,7 +181,8 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
             name="pointer", fields=["amount"], on="pointerover", clear="pointerout", empty=False
         )
         told = charts.chart_of(table)
-        tips = charts.tooltips("pruned, %:amount", *(name for name in names if any(name in row for row in table)))
+        shown = [look.name for look in looks.values() if any(look.name in row for row in table)]
+        tips = charts.tooltips("pruned, %:amount", *shown)
         layers += [
             told.mark_rule(strokeWidth=1.5, color=charts.QUIET).encode(
                 x=x, opacity=charts.dimmed(pointer, 1.0, 0.0, empty=False)
@@ -226,8 +223,6 @@ def draw_differences(
     comparisons: Sequence[Comparison], *, smallest_effect: float, title: str, width: int | None = None
 ) -> Drawing:
     """Draw the leads over single baselines with their intervals; the grey zone, a fraction, is too small to count."""
-    import altair as alt
-
     rows = [
         {
             "baseline": display_name(c.baseline),
@@ -258,25 +253,16 @@ def draw_differences(
 
 
 def _draw_front(
-    points: Sequence[CostPoint], panels: Sequence[Panel], looks: Mapping[str, Look], cost: str, **look: Any
+    points: Sequence[CostPoint], dense: Sequence[tuple[float, float]], looks: Mapping[str, Look], cost: str, **look: Any
 ) -> Drawing:
-    dense = [(value, p.dense.top1.mean) for p in panels if (value := p.dense.cost(cost)) is not None]
+    """Draw accuracy against cost, in the largest unit that fits; the dense network is the mean of several."""
     whole = [sum(part) / len(dense) for part in zip(*dense, strict=True)]
     name, units = _UNITS[cost]
     largest = max([point.cost for point in points] + whole[:1])
     divisor, unit = next((unit for unit in units if largest >= unit[0]), units[-1])
-    scaled = [CostPoint(p.series, p.cost / divisor, p.top1, p.note, p.chosen) for p in points]
+    scaled = [replace(point, cost=point.cost / divisor) for point in points]
     at = (whole[0] / divisor, whole[1]) if whole else None
     return charts.draw_front(scaled, looks, cost=f"{name}, {unit}", dense=at, **look)
-
-
-def _draw_shrunk(found: Shrunk, **look: Any) -> Drawing:
-    points = [CostPoint(p.series, p.cost / 1e6, p.top1, p.note, p.chosen) for p in found.points]
-    dense = found.dense[0] / 1e6, found.dense[1]
-    looks = charts.looks_of(["shrink"])
-    return charts.draw_front(
-        points, looks, cost="file size, MB", dense=dense, score="score", percent=found.percent, **look
-    )
 
 
 def _draw_lost(curve: Curve, **look: Any) -> Drawing:
@@ -290,23 +276,3 @@ def _draw_lost(curve: Curve, **look: Any) -> Drawing:
         value_title="pruned",
     )
     return charts.draw_heat_map(table, **look)
-
-
-def _scores_figure(scores: Scores, where: Mapping[str, str]) -> Figure:
-    p = scores.record.parameters
-    note = f"{p.method}, {100 * p.amount:g} %, {conditions_text(setting_of(p))}"
-    draw = partial(charts.draw_scores, scores.layers)
-    return Figure("centralities", scores.network, display_name(scores.label), note, draw, where)
-
-
-def _best_at_middle(panel: Panel) -> str:
-    """The highest mean at the amount nearest a half, where there are several measures with three trainings."""
-    amounts = [amount for amount in panel.amounts if amount > 0.0]
-    if not amounts or len(panel.curves) < 2:
-        return ""
-    amount = min(amounts, key=lambda amount: (abs(amount - 0.5), amount))
-    found = [(point, curve.label) for curve in panel.curves if (point := curve.at(amount)) is not None]
-    if len(found) < 2 or min(point.top1.num for point, _ in found) < MIN_TRAININGS:
-        return ""
-    value, label = max((point.top1.mean, label) for point, label in found)
-    return f"Highest mean at {100 * amount:g} %: {display_name(label)}, {percent(value)}"

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,22 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mlprank.experiments.records import CellMetrics, CellRecord
-from mlprank.experiments.statistics import (
-    SMALLEST_EFFECT,
-    Comparison,
-    Estimate,
-    Setting,
-    accuracy_interval,
-    by_training,
-    claims,
-    compare,
-    finished_cells,
-    metrics_of,
-    series_label,
-    setting_of,
-)
-from mlprank.experiments.store import RECORDS_NAME, read_records, read_scores
+from mlprank.experiments import statistics as stats
+from mlprank.experiments.records import RECORDS_NAME, CellRecord, read_records, read_scores
 from mlprank.utils.charts import CostPoint, HeatMap, Look, ScoredLayer, looks_of, search_map, short_names
 
 FRONT_NAME = "frontier.csv"
@@ -41,7 +26,7 @@ class Point:
     """A measure at an amount, or the dense network: means over trainings, in fractions, bytes and seconds."""
 
     amount: float
-    top1: Estimate
+    top1: stats.Estimate
     size_bytes: float
     num_parameters: float
     latency_s: float | None
@@ -69,7 +54,7 @@ class Curve:
 class Panel:
     """One setting: the dense network and a curve for every measure."""
 
-    setting: Setting
+    setting: stats.Setting
     dense: Point
     curves: tuple[Curve, ...]
 
@@ -125,8 +110,8 @@ class Content:
     owners: Mapping[str, Path]  # their directories by key
     panels: tuple[Panel, ...]
     looks: Mapping[str, Look]  # how each measure is drawn, by label
-    comparisons: tuple[Comparison, ...]  # within every setting
-    claims: tuple[tuple[Comparison, ...], ...]  # over settings
+    comparisons: tuple[stats.Comparison, ...]  # within every setting
+    claims: tuple[tuple[stats.Comparison, ...], ...]  # over settings
     smallest_effect: float  # the smallest difference of accuracy that counts, a fraction
     directories: tuple[Path, ...] = ()  # where results were looked for
     problems: tuple[tuple[Path, str], ...] = ()  # those that could not be read, with the reason
@@ -137,7 +122,10 @@ class Content:
 
 
 def content_of(
-    results: Sequence[str | Path], *, baselines: Sequence[str] | None = None, smallest_effect: float = SMALLEST_EFFECT
+    results: Sequence[str | Path],
+    *,
+    baselines: Sequence[str] | None = None,
+    smallest_effect: float = stats.SMALLEST_EFFECT,
 ) -> Content:
     """Read results directories of experiments, grid searches and shrinks; a bad one is a problem, not the end.
 
@@ -175,8 +163,11 @@ def content_of(
             scores.append(_scores_of(record, owners[record.key]))
         except (OSError, ValueError) as error:
             problems.append((owners[record.key], str(error)))
-    return replace(
-        content_of_records(records, owners, baselines=baselines, smallest_effect=smallest_effect),
+    return content_of_records(
+        records,
+        owners,
+        baselines=baselines,
+        smallest_effect=smallest_effect,
         directories=tuple(directories),
         problems=tuple(problems),
         configs=tuple(configs),
@@ -191,37 +182,40 @@ def content_of_records(
     owners: Mapping[str, Path],
     *,
     baselines: Sequence[str] | None = None,
-    smallest_effect: float = SMALLEST_EFFECT,
+    smallest_effect: float = stats.SMALLEST_EFFECT,
+    **found: Any,
 ) -> Content:
-    """What records alone give, as `content_of`; `owners` are their directories by key."""
+    """What records alone give, as `content_of`; `owners` are their directories by key, `found` all other fields."""
     return Content(
         records=tuple(records),
         owners=owners,
         panels=panels_of(records),
-        looks=looks_of(series_label(record.parameters) for record in finished_cells(records)),
-        comparisons=compare(records, baselines=baselines, smallest_effect=smallest_effect),
-        claims=claims(records, baselines=baselines, smallest_effect=smallest_effect),
+        looks=looks_of(stats.series_label(record.parameters) for record in stats.finished_cells(records)),
+        comparisons=stats.compare(records, baselines=baselines, smallest_effect=smallest_effect),
+        claims=stats.claims(records, baselines=baselines, smallest_effect=smallest_effect),
         smallest_effect=smallest_effect,
+        **found,
     )
 
 
 def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
     """Group finished cells into panels, sorted by setting."""
-    groups: dict[Setting, list[CellRecord]] = defaultdict(list)
-    for record in finished_cells(records):
-        groups[setting_of(record.parameters)].append(record)
-    return tuple(_panel(setting, groups[setting]) for setting in sorted(groups))
+    panels = []
+    groups = stats.grouped(stats.finished_cells(records), lambda record: stats.setting_of(record.parameters))
+    for setting, cells in sorted(groups.items(), key=lambda entry: entry[0]):
+        curves = stats.grouped(cells, lambda cell: stats.series_label(cell.parameters))
+        top1 = fmean(stats.by_training(cells, [stats.metrics_of(cell).dense_top1 for cell in cells]))
+        dense = replace(_point(0.0, cells, "before"), top1=stats.Estimate(top1, None, None, (top1,)), keys=())
+        panels.append(Panel(setting, dense, tuple(_curve(label, curves[label]) for label in looks_of(curves))))
+    return tuple(panels)
 
 
 def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
     """Panels by network, in order."""
-    groups: dict[str, list[Panel]] = defaultdict(list)
-    for panel in panels:
-        groups[panel.setting.network].append(panel)
-    return groups
+    return stats.grouped(panels, lambda panel: panel.setting.network)
 
 
-def conditions_text(setting: Setting) -> str:
+def conditions_text(setting: stats.Setting) -> str:
     """Compensation and conditions in words: `constant compensation, chain graph, 64 calibration images`."""
     said = {"graph": "{} graph", "protect_output": "output protected", "calibration_samples": "{} calibration images"}
     parts = [
@@ -233,7 +227,7 @@ def conditions_text(setting: Setting) -> str:
     return ", ".join([f"{setting.compensation} compensation".replace("_", " "), *parts])
 
 
-def subtitles(settings: Iterable[Setting]) -> dict[Setting, str]:
+def subtitles(settings: Iterable[stats.Setting]) -> dict[stats.Setting, str]:
     """What tells a setting from others beside network and method: only what varies between them."""
     words = {setting: conditions_text(setting).split(", ") for setting in settings}
     common = set.intersection(*map(set, words.values())) if words else set()
@@ -276,13 +270,26 @@ def smallest_good(panels: Sequence[Panel]) -> tuple[Panel, str, Point] | None:
     return min(good, key=lambda entry: (entry[0], -entry[3].top1.mean))[1:] if good else None
 
 
+def best_at_middle(panel: Panel) -> tuple[str, Point] | None:
+    """The highest mean at the amount nearest a half, of several measures that have enough trainings."""
+    amounts = [amount for amount in panel.amounts if amount > 0.0]
+    middle = min(amounts, key=lambda amount: (abs(amount - 0.5), amount), default=0.0)
+    found = [(curve.label, point) for curve in panel.curves if middle and (point := curve.at(middle)) is not None]
+    if len(found) < 2 or min(point.top1.num for _, point in found) < stats.MIN_TRAININGS:
+        return None
+    return max(found, key=lambda entry: (entry[1].top1.mean, entry[0]))
+
+
 def lost_maps(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
     """Curves with what they lost, those that lost the same in every layer joined: (labels, one of the curves)."""
-    tables: dict[str, list[Curve]] = defaultdict(list)
-    for curve in panel.curves:
+
+    def table(curve: Curve) -> str:
         plain = {name: {a: round(v, 6) for a, v in lost.items()} for name, lost in curve.lost.items()}
-        tables[json.dumps(plain, sort_keys=True)].append(curve)
-    return [(tuple(curve.label for curve in curves), curves[0]) for curves in tables.values()]
+        return json.dumps(plain, sort_keys=True)
+
+    return [
+        (tuple(curve.label for curve in curves), curves[0]) for curves in stats.grouped(panel.curves, table).values()
+    ]
 
 
 def read_search(directory: Path) -> Search:
@@ -355,13 +362,13 @@ def _text(value: Any) -> str:
 def _one_of_each(records: Sequence[CellRecord], owners: Mapping[str, Path]) -> list[CellRecord]:
     """One cell with scores for every network and measure: local, repaired and near the amount 0.5 where it can be."""
     chosen: dict[tuple[str, str, str], tuple[tuple[object, ...], CellRecord]] = {}
-    for record in finished_cells(records):
+    for record in stats.finished_cells(records):
         if not (owners[record.key] / "scores" / f"{record.key}.safetensors").is_file():
             continue
         p = record.parameters
         how = p.method.lower() != "local", p.compensation != "least_squares"
         rank = (*how, abs(p.amount - 0.5), p.compensation, p.calibration_seed, p.checkpoint, record.key)
-        place = (p.model, p.dataset, series_label(p))
+        place = (p.model, p.dataset, stats.series_label(p))
         if place not in chosen or rank < chosen[place][0]:
             chosen[place] = (rank, record)
     return [record for _, (_, record) in sorted(chosen.items(), key=lambda entry: entry[0])]
@@ -371,7 +378,8 @@ def _scores_of(record: CellRecord, directory: Path) -> Scores:
     found = read_scores(directory, record.key)
     assert found is not None
     scores, kept = found
-    order = {layer.name: place for place, layer in enumerate(metrics_of(record).layers)}  # from input to output
+    layers_in_order = stats.metrics_of(record).layers  # from input to output
+    order = {layer.name: place for place, layer in enumerate(layers_in_order)}
     layers = tuple(
         ScoredLayer(
             name,
@@ -381,52 +389,29 @@ def _scores_of(record: CellRecord, directory: Path) -> Scores:
         for name in sorted(scores, key=lambda name: order.get(name, len(order)))
         if scores[name].size
     )
-    return Scores(setting_of(record.parameters).network, series_label(record.parameters), record, layers)
-
-
-def _panel(setting: Setting, cells: Sequence[CellRecord]) -> Panel:
-    groups: dict[str, list[CellRecord]] = defaultdict(list)
-    for cell in cells:
-        groups[series_label(cell.parameters)].append(cell)
-    metrics = [metrics_of(cell) for cell in cells]
-    top1 = fmean(by_training(cells, [m.dense_top1 for m in metrics]))
-    dense = Point(
-        amount=0.0,
-        top1=Estimate(top1, None, None, (top1,)),
-        size_bytes=fmean(m.size_bytes_before for m in metrics),
-        num_parameters=fmean(m.num_parameters_before for m in metrics),
-        latency_s=_mean_or_none(m.latency_s_before for m in metrics),
-    )
-    return Panel(setting, dense, tuple(_curve(label, groups[label]) for label in looks_of(groups)))
+    p = record.parameters
+    return Scores(stats.setting_of(p).network, stats.series_label(p), record, layers)
 
 
 def _curve(label: str, cells: Sequence[CellRecord]) -> Curve:
-    groups: dict[float, list[CellRecord]] = defaultdict(list)
-    for cell in cells:
-        groups[round(cell.parameters.amount, 9)].append(cell)
+    groups = stats.grouped(cells, lambda cell: round(cell.parameters.amount, 9))
     lost: dict[str, dict[float, float]] = {}
     for amount in sorted(groups):
-        shares: dict[str, list[float]] = defaultdict(list)
-        for cell in groups[amount]:
-            for layer in metrics_of(cell).layers:
-                shares[layer.name].append(1.0 - layer.kept / layer.width if layer.width else 0.0)
-        for name, values in shares.items():
-            lost.setdefault(name, {})[amount] = fmean(values)
-    return Curve(label, tuple(_point(amount, groups[amount]) for amount in sorted(groups)), lost)
+        layers = (layer for cell in groups[amount] for layer in stats.metrics_of(cell).layers)
+        for name, found in stats.grouped(layers, lambda layer: layer.name).items():
+            shares = [1.0 - layer.kept / layer.width if layer.width else 0.0 for layer in found]
+            lost.setdefault(name, {})[amount] = fmean(shares)
+    return Curve(label, tuple(_point(amount, groups[amount], "after") for amount in sorted(groups)), lost)
 
 
-def _point(amount: float, cells: Sequence[CellRecord]) -> Point:
-    metrics: list[CellMetrics] = [metrics_of(cell) for cell in cells]
-    return Point(
-        amount=amount,
-        top1=accuracy_interval(by_training(cells, [m.top1 for m in metrics])),
-        size_bytes=fmean(m.size_bytes_after for m in metrics),
-        num_parameters=fmean(m.num_parameters_after for m in metrics),
-        latency_s=_mean_or_none(m.latency_s_after for m in metrics),
-        keys=tuple(cell.key for cell in cells),
-    )
+def _point(amount: float, cells: Sequence[CellRecord], when: str) -> Point:
+    """Means over cells of what networks cost before or after pruning, and of the accuracy after it."""
 
+    def mean(name: str) -> float | None:
+        found = [value for m in metrics if (value := getattr(m, f"{name}_{when}")) is not None]
+        return fmean(found) if found else None
 
-def _mean_or_none(values: Iterable[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return fmean(numbers) if numbers else None
+    metrics = [stats.metrics_of(cell) for cell in cells]
+    top1 = stats.accuracy_interval(stats.by_training(cells, [m.top1 for m in metrics]))
+    keys = tuple(cell.key for cell in cells)
+    return Point(amount, top1, mean("size_bytes") or 0.0, mean("num_parameters") or 0.0, mean("latency_s"), keys)

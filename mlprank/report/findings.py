@@ -7,7 +7,16 @@ from pathlib import Path
 
 from mlprank.experiments.records import CellRecord
 from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, finished_cells
-from mlprank.report.content import WITHIN, Content, Panel, by_network, content_of_records, smallest_good, subtitles
+from mlprank.report.content import (
+    WITHIN,
+    Content,
+    Panel,
+    best_at_middle,
+    by_network,
+    content_of_records,
+    smallest_good,
+    subtitles,
+)
 from mlprank.report.tables import accuracy_tables, count, failed_table, percent, points
 from mlprank.utils.charts import display_name
 
@@ -135,14 +144,7 @@ def averaged_over(claim: Comparison) -> str:
 
 def _best(panels: Sequence[Panel]) -> list[str]:
     """The highest mean near half of the neurons where the dense network is best; nothing where nothing was compared."""
-    found = [
-        (panel, curve.label, point)
-        for panel in panels
-        for curve in panel.curves
-        for point in curve.points
-        if point.amount > 0.0 and point.top1.num >= MIN_TRAININGS
-        if sum(other.at(point.amount) is not None for other in panel.curves) > 1
-    ]
+    found = [(panel, *best) for panel in panels if (best := best_at_middle(panel)) is not None]
     if not found:
         return []
     panel, label, point = max(found, key=lambda e: (-abs(e[2].amount - 0.5), e[0].dense.top1.mean, e[2].top1.mean))

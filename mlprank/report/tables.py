@@ -56,18 +56,14 @@ def points(value: float, *, digits: int | None = None) -> str:
     return text if any(sign in text for sign in "123456789") else text[1:]
 
 
-def accuracy_text(estimate: Estimate) -> str:
-    """An accuracy in percent, with its interval, or with all values where trainings are too few for one."""
-    return _with_interval(estimate, lambda value: f"{100 * value:.1f}")
-
-
 def points_text(estimate: Estimate) -> str:
-    """A difference in points, with its interval, or with all values where trainings are too few for one."""
+    """A difference in points, with its interval."""
     digits = 1 if abs(estimate.mean) >= 0.01 else 2
-    return _with_interval(estimate, lambda value: points(value, digits=digits))
+    return with_interval(estimate, lambda value: points(value, digits=digits))
 
 
-def _with_interval(estimate: Estimate, form: Callable[[float], str]) -> str:
+def with_interval(estimate: Estimate, form: Callable[[float], str]) -> str:
+    """An estimate with its interval, or all of its values where trainings are too few for one."""
     if 1 < estimate.num < MIN_TRAININGS:
         return ", ".join(form(value) for value in estimate.values)
     if estimate.low is None or estimate.high is None or form(estimate.low) == form(estimate.high):
@@ -87,10 +83,7 @@ def count(number: int, name: str) -> str:
 
 def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Table:
     """Top-1 accuracy for every measure and amount; of several measures with intervals the highest mean is marked."""
-    means: dict[float, list[float]] = {amount: [] for amount in panel.amounts}
-    for curve in panel.curves:
-        for point in curve.points:
-            means[point.amount].append(point.top1.mean)
+    means = {a: [point.top1.mean for c in panel.curves if (point := c.at(a)) is not None] for a in panel.amounts}
     rows = []
     for curve in panel.curves:
         cells = [Cell(looks[curve.label].name)]
@@ -100,8 +93,8 @@ def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Ta
                 cells.append(Cell("–"))
                 continue
             compared = amount > 0.0 and min(others) < max(others) and found.top1.num >= MIN_TRAININGS
-            best = compared and found.top1.mean == max(others)
-            cells.append(Cell(accuracy_text(found.top1), mark="best" if best else ""))
+            mark = "best" if compared and found.top1.mean == max(others) else ""
+            cells.append(Cell(with_interval(found.top1, lambda value: f"{100 * value:.1f}"), mark=mark))
         rows.append(tuple(cells))
     dense = Cell("Dense network"), Cell(f"{100 * panel.dense.top1.mean:.1f}"), *[Cell("")] * (len(means) - 1)
     columns = ("Top-1, %", *(f"{100 * amount:g} %" for amount in means))
@@ -194,7 +187,7 @@ def environment_table(records: Sequence[CellRecord]) -> Table:
     found: dict[str, set[str]] = {}
     spent: dict[str, float] = {}
     for record in records:
-        for name, value in (vars(record.versions) | dict(record.machine)).items():
+        for name, value in (dict(record.versions) | dict(record.machine)).items():
             found.setdefault(name, set()).add(value)
         for name, seconds in record.timings.items():
             spent[name] = spent.get(name, 0.0) + seconds

@@ -18,11 +18,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from mlprank.grids.progress import FAILURES, Watcher
+from mlprank.grids.progress import Watcher
 from mlprank.training.build import TrialBuilder, interruptible
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial
+from mlprank.utils.errors import FAILURES
 
 METRICS = ("train_loss", "val_loss", "val_top1", "val_top5", "lr")
 _ONE_DEVICE = ("auto", None, 1, "1", -1, "-1", [0])

@@ -1,23 +1,34 @@
 """How every chart of this project looks, in Altair, and the drawings that more than one package makes.
 
 A drawing is one panel; `compose` makes a chart of one or of several side by side. One definition serves light and dark
-ground: colours are expressions of the chart's parameter `dark`, which `write_chart` and the report's page set. Altair
-takes a second to import, so functions do.
+ground: colours are expressions of the chart's parameter `dark`, which `write_chart` and the report's page set.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlprank.utils.files import whole_file
+from mlprank.utils.files import write_whole
 
 if TYPE_CHECKING:
-    import altair as alt
+    import altair
+
+    alt = altair
+else:
+
+    class _Altair:
+        """Altair, which takes a second to import, when it is first used."""
+
+        def __getattr__(self, name):
+            return getattr(importlib.import_module("altair"), name)
+
+    alt = _Altair()
 
 Chart: TypeAlias = "alt.LayerChart | alt.FacetChart | alt.ConcatChart"
 
@@ -198,8 +209,6 @@ def draw_front(
     `cost` says what costs are, with the unit, such as "file size, MB"; `dense` is cost and accuracy of the dense
     network.
     """
-    import altair as alt
-
     best = max([point.top1 for point in points] + ([dense[1]] if dense else []))
     reach = max([_REACH, *(2 * (best - point.top1) for point in points if point.chosen)])
     useful = [p for p in points if p.top1 >= best - reach or not percent] or list(points)
@@ -231,12 +240,7 @@ def draw_front(
     ]  # fmt: skip
     tips = tooltips("series", "top-1, %:top1" if percent else f"{score}:top1", f"{cost}:cost", "pruned:note")
     base = chart_of(rows).encode(x=x, y=y)
-    names = [look.name for look in looks.values()]
-    marks = base.encode(
-        color=alt.Color("series:N", title=None, scale=colors(looks)),
-        shape=alt.Shape("series:N", title=None, scale=alt.Scale(domain=names, range=[k.shape for k in looks.values()])),
-        tooltip=tips,
-    )
+    marks = base.encode(color=colors(looks), shape=shapes(looks), tooltip=tips)
     legend = switch()
     layers = [
         base.transform_filter("datum.front").mark_line(interpolate="step-after", color=INK, strokeWidth=1.4),
@@ -268,8 +272,6 @@ def draw_front(
 
 def draw_heat_map(table: HeatMap, *, title: str, search: bool = False, width: int | None = None) -> Drawing:
     """Draw a heat map in percent; that of a search runs from its smallest to its largest value, which is outlined."""
-    import altair as alt
-
     rows = [
         {"row": i, "column": j, "value": percentage(value), "said": "–" if value is None else f"{100 * value:.1f} %",
          "of": row, "at": column}
@@ -314,11 +316,8 @@ def search_map(
 ) -> HeatMap:
     """Tabulate a grid search over the two options with the most values: each pair's best over all other options.
 
-    Args:
-        title: Of the heat map.
-        values: The values of every option, as text, in the order of the grid.
-        trials: Each trial's option values and score in [0, 1]; None or NaN where it failed or diverged.
-        score: What the scores are.
+    `values` are those of every option, as text, in the order of the grid; `trials` each trial's option values and score
+    in [0, 1], None or NaN where it failed or diverged.
 
     >>> search_map("grid", {"lr": ["0.1", "0.2"]}, [({"lr": "0.1"}, 0.5), ({"lr": "0.2"}, None)]).values
     ((0.5, None),)
@@ -341,8 +340,6 @@ def draw_scores(layers: Sequence[ScoredLayer], *, title: str, width: int | None 
 
     Each layer has a row of its own, as high as its largest score; a line marks the layer's mean.
     """
-    import altair as alt
-
     names, num = short_names([layer.name for layer in layers]), len(layers)
     rows, runs, means = [], [], []
     for index, layer in enumerate(layers):
@@ -413,8 +410,6 @@ def compose(drawings: Sequence[Drawing], *, columns: int = 3) -> Chart:
 
     A chart of one has the legend that switches series; Vega-Lite would give each of several a switch of its own.
     """
-    import altair as alt
-
     config = alt.Config(
         background=GROUND,
         font="Inter, system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', sans-serif",
@@ -449,27 +444,16 @@ def compose(drawings: Sequence[Drawing], *, columns: int = 3) -> Chart:
 
 
 def write_chart(chart: Chart, path: str | Path, *, dark: bool = False) -> Path:
-    """Write a chart to a file, whole or not at all.
-
-    Args:
-        chart: From `compose`.
-        path: Its ending says what it becomes: `.png` (twice the chart's pixels), `.svg`, `.pdf`.
-        dark: Whether on dark ground.
-    """
+    """Write a chart of `compose` to a file, whole or not at all: `.png` (twice the chart's pixels), `.svg`, `.pdf`."""
     import vl_convert
 
     path = Path(path)
-    spec = spec_of(chart, dark=dark)
-    with whole_file(path) as temporary:
-        if path.suffix == ".png":
-            temporary.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
-        elif path.suffix == ".svg":
-            temporary.write_text(vl_convert.vegalite_to_svg(spec), "utf-8")
-        elif path.suffix == ".pdf":
-            temporary.write_bytes(vl_convert.vegalite_to_pdf(spec))
-        else:
-            endings = ", ".join(f".{ending}" for ending in FORMATS)
-            raise ValueError(f"{path}: a chart is written as one of {endings}, got {path.suffix!r}; rename the file")
+    if path.suffix.removeprefix(".") not in FORMATS:
+        endings = ", ".join(f".{ending}" for ending in FORMATS)
+        raise ValueError(f"{path}: a chart is written as one of {endings}, got {path.suffix!r}; rename the file")
+    convert = getattr(vl_convert, f"vegalite_to_{path.suffix[1:]}")
+    drawn = convert(spec_of(chart, dark=dark), **({"scale": 2} if path.suffix == ".png" else {}))
+    write_whole(path, drawn)
     return path
 
 
@@ -482,30 +466,35 @@ def spec_of(chart: Chart, *, dark: bool = False) -> dict[str, Any]:
 
 def chart_of(rows: Sequence[Mapping[str, Any]]) -> Any:
     """An Altair chart of plain rows, without marks."""
-    import altair as alt
-
     return alt.Chart(alt.InlineData(values=tuple(rows)))
 
 
-def colors(looks: Mapping[str, Look]) -> alt.Scale:
-    """The scale of the series' colours."""
-    import altair as alt
+def colors(looks: Mapping[str, Look]) -> alt.Color:
+    """The series' colours."""
+    return alt.Color("series:N", title=None, scale=_scale(looks, lambda look: _either(look.light, look.dark)))
 
-    names = [look.name for look in looks.values()]
-    return alt.Scale(domain=names, range=[_either(look.light, look.dark) for look in looks.values()])
+
+def shapes(looks: Mapping[str, Look]) -> alt.Shape:
+    """The series' markers."""
+    return alt.Shape("series:N", title=None, scale=_scale(looks, lambda look: look.shape))
+
+
+def dashes(looks: Mapping[str, Look]) -> alt.StrokeDash:
+    """The series' lines."""
+    return alt.StrokeDash("series:N", title=None, scale=_scale(looks, lambda look: list(look.dash) or [1, 0]))
+
+
+def _scale(looks: Mapping[str, Look], value: Callable[[Look], Any]) -> alt.Scale:
+    return alt.Scale(domain=[look.name for look in looks.values()], range=[value(look) for look in looks.values()])
 
 
 def switch() -> Any:
     """The series that were clicked in the legend; all where none was."""
-    import altair as alt
-
     return alt.selection_point(name="series", fields=["series"], bind="legend", toggle="true")
 
 
 def dimmed(chosen: Any, full: float = 1.0, faint: float = 0.08, *, empty: bool = True) -> Any:
     """Opacity of what is chosen and of the rest; `empty` says whether nothing chosen means all."""
-    import altair as alt
-
     if chosen is None:
         return alt.OpacityValue(full)
     return alt.OpacityValue(faint, condition={"param": chosen.name, "value": full, "empty": empty})
@@ -522,8 +511,6 @@ def written(chart: Any, text: str | list[str], *, color: Any = INK, **place: Any
 
 def tooltips(*fields: str) -> list[Any]:
     """What the pointer tells: "field", or "title:field" where the two differ."""
-    import altair as alt
-
     found = []
     for entry in fields:
         title, _, field = entry.rpartition(":")

@@ -20,9 +20,8 @@ from torch.nn.functional import cross_entropy
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.experiments.cells import cells_of, find_networks
 from mlprank.experiments.config import ExperimentConfig
-from mlprank.experiments.records import DENSE
+from mlprank.experiments.records import DENSE, RecordStore, read_records
 from mlprank.experiments.runner import Runner
-from mlprank.experiments.store import RecordStore, read_records
 from mlprank.grids.progress import Watcher
 from mlprank.measures import PUBLISHED_MEASURES
 from mlprank.models import ThreeLayerMLP

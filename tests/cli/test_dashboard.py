@@ -8,7 +8,7 @@ from wandb_workspaces.reports.v2 import internal as panels
 from wandb_workspaces.workspaces import internal
 
 from mlprank.cli import main
-from mlprank.report.dashboard import BEST, LEARNING_RATE, WEIGHT_DECAY, build_workspace, describe_workspace
+from mlprank.report.wandb_runs import BEST, LEARNING_RATE, WEIGHT_DECAY, build_workspace, describe_workspace
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_offline_it_prints_every_panel_and_sends_nothing(
     assert main(["dashboard", "--project", "mine", "--entity", "me"]) == 0
     out = capsys.readouterr().out
     assert 'WANDB_MODE=offline: nothing is sent. The workspace "mlprank" of me/mine would hold:' in out
-    for panel in describe_workspace(build_workspace(entity="me", project="mine")):
-        assert f"    {panel.kind}: {panel.title}\n" in out
+    assert out.endswith("\n".join(describe_workspace(build_workspace(entity="me", project="mine"))) + "\n")
+    assert "  Tuning\n    ParallelCoordinatesPlot: Learning rate, weight decay, accuracy\n" in out
 
 
 def test_without_a_login_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

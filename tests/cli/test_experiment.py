@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlprank.cli import main
-from mlprank.experiments.store import RecordStore, read_records
+from mlprank.experiments.records import RecordStore, read_records
 from tests.experiments.trained import DIGITS, digits_network, save_published, write_digits_experiment
 
 

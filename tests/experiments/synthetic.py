@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord, LayerWidth, Versions
-from mlprank.experiments.store import RecordStore
+from mlprank.experiments.records import CellMetrics, CellParameters, CellRecord, LayerWidth, RecordStore
 
 MEASURES = ("weighted_pagerank", "modified_pagerank", "random", "norm", "activation", "wanda", "reconstruction")
 WIDTHS = {"SyntheticTwo": (256, 10), "SyntheticFive": (512, 512, 256, 256, 10)}
@@ -73,7 +72,7 @@ def record(top1: float | None = 0.8, *, error: str = "", dense: float = 0.88, **
         metrics=None if top1 is None else metrics(top1, dense=dense),
         error=error or "made to fail" if top1 is None else None,
         timings={"evaluate_s": 0.25},
-        versions=Versions(python="3.11.7", torch="2.14.1", lightning="2.6.6", mlprank="0.1.0"),
+        versions={"python": "3.11.7", "torch": "2.14.1", "lightning": "2.6.6", "mlprank": "0.1.0"},
         machine={"device": "synthetic device"},
         timestamp="2026-01-02T03:04:05+00:00",
     )

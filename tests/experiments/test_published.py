@@ -8,8 +8,7 @@ import pytest
 
 from mlprank.cli import main
 from mlprank.experiments.config import ExperimentConfig
-from mlprank.experiments.records import DENSE
-from mlprank.experiments.store import read_records
+from mlprank.experiments.records import DENSE, read_records
 from mlprank.thesis import prune_mlp
 from tests.experiments.trained import write_two_layer_mnist
 

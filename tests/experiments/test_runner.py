@@ -6,19 +6,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlprank import measures
+from mlprank.costs.metrics import top_k_accuracy
+from mlprank.experiments import runner
 from mlprank.experiments.cells import cells_of, find_networks
 from mlprank.experiments.config import ExperimentConfig, read_config
-from mlprank.experiments.records import DENSE, CellParameters, CellRecord
-from mlprank.experiments.runner import Runner, run_on_ray
-from mlprank.experiments.store import Outbox, RecordStore, read_records, read_scores
-from mlprank.experiments.workbench import Workbench
+from mlprank.experiments.records import (
+    DENSE,
+    CellParameters,
+    CellRecord,
+    Outbox,
+    RecordStore,
+    read_records,
+    read_scores,
+)
+from mlprank.experiments.runner import Runner, Workbench, accuracies, run_on_ray
 from mlprank.grids.progress import Watcher
 from mlprank.measures import PUBLISHED_MEASURES, LayerRecord
+from mlprank.models import SixLayerMLP, TwoLayerMLP
+from mlprank.pruning.pipeline import Pruning
 from mlprank.thesis import prune_mlp
 from tests.experiments.trained import Foreign, save_published, write_digits_experiment, write_two_layer_mnist
+
+NUM_IMAGES = 300
 
 
 class Heard(Watcher):
@@ -167,8 +179,6 @@ def test_a_checkpoint_of_another_network_says_what_to_give(tmp_path: Path) -> No
 def test_scores_are_computed_once_a_measure_but_for_those_that_look_at_the_amount(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlprank.pruning.pipeline import Pruning
-
     scored: list[str] = []
     loaded: list[object] = []
     scores, bench = Pruning.scores, Workbench.__init__
@@ -210,6 +220,7 @@ def test_every_measure_compensation_and_graph_runs(tmp_path: Path) -> None:
     records = run(config, tmp_path / "out")
     assert [record.error for record in records if record.error] == []
     assert len(records) == 1 + 7 * 4 * 2 * 2
+    assert records[0].versions["torch"] == str(torch.__version__).partition("+")[0]
 
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +283,43 @@ def test_ray_gives_what_this_process_gives_from_relative_paths_too(
         run_on_ray(config, networks, store, Watcher(), cells_of(config, networks))
     ours = {record.key: record.metrics for record in run(config, tmp_path / "here")}
     assert {record.key: record.metrics for record in read_records(tmp_path / "ray")} == ours
+
+
+def guessed(network: nn.Module, images: Tensor) -> Tensor:
+    """Labels that a quarter of the images have right at first guess, a quarter at second, and so on."""
+    with torch.inference_mode():
+        ranked = network.eval()(images).topk(3).indices
+    return ranked[torch.arange(len(images)), torch.arange(len(images)) % 3].clone()
+
+
+@pytest.mark.parametrize("make", [lambda: TwoLayerMLP(64, 8), lambda: SixLayerMLP(64, 8), Foreign])
+@pytest.mark.parametrize("amount", [0.0, 0.3, 0.8])
+def test_accuracies_are_those_of_torchmetrics(make, amount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_CHUNK", 128)
+    torch.manual_seed(0)
+    network, images = make(), torch.rand(NUM_IMAGES, 1, 8, 8)
+    labels = guessed(network, images)
+    pruned = Pruning(network, images[:64]).run(amount=amount).model
+    expected = top_k_accuracy(pruned, zip(images.split(64), labels.split(64), strict=True), (1, 5))
+    assert accuracies(pruned, images, labels) == pytest.approx((expected[1], expected[5]))
+
+
+def test_of_equal_logits_the_lower_class_comes_first() -> None:
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), torch.rand(NUM_IMAGES, 1, 8, 8)
+    nn.init.zeros_(network[1].weight)
+    nn.init.zeros_(network[1].bias)
+    labels = torch.arange(NUM_IMAGES) % 8
+    top1, top5 = accuracies(network, images, labels)
+    assert top1 == pytest.approx((labels == 0).float().mean().item())
+    assert top5 == pytest.approx((labels < 5).float().mean().item())
+
+
+def test_logits_that_are_not_finite_and_labels_of_another_data_set_are_refused() -> None:
+    network, images = TwoLayerMLP(64, 8), torch.rand(NUM_IMAGES, 1, 8, 8)
+    labels = torch.zeros(NUM_IMAGES, dtype=torch.int64)
+    with pytest.raises(ValueError, match="label 11 is not a class of a network with 8 outputs"):
+        accuracies(network, images, labels + 11)
+    with torch.no_grad():
+        network.linear_relu_stack[2].bias[0] = float("nan")
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        accuracies(network, images, labels)

@@ -60,7 +60,7 @@ def test_a_published_file_is_loaded() -> None:
 
 
 def test_records_and_scores_of_an_experiment_are_read() -> None:
-    from mlprank.experiments.store import read_records, read_scores
+    from mlprank.experiments.records import read_records, read_scores
 
     records = read_records(HERE / "experiment")
     lines = (HERE / "experiment" / "records.jsonl").read_text().splitlines()

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mlprank.experiments.records import LayerWidth
-from mlprank.experiments.store import RecordStore
+from mlprank.experiments.records import LayerWidth, RecordStore
 from mlprank.report.content import content_of, cost_points, lost_maps, panels_of, subtitles
 from mlprank.report.page import page_html
 from mlprank.utils.charts import pareto_front

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlprank.cli import main
-from mlprank.experiments.store import RecordStore
+from mlprank.experiments.records import RecordStore
 from mlprank.report import PICTURE_KINDS, write_report
 from mlprank.report.content import content_of, content_of_records
 from mlprank.report.findings import sentences_of, tiles_of

@@ -6,7 +6,7 @@ import torch
 import mlprank
 from mlprank.cli import main
 from mlprank.datamodules import DigitsDataModule
-from mlprank.experiments.store import read_records
+from mlprank.experiments.records import read_records
 from tests.experiments.trained import DIGITS, digits_network, save_published, write_digits_experiment
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from mlprank.grids.progress import FAILURES, Watcher
+from mlprank.grids.progress import Watcher
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.build import Built, interruptible
 from mlprank.training.runs import WholeCheckpointIO
@@ -25,6 +25,7 @@ from mlprank.tuning.local import LocalEngine, finish_loggers, name_loggers, outc
 from mlprank.tuning.stack.classifier import StackedClassifier, StackedDataModule
 from mlprank.tuning.stack.network import CannotStackError, Plan, trace
 from mlprank.tuning.store import BEST, LAST, STACK, Store, Trial, without_places
+from mlprank.utils.errors import FAILURES
 from mlprank.utils.files import write_whole
 
 _OWN_IN_MODEL = ("lr_scheduler", "label_smoothing", "bias_weight_decay", "norm_weight_decay")

@@ -7,7 +7,7 @@ import pytest
 import wandb
 
 from mlprank.cli import main
-from mlprank.experiments.store import read_records
+from mlprank.experiments.records import read_records
 from tests.experiments.trained import write_digits_experiment
 from tests.tuning.test_wandb import read_run, records
 

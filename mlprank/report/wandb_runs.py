@@ -1,8 +1,8 @@
-"""An experiment in Weights & Biases: one run with all cells, tables and pictures; on request a run for every cell."""
+"""Weights & Biases: an experiment as a run, on request one for every cell, and a workspace for the results."""
 
 import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlprank.experiments.config import ExperimentConfig
@@ -11,13 +11,17 @@ from mlprank.experiments.statistics import series_label
 from mlprank.report.charts import PICTURE_KINDS, write_pictures
 from mlprank.report.content import Content, conditions_text, content_of, smallest_good
 from mlprank.report.findings import averaged_over, sentences_of
-from mlprank.report.tables import Table, accuracy_tables, difference_tables
+from mlprank.report.tables import accuracy_tables, difference_tables
 from mlprank.utils.files import write_whole
 
 LOGGED_NAME = "wandb-logged.txt"
 """In the results directory: the cells that have runs of their own; an experiment that goes on logs the others."""
 ID_NAME = "wandb-id.txt"
 """In the results directory: the id of the run, drawn once, so that experiments of one name never share it."""
+LEARNING_RATE = "model.optimizer.init_args.lr"
+WEIGHT_DECAY = "model.optimizer.init_args.weight_decay"
+VALIDATION = "val_top1"
+BEST = "best_val_top1"
 
 
 def log_experiment(
@@ -58,7 +62,7 @@ def log_experiment(
 
     logged = directory / LOGGED_NAME
     known = set(logged.read_text("utf-8").splitlines()) if logged.is_file() else set()
-    pending = [record for record in records if cells and _mark(record) not in known]
+    pending = [record for record in records if cells and f"{record.key} {record.status}" not in known]
     for record in pending:
         kind = "dense" if record.parameters.measure == DENSE else "cell"
         run = start(record.parameters.label, kind, f"{run_id}-{record.key}", _parameters(record))
@@ -68,29 +72,20 @@ def log_experiment(
             run.summary["error"] = record.error
         run.finish(exit_code=0 if record.status == "ok" else 1)
         with logged.open("a", encoding="utf-8") as file:
-            file.write(_mark(record) + "\n")
+            file.write(f"{record.key} {record.status}\n")
     content = content_of([directory])
     run = start(config.name, "experiment", run_id, config.plain())
+    shown = (*accuracy_tables(content), *difference_tables(content))
     tables = {
-        f"tables/{t.kind}: {t.title}": _table(t) for t in (*accuracy_tables(content), *difference_tables(content))
+        f"tables/{table.kind}: {table.title}": wandb.Table(
+            columns=list(table.columns),
+            data=[[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in table.rows],
+        )
+        for table in shown
     }
     (directory / "report").mkdir(exist_ok=True)
     drawn = write_pictures(content, directory / "report", kinds=PICTURE_KINDS, formats=["png"])
     pictures = {f"plots/{path.stem}": wandb.Image(str(path)) for path in drawn}
-    run.log({"cells": _cells(records), **tables, **pictures})
-    run.summary.update(_summary(content))
-    run.finish()
-    return len(pending)
-
-
-def _mark(record: CellRecord) -> str:
-    return f"{record.key} {record.status}"
-
-
-def _cells(records: Sequence[CellRecord]) -> Any:
-    """A table with a row for every cell: parameters, numbers, error."""
-    import wandb
-
     rows: list[dict[str, Any]] = [
         {"key": record.key, "status": record.status}
         | {name: str(value) if isinstance(value, dict) else value for name, value in _parameters(record).items()}
@@ -98,7 +93,11 @@ def _cells(records: Sequence[CellRecord]) -> Any:
         for record in records
     ]
     columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
-    return wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+    every_cell = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
+    run.log({"cells": every_cell, **tables, **pictures})
+    run.summary.update(_summary(content))
+    run.finish()
+    return len(pending)
 
 
 def _summary(content: Content) -> dict[str, Any]:
@@ -154,8 +153,75 @@ def _numbers(record: CellRecord, metrics: CellMetrics) -> dict[str, float]:
     return {**numbers, **{f"time/{name}": seconds for name, seconds in record.timings.items()}}
 
 
-def _table(table: Table) -> Any:
-    import wandb
+def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
+    """Build the workspace; nothing is sent. W&B adds panels for everything else that was logged."""
+    for argument, value in (("entity", entity), ("project", project), ("name", name)):
+        if not value:
+            raise ValueError(f"{argument} is empty; give its name")
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise ImportError(
+            "mlprank dashboard needs wandb-workspaces; install it by: pip install 'mlprank[dashboard]'"
+        ) from error
+    sections = {
+        "Pruning: accuracy": _accuracy_panels(wr),
+        "Pruning: latency and size": _cost_panels(wr),
+        "Tuning": _tuning_panels(wr),
+    }
+    shown = [ws.Section(name=title, is_open=True, panels=panels) for title, panels in sections.items()]
+    return ws.Workspace(entity=entity, project=project, name=name, sections=shown, auto_generate_panels=True)
 
-    rows = [[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in table.rows]
-    return wandb.Table(columns=list(table.columns), data=rows)
+
+def describe_workspace(workspace: Any) -> Iterator[str]:
+    """Say which panels a workspace holds: a line for every section, and one for each of its panels."""
+    for section in workspace.sections:
+        yield f"  {section.name}"
+        for panel in section.panels:
+            title = getattr(panel, "title", None) or f"what {panel.with_respect_to} depends on"
+            yield f"    {type(panel).__name__}: {title}"
+
+
+def _accuracy_panels(wr: Any) -> list[Any]:
+    """Accuracy against amount: mean over checkpoints and seeds with the standard error."""
+    look = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr", "max_runs_to_show": 1000}
+    look |= {"x": "amount", "title_x": "share of neurons taken out"}
+    lines = [
+        ("top1", "Top-1 accuracy", "measure", "series"),
+        ("retention", "Accuracy retention", "measure", "series"),
+        ("top1", "Top-1 accuracy", "method", "method"),
+    ]
+    plots = [
+        wr.LinePlot(title=f"{said} by {by}", y=[metric], title_y=said, groupby=wr.Config(group), **look)
+        for metric, said, by, group in lines
+    ]
+    return [*plots, wr.ParameterImportancePlot(with_respect_to="top1")]
+
+
+def _cost_panels(wr: Any) -> list[Any]:
+    """Accuracy against what a pruned network costs; the running maximum is the front."""
+    costs = [("latency_ms", "latency, ms", False), ("size_bytes", "size, bytes", True), ("flops", "FLOPs", True)]
+    return [
+        wr.ScatterPlot(
+            title=f"Top-1 accuracy against {said}",
+            x=wr.SummaryMetric(metric),
+            y=wr.SummaryMetric("top1"),
+            log_x=log,
+            running_ymax=True,
+        )
+        for metric, said, log in costs
+    ]
+
+
+def _tuning_panels(wr: Any) -> list[Any]:
+    columns = [
+        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(LEARNING_RATE), display_name="learning rate", log=True),
+        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(WEIGHT_DECAY), display_name="weight decay", log=True),
+        wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(BEST), display_name="best validation top-1"),
+    ]
+    return [
+        wr.ParallelCoordinatesPlot(title="Learning rate, weight decay, accuracy", columns=columns),
+        wr.ParameterImportancePlot(with_respect_to=BEST),
+        wr.LinePlot(title="Validation accuracy", x="epoch", y=[VALIDATION], max_runs_to_show=100),
+    ]
