@@ -1,28 +1,47 @@
-"""When to prune a Lightning run: at the end of `fit`, or step by step while it trains."""
+"""When to prune a Lightning run: at the end of `fit`, or step by step while it trains; and what happens at its end."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
-from mlprank.callbacks.data import Settings, find_inputs
-from mlprank.callbacks.finish import Dense, Finish, best_path, keep_dense
-from mlprank.callbacks.run import check_writable, is_lightning, run_directory
+from mlprank.artifact.checkpoint import read_weights, sha256
+from mlprank.artifact.record import remember
+from mlprank.callbacks import run, training
 from mlprank.callbacks.schedule import Linear, Schedule, get_schedule, resolve_schedule
-from mlprank.callbacks.training import (
-    TrainingMasks,
-    averaged_modules,
-    described_pruning,
-    plain_state_dicts,
-    sharpen_masks,
+from mlprank.models.classifier import ImageClassifier
+from mlprank.pruning.evaluation import (
+    Evaluation,
+    evaluate,
+    from_here,
+    print_pruning,
+    prune_amounts,
+    scalars,
+    write_outputs,
 )
-from mlprank.pruning.evaluation import Evaluation, from_here
-from mlprank.pruning.recipe import document_fields, make_recipe, takes_recipe
-from mlprank.surgery.masks import compute_own
+from mlprank.pruning.front import BudgetError
+from mlprank.pruning.recipe import Recipe, document_fields, make_recipe, takes_recipe
+from mlprank.pruning.shrink import DEFAULTS, shrink
+from mlprank.surgery.copies import COMPILED
+from mlprank.surgery.masks import apply_masks, bake_masks, compute_own, mask_rows, recompute_uncalled
+from mlprank.surgery.narrow import adopt_state, narrow, network_state
+from mlprank.utils.files import whole_file
+from mlprank.utils.modules import first_words
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The network before its first pruning: its checkpoint, None where nothing is written, and which it is."""
+
+    path: Path | None
+    what: str
 
 
 class PruningCallback(Callback):
@@ -97,8 +116,8 @@ class PruningCallback(Callback):
     ) -> None:
         super().__init__()
         amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        recipe, inputs = make_recipe(None, fields), find_inputs(network_inputs)
-        self.settings = Settings(amounts, recipe, network, apply, inputs, max_drop)
+        recipe, inputs = make_recipe(None, fields), run.find_inputs(network_inputs)
+        self.settings = run.Settings(amounts, recipe, network, apply, inputs, max_drop)
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
         remedy = "or leave out schedule and finetune_epochs"
         if self.in_training and len(amounts) > 1:
@@ -113,7 +132,7 @@ class PruningCallback(Callback):
         self.dense: Dense | None = None
         self.evaluations: list[Evaluation] = []
         self.files: list[dict[str, Path]] = []
-        self.masks = TrainingMasks(self.settings)
+        self.masks = training.TrainingMasks(self.settings)
         self._directory = Path()
         self._fitting = self._finishing = False
 
@@ -134,20 +153,20 @@ class PruningCallback(Callback):
             check_alone(self, trainer.callbacks)
             if refused := refused_strategy(trainer.strategy):
                 raise ValueError(refused)
-            self.masks, self.dense, self._finishing = TrainingMasks(self.settings), None, False
-        for module in [pl_module, *averaged_modules(trainer)]:
-            plain_state_dicts(module)
+            self.masks, self.dense, self._finishing = training.TrainingMasks(self.settings), None, False
+        for module in [pl_module, *training.averaged_modules(trainer)]:
+            training.plain_state_dicts(module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the directory can be written to and the schedule fits; go on with the masks of a resumed run."""
-        self._directory = run_directory(trainer, self.dirpath)
+        self._directory = run.run_directory(trainer, self.dirpath)
         if not trainer.fast_dev_run:
-            check_writable(trainer, self._directory)
+            run.check_writable(trainer, self._directory)
         if self.masks.schedule is None and self.in_training:
             epochs = {"finetune_epochs": self.finetune_epochs, "max_epochs": trainer.max_epochs}
             self.masks.schedule = Linear(0, 0) if trainer.fast_dev_run else resolve_schedule(self.schedule, **epochs)
-        for module in averaged_modules(trainer):
-            plain_state_dicts(module)
+        for module in training.averaged_modules(trainer):
+            training.plain_state_dicts(module)
         self.masks.hold(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,7 +185,7 @@ class PruningCallback(Callback):
         self.masks.prune(trainer, pl_module, amount)
         for logger in trainer.loggers:
             logger.log_metrics({"pruning/achieved_amount": self.masks.achieved}, step=trainer.global_step)
-        rank_zero_info(described_pruning(self.masks.history[-1]) + ".")
+        rank_zero_info(training.described(self.masks.history[-1]) + ".")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune a copy of the best weights, write and log what came out, and apply it to the trainer's module."""
@@ -177,8 +196,8 @@ class PruningCallback(Callback):
                 f"from {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without "
                 "fine-tuning."
             )
-        finish = Finish(trainer, pl_module, self.settings, self._directory, masks=self.masks, dense=self.dense)
-        self.evaluations, self.files, self.dense = finish.prune()
+        self.evaluations, self.files = [], []
+        self._prune(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what an interrupted fit leaves behind.
@@ -193,15 +212,13 @@ class PruningCallback(Callback):
         if isinstance(exception, KeyboardInterrupt):
             best = best_path(trainer) or self.dense_path
             kept = f"the best checkpoint so far is {from_here(Path(best))}; mlprank prune takes it" if best else ""
-            rank_zero_info(f"Interrupted{self._interrupted()}: {kept or 'no checkpoint has been written yet'}.")
-
-    def _interrupted(self) -> str:
-        if self._finishing:
-            return " while pruning, whose files were not written"
-        if self.masks.rows:
-            done = f"{self.masks.achieved:.1%} of the neurons are pruned"
-            return f", {done} and fit(ckpt_path=...) goes on from any checkpoint"
-        return ", nothing was pruned"
+            done = ", nothing was pruned"
+            if self._finishing:
+                done = " while pruning, whose files were not written"
+            elif self.masks.rows:
+                share = f"{self.masks.achieved:.1%} of the neurons are pruned"
+                done = f", {share} and fit(ckpt_path=...) goes on from any checkpoint"
+            rank_zero_info(f"Interrupted{done}: {kept or 'no checkpoint has been written yet'}.")
 
     @cached_property  # asked for around every hook, in every step
     def state_key(self) -> str:
@@ -226,28 +243,23 @@ class PruningCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written; a checkpoint that is only tested changes nothing here."""
-        if not self._fitting:
-            return
-        self.masks.load_state_dict(state_dict, self.schedule)
-        path, what = state_dict["dense_path"], state_dict.get("dense") or "the dense network when pruning began"
-        self.dense = None if path is None else Dense(Path(path), what)
+        if self._fitting:
+            self.masks.load_state_dict(state_dict, self.schedule)
+            path, what = state_dict["dense_path"], state_dict.get("dense") or "the dense network when pruning began"
+            self.dense = None if path is None else Dense(Path(path), what)
 
     def _plain(self) -> dict[str, Any]:
         schedule = None if self.schedule is None else self.schedule.plain()
         return {**self.settings.plain(), "schedule": schedule, "finetune_epochs": self.finetune_epochs}
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Keep masks sharp where weights are averaged."""
-        sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
+        self.masks.sharpen(trainer, pl_module)
 
-    on_train_end = on_validation_epoch_start
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep masks sharp where weights are averaged."""
-        sharpen_masks(trainer, pl_module, self.settings.network, rows=self.masks.rows)
+    on_validation_epoch_start = on_train_end = on_save_checkpoint
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Compute masked weights that the module holds itself: a trainer uses it without calling it."""
+        """Compute masked weights that the module holds itself, and watch its hooks in the first step."""
         compute_own(pl_module)
         self.masks.hooks.start(pl_module)
 
@@ -256,10 +268,146 @@ class PruningCallback(Callback):
         self.masks.hooks.stop(pl_module)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Compute masked weights that the module holds itself."""
+        """Compute masked weights that the module holds itself: a trainer uses it without calling it."""
         compute_own(pl_module)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
+    def _prune(self, trainer: Trainer, module: LightningModule) -> None:
+        """Prune, write, log, print and apply; on all processes."""
+        if not run.has_calibration_data(trainer):
+            rank_zero_warn(
+                "Nothing was pruned: the run has no training data to calibrate on (is limit_train_batches=0?)."
+            )
+            return
+        settings, reduce, path = self.settings, partial(run.summed, trainer), self.dense_path
+        before = None  # the network before its first pruning, where that was in training
+        if path is not None and path.is_file():
+            before = run.find_network(self._loaded(module, path), settings.network)
+        source = self._source(trainer, module)
+        network = run.find_network(source, settings.network)
+        labelled, split = settings.labelled(trainer, source)
+        calibration = settings.calibration(trainer, source)
+        if settings.max_drop is not None:
+            validation, _ = settings.labelled(trainer, source, choosing=True)
+            given = {name: value for name, value in vars(settings.recipe).items() if value != getattr(Recipe(), name)}
+            samples = given.get("num_samples", DEFAULTS["num_samples"]) or settings.num_samples
+            given["num_samples"] = run.samples_of_rank(trainer, samples)
+            try:
+                front = shrink(network, calibration, validation, max_drop=settings.max_drop, reduce=reduce, **given)
+            except BudgetError as error:
+                rank_zero_warn(f"Nothing was pruned: {error}")
+                return
+            rank_zero_info(str(front))
+            self.evaluations = [evaluate(front.best, labelled, split=split, reduce=reduce)]
+        else:
+            self.evaluations = prune_amounts(
+                network,
+                calibration,
+                amounts=settings.amounts,
+                recipe=settings.recipe_of_rank(trainer),
+                labelled=labelled,
+                split=split,
+                dense=before,
+                reduce=reduce,
+            )
+        for evaluation in self.evaluations:
+            run.check_same_masks(trainer, evaluation.result.masks)
+        if trainer.is_global_zero:
+            self._write(trainer)
+        self._apply(trainer, module, self.evaluations[-1])
+
+    def _source(self, trainer: Trainer, module: LightningModule) -> nn.Module:
+        """Copy the module with the weights to prune: the best, after training under masks those with all masks."""
+        rows, best = self.masks.rows, best_path(trainer)
+        checkpoints: Any = trainer.checkpoint_callback
+        paths = [] if best is None else [best]
+        if rows and run.is_lightning(checkpoints, "ModelCheckpoint"):
+            upwards = checkpoints.mode == "max"
+            kept = sorted(checkpoints.best_k_models.items(), key=lambda item: float(item[1]), reverse=upwards)
+            paths = list(dict.fromkeys([Path(path) for path, _ in kept if Path(path).is_file()] + paths))
+        for path in paths:
+            try:
+                loaded = self._loaded(module, path)
+            except (ValueError, RuntimeError) as error:  # RuntimeError: it has other keys than the module
+                rank_zero_warn(f"{path}: {first_words(error)}; it is passed over")
+                continue
+            network = run.find_network(loaded, self.settings.network)
+            if rows:
+                bake_masks(network)
+                state = network_state(network)
+                if any(bool((state[name][~kept.to(state[name].device)] != 0).any()) for name, kept in rows.items()):
+                    continue
+            mask_rows(network, rows)
+            self.dense = self.dense or Dense(path, checkpoint_text(trainer, path))
+            return loaded
+        if self.dense is None:
+            written = None if trainer.fast_dev_run else self._directory / "dense.ckpt"
+            if written is not None:
+                trainer.save_checkpoint(written, weights_only=True)
+            self.dense = Dense(written, f"the dense network after {trainer.current_epoch} epochs, the last")
+        return run.copied(module, self.masks.hooks.changing)
+
+    def _loaded(self, module: LightningModule, path: Path) -> nn.Module:
+        """Copy the module with a checkpoint's weights, and its masks."""
+        state = read_weights(path)["state_dict"]
+        loaded = run.copied(module, self.masks.hooks.changing)
+        training.plain_state_dicts(loaded)
+        plain = {key.replace(f"{COMPILED}.", ""): value for key, value in state.items()}
+        loaded.load_state_dict(plain, strict=module.strict_loading)
+        return loaded
+
+    def _write(self, trainer: Trainer) -> None:
+        """Write and log what came out, and say where from; in the first process."""
+        assert self.dense is not None
+        source, schedule = self.dense_path, self.masks.schedule
+        if not trainer.fast_dev_run:
+            data = None if trainer.datamodule is None else type(trainer.datamodule).__name__
+            recipe, num_samples = self.settings.recipe, self.settings.num_samples
+            provenance = {
+                "source": None if source is None else str(source),
+                "source_sha256": None if source is None or not source.is_file() else sha256(source),
+                "dense": self.dense.what,
+                "calibration": {"data": data, "num_samples": num_samples, "seed": recipe.seed},
+                "schedule": None if schedule is None else schedule.plain(),
+                "pruned_in_training": self.masks.history,
+            }
+            several = len(self.evaluations) > 1
+            for evaluation in self.evaluations:
+                files = write_outputs(evaluation, self._directory, several=several, provenance=provenance)
+                self.files.append(files)
+            for evaluation, files in zip(self.evaluations, self.files, strict=True):
+                log_pruning(trainer, evaluation, files, dense_path=source)
+        after = "" if schedule is None else ", trained on under masks since then"
+        said = [f"Before: {self.dense.what}. After: the pruned network{after}."]
+        if self.masks.history:
+            said += ["Pruned while training:", *(f"  {training.described(each)}" for each in self.masks.history)]
+        rank_zero_info("\n".join(said))
+        print_pruning(self.evaluations, self.files, dense=source, config=self._directory / "config.yaml")
+
+    def _apply(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
+        """Let the trainer's module be the pruned network, and `best` the checkpoint of that."""
+        apply, result = self.settings.apply, evaluation.result
+        if apply == "none":
+            return
+        with run.uncompiled(module):
+            network = run.find_network(module, self.settings.network)
+            if apply == "mask":
+                apply_masks(network, result)
+                recompute_uncalled(network, result.example)
+            else:
+                bake_masks(network)
+                narrow(network, result.slices, biases=result.biases)
+                adopt_state(network, result.model)
+                remember(network, result.record())
+                if isinstance(module, ImageClassifier):
+                    module.pruning = result.record().plain()
+        checkpoints: Any = trainer.checkpoint_callback
+        if run.is_lightning(checkpoints, "ModelCheckpoint") and checkpoints.best_model_path:
+            path = self._directory / ("masked.ckpt" if apply == "mask" else "removed.ckpt")
+            with training.averaging_done(trainer):
+                trainer.save_checkpoint(path, weights_only=True)
+            checkpoints.best_model_path = str(path)
 
 
 PruningCallback.__doc__ = document_fields(PruningCallback.__doc__, skipped={"amount"})
@@ -292,7 +440,7 @@ def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
             "amount came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a mapping for several "
             "layers (amount={'fc1': 0.3, 'fc2': 0.5})"
         )
-    if any(is_lightning(other, "ModelPruning") for other in callbacks):
+    if any(run.is_lightning(other, "ModelPruning") for other in callbacks):
         raise ValueError(
             "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use one of "
             "them"
@@ -302,16 +450,86 @@ def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
 def refused_strategy(strategy: Strategy) -> str | None:
     """Say why pruning cannot go along with a strategy, and what to do; None where it can."""
     name = type(strategy).__name__
-    if is_lightning(strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
+    if run.is_lightning(strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
         return (
             f"strategy: {name} splits the weights over processes, and ranking neurons needs whole layers; train without"
             " the PruningCallback and prune the checkpoint (mlprank prune --ckpt_path ..., or mlprank.prune), or use"
             ' strategy="ddp"'
         )
-    if is_lightning(strategy.launcher, "_MultiProcessingLauncher"):
+    if run.is_lightning(strategy.launcher, "_MultiProcessingLauncher"):
         return (
             f"strategy: {name} trains in processes of its own, which end with fit and take with them what the"
             ' PruningCallback has measured and written down; in a script use strategy="ddp", in a notebook one device'
             " (devices=1), or train without the callback and call mlprank.prune(module, data) afterwards"
         )
     return None
+
+
+def keep_dense(trainer: Trainer, path: Path) -> Dense:
+    """Write the dense network before the first pruning to a file; call it on all processes.
+
+    It is the best checkpoint so far, where the run has one of a monitored value; otherwise the network as it is now.
+    """
+    best, monitor = best_path(trainer), getattr(trainer.checkpoint_callback, "monitor", None)
+    if best is None or monitor is None:
+        trainer.save_checkpoint(path, weights_only=True)
+        return Dense(path, f"the dense network after {trainer.current_epoch} epochs, when pruning began")
+    if trainer.is_global_zero:
+        with whole_file(path) as temporary:
+            shutil.copyfile(best, temporary)
+    trainer.strategy.barrier()
+    return Dense(path, f"{checkpoint_text(trainer, best)} before pruning began")
+
+
+def checkpoint_text(trainer: Trainer, path: Path) -> str:
+    """Say which network a checkpoint holds."""
+    checkpoints: Any = trainer.checkpoint_callback
+    monitor, scores = getattr(checkpoints, "monitor", None), getattr(checkpoints, "best_k_models", {})
+    score = scores.get(str(path), getattr(checkpoints, "best_model_score", None))
+    epoch = read_weights(path).get("epoch", 0) + 1  # as the lines of the training count
+    value = "" if score is None or monitor is None else f" by {monitor} ({float(score):.4g})"
+    return f"the dense network of epoch {epoch}, " + (f"the best{value}" if monitor else "the last checkpoint")
+
+
+def best_path(trainer: Trainer) -> Path | None:
+    """Return the best checkpoint of a run, if there is one."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return Path(path) if path and Path(path).is_file() else None
+
+
+def log_pruning(
+    trainer: Trainer, evaluation: Evaluation, files: Mapping[str, Path], *, dense_path: Path | None
+) -> None:
+    """Log the numbers of a pruning to every logger, and tables, histograms, picture and files where they fit."""
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars(evaluation), step=trainer.global_step)
+        if run.is_lightning(logger, "WandbLogger"):
+            _log_wandb(logger, evaluation, files, dense_path)
+        elif run.is_lightning(logger, "TensorBoardLogger"):
+            for name, score in evaluation.result.scores.items():
+                logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), trainer.global_step)
+        logger.save()
+
+
+def _log_wandb(logger: Any, evaluation: Evaluation, files: Mapping[str, Path], dense_path: Path | None) -> None:
+    import wandb
+
+    result = evaluation.result
+    rows = [[name, wide, narrow] for name, (wide, narrow) in result.widths.items()]
+    content: dict[str, Any] = {
+        "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
+        "pruning/picture": wandb.Image(str(files["picture"])),
+    }
+    content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
+    session = logger.experiment
+    session.log(content)
+    metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
+    if dense_path is not None and dense_path.is_file():
+        dense = wandb.Artifact(f"dense-{session.id}", type="model")
+        dense.add_file(str(dense_path))
+        session.log_artifact(dense)
+        if not session.offline:
+            session.use_artifact(dense)
+    pruned = wandb.Artifact(f"{files['pruned network'].stem}-{session.id}", type="pruned-model", metadata=metadata)
+    pruned.add_file(str(files["pruned network"]))
+    session.log_artifact(pruned)

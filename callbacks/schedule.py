@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from mlprank.pruning.selection import check_amount
+from mlprank.utils.errors import check_whole
 from mlprank.utils.registry import Registry
 
 Amount = float | Mapping[str, float]
@@ -46,9 +47,8 @@ class Steps(ABC):
 
     def __post_init__(self) -> None:
         for name, least in (("start_epoch", 0), ("end_epoch", 0), ("every", 1)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"schedule: {name}={value!r} must be a whole number of at least {least}")
+            if getattr(self, name) is not None:
+                check_whole(f"schedule: {name}", getattr(self, name), least=least)
         try:
             check_amount(self.initial)
         except ValueError as error:
@@ -73,17 +73,9 @@ class Steps(ABC):
                 )
 
     def at(self, epoch: int, target: Amount) -> Amount | None:
-        """Return the absolute amount that an epoch starts with, or None where that epoch prunes nothing.
+        """Return the absolute amount that an epoch (from 0) starts with, or None where that epoch prunes nothing.
 
-        Args:
-            epoch: The epoch, from 0.
-            target: The amount at the end, or amounts by layer.
-
-        Returns:
-            The amount, of all neurons and not of those that are left; shaped as the target.
-
-        Raises:
-            ValueError: If the schedule gives a share that is not in [0, 1].
+        It is of all neurons and not of those that are left, and shaped as the `target`, the amount at the end.
 
         Examples:
             >>> [Linear(0, 2).at(epoch, 0.5) for epoch in range(4)]
@@ -169,21 +161,11 @@ register_schedule = SCHEDULES.register
 def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetune_epochs: int | None) -> Steps | None:
     """Return the schedule that the callback's arguments ask for, with epochs still open; None to prune once.
 
-    Args:
-        schedule: A name, a dotted path, a description or an instance.
-        finetune_epochs: Epochs after the last pruning, to be checked.
-
-    Raises:
-        ValueError: If the name is unknown or `finetune_epochs` is out of range.
-        TypeError: If it is not a schedule.
-
     Examples:
         >>> get_schedule({"name": "cubic", "every": 2}, finetune_epochs=None)
         Cubic(start_epoch=None, end_epoch=None, initial=0.0, every=2)
     """
-    tuned = 0 if finetune_epochs is None else finetune_epochs
-    if isinstance(tuned, bool) or not isinstance(tuned, int) or tuned < 0:
-        raise ValueError(f"finetune_epochs={tuned!r} must be a whole number of epochs, such as 3")
+    check_whole("finetune_epochs", 0 if finetune_epochs is None else finetune_epochs)
     if schedule is None:
         return None
     found = SCHEDULES.find(schedule)
@@ -193,18 +175,9 @@ def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetun
 
 
 def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max_epochs: int | None) -> Steps | None:
-    """Fill in the epochs that a schedule leaves open.
+    """Fill in the epochs that a schedule leaves open; None for one pruning, `finetune_epochs` before the end.
 
-    Args:
-        schedule: The schedule; None prunes once, `finetune_epochs` before the end.
-        finetune_epochs: Epochs of training after the last pruning; None where it was not given.
-        max_epochs: The trainer's; None or -1 for a run without that limit.
-
-    Returns:
-        The schedule with its epochs; None if nothing is pruned before the end of training.
-
-    Raises:
-        ValueError: If the epochs do not fit into training or contradict each other.
+    Returned is None if nothing is pruned before the end of training; a ValueError names epochs that do not fit into it.
     """
     if schedule is None and not finetune_epochs:
         return None

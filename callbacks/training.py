@@ -10,17 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from mlprank.callbacks.data import Settings, has_calibration_data
-from mlprank.callbacks.run import (
-    FirstStep,
-    check_same_masks,
-    copied,
-    find_network,
-    is_lightning,
-    share_weights,
-    summed,
-    uncompiled,
-)
+from mlprank.callbacks import run
 from mlprank.callbacks.schedule import Amount, Linear, Steps
 from mlprank.compensation import Regression
 from mlprank.graph.program import as_inputs
@@ -46,25 +36,15 @@ class TrainingMasks:
     """The masks of a network that is pruned while it trains.
 
     Its parameters stay the same objects, so that an optimizer goes on with the state that it has for them.
-
-    Args:
-        settings: What to do.
-
-    Attributes:
-        rows: For every masked parameter of the network, shape (n_out,), True for the rows that stay.
-        epoch: The epoch of the last pruning; -1 before the first.
-        history: Every pruning: its epoch, the pruned share of the neurons of the prunable layers, and widths by layer.
-        schedule: When to prune how much, once the length of training is known.
-        hooks: Which of the user's hooks belong to the network.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: run.Settings) -> None:
         self.settings = settings
-        self.rows: dict[str, Tensor] = {}
-        self.epoch = -1
-        self.history: list[dict[str, Any]] = []
-        self.schedule: Steps | None = None
-        self.hooks = FirstStep()
+        self.rows: dict[str, Tensor] = {}  # of every masked parameter, shape (n_out,), True for the rows that stay
+        self.epoch = -1  # of the last pruning
+        self.history: list[dict[str, Any]] = []  # of every pruning: epoch, achieved amount, widths by layer
+        self.schedule: Steps | None = None  # once the length of training is known
+        self.hooks = run.FirstStep()
         self._graph: Graph | None = None
 
     @property
@@ -94,19 +74,19 @@ class TrainingMasks:
         result = pruning.run(amount=amount, refine=0)  # only masks are wanted
         for name, kept in result.parameter_masks.items():
             self.rows[name] = kept & self.rows[name].to(kept.device) if name in self.rows else kept
-        check_same_masks(trainer, self.rows)
+        run.check_same_masks(trainer, self.rows)
         before = dict(pruning.model.named_parameters())
         after = {name: weight.detach() for name, weight in result.masked.named_parameters()}
         changed = {name: weight for name, weight in after.items() if not torch.equal(weight, before[name])}
-        share_weights(trainer, changed.values())
-        with uncompiled(module):
-            live = find_network(module, settings.network)
+        run.share_weights(trainer, changed.values())
+        with run.uncompiled(module):
+            live = run.find_network(module, settings.network)
             mask_rows(live, self.rows)
             write_weights(live, changed)
             recompute_uncalled(live, result.example)
         for average in averaged_modules(trainer):  # which starts anew
             with without_compiled(average):
-                network = find_network(average, settings.network)
+                network = run.find_network(average, settings.network)
                 mask_rows(network, self.rows)
                 write_weights(network, changed)
         self._graph, self.epoch = pruning.graph, trainer.current_epoch
@@ -118,7 +98,7 @@ class TrainingMasks:
 
         What would be refused at the end of training is so refused at its beginning. Call it on all processes.
         """
-        if not has_calibration_data(trainer):
+        if not run.has_calibration_data(trainer):
             return
         try:
             self._check(trainer, module)
@@ -134,7 +114,7 @@ class TrainingMasks:
         once = dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
         for amount in settings.amounts:
             pruning.run(amount=amount, refine=once)
-        copy = copied(module, self.hooks.changing)
+        copy = run.copied(module, self.hooks.changing)
         settings.labelled(trainer, copy)
         if settings.max_drop is not None and settings.labelled(trainer, copy, choosing=True)[0] is None:
             raise ValueError(
@@ -144,12 +124,12 @@ class TrainingMasks:
         self._graph = pruning.graph if self.schedule is not None else None
 
     def _read(self, trainer: Trainer, module: LightningModule, *, limit: int | None = None) -> Pruning:
-        copy = copied(module, self.hooks.changing)
+        copy = run.copied(module, self.hooks.changing)
         return Pruning(
-            find_network(copy, self.settings.network),
+            run.find_network(copy, self.settings.network),
             self.settings.calibration(trainer, copy, limit=limit),
             self.settings.recipe_of_rank(trainer),
-            reduce=partial(summed, trainer),
+            reduce=partial(run.summed, trainer),
             traced=self._graph,
         )
 
@@ -157,16 +137,29 @@ class TrainingMasks:
         """Put the masks of a resumed run on its module and on averages of it, whose weights have been read already."""
         for each in [module, *averaged_modules(trainer)] if self.rows else []:
             with without_compiled(each):
-                mask_rows(find_network(each, self.settings.network), self.rows)
+                mask_rows(run.find_network(each, self.settings.network), self.rows)
 
     def keep_working(self, trainer: Trainer, module: LightningModule) -> None:
         """Let masks of a resumed run work where weights are read without calling their layer; on all processes."""
         if not self.rows:
             return
-        with uncompiled(module):
-            live = find_network(module, self.settings.network)
-            batches = self.settings.calibration(trainer, copied(module, self.hooks.changing), limit=1)
+        with run.uncompiled(module):
+            live = run.find_network(module, self.settings.network)
+            batches = self.settings.calibration(trainer, run.copied(module, self.hooks.changing), limit=1)
             recompute_uncalled(live, as_inputs(next(iter(batches))).first(1))
+
+    def sharpen(self, trainer: Trainer, module: LightningModule) -> None:
+        """Undo what averaging did to the masks of the module and its averages, which trade places in validation.
+
+        Masked weights leave their autograd graph on the way, so that the module can be copied between epochs.
+        """
+        if not self.rows:
+            return
+        refresh_masked(module)
+        averaged = averaged_modules(trainer)
+        for each in [module, *averaged] if averaged else []:
+            with without_compiled(each):
+                restore_masks(run.find_network(each, self.settings.network), self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and position as plain types and tensors."""
@@ -189,7 +182,7 @@ class TrainingMasks:
         )
 
 
-def described_pruning(pruning: Mapping[str, Any]) -> str:
+def described(pruning: Mapping[str, Any]) -> str:
     """Say in words what an epoch has pruned, of an entry of `TrainingMasks.history`."""
     layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
     epoch, achieved = pruning["epoch"] + 1, pruning["achieved"]  # as the lines of the training count
@@ -256,25 +249,11 @@ def averaged_modules(trainer: Trainer) -> list[LightningModule]:
     """Return the averaged copies of the module that the trainer's callbacks keep."""
     kept = [callback._average_model for callback in _averaging(trainer)]
     modules = [average.module for average in kept if average is not None]
-    return [module for module in modules if is_lightning(module, "LightningModule")]
+    return [module for module in modules if run.is_lightning(module, "LightningModule")]
 
 
 def _averaging(trainer: Trainer) -> list[Any]:
-    return [callback for callback in trainer.callbacks if is_lightning(callback, "WeightAveraging")]
-
-
-def sharpen_masks(trainer: Trainer, module: LightningModule, name: str | None, *, rows: Mapping[str, Tensor]) -> None:
-    """Undo what averaging did to the masks of the module and its averages, which trade places in validation.
-
-    Masked weights leave their autograd graph on the way, so that the module can be copied between epochs.
-    """
-    if not rows:
-        return
-    refresh_masked(module)
-    averaged = averaged_modules(trainer)
-    for each in [module, *averaged] if averaged else []:
-        with without_compiled(each):
-            restore_masks(find_network(each, name), rows)
+    return [callback for callback in trainer.callbacks if run.is_lightning(callback, "WeightAveraging")]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 
 import mlprank.pruning.evaluation
 from mlprank.callbacks import Linear, PruningCallback
-from mlprank.callbacks import finish as finishing_module
+from mlprank.callbacks import pruning as pruning_module
 from tests.callbacks.projects import Blobs, Project, pruned_rows, trainer_for
 
 pytestmark = pytest.mark.usefixtures("interruptible")
@@ -68,7 +68,7 @@ def test_interrupted_writing_leaves_no_file_of_the_pruning(tmp_path, caplog, mon
 
 
 def test_interrupted_pruning_leaves_the_module_dense(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(finishing_module, "prune_amounts", interrupt)
+    monkeypatch.setattr(pruning_module, "prune_amounts", interrupt)
     module = Project()
     with pytest.raises(SystemExit):
         trainer_for(tmp_path, PruningCallback(0.5), max_epochs=1).fit(module, datamodule=Blobs())
