@@ -13,6 +13,7 @@ from torch import Tensor
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
 from mlprank.datamodules.batches import Batch, EpochSampler, TensorBatches, derive_seed, generator, global_seed
 from mlprank.datamodules.files import FileSet, resolve_data_dir
+from mlprank.utils.errors import check_counts
 
 _CAST_TOGETHER = 1024
 """Images that are cast together: 3 MB of 28×28 images."""
@@ -91,15 +92,9 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         data_dir = None if data_dir is None else str(data_dir)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-            raise TypeError(f"batch_size={batch_size!r}: must be an integer, such as 64")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1, such as 64")
+        check_counts(batch_size=batch_size, repeated_augmentation=repeated_augmentation)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction={validation_fraction}: must lie in (0, 1), such as 0.2")
-        repeats = repeated_augmentation
-        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f"repeated_augmentation={repeats!r}: must be an integer of at least 1, such as 3")
         self.save_hyperparameters(ignore=["train_transforms"])
         self.augmentation = Augmentation(**{each.name: self.hparams[each.name] for each in fields(Augmentation)})
         self.name = type(self).__name__.removesuffix("DataModule")
@@ -194,8 +189,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If `num_samples` is less than 1.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}: calibration needs at least 1 image, such as 1024")
+        check_counts(num_samples=num_samples)
         indices = self._split()[0]
         drawn = torch.randperm(len(indices), generator=generator(seed, "calibration"))[:num_samples]
         return self._plain("train", indices[drawn], distributed=False)

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from mlprank.grids.progress import Progress
-from mlprank.training.build import TrialBuilder
+from mlprank.training.parser import parse_fit
 from mlprank.tuning.engines import choose_engine
 from mlprank.tuning.grid import TuneOptions
 from mlprank.tuning.store import MONITOR, Store, Trial, trial_config, trial_key
@@ -26,11 +26,10 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--engine", default="auto", choices=["auto", "batched", "local"])
     arguments, options = parser.parse_known_args()
-    cli = TrialBuilder()
     trials = []
     for seed in arguments.seeds:
         given = [f"--config={arguments.config}", *options, f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
-        config = trial_config(cli.parse(given))
+        config = trial_config(parse_fit(given))
         trials.append(Trial(key=trial_key(config), point={"seed_everything": seed}, config=config))
     store = Store(arguments.out)
     with store.driving():
@@ -40,7 +39,7 @@ def main() -> None:
         progress = Progress(trials, unit="trial", metric=MONITOR, epochs=epochs, finished=finished)
         if pending:
             tune = TuneOptions(out=arguments.out, engine=arguments.engine, checkpoint_minutes=2.0)
-            engine = choose_engine(tune, pending, cli, progress)
+            engine = choose_engine(tune, pending, progress)
             with progress:
                 engine.run(pending, store, progress)
     for trial in trials:

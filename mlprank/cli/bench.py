@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from mlprank.cli.export import typed_model
-from mlprank.cli.steps import shown_steps
 from mlprank.cli.vocabulary import CommandParser, listed
+from mlprank.grids.progress import shown_steps
 from mlprank.utils.errors import OptionError
 from mlprank.utils.files import write_whole
 

@@ -10,7 +10,6 @@ from mlprank.cli import COMMANDS
 from mlprank.cli.configs import described
 from mlprank.cli.help import HELP
 from mlprank.cli.vocabulary import LIGHTNING, CommandParser, words_of
-from mlprank.utils.errors import OptionError, did_you_mean
 
 _SHELLS = ("bash", "zsh")
 _SCRIPT = """\
@@ -34,8 +33,6 @@ complete -o bashdefault -o default -F _mlprank mlprank
 def main(argv: list[str]) -> int:
     """Print the script."""
     shell = command_parser().parse_args(argv).shell
-    if shell not in _SHELLS:
-        raise OptionError(f"shell {shell!r} is not one of {', '.join(_SHELLS)}{did_you_mean(shell, _SHELLS)}")
     print(("autoload -Uz bashcompinit && bashcompinit\n" if shell == "zsh" else "") + script(), end="")
     return 0
 
@@ -44,7 +41,7 @@ def command_parser() -> CommandParser:
     """Describe the command's arguments."""
     about = "Print a script that completes commands, options and the names of configs."
     parser = CommandParser("completion", about, "mlprank completion bash >> ~/.bashrc")
-    parser.add_argument("shell", metavar="SHELL", help=" or ".join(_SHELLS))
+    parser.add_argument("shell", choices=_SHELLS, metavar="SHELL", help=" or ".join(_SHELLS))
     return parser
 
 

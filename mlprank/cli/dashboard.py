@@ -20,9 +20,17 @@ def main(argv: list[str]) -> int:
     workspace = build_workspace(entity=entity, project=arguments.project, name=arguments.name)
     if reason:
         _print(workspace, why=reason)
-    else:
-        _save(workspace)
-        print(workspace.url)
+        return 0
+    import wandb
+
+    try:
+        workspace.save()
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"W&B did not take the workspace of {workspace.entity}/{workspace.project}: {error}; does the project "
+            "exist and may you write to it?"
+        ) from error
+    print(workspace.url)
     return 0
 
 
@@ -43,18 +51,6 @@ def _default_entity() -> str:
     if not entity:
         raise ValueError("W&B names no default entity for this login; give --entity")
     return str(entity)
-
-
-def _save(workspace: Any) -> None:
-    import wandb
-
-    try:
-        workspace.save()
-    except wandb.errors.Error as error:
-        raise ValueError(
-            f"W&B did not take the workspace of {workspace.entity}/{workspace.project}: {error}; does the project "
-            "exist and may you write to it?"
-        ) from error
 
 
 def command_parser() -> CommandParser:

@@ -9,8 +9,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mlprank.cli.prune import calibration_of, labelled_split, write_results
-from mlprank.cli.steps import shown_steps
 from mlprank.cli.vocabulary import WORDS
+from mlprank.grids.progress import shown_steps
 from mlprank.methods.adaptive import Adaptive
 from mlprank.pruning.evaluation import evaluate, print_pruning
 from mlprank.pruning.front import COUNTS, BudgetError, Budgets

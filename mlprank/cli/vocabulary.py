@@ -259,6 +259,11 @@ class CommandParser(argparse.ArgumentParser):
             raise OptionError(f"{unknown[0]!r} has no place here; see mlprank {self.command} --help")
         return found
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(str(value), action.choices)
+            raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(action.choices)}{hint}")
+
     def error(self, message: str) -> NoReturn:
         """Raise the error."""
         raise OptionError(message)

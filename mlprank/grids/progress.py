@@ -3,9 +3,11 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
 
+from rich import progress as bars
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -17,32 +19,12 @@ _QUIET = ("done", "ok")
 """States of what ended well."""
 
 
-class Item(Protocol):
-    """A cell of a grid."""
-
-    @property
-    def key(self) -> str:
-        """What tells it from all others."""
-
-    @property
-    def label(self) -> str:
-        """The cell in a few words."""
-
-
-class Result(Protocol):
-    """What came out of a cell."""
-
-    @property
-    def status(self) -> str:
-        """A word for how it ended, such as "done"."""
-
-    @property
-    def metrics(self) -> Any:
-        """Numbers by name."""
-
-
 class Watcher:
-    """Sees what happens to the cells of a grid, and says nothing."""
+    """Sees what happens to the cells of a grid, and says nothing.
+
+    A cell has a `key` that tells it from all others, and a `label` in a few words; what came out of it a `status`, such
+    as "done", and `metrics`, numbers by name.
+    """
 
     def started(self, items: Sequence[Any]) -> None:
         """These cells are worked on now."""
@@ -77,12 +59,12 @@ class Progress(Watcher):
 
     def __init__(
         self,
-        items: Sequence[Item],
+        items: Sequence[Any],
         *,
         unit: str,
         metric: str,
         epochs: int = 1,
-        finished: Mapping[str, Result] | None = None,
+        finished: Mapping[str, Any] | None = None,
         on_finished: Callable[[Any, Any], None] = lambda item, result: None,
         every_s: float = 30.0,
         each: bool = True,
@@ -108,18 +90,18 @@ class Progress(Watcher):
         if self._live is not None:
             self._live.stop()
 
-    def started(self, items: Sequence[Item]) -> None:
+    def started(self, items: Sequence[Any]) -> None:
         """Show that these cells are worked on."""
         self.states |= {item.key: (_RUNNING, None) for item in items}
         if self._live is None and self.each and items:
             self._print(f"running {items[0].label if len(items) == 1 else f'{len(items)} {self.unit}s'}")
 
-    def epoch(self, item: Item, row: Mapping[str, float]) -> None:
+    def epoch(self, item: Any, row: Mapping[str, float]) -> None:
         """Show a cell's last epoch."""
         self.states[item.key] = (_RUNNING, dict(row))
         self._line()
 
-    def finished(self, item: Item, result: Result) -> None:
+    def finished(self, item: Any, result: Any) -> None:
         """Show what came out of a cell."""
         self.states[item.key] = (result.status, result.metrics)
         self.on_finished(item, result)
@@ -129,7 +111,7 @@ class Progress(Watcher):
             self._print(f"{item.label}: {shown}")
         self._line()
 
-    def failed(self, item: Item, error: str) -> None:
+    def failed(self, item: Any, error: str) -> None:
         """Show that a cell failed."""
         self.states[item.key] = (_FAILED, None)
         self._print(f"failed: {item.label}: {error.splitlines()[0]}")
@@ -167,7 +149,7 @@ class Progress(Watcher):
             table.add_row(f"… {len(self.items) - _ROWS} more")
         return table
 
-    def _score(self, item: Item) -> float:
+    def _score(self, item: Any) -> float:
         score = _number(self.states.get(item.key, ("", None))[1], self.metric)
         return score if math.isfinite(score) else -math.inf
 
@@ -185,6 +167,32 @@ class Progress(Watcher):
         done = sum(state != _RUNNING for state, _ in self.states.values()) + sum(shares) - self._earlier
         left = len(self.items) - self._earlier - done
         return (time.monotonic() - self._start) * left / done if done > 0 and left > 0 else None
+
+
+@contextmanager
+def shown_steps(unit: str = "", *, every_s: float = 0.0) -> Iterator[Callable[[float, float, str], None]]:
+    """Give a function that shows how many steps are done, of how many, and what is being done.
+
+    Without a terminal it is a line every `every_s` seconds.
+    """
+    console = Console(stderr=True)
+    started = last = time.monotonic()
+    count, text = bars.TextColumn("{task.fields[count]}"), bars.TextColumn("{task.description}")
+    columns = (count, bars.BarColumn(20), bars.TimeElapsedColumn(), text)
+    with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, count="")
+
+        def show(done: float, total: float, text: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            left = (now - started) * (total / max(done, 0.5) - 1)
+            count = f"{done:.0f} of {total:.0f}{unit}, {left:.0f} s left"
+            bar.update(task, completed=done, total=total, description=text, count=count)
+            if not console.is_terminal and now - last >= every_s:
+                last = now
+                console.print(f"{text} ({count})", highlight=False, soft_wrap=True)
+
+        yield show
 
 
 def time_left(seconds: float) -> str:

@@ -46,7 +46,7 @@ def check_share(name: str, value: float | None) -> None:
 
 @contextmanager
 def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: str) -> Iterator[Places]:
-    """Connect to a cluster or start Ray here for the time of a block.
+    """Connect to a cluster, or start Ray here for the time of a block: without its dashboard, for this machine alone.
 
     Args:
         address: Of the cluster; None starts one here, whatever else runs on this machine.
@@ -57,7 +57,12 @@ def ray_places(address: str | None, *, cpus: float, gpus: float | None, option: 
     prepare_environment(address)
     import ray
 
-    started = start_ray(address)
+    started = not ray.is_initialized()
+    if started:
+        alone: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # without "local" Ray joins any cluster that was last started here, even a dead one
+        options = {"address": address} if address else {"address": "local", **alone}
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources: dict[str, float] = ray.cluster_resources()
         has_cpus, has_gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
@@ -117,21 +122,6 @@ def prepare_environment(address: str | None) -> None:
     if address is None and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def start_ray(address: str | None) -> bool:
-    """Connect to a cluster, or start Ray here: without its dashboard, for this machine alone, with a token.
-
-    Say whether this call did.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return False
-    here: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
-    # without "local" Ray joins any cluster that was last started here, even a dead one
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
-    return True
 
 
 def _trainable(worker: str) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from mlprank.utils.files import locked, write_whole
 
@@ -35,15 +35,8 @@ class SchemaVersionError(ValueError):
     """A record that another version of the schema wrote."""
 
 
-class Keyed(Protocol):
-    """Anything with the key of a cell."""
-
-    @property
-    def key(self) -> str:
-        """The key."""
-
-
-_Record = TypeVar("_Record", bound=Keyed)
+_Record = TypeVar("_Record", bound=Any)
+"""Anything with the `key` of a cell."""
 
 
 def canonical(plain: Any) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlprank.models.mlp import check_sizes
+from mlprank.utils.errors import check_counts
 
 
 class FourLayerCNN(nn.Module):
@@ -34,7 +34,7 @@ class FourLayerCNN(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise ValueError(f"widths={list(widths)} must be 4 numbers of channels, one for each convolution")
-        check_sizes(
+        check_counts(
             in_channels=in_channels, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
         )
         self.in_channels = in_channels
@@ -114,7 +114,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, *, width: int = 16) -> None:
         super().__init__()
-        check_sizes(in_channels=in_channels, num_classes=num_classes, width=width)
+        check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.init_args: dict[str, object] = {"in_channels": in_channels, "num_classes": num_classes, "width": width}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlprank.utils.errors import did_you_mean
+from mlprank.utils.errors import check_counts, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -55,7 +55,7 @@ class MLP(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(
+        check_counts(
             in_features=in_features, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
         )
         if activation not in ACTIVATIONS:
@@ -93,31 +93,12 @@ class MLP(nn.Module):
         return x
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse layer sizes that are no positive integers, by the name they were given under.
-
-    Raises:
-        ValueError: If a size is below 1.
-        TypeError: If a size is not an integer.
-    """
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name}={size!r} must be an integer: it counts features or neurons")
-        if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1: it counts features or neurons")
-
-
 class _ThesisNetwork(nn.Module):
-    """What the thesis's four share: a flatten and the record of their constructor's arguments.
-
-    Args:
-        in_features: Number of input features after flattening.
-        num_classes: Number of logits.
-    """
+    """What the thesis's four share: a flatten and the record of their constructor's arguments."""
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
-        check_sizes(in_features=in_features, num_classes=num_classes)
+        check_counts(in_features=in_features, num_classes=num_classes)
         self.in_features = in_features
         self.num_classes = num_classes
         self.init_args: dict[str, object] = {"in_features": in_features, "num_classes": num_classes}

@@ -1,6 +1,5 @@
 """From a config to the objects that it asks for: trainer, module and data."""
 
-import copy
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -34,7 +32,7 @@ class Built:
     trainer: Trainer  # the trainer
     model: Any  # the module, initialised from the config's seed
     datamodule: Any  # the data
-    loggers: tuple[Logger, ...]  # those that the config asks for; the trainer has them only where it was asked to
+    loggers: tuple[Logger, ...] = ()  # of a trial: those that the config asks for, which its trainer has not
 
 
 @dataclass(frozen=True)
@@ -188,51 +186,35 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device(f"{kind}:{index}" if index else kind)
 
 
-class TrialBuilder:
-    """Parses and builds trials as `mlprank fit` does, as often as asked.
+def build_trial(
+    config: Mapping[str, Any],
+    directory: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    trainer: Mapping[str, Any] | None = None,
+) -> Built:
+    """Seed everything and build what a resolved config of `fit` asks for: silent, and writing nowhere by itself.
 
-    Attributes:
-        environment: Where the trainers believe to run; None lets Lightning find out.
+    Args:
+        config: What `parse_fit` returned.
+        directory: Where loggers write; the trainer's root.
+        callbacks: To add to the config's.
+        trainer: Options of the Trainer that override the config's.
+
+    Raises:
+        ValueError: If an argument is out of range or network and data do not fit.
     """
-
-    def __init__(self) -> None:
-        self.environment: ClusterEnvironment | None = None
-
-    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Parse options and configs as `mlprank fit` does; return the whole resolved config in plain types."""
-        return dict(parse("fit", arguments).values)
-
-    def build(
-        self,
-        config: Mapping[str, Any],
-        directory: Path,
-        *,
-        callbacks: Sequence[Callback] = (),
-        trainer: Mapping[str, Any] | None = None,
-    ) -> Built:
-        """Seed everything and build what a resolved config asks for: silent, and writing nowhere by itself.
-
-        Args:
-            config: What `parse` returned.
-            directory: Where loggers write; the trainer's root.
-            callbacks: To add to the config's.
-            trainer: Options of the Trainer that override the config's.
-
-        Raises:
-            ValueError: If an argument is out of range or network and data do not fit.
-        """
-        parts = build_parts("fit", copy.deepcopy(dict(config)), directory)
-        environment = [] if self.environment is None else [self.environment]
-        ours: dict[str, Any] = {
-            "default_root_dir": str(directory),
-            "callbacks": [*parts.trainer["callbacks"], *callbacks],
-            "plugins": [*parts.trainer["plugins"], WholeCheckpointIO(), *environment],
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        }
-        loggers = tuple(logger for logger in _listed(parts.trainer["logger"]) if isinstance(logger, Logger))
-        return Built(Trainer(**{**parts.trainer, **ours, **(trainer or {})}), parts.model, parts.data, loggers)
+    parts = build_parts("fit", config, directory)
+    ours: dict[str, Any] = {
+        "default_root_dir": str(directory),
+        "callbacks": [*parts.trainer["callbacks"], *callbacks],
+        "plugins": [*parts.trainer["plugins"], WholeCheckpointIO()],
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    loggers = tuple(logger for logger in _listed(parts.trainer["logger"]) if isinstance(logger, Logger))
+    return Built(Trainer(**{**parts.trainer, **ours, **(trainer or {})}), parts.model, parts.data, loggers)
 
 
 @contextmanager

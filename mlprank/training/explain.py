@@ -3,11 +3,14 @@
 import collections.abc
 import importlib
 import inspect
+import itertools
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, Union
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, Union
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -26,27 +29,28 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 _EXAMPLES = {"int": "1", "float": "0.5", "bool": "true", "str": "TEXT"}
 
 
-def explain(parser: ArgumentParser, configs: Sequence[Mapping[str, Any]], options: Sequence[Option]) -> None:
-    """Raise for the first option that a parser does not take; return where each is right by itself."""
+def explain(
+    parser: ArgumentParser, configs: Sequence[Mapping[str, Any]], options: Sequence[Option], error: Exception
+) -> NoReturn:
+    """Raise for the first option that a parser does not take; where each is right by itself, in the parser's words."""
     checker = _Checker()
     for config in configs:
         for key, value in _leaves(parser, config):
             checker.check(parser, key, value)
     for key, text in options:
         checker.check(parser, key, _Typed(text))
-    named = {name for config in configs for name in _names(config)} | {_short(key) for key, _ in options}
-    for key, cls in checker.chosen.items():
-        for name in required(cls):
-            if f"{_short(key)}.{name}" not in named:
-                raise OptionError(f"{cls.__name__} needs {name}; give it with --{key}.{name}")
+    if lacking := re.search(r'Parser key "([\w.]+)".*required: (\w+)', str(error), re.DOTALL):
+        key, name = lacking.groups()
+        owner = checker.chosen[key].__name__ if key in checker.chosen else key
+        raise OptionError(f"{owner} needs {name}; give it with --{key}.{name}") from error
+    raise OptionError(f"the options do not fit together: {' '.join(str(error).split())[:300]}") from error
 
 
+@dataclass(frozen=True)
 class _Typed:
-    """A value as it was typed, and what YAML makes of it: the text itself where it is not YAML."""
+    """A value as it was typed."""
 
-    def __init__(self, text: str | None) -> None:
-        self.text = text
-        self.value = text_value(text)
+    text: str | None
 
 
 def text_value(text: str | None) -> Any:
@@ -106,11 +110,15 @@ class _Checker:
         """Check the value of a known option."""
         if hint is None:
             return
-        content, bases = value.value if isinstance(value, _Typed) else value, _bases(hint)
+        content, bases = text_value(value.text) if isinstance(value, _Typed) else value, _bases(hint)
         if isinstance(value, _Typed) and value.text is None:
             raise OptionError(f"{key} needs a value, as in --{key}={_example(hint)}")
         if bases and isinstance(content, Mapping):
-            self._class(key, bases, content)
+            if "class_path" in content:
+                self.chosen[key] = find_class(str(content["class_path"]), bases, key)
+            arguments = content.get("init_args", {} if "class_path" in content else content)
+            for argument, inner in (arguments or {}).items() if key in self.chosen else ():
+                self._argument(self.chosen[key], str(argument), inner, f"{key}.")
         elif bases and isinstance(content, str):
             if not _takes(hint, value):
                 self.chosen[key] = find_class(content, bases, key)
@@ -118,21 +126,14 @@ class _Checker:
             with suppress(OptionError):  # a word of another kind, such as a path
                 self.chosen[key] = find_class(content, bases, key)
         elif bases and isinstance(content, list):
+            opened = [typing.get_args(part) if typing.get_origin(part) is list else (part,) for part in _parts(hint)]
             for item in content:
-                self._value(key, _without_lists(hint), item)
+                self._value(key, Union[tuple(itertools.chain(*opened))], item)  # noqa: UP007  (made at run time)
         if not _takes(hint, value):
             shown = repr(value.text if isinstance(value, _Typed) else value)
             shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
             near = did_you_mean(content, words) if (words := _words(hint)) and isinstance(content, str) else ""
             raise OptionError(f"{key}: {shown} is not {describe_type(hint)}{near}")
-
-    def _class(self, key: str, bases: Sequence[type], content: Mapping[str, Any]) -> None:
-        """Check `class_path` and `init_args`, or the arguments of a class that was chosen before."""
-        if "class_path" in content:
-            self.chosen[key] = find_class(str(content["class_path"]), bases, key)
-        arguments = content.get("init_args", {} if "class_path" in content else content)
-        for argument, value in (arguments or {}).items() if key in self.chosen else ():
-            self._argument(self.chosen[key], str(argument), value, f"{key}.")
 
 
 def find_class(name: str, bases: Sequence[type], key: str) -> type[Any]:
@@ -192,22 +193,6 @@ def _default_class(parser: ArgumentParser, owner: str, hint: Any) -> type | None
     return default if isinstance(default, type) else find_class(str(path), _bases(hint), owner) if path else None
 
 
-def _names(value: object, prefix: str = "") -> Iterator[str]:
-    """Every option that a config names, without `init_args`."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
-            yield key
-            yield from _names(inner, key)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _names(inner, prefix)
-
-
-def _short(key: str) -> str:
-    return ".".join(word for word in key.rstrip("+").split(".") if word != "init_args")
-
-
 def _leaves(parser: ArgumentParser, config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the options of a config with their values, down to those that the parser knows."""
     known = _types(parser)
@@ -225,13 +210,6 @@ def _types(parser: ArgumentParser) -> dict[str, Any]:
     actions = [action for action in parser._actions if not action.dest.endswith(".help") and action.dest != "help"]
     groups = {action.dest.rpartition(".")[0] for action in actions}
     return {action.dest: getattr(action, "_typehint", None) for action in actions if action.dest not in groups}
-
-
-def required(cls: type) -> list[str]:
-    """The arguments that a class cannot be built without, what its owner passes aside."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    given = inspect.signature(cls).parameters.items()
-    return [n for n, p in given if p.default is p.empty and p.kind in kinds and n not in _INJECTED]
 
 
 def _takes(hint: Any, value: Any) -> bool:
@@ -302,12 +280,6 @@ def _bases(hint: Any) -> list[type]:
         elif isinstance(part, type) and not issubclass(part, _PLAIN) and not getattr(part, "_is_protocol", False):
             found.append(part)
     return found
-
-
-def _without_lists(hint: Any) -> Any:
-    """A union of types with what its lists hold in place of the lists."""
-    opened = [each for p in _parts(hint) for each in (typing.get_args(p) if typing.get_origin(p) is list else (p,))]
-    return Union[tuple(opened)]  # noqa: UP007  (made at run time)
 
 
 def _nearest_option(key: str, known: list[str]) -> str:

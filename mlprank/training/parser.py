@@ -29,9 +29,9 @@ from mlprank.models import MODELS
 from mlprank.models.classifier import ImageClassifier
 from mlprank.models.registry import recognise, state_of
 from mlprank.training import runs
-from mlprank.training.explain import Option, describe_type, explain, find_class, required, text_value
+from mlprank.training.explain import Option, describe_type, explain, find_class, text_value
 from mlprank.training.loggers import LOGGED
-from mlprank.utils.errors import OptionError, did_you_mean, first_line
+from mlprank.utils.errors import OptionError, did_you_mean
 
 AddOptions = Callable[[LightningArgumentParser], None]
 _OBJECTS = frozenset({"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"})
@@ -102,14 +102,7 @@ class Request:
 
     def holding(self, contents: Sequence[Mapping[str, Any]]) -> Request:
         """Return this command line with other contents of its configs."""
-        same = len(contents) == len(self.configs)
-        texts = [
-            self.configs[place]
-            if same and content == self.contents[place]
-            else yaml.safe_dump(content, sort_keys=False)
-            for place, content in enumerate(contents)
-        ]
-        return dataclasses.replace(self, configs=tuple(texts))
+        return dataclasses.replace(self, configs=tuple(yaml.safe_dump(each, sort_keys=False) for each in contents))
 
     @property
     def first_config(self) -> Path | None:
@@ -172,8 +165,7 @@ class Parser:
                 warnings.simplefilter("ignore")  # deprecations of the parser's that a user cannot act on
                 return self.arguments.parse_args(arguments)
         except (ArgumentError, RecursionError) as error:
-            explain(self.arguments, configs, request.options)
-            raise OptionError(f"the options do not fit together: {' '.join(str(error).split())[:300]}") from error
+            explain(self.arguments, configs, request.options, error)
 
     def plain(self, options: Namespace) -> dict[str, Any]:
         """Return parsed options as plain types; someone else's module with its class path."""
@@ -252,6 +244,11 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
     logged = content.get(LOGGED)
     logged = logged if resumed and isinstance(logged, Mapping) else {}
     return Config(command, parser, options, values, base, checkpoint, resumed, steps, goes_on, logged, taken)
+
+
+def parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse options and configs as `mlprank fit` does; return the whole resolved config in plain types."""
+    return dict(parse("fit", arguments).values)
 
 
 def find_checkpoint(command: str, request: Request) -> Path:
@@ -486,16 +483,13 @@ def typed_network(arguments: Sequence[str]) -> tuple[nn.Module | None, list[str]
         return None, rest
     request = Request.of(typed)
     cls = find_class(request.typed("model") or "", [nn.Module], "model")
-    parser = LightningArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(cls, "model", fail_untyped=False)
-    options = tuple((key, value) for key, value in request.options if key != "model")
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_subclass_arguments(nn.Module, "model", required=True)
+    options = [("model", class_path_of(cls)), *((key, value) for key, value in request.options if key != "model")]
     try:
         network: nn.Module = parser.instantiate(parser.parse_args([f"--{key}={value}" for key, value in options])).model
     except (ArgumentError, RecursionError) as error:
-        explain(parser, [], options)
-        missing = [name for name in required(cls) if f"model.{name}" not in dict(options)]
-        needs = f"{cls.__name__} needs {missing[0]}; give it with --model.{missing[0]}" if missing else None
-        raise OptionError(needs or first_line(error)) from error
+        explain(parser, [], options, error)
     return network, rest
 
 

@@ -20,8 +20,7 @@ class RunProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_live = sys.stdout.isatty()
-        self._enabled = True
+        self._is_live, self._enabled = sys.stdout.isatty(), True
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._epoch: str | None = None
@@ -48,18 +47,28 @@ class RunProgress(ProgressBar):
         self._show(self._epoch, self.total_train_batches)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Draw, where it is time to."""
-        self._advance()
+        """Draw, where it is time to; within a training the bar of the epoch stays as it is while it validates."""
+        self._done += 1
+        if self._bar is not None and time.monotonic() - self._drawn_at >= _REDRAW_S:
+            self._drawn_at = time.monotonic()
+            self._bar.update(self._task, completed=self._done, refresh=True)
+
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Draw a validation by itself."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_train_batch_end(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away, and leave one line."""
         self._say_epoch(trainer)
-        self._stop()
+        self.teardown()
         if self._enabled and self._is_live:
-            print(f"{trainer.current_epoch} epochs{_numbers(trainer)}  ({self._seconds:.1f} s)", flush=True)
+            print(f"{trainer.current_epoch} epochs{self._numbers(trainer)}", flush=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a validation by itself; within a training the bar of the epoch stays."""
+        """Begin a validation by itself."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._show("validate", sum(trainer.num_val_batches))
 
@@ -71,45 +80,31 @@ class RunProgress(ProgressBar):
         """Begin."""
         self._show("predict", sum(trainer.num_predict_batches))
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Draw, where it is time to."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._advance()
-
-    on_test_batch_end = on_predict_batch_end = on_train_batch_end
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the bar away for good."""
-        self._stop()
-        self._enabled = False
+        self.teardown()
+        self.disable()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Take the bar away."""
-        self._stop()
-
-    @property
-    def _seconds(self) -> float:
-        return time.monotonic() - self._started_at
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def _say_epoch(self, trainer: Trainer) -> None:
         """Tell the numbers of the epoch that has ended: in the bar, or in a line."""
-        if self._epoch is None:
-            return
-        if self._bar is not None:
-            self._bar.update(self._task, metrics=_numbers(trainer))
-        elif self._enabled and not self._is_live:
-            print(f"{self._epoch}{_numbers(trainer)}  ({self._seconds:.1f} s)", flush=True)
+        if self._epoch is not None and self._bar is not None:
+            self._bar.update(self._task, metrics=_metrics(trainer))
+        elif self._epoch is not None and self._enabled and not self._is_live:
+            print(f"{self._epoch}{self._numbers(trainer)}", flush=True)
         self._epoch = None
 
     def _show(self, what: str, total: float) -> None:
         """Start the bar, or let it start anew."""
-        self._done = 0
-        if not (self._enabled and self._is_live):
-            return
-        count = None if math.isinf(total) else int(total)
+        self._done, count = 0, None if math.isinf(total) else int(total)
         if self._bar is not None:
             self._bar.reset(self._task, total=count, description=what)
-        else:
+        elif self._enabled and self._is_live:
             text, numbers = TextColumn("{task.description}"), TextColumn("{task.fields[metrics]}")
             columns = (text, BarColumn(bar_width=20), MofNCompleteColumn(), numbers)
             self._bar = Progress(*columns, console=Console(), transient=True, auto_refresh=False)
@@ -117,23 +112,11 @@ class RunProgress(ProgressBar):
             self._bar.start()
         self._drawn_at = time.monotonic()
 
-    def _advance(self) -> None:
-        self._done += 1
-        if self._bar is not None and time.monotonic() - self._drawn_at >= _REDRAW_S:
-            self._draw()
-
-    def _draw(self) -> None:
-        if self._bar is not None:
-            self._drawn_at = time.monotonic()
-            self._bar.update(self._task, completed=self._done, refresh=True)
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def _numbers(self, trainer: Trainer) -> str:
+        return f"{_metrics(trainer)}  ({time.monotonic() - self._started_at:.1f} s)"
 
 
-def _numbers(trainer: Trainer) -> str:
+def _metrics(trainer: Trainer) -> str:
     """The metrics of the last epoch in a few words; those of someone else's module as they are called there."""
     values = trainer.callback_metrics
     shown = [name for name in _SHOWN if name in values] or [name for name in values if "loss" in name][:3]

@@ -15,7 +15,6 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -103,9 +102,7 @@ def build(config: Config, directory: Path | None) -> Built:
     model: LightningModule = parts.model
     if config.checkpoint is not None and not config.goes_on:
         model = with_weights(model, config.checkpoint)
-    trainer = Trainer(**{**given, "callbacks": callbacks, **options})
-    own = loggers if isinstance(loggers, list) else [loggers]
-    return Built(trainer, model, parts.data, tuple(each for each in own if isinstance(each, Logger)))
+    return Built(Trainer(**{**given, "callbacks": callbacks, **options}), model, parts.data)
 
 
 @contextmanager

@@ -4,17 +4,14 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from mlprank.grids.progress import Watcher
 from mlprank.grids.ray import ray_places, run_units
-from mlprank.training.build import TrialBuilder
 from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.grid import TuneOptions
 from mlprank.tuning.local import LocalEngine
@@ -23,37 +20,23 @@ from mlprank.tuning.stack.network import CannotStackError
 from mlprank.tuning.store import Store, Trial
 
 
-class Engine(Protocol):
-    """Trains trials and records them in the store."""
-
-    def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        """Train trials that have no record yet."""
-
-
-def choose_engine(options: TuneOptions, trials: Sequence[Trial], cli: TrialBuilder, watcher: Watcher) -> Engine:
+def choose_engine(
+    options: TuneOptions, trials: Sequence[Trial], watcher: Watcher
+) -> "LocalEngine | BatchedEngine | RayEngine":
     """Return the engine that the options ask for; `auto` tells the watcher what it chose, and why."""
-    name = options.engine if options.engine != "auto" else _automatic(options, trials, watcher)
+    name = options.engine
+    if name == "auto":
+        gpus, reason = torch.cuda.device_count(), _obstacle(trials)
+        if reason is None and options.address is None:
+            name, why = "batched", "the trials can be stacked"
+        elif gpus > 1 or options.address is not None:
+            name, why = "ray", f"{gpus} GPUs" if options.address is None else f"the cluster at {options.address}"
+        else:
+            name, why = "local", str(reason)
+        watcher.note(f"engine {name}: {why}")
     if name == "ray":
         return RayEngine(options)
-    return _engine(name, LocalEngine(cli), options.trials_per_stack, options.checkpoint_minutes)
-
-
-def _engine(name: str, local: LocalEngine, trials_per_stack: int | None, minutes: float) -> Engine:
-    if name == "local":
-        return local
-    return BatchedEngine(local, at_most=trials_per_stack, checkpoint_every=timedelta(minutes=minutes), name=name)
-
-
-def _automatic(options: TuneOptions, trials: Sequence[Trial], watcher: Watcher) -> str:
-    gpus, reason = torch.cuda.device_count(), _obstacle(trials)
-    if reason is None and options.address is None:
-        chosen, why = "batched", "the trials can be stacked"
-    elif gpus > 1 or options.address is not None:
-        chosen, why = "ray", f"{gpus} GPUs" if options.address is None else f"the cluster at {options.address}"
-    else:
-        chosen, why = "local", str(reason)
-    watcher.note(f"engine {chosen}: {why}")
-    return chosen
+    return LocalEngine() if name == "local" else BatchedEngine(LocalEngine(), options)
 
 
 def _obstacle(trials: Sequence[Trial]) -> str | None:
@@ -79,8 +62,7 @@ class Unit:
     keys: tuple[str, ...]
     points: tuple[Mapping[str, Any], ...]
     gpu: bool
-    trials_per_stack: int | None
-    checkpoint_minutes: float
+    options: TuneOptions
 
 
 class RayEngine:
@@ -96,22 +78,21 @@ class RayEngine:
         """Train trials that have no record yet."""
         for trial in trials:
             store.prepare(trial)
-        o, option = self.options, "--tune.{}_per_trial"
-        with ray_places(o.address, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, option=option) as places:
+        o, called = self.options, "--tune.{}_per_trial"
+        with ray_places(o.address, cpus=o.cpus_per_trial, gpus=o.gpus_per_trial, option=called) as places:
             units = [
                 Unit(
                     out=str(store.out.resolve()),
                     keys=tuple(trial.key for trial in part),
                     points=tuple(dict(trial.point) for trial in part),
                     gpu=places.gpus > 0,
-                    trials_per_stack=o.trials_per_stack,
-                    checkpoint_minutes=o.checkpoint_minutes,
+                    options=o,
                 )
                 for part in split(trials, slots=places.slots, watcher=watcher)
             ]
             watcher.note(f"ray: {len(units)} units of work on {places.slots} places")
-            news = _News(trials, store, watcher)
-            run_units(units, worker=f"{__name__}:UnitRunner", places=places, look=news.look)
+            look = _news(trials, store, watcher)
+            run_units(units, worker=f"{__name__}:UnitRunner", places=places, look=look)
 
 
 def split(trials: Sequence[Trial], *, slots: int, watcher: Watcher) -> list[list[Trial]]:
@@ -128,35 +109,28 @@ def split(trials: Sequence[Trial], *, slots: int, watcher: Watcher) -> list[list
     return units
 
 
-class _News:
-    """Reads the store while Ray works, and tells the watcher what is new."""
+def _news(trials: Sequence[Trial], store: Store, watcher: Watcher) -> Callable[[], None]:
+    """Return what tells the watcher of records that are new, and of epochs of what trains."""
+    waiting, shown = list(trials), dict[str, dict[str, float]]()
 
-    def __init__(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        self.waiting, self.store, self.watcher = list(trials), store, watcher
-        self._shown: dict[str, dict[str, float]] = {}
+    def look() -> None:
+        for trial in list(waiting):
+            outcome, failure = store.outcome(trial.key), store.failure(trial.key)
+            row = store.progress(trial.key)
+            if outcome is not None or failure is not None:
+                waiting.remove(trial)
+                if outcome is not None:
+                    watcher.finished(trial, outcome)
+                else:
+                    watcher.failed(trial, str(failure))
+            elif row is not None and shown.get(trial.key) != row:
+                if trial.key not in shown:
+                    watcher.started([trial])
+                shown[trial.key] = row
+                if row:
+                    watcher.epoch(trial, row)
 
-    def look(self) -> None:
-        """Tell of records, and of epochs of what trains."""
-        for trial in list(self.waiting):
-            outcome, failure = self.store.outcome(trial.key), self.store.failure(trial.key)
-            if outcome is None and failure is None:
-                self._show(trial)
-                continue
-            self.waiting.remove(trial)
-            if outcome is not None:
-                self.watcher.finished(trial, outcome)
-            else:
-                self.watcher.failed(trial, str(failure))
-
-    def _show(self, trial: Trial) -> None:
-        row = self.store.progress(trial.key)
-        if row is None or self._shown.get(trial.key) == row:
-            return
-        if trial.key not in self._shown:
-            self.watcher.started([trial])
-        self._shown[trial.key] = row
-        if row:
-            self.watcher.epoch(trial, row)
+    return look
 
 
 class _Reporter(Watcher):
@@ -174,15 +148,13 @@ class _Reporter(Watcher):
 
 
 class UnitRunner:
-    """Trains units one after another with one parser."""
+    """Trains units one after another."""
 
     def __init__(self) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.cli = TrialBuilder()
         self.precision = torch.get_float32_matmul_precision()
-        if "SLURM_JOB_ID" in os.environ:
-            self.cli.environment = LightningEnvironment()  # else every actor believes to be a task of the job
+        os.environ.pop("SLURM_NTASKS", None)  # else Lightning takes every actor for a task of the job
 
     def run(self, unit: Unit) -> None:
         """Train what of a unit has no record yet, and clean up."""
@@ -190,10 +162,10 @@ class UnitRunner:
         trials = [store.load(key, point) for key, point in zip(unit.keys, unit.points, strict=True)]
         pending = [trial for trial in trials if store.is_open(trial.key)]
         options = {} if unit.gpu else {"accelerator": "cpu"}  # without a GPU of its own it sees them all
-        local = LocalEngine(self.cli, options=options, name="ray")
-        stacked = _engine("ray", local, unit.trials_per_stack, unit.checkpoint_minutes)
+        local = LocalEngine(options=options, name="ray")
+        engine = BatchedEngine(local, unit.options) if len(pending) > 1 else local
         try:
-            (stacked if len(pending) > 1 else local).run(pending, store, _Reporter(store))
+            engine.run(pending, store, _Reporter(store))
         finally:
             for key in unit.keys:
                 store.show_progress(key, None)

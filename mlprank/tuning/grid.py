@@ -1,25 +1,24 @@
 """What the user asked for: `--grid.…` and `--tune.…` of command line and config, checked and turned into trials."""
 
-import functools
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mlprank.grids.ray import check_ray, check_share
 from mlprank.grids.store import short_hash
 from mlprank.pruning.front import Budgets
+from mlprank.training.explain import explain, text_value
 from mlprank.training.parser import Request as CommandLine
+from mlprank.training.parser import parse_fit
 from mlprank.tuning.store import Trial, format_value, trial_config, trial_key, without_places
-from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.utils.errors import OptionError, check_counts, did_you_mean
 
 _GRID, _TUNE = "grid", "tune"
-Parse = Callable[[Sequence[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,7 @@ def read_request(argv: Sequence[str]) -> Request:
         elif group == _TUNE:
             tune[key] = value
         else:
-            try:
-                grids[key] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise ValueError(f'--{name}={value!r} must be a list of values, such as "[0.1, 0.01]"') from error
+            grids[key] = text_value(value)
     for key, values in grids.items():
         if not isinstance(values, list):
             raise ValueError(f'--grid.{key}={values!r} must be a list of values, such as "[0.1, 0.01]"')
@@ -82,17 +78,16 @@ def read_request(argv: Sequence[str]) -> Request:
     return Request(arguments=tuple(arguments), grid=grids, tune=tune)
 
 
-def expand(request: Request, parse: Parse) -> Grid:
+def expand(request: Request) -> Grid:
     """Parse and check every point of a grid."""
     keys = list(request.grid)
-    parse = functools.cache(parse)  # the checks of single values are points of the grid too
     for key, values in request.grid.items():
-        _check_values(request, key, values, parse)
+        _check_values(request, key, values)
     trials: dict[str, Trial] = {}
     configs = []
     for point in itertools.product(*request.grid.values()):
         options = [option(key, value) for key, value in zip(keys, point, strict=True)]
-        config = trial_config(parse((*request.arguments, *options)))
+        config = trial_config(parse_fit([*request.arguments, *options]))
         resolved = {key: lookup(config, key) for key in keys}
         trial = Trial(key=trial_key(config), point=resolved, config=config)
         if trial.key in trials:
@@ -119,18 +114,18 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def _check_values(request: Request, key: str, values: Sequence[Any], parse: Parse) -> None:
+def _check_values(request: Request, key: str, values: Sequence[Any]) -> None:
     """Parse every value of one option by itself, with the first of the others."""
     seen: list[Any] = []
     first = {other: candidates[0] for other, candidates in request.grid.items()}
     for value in values:
         point = first | {key: value}
         try:
-            config = parse((*request.arguments, *(option(k, v) for k, v in point.items())))
+            config = parse_fit([*request.arguments, *(option(k, v) for k, v in point.items())])
             resolved = lookup(config, key)
         except (ValueError, TypeError) as error:
             hint = (
-                _nearest(key, request, parse)
+                _nearest(key, request)
                 if "there is no option" in str(error)
                 else f"value {format_value(value)}: {error}"
             )
@@ -144,10 +139,10 @@ def _check_values(request: Request, key: str, values: Sequence[Any], parse: Pars
         seen.append(resolved)
 
 
-def _nearest(key: str, request: Request, parse: Parse) -> str:
+def _nearest(key: str, request: Request) -> str:
     """Say that an option does not exist, and which one is nearest among those of the config."""
     others = [option(other, values[0]) for other, values in request.grid.items() if other != key]
-    known = [name for name, _ in _flat(parse((*request.arguments, *others)))]
+    known = [name for name, _ in _flat(parse_fit([*request.arguments, *others]))]
     return f"there is no such option{did_you_mean(key, known)}"
 
 
@@ -235,10 +230,8 @@ class TuneOptions:
         return None if self.metric == "val_top1" else given or {"amount": 0.5}
 
     def __post_init__(self) -> None:
-        for name in ("trials_per_stack", "keep_checkpoints", "top"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--tune.{name}={value} must be at least 1")
+        counts = {f"--tune.{name}": getattr(self, name) for name in ("trials_per_stack", "keep_checkpoints", "top")}
+        check_counts(**{name: count for name, count in counts.items() if count is not None})
         for name in ("cpus_per_trial", "gpus_per_trial"):
             check_share(f"--tune.{name}", getattr(self, name))
         given = [name for name in _CUTS if getattr(self, name) is not None]
@@ -267,23 +260,19 @@ class TuneOptions:
 
 def parse_options(given: Mapping[str, Any]) -> TuneOptions:
     """Parse the options of the search."""
-    names = list(TuneOptions.__dataclass_fields__)
-    for name in given:
-        if name not in names:
-            raise OptionError(
-                f"there is no option '--tune.{name}'{did_you_mean(f'--tune.{name}', [f'--tune.{n}' for n in names])}"
-            )
-    if "out" not in given:
-        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
+    parser, options = option_parser(), [(f"tune.{name}", str(value)) for name, value in given.items()]
+    parser.set_defaults({"tune.out": ""})
     try:
-        parsed = option_parser().parse_args([f"--tune.{name}={value}" for name, value in given.items()])
+        parsed = parser.parse_args([f"--{name}={value}" for name, value in options]).tune
     except ArgumentError as error:
-        raise OptionError(str(error)) from error
-    return TuneOptions(**vars(parsed.tune))
+        explain(parser, [], options, error)
+    if not parsed.out:
+        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
+    return TuneOptions(**vars(parsed))
 
 
 def option_parser() -> ArgumentParser:
     """Return the parser of the search's options, for its help."""
-    parser = ArgumentParser(prog="mlprank tune", exit_on_error=False)
+    parser = ArgumentParser(prog="mlprank tune", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(TuneOptions, "tune")
     return parser

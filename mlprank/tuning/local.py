@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from mlprank.grids.progress import Watcher
-from mlprank.training.build import TrialBuilder, interruptible
+from mlprank.training.build import build_trial, interruptible
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import finish_wandb
 from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial
@@ -35,8 +35,8 @@ class LocalEngine:
     `options` of the Trainer override the trials', such as `accelerator`; `name` is recorded.
     """
 
-    def __init__(self, cli: TrialBuilder, *, options: Mapping[str, Any] | None = None, name: str = "local") -> None:
-        self.cli, self.options, self.name = cli, dict(options or {}), name
+    def __init__(self, *, options: Mapping[str, Any] | None = None, name: str = "local") -> None:
+        self.options, self.name = dict(options or {}), name
 
     def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
         """Train the trials, each in this process or, where it takes several devices, in processes of its own."""
@@ -49,7 +49,7 @@ class LocalEngine:
                         if takes_several_devices(trial.config):
                             outcome = _train_in_processes(trial, store)
                         else:
-                            outcome = train(self.cli, trial, store, watcher, options=self.options, name=self.name)
+                            outcome = train(trial, store, watcher, options=self.options, name=self.name)
                     except FAILURES as error:
                         finish_wandb(failed=True)
                         watcher.failed(trial, store.fail(trial, error))
@@ -64,9 +64,7 @@ def takes_several_devices(config: Mapping[str, Any]) -> bool:
     return trainer.get("devices") not in _ONE_DEVICE or int(trainer.get("num_nodes") or 1) > 1
 
 
-def train(
-    cli: TrialBuilder, trial: Trial, store: Store, watcher: Watcher, *, options: Mapping[str, Any], name: str
-) -> Outcome:
+def train(trial: Trial, store: Store, watcher: Watcher, *, options: Mapping[str, Any], name: str) -> Outcome:
     """Train one trial from scratch and record nothing; its best epoch's weights are in `best.ckpt` afterwards."""
     directory = store.prepare(trial)
     (directory / BEST).unlink(missing_ok=True)
@@ -79,7 +77,7 @@ def train(
     }
     history = HistoryLogger(lambda row: watcher.epoch(trial, row))
     single = {} if takes_several_devices(trial.config) else {"devices": 1}
-    built = cli.build(
+    built = build_trial(
         name_loggers(trial.config, trial, store),
         directory,
         callbacks=[ModelCheckpoint(directory, filename=best, **kept)],
@@ -188,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
     out, key = arguments
     store = Store(Path(out))
     trial = store.load(key, {})
-    outcome = train(TrialBuilder(), trial, store, Watcher(), options={}, name="local")
+    outcome = train(trial, store, Watcher(), options={}, name="local")
     if all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
         store.finish(trial, outcome)
     return 0

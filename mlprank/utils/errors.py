@@ -44,6 +44,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {lowered[near[0]]!r}?" if near else ""
 
 
+def check_counts(*, least: int = 1, most: int | None = None, **counts: object) -> None:
+    """Refuse numbers that are not whole, below `least` or above `most`, by the names they are given under.
+
+    Raises:
+        TypeError: If one is not an integer.
+        ValueError: If one is out of range.
+
+    Examples:
+        >>> check_counts(batch_size=64, epochs=3)
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name}={count!r} must be an integer")
+        if count < least or (most is not None and count > most):
+            allowed = f"at least {least}" if most is None else f"in [{least}, {most}]"
+            raise ValueError(f"{name}={count} must be {allowed}")
+
+
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, without the full stop; its kind where it says nothing.
 

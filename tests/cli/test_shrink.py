@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mlprank as library
-from mlprank.cli.steps import shown_steps
+from mlprank.grids.progress import shown_steps
 from mlprank.pruning import shrink as module
 from tests.conftest import CONFIG
 

@@ -1,4 +1,4 @@
-"""One parser for all tests; what lightning prints is of no interest."""
+"""What Lightning prints is of no interest."""
 
 import logging
 import textwrap
@@ -6,13 +6,10 @@ import textwrap
 import pytest
 
 
-@pytest.fixture(scope="session")
-def cli():
-    from mlprank.training.build import TrialBuilder
-
+@pytest.fixture(scope="session", autouse=True)
+def _quiet():
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return TrialBuilder()
 
 
 @pytest.fixture

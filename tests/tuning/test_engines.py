@@ -21,8 +21,8 @@ class Notes:
         self.texts.append(text)
 
 
-def trials_of(cli, config, *options):
-    return expand(read_request([f"--config={config}", *options]), cli.parse).trials
+def trials_of(config, *options):
+    return expand(read_request([f"--config={config}", *options])).trials
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,18 @@ def trials_of(cli, config, *options):
         (1, None, False, LocalEngine, "no two trials can be stacked"),
     ],
 )
-def test_auto_chooses_by_devices_and_by_what_can_be_stacked(
-    cli, config, monkeypatch, gpus, address, several, expected, why
-):
+def test_auto_chooses_by_devices_and_by_what_can_be_stacked(config, monkeypatch, gpus, address, several, expected, why):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     grid = LR if several else "--grid.data.init_args.batch_size=[16, 32]"
     notes = Notes()
-    engine = choose_engine(TuneOptions("out", address=address), trials_of(cli, config, grid), cli, notes)
+    engine = choose_engine(TuneOptions("out", address=address), trials_of(config, grid), notes)
     assert type(engine) is expected
     assert why in notes.texts[0]
 
 
-def test_trials_are_grouped_by_all_that_a_stack_shares(cli, config):
+def test_trials_are_grouped_by_all_that_a_stack_shares(config):
     options = ("--grid.data.init_args.seed=[0, 1]", "--grid.model.model.init_args.dropout=[0.0, 0.5]")
-    trials = trials_of(cli, config, *options, "--grid.model.label_smoothing=[0.0, 0.1]")
+    trials = trials_of(config, *options, "--grid.model.label_smoothing=[0.0, 0.1]")
     groups = group_trials(trials)
     assert [len(group) for group in groups] == [4, 4]
     assert {trial.config["model"]["model"]["init_args"]["dropout"] for trial in groups[0]} == {0.0}
@@ -67,21 +65,21 @@ def test_trials_are_grouped_by_all_that_a_stack_shares(cli, config):
         ("--trainer.callbacks+=EarlyStopping", "EarlyStopping may act on one trial"),
     ],
 )
-def test_what_a_stack_cannot_do_is_refused_by_name(cli, config, option, message):
+def test_what_a_stack_cannot_do_is_refused_by_name(config, option, message):
     extra = ["--trainer.callbacks.monitor=val_loss"] if "EarlyStopping" in option else []
-    trial = trials_of(cli, config, LR, option, *extra)[0]
+    trial = trials_of(config, LR, option, *extra)[0]
     with pytest.raises(CannotStackError, match=message):
         check_stackable(trial.config)
     assert takes_several_devices(trial.config) == ("devices" in option)
 
 
-def test_work_for_ray_is_split_evenly_over_the_places(cli, config):
-    trials = trials_of(cli, config, LR, "--grid.model.label_smoothing=[0.0, 0.1, 0.2]")
+def test_work_for_ray_is_split_evenly_over_the_places(config):
+    trials = trials_of(config, LR, "--grid.model.label_smoothing=[0.0, 0.1, 0.2]")
     notes = Notes()
     assert [len(unit) for unit in split(trials, slots=4, watcher=notes)] == [3, 3, 3]
     assert [len(unit) for unit in split(trials, slots=2, watcher=notes)] == [5, 4]
     assert notes.texts == []
-    alone = trials_of(cli, config, LR, "--trainer.precision=16-mixed")
+    alone = trials_of(config, LR, "--trainer.precision=16-mixed")
     assert [len(unit) for unit in split(alone, slots=2, watcher=notes)] == [1, 1, 1]
     assert "3 trials are trained one by one: trainer.precision=16-mixed" in notes.texts[0]
 

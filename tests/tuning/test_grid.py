@@ -8,12 +8,12 @@ LR = "model.optimizer.init_args.lr"
 DECAY = "model.optimizer.init_args.weight_decay"
 
 
-def grid_of(cli, config, *options):
-    return expand(read_request(["--config", str(config), *options]), cli.parse)
+def grid_of(config, *options):
+    return expand(read_request(["--config", str(config), *options]))
 
 
-def test_a_grid_is_the_product_of_its_values_in_order(cli, config):
-    grid = grid_of(cli, config, f"--grid.{LR}", "[0.05, 1e-4]", f"--grid.{DECAY}=[1e-5, 0]", "--trainer.max_epochs=3")
+def test_a_grid_is_the_product_of_its_values_in_order(config):
+    grid = grid_of(config, f"--grid.{LR}", "[0.05, 1e-4]", f"--grid.{DECAY}=[1e-5, 0]", "--trainer.max_epochs=3")
     assert [dict(trial.point) for trial in grid.trials] == [
         {LR: lr, DECAY: decay} for lr in (0.05, 1e-4) for decay in (1e-5, 0.0)
     ]
@@ -23,13 +23,13 @@ def test_a_grid_is_the_product_of_its_values_in_order(cli, config):
     assert grid.trials[1].label == "lr=0.05 weight_decay=0"
 
 
-def test_text_that_yaml_takes_for_no_number_is_converted_by_the_parser(cli, config):
-    grid = grid_of(cli, config, f"--grid.{LR}", "[1e-4]")
+def test_text_that_yaml_takes_for_no_number_is_converted_by_the_parser(config):
+    grid = grid_of(config, f"--grid.{LR}", "[1e-4]")
     assert read_request([f"--grid.{LR}=[1e-4]"]).grid[LR] == ["1e-4"]
     assert grid.values[LR] == [1e-4]
 
 
-def test_a_config_may_hold_grid_and_tune_and_the_command_line_wins(cli, config):
+def test_a_config_may_hold_grid_and_tune_and_the_command_line_wins(config):
     config.write_text(
         config.read_text()
         + "\ngrid:\n  model.optimizer.init_args.lr: [0.1, 1e-3]\n  model: {label_smoothing: [0.0, 0.1]}\n"
@@ -38,22 +38,22 @@ def test_a_config_may_hold_grid_and_tune_and_the_command_line_wins(cli, config):
     request = read_request(["--config", str(config), "--grid.model.label_smoothing=[0.2]", "--tune.engine", "batched"])
     assert request.grid == {LR: [0.1, "1e-3"], "model.label_smoothing": [0.2]}
     assert request.tune == {"out": "here", "engine": "batched"}
-    assert len(expand(request, cli.parse).trials) == 2
+    assert len(expand(request).trials) == 2
 
 
-def test_a_key_does_not_depend_on_paths_loggers_or_what_acts_after_training(cli, config):
-    plain = grid_of(cli, config, f"--grid.{LR}=[0.1]").trials[0]
+def test_a_key_does_not_depend_on_paths_loggers_or_what_acts_after_training(config):
+    plain = grid_of(config, f"--grid.{LR}=[0.1]").trials[0]
     places = ("--trainer.default_root_dir=x", "--data.init_args.data_dir=y", "--trainer.logger=CSVLogger")
-    other = grid_of(cli, config, f"--grid.{LR}=[0.1]", *places, "--trainer.callbacks+=ModelCheckpoint").trials[0]
+    other = grid_of(config, f"--grid.{LR}=[0.1]", *places, "--trainer.callbacks+=ModelCheckpoint").trials[0]
     assert other.key == plain.key
-    assert grid_of(cli, config, f"--grid.{LR}=[0.1]", "--seed_everything=1").trials[0].key != plain.key
-    assert grid_of(cli, config, f"--grid.{LR}=[0.1]", "--data.init_args.seed=1").trials[0].key != plain.key
+    assert grid_of(config, f"--grid.{LR}=[0.1]", "--seed_everything=1").trials[0].key != plain.key
+    assert grid_of(config, f"--grid.{LR}=[0.1]", "--data.init_args.seed=1").trials[0].key != plain.key
 
 
-def test_more_values_leave_the_identity_of_the_rest_the_same(cli, config):
-    small = grid_of(cli, config, f"--grid.{LR}=[0.1]", f"--grid.{DECAY}=[0]")
-    large = grid_of(cli, config, f"--grid.{LR}=[0.1, 0.2]", f"--grid.{DECAY}=[0, 1]")
-    other = grid_of(cli, config, f"--grid.{LR}=[0.1]", f"--grid.{DECAY}=[0]", "--trainer.max_epochs=9")
+def test_more_values_leave_the_identity_of_the_rest_the_same(config):
+    small = grid_of(config, f"--grid.{LR}=[0.1]", f"--grid.{DECAY}=[0]")
+    large = grid_of(config, f"--grid.{LR}=[0.1, 0.2]", f"--grid.{DECAY}=[0, 1]")
+    other = grid_of(config, f"--grid.{LR}=[0.1]", f"--grid.{DECAY}=[0]", "--trainer.max_epochs=9")
     assert small.base == large.base != other.base
     assert small.trials[0].key == large.trials[0].key
 
@@ -75,9 +75,9 @@ def test_more_values_leave_the_identity_of_the_rest_the_same(cli, config):
         (["--grid.trainer.default_root_dir=[a, b]"], "are the same trial but for paths or the logger"),
     ],
 )
-def test_a_grid_that_cannot_be_trained_is_refused_by_name(cli, config, options, message):
+def test_a_grid_that_cannot_be_trained_is_refused_by_name(config, options, message):
     with pytest.raises(ValueError, match=message):
-        grid_of(cli, config, *options)
+        grid_of(config, *options)
 
 
 def test_a_config_that_does_not_exist_is_named():

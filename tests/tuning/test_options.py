@@ -18,7 +18,7 @@ def test_options_are_converted():
     ("given", "message"),
     [
         ({}, r"give the directory of the results with --out"),
-        ({"out": "x", "engin": "ray"}, r"no option '--tune.engin'; did you mean '--tune.engine'\?"),
+        ({"out": "x", "engin": "ray"}, r"no option 'tune.engin'; did you mean 'tune.engine'\?"),
         ({"out": "x", "engine": "fast"}, "engine"),
         ({"out": "x", "top": "many"}, "top"),
         ({"out": "x", "top": 0}, "--tune.top=0 must be at least 1"),

@@ -81,11 +81,11 @@ def test_the_same_command_trains_nothing_again_and_more_values_extend(config, tm
 def test_a_trial_that_cannot_be_trained_is_recorded_once_and_the_exit_code_says_so(config, tmp_path, monkeypatch):
     real, tried = local.train, []
 
-    def breaking(cli, trial, *args, **options):
+    def breaking(trial, *args, **options):
         tried.append(trial.label)
         if trial.point[LR] == 0.02:
             raise RuntimeError("broken on purpose")
-        return real(cli, trial, *args, **options)
+        return real(trial, *args, **options)
 
     monkeypatch.setattr(local, "train", breaking)
     grid = f"--grid.{LR}=[0.01, 0.02]"

@@ -3,18 +3,22 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mlprank.costs.metrics import ranks_of
 from mlprank.models.classifier import ImageClassifier
+from mlprank.tuning.local import METRICS
 from mlprank.tuning.stack.network import CannotStackError, Stack
 from mlprank.tuning.store import MONITOR
 
@@ -23,15 +27,14 @@ def stacked_cross_entropy(
     scores: Float[Tensor, "K classes B"], targets: Tensor, *, label_smoothing: Float[Tensor, " K"] | None = None
 ) -> Float[Tensor, " K"]:
     """Return the mean cross-entropy of every trial."""
-    log_p = scores.log_softmax(dim=1)
     if targets.is_floating_point():
-        picked = (log_p * targets.movedim(-1, -2)).sum(dim=1)
+        losses = F.cross_entropy(scores, targets.mT.expand(scores.shape), reduction="none")
     else:
-        picked = log_p.gather(1, targets.expand(len(scores), -1).unsqueeze(1)).squeeze(1)
+        losses = F.cross_entropy(scores, targets.expand(len(scores), -1), reduction="none")
     if label_smoothing is not None:
-        share = label_smoothing.to(log_p).unsqueeze(1)
-        picked = (1 - share) * picked + share * log_p.mean(dim=1)
-    return -picked.mean(dim=1)
+        share = label_smoothing.to(losses).unsqueeze(1)
+        losses = (1 - share) * losses - share * scores.log_softmax(dim=1).mean(dim=1)
+    return losses.mean(dim=1)
 
 
 _CHECKPOINT_KEY = "mlprank_stack"
@@ -74,8 +77,8 @@ class StackedClassifier(LightningModule):
         self.history: list[list[dict[str, float]]] = [[] for _ in classifiers]
         self.best_epoch = [-1] * len(classifiers)
         self.on_epoch: Callable[[StackedClassifier], None] | None = None
-        self._best: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._best: list[dict[str, Tensor]] = [{} for _ in classifiers]
+        self._sums: dict[str, Any] = defaultdict(int)
         self._optimizers: list[Optimizer] = []
         self._schedulers: list[LRScheduler | None] = []
         self._restored: list[dict[str, Any] | None] | None = None
@@ -87,7 +90,7 @@ class StackedClassifier(LightningModule):
 
     def best_state(self, trial: int) -> dict[str, Tensor]:
         """Return the network's state dict of a trial's best epoch, on the CPU."""
-        return {name: self._best[name][trial].detach().cpu().clone() for name in self.stack.names}
+        return {name: tensor.cpu() for name, tensor in self._best[trial].items()}
 
     def configure_optimizers(self) -> Optimizer:
         """Let every classifier build optimizer and schedule over its slice of the stack, and join the optimizers."""
@@ -112,8 +115,8 @@ class StackedClassifier(LightningModule):
             self._restored = None
 
     def on_train_epoch_start(self) -> None:
-        """Start the sums of the epoch."""
-        self._start("train_loss", "train_num")
+        """Start the sums of the epoch, over samples; of every trial, but for their numbers."""
+        self._sums = defaultdict(int)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the sum of the trials' losses."""
@@ -122,7 +125,7 @@ class StackedClassifier(LightningModule):
         smoothing = torch.tensor(shares, device=self.device) if any(shares) else None
         losses = stacked_cross_entropy(self.stack(images), targets, label_smoothing=smoothing)
         count = targets.shape[0 if self.streams is None else 1]
-        self._sums["train_loss"] += losses.detach().to(self._sums["train_loss"]) * count
+        self._sums["train_loss"] += losses.detach().to(self._precise) * count
         self._sums["train_num"] += count
         return losses.sum()
 
@@ -139,13 +142,9 @@ class StackedClassifier(LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradients of every trial by themselves."""
-        if gradient_clip_val:
-            gradients = [parameter.grad for parameter in self.stack.parameters() if parameter.grad is not None]
-            clip_gradients(gradients, value=float(gradient_clip_val), algorithm=str(gradient_clip_algorithm or "norm"))
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the sums of the validation."""
-        self._start("val_loss", "val_top1", "val_top5", "val_num")
+        clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
+        for classifier in self.classifiers if gradient_clip_val else ():
+            clip(classifier.model.parameters(), float(gradient_clip_val or 0.0))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the sums."""
@@ -153,7 +152,7 @@ class StackedClassifier(LightningModule):
         scores = self.stack(images)
         count = targets.shape[-1]
         rank = ranks_of(targets.expand(len(scores), -1), scores)
-        self._sums["val_loss"] += stacked_cross_entropy(scores, targets).to(self._sums["val_loss"]) * count
+        self._sums["val_loss"] += stacked_cross_entropy(scores, targets).to(self._precise) * count
         self._sums["val_top1"] += (rank < 1).sum(dim=1)
         self._sums["val_top5"] += (rank < min(5, scores.shape[1])).sum(dim=1)
         self._sums["val_num"] += count
@@ -190,10 +189,9 @@ class StackedClassifier(LightningModule):
         self.history, self.best_epoch, self._best = record["history"], record["best_epoch"], record["best"]
         self._restored = record["schedulers"]
 
-    def _start(self, *names: str) -> None:
-        precise = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
-        for name in names:
-            self._sums[name] = torch.zeros(len(self.classifiers), dtype=precise, device=self.device)
+    @property
+    def _precise(self) -> torch.dtype:
+        return torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs lack
 
     def _own(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Give every trial the batch of its stream; a batch shared by all stays shared."""
@@ -204,10 +202,8 @@ class StackedClassifier(LightningModule):
 
     def _record(self) -> None:
         sums = self._sums
-        metrics = {"train_loss": sums["train_loss"] / sums["train_num"]}
-        if "val_num" in sums:
-            metrics |= {name: sums[name] / sums["val_num"] for name in ("val_loss", "val_top1", "val_top5")}
-        values = {name: value.tolist() for name, value in metrics.items()}
+        names: list[str] = [name for name in METRICS if name in sums]
+        values = {name: (sums[name] / sums[f"{name.partition('_')[0]}_num"]).tolist() for name in names}
         diverged = self.diverged
         for trial, epochs in enumerate(self.history):
             row = {name: column[trial] for name, column in values.items()}
@@ -216,23 +212,10 @@ class StackedClassifier(LightningModule):
             epochs.append(row if finite else dict.fromkeys(row, math.nan))
 
     def _keep_best(self) -> None:
-        better = []
         for trial, epochs in enumerate(self.history):
             *earlier, last = (epoch.get(MONITOR, -epoch["train_loss"]) for epoch in epochs)
             if math.isfinite(last) and all(last > value for value in earlier):
-                better.append(trial)
-                self.best_epoch[trial] = self.current_epoch
-        for name in self.stack.names:
-            value = self.stack.tensor(name).detach()
-            if name not in self._best:
-                self._best[name] = value.clone()
-            elif better:
-                self._best[name] = self._best[name].to(value.device)
-                self._best[name][better] = value[better]
-
-
-_FUSED_DEVICES = ("cpu", "cuda")
-_NORM_EPS = 1e-6
+                self.best_epoch[trial], self._best[trial] = self.current_epoch, self.stack.unstack(trial)
 
 
 def merge_optimizers(optimizers: Sequence[Optimizer]) -> Optimizer:
@@ -257,20 +240,12 @@ def merge_optimizers(optimizers: Sequence[Optimizer]) -> Optimizer:
     merged.state = defaultdict(dict)
     merged.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group in merged.param_groups:
-        _choose_fused(group)
+        is_open = group.get("fused", False) is None and not group.get("foreach") and not group.get("differentiable")
+        if is_open and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
+            group |= {"fused": True, "foreach": False}
     for optimizer in optimizers:
         optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn
     return merged
-
-
-def _choose_fused(group: dict[str, Any]) -> None:
-    wanted = (
-        "fused" in group and group["fused"] is None and not group.get("foreach") and not group.get("differentiable")
-    )
-    parameters: Sequence[Tensor] = group["params"]
-    if wanted and all(p.is_floating_point() and p.device.type in _FUSED_DEVICES for p in parameters):
-        group["fused"] = True
-        group["foreach"] = False
 
 
 def separate_groups(merged: Optimizer, optimizers: Sequence[Optimizer]) -> None:
@@ -280,60 +255,14 @@ def separate_groups(merged: Optimizer, optimizers: Sequence[Optimizer]) -> None:
         optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
 
 
-def clip_gradients(gradients: Sequence[Tensor], *, value: float, algorithm: str = "norm") -> None:
-    """Clip the gradients of every trial by themselves, in place."""
-    if algorithm == "value":
-        for gradient in gradients:
-            gradient.clamp_(-value, value)
-        return
-    norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
-    factor = (value / (torch.linalg.vector_norm(norms, dim=0) + _NORM_EPS)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor.view(-1, *(1,) * (gradient.dim() - 1)))
-
-
-class StackedBatches:
-    """Batches of several loaders of equal length, stacked: images (U, B, ...), labels (U, B, ...).
-
-    Raises:
-        CannotStackError: If their lengths differ.
-    """
-
-    def __init__(self, loaders: Sequence[Any]) -> None:
-        lengths = sorted({len(loader) for loader in loaders})
-        if len(lengths) > 1:
-            raise CannotStackError(f"the trials' data have {lengths} batches an epoch; a stack needs one number")
-        self.loaders = tuple(loaders)
-        self.batch_sampler = self.sampler = self  # where Lightning looks for `set_epoch`
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next, in every loader."""
-        for loader in self.loaders:
-            loader.batch_sampler.sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.loaders[0])
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Iterate over the loaders in step."""
-        for batches in zip(*self.loaders, strict=True):
-            yield tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the places of all loaders."""
-        return {"loaders": [loader.state_dict() for loader in self.loaders]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the places of all loaders."""
-        for loader, place in zip(self.loaders, state["loaders"], strict=True):
-            loader.load_state_dict(place)
-
-
 class StackedDataModule(LightningDataModule):
     """The data modules of several trials as one.
 
     With one data module every batch is shared by all trials; with several a batch has a leading dimension of one entry
     a data module.
+
+    Raises:
+        CannotStackError: If they have different numbers of batches.
     """
 
     def __init__(self, datamodules: Sequence[LightningDataModule]) -> None:
@@ -362,11 +291,12 @@ class StackedDataModule(LightningDataModule):
         """Augment and cast every data module's part of a batch on the model's device."""
         if len(self.datamodules) == 1:
             return self.datamodules[0].on_after_batch_transfer(batch, dataloader_idx)
-        parts = [
-            datamodule.on_after_batch_transfer((images, labels), dataloader_idx)
-            for datamodule, images, labels in zip(self.datamodules, *batch, strict=True)
-        ]
+        pairs = zip(self.datamodules, batch, strict=True)
+        parts = [datamodule.on_after_batch_transfer(part, dataloader_idx) for datamodule, part in pairs]
         return tuple(torch.stack(tensors) for tensors in zip(*parts, strict=True))
 
     def _stacked(self, loaders: Sequence[Any]) -> Any:
-        return loaders[0] if len(loaders) == 1 else StackedBatches(loaders)
+        lengths = sorted({len(loader) for loader in loaders})
+        if len(lengths) > 1:
+            raise CannotStackError(f"the trials' data have {lengths} batches an epoch; a stack needs one number")
+        return loaders[0] if len(loaders) == 1 else CombinedLoader(loaders, mode="min_size")

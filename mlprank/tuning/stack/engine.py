@@ -8,22 +8,22 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from mlprank.grids.progress import Watcher
 from mlprank.models.classifier import ImageClassifier
-from mlprank.training.build import Built, interruptible
+from mlprank.training.build import Built, build_trial, interruptible
 from mlprank.training.runs import WholeCheckpointIO
+from mlprank.tuning.grid import TuneOptions
 from mlprank.tuning.local import LocalEngine, finish_loggers, name_loggers, outcome_of, takes_several_devices
 from mlprank.tuning.stack.classifier import StackedClassifier, StackedDataModule
-from mlprank.tuning.stack.network import CannotStackError, Plan, trace
+from mlprank.tuning.stack.network import CannotStackError
 from mlprank.tuning.store import BEST, LAST, STACK, Store, Trial, without_places
 from mlprank.utils.errors import FAILURES
 from mlprank.utils.files import write_whole
@@ -91,15 +91,12 @@ def _frame(config: Mapping[str, Any]) -> str:
 class BatchedEngine:
     """Trains trials as stacked models; what cannot be stacked is trained by `fallback`, with the reason said.
 
-    Parser, builder and Trainer options are those of `fallback`. Without `at_most`, a stack has as many trials as fit
-    into memory.
+    Its Trainer options are those of `fallback`; without `trials_per_stack` a stack has as many as fit into memory.
     """
 
-    def __init__(
-        self, fallback: LocalEngine, *, at_most: int | None, checkpoint_every: timedelta, name: str = "batched"
-    ) -> None:
-        self.cli, self.options, self.fallback = fallback.cli, {"devices": 1, **fallback.options}, fallback
-        self.at_most, self.checkpoint_every, self.name = at_most, checkpoint_every, name
+    def __init__(self, fallback: LocalEngine, options: TuneOptions) -> None:
+        self.fallback, self.options = fallback, options
+        self.name = "batched" if fallback.name == "local" else fallback.name
 
     def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
         """Train the trials: first the stacks that were interrupted, then the others."""
@@ -139,9 +136,8 @@ class BatchedEngine:
         """Return how many trials of a group are trained at once."""
         built = self._build(group[0], store)
         free = available_bytes(built.trainer.strategy.root_device)
-        plan = trace(built.model.model, tuple(built.datamodule.in_shape))
-        one = trial_bytes(built.model.model, plan, batch_size=built.datamodule.batch_size)
-        fit = min(trials_that_fit(one, free), self.at_most or len(group), len(group))
+        one = trial_bytes(built.model.model, tuple(built.datamodule.in_shape), built.datamodule.batch_size)
+        fit = min(trials_that_fit(one, free), self.options.trials_per_stack or len(group), len(group))
         batches = math.ceil(len(group) / fit)
         if batches > 1:
             watcher.note(
@@ -150,8 +146,8 @@ class BatchedEngine:
         return math.ceil(len(group) / batches)
 
     def _build(self, trial: Trial, store: Store, **options: Any) -> Built:
-        trainer = {"enable_checkpointing": False, **self.options, **options}
-        return self.cli.build(trial.config, store.prepare(trial), trainer=trainer)
+        trainer = {"devices": 1, "enable_checkpointing": False, **self.fallback.options, **options}
+        return build_trial(trial.config, store.prepare(trial), trainer=trainer)
 
     def _train(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
         watcher.started([trial for trial in trials if store.outcome(trial.key) is None])
@@ -188,7 +184,7 @@ class BatchedEngine:
                     record(place)
 
         module.on_epoch = show
-        last = _LastCheckpoint(store.stack_directory(keys), keys, every=self.checkpoint_every)
+        last = _LastCheckpoint(store.stack_directory(keys), keys, every_s=60 * self.options.checkpoint_minutes)
         trainer = self._build(trials[0], store, enable_checkpointing=True, callbacks=[last]).trainer
         if trainer.strategy.root_device.type == "cpu":
             keep_large_blocks()
@@ -208,7 +204,7 @@ class BatchedEngine:
         """Tell the config's loggers about a trial, as if it had been trained by itself."""
         outcome = store.outcome(trial.key)
         assert outcome is not None
-        loggers = self.cli.build(name_loggers(trial.config, trial, store), store.directory(trial.key)).loggers
+        loggers = build_trial(name_loggers(trial.config, trial, store), store.directory(trial.key)).loggers
         for logger in loggers:
             logger.log_hyperparams(dict(trial.config))
             for row in outcome.history:
@@ -219,14 +215,14 @@ class BatchedEngine:
 class _LastCheckpoint(Checkpoint):
     """Writes `last.ckpt` of a stack at the end of an epoch when the last one is old enough."""
 
-    def __init__(self, directory: Path, keys: Sequence[str], *, every: timedelta) -> None:
-        self.directory, self.keys, self.every = directory, list(keys), every
+    def __init__(self, directory: Path, keys: Sequence[str], *, every_s: float) -> None:
+        self.directory, self.keys, self.every_s = directory, list(keys), every_s
         self.path = directory / LAST
         self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, after everything else of the epoch is done."""
-        if time.monotonic() - self._written >= self.every.total_seconds() and not trainer.should_stop:
+        if time.monotonic() - self._written >= self.every_s and not trainer.should_stop:
             write_whole(self.directory / STACK, json.dumps({"keys": self.keys}))
             trainer.save_checkpoint(self.path)
             self._written = time.monotonic()
@@ -252,12 +248,21 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _BELOW_BYTES = 1 << 30
 
 
-def trial_bytes(model: nn.Module, plan: Plan, *, batch_size: int) -> int:
+def trial_bytes(network: nn.Module, in_shape: tuple[int, ...], batch_size: int) -> int:
     """Estimate the memory of one trial of a stack: weights, gradients, best weights, moments, activations."""
-    size = next(model.parameters()).element_size()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    numbers = sum(torch.Size(operation.shape).numel() for operation in plan.operations)
-    return 6 * weights + batch_size * size * 2 * (numbers + torch.Size(plan.in_shape).numel())
+    weights = {p.untyped_storage().data_ptr(): p.numel() * p.element_size() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    sample = torch.zeros(1, *in_shape, dtype=next(network.parameters()).dtype)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        network(sample)
+    return 6 * sum(weights.values()) + 2 * batch_size * (sum(kept.values()) + sample.nbytes)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -104,6 +104,16 @@ def test_trials_with_equal_and_with_own_shuffles_equal_training_alone(seeds):
             assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_one_trial_does_not_touch_the_others(algorithm):
+    run = {"epochs": 1, "precision": "64-true", "gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
+    optimizers = partial(SGD, lr=1e30), partial(SGD, lr=0.1)
+    stacked = train_stacked([classifier(optimizer, 0) for optimizer in optimizers], (0, 0), **run)
+    alone = classifier(optimizers[1], 0)
+    train_alone(alone, 0, **run)
+    assert difference(stacked.stack.unstack(1), alone.model) < 1e-9
+
+
 @pytest.mark.parametrize("optimizer", [partial(SGD, lr=0.05, momentum=0.9, nesterov=True), partial(AdamW, lr=1e-3)])
 def test_accumulated_batches_equal_training_alone(optimizer):
     run = {"epochs": 1, "precision": "64-true", "accumulate_grad_batches": 3}

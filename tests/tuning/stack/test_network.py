@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
-from mlprank.tuning.stack.network import CannotStackError, Stack, trace
+from mlprank.tuning.stack.network import CannotStackError, Stack
 
 THESIS = [TwoLayerMLP, ThreeLayerMLP, SixLayerMLP, TwelveLayerMLP]
 
@@ -120,11 +120,11 @@ def test_dropout_of_a_trial_depends_on_its_own_seed_alone():
     assert torch.equal(whole.eval()(batch), whole(batch))
 
 
-def test_tracing_leaves_the_network_as_it_was():
-    network = Mixed(0.5).train()
+def test_stacking_leaves_the_network_as_it_was():
+    network = Mixed(0.5).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    trace(network, (3, 2, 2))
-    assert network.training
+    Stack([network], in_shape=(3, 2, 2))(torch.randn(4, 3, 2, 2))
+    assert not network.training
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
@@ -173,34 +173,67 @@ def overwrite_a_view(net, x):
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    "function",
     [
-        (lambda net, x: net.prelu(net.fc(x)), "prelu.* cannot be stacked; a stack knows linear layers"),
-        (lambda net, x: net.fc(x).softmax(-1), "softmax.* cannot be stacked"),
-        (lambda net, x: F.rrelu(net.fc(x), training=net.training), "rrelu.* cannot be stacked"),
-        (lambda net, x: net.fc(x).sum(0, keepdim=True), "keep the samples in its first dimension"),
-        (lambda net, x: net.fc(x) if x.sum() > 0 else x, "Written cannot be traced by torch.export"),
-        (lambda net, x: F.linear(x, net.fc.weight * 2), "'mul': aten.mul.Tensor"),
-        (lambda net, x: (net.fc(x), x), "takes 1 inputs and returns 2 outputs"),
-        (lambda net, x: net.fc(x).unsqueeze(-1) + 0, "unsqueeze"),
-        (overwrite_a_view, "overwritten through a view"),
+        lambda net, x: net.prelu(net.fc(x)),
+        lambda net, x: net.fc(x).softmax(-1),
+        lambda net, x: F.linear(x, net.fc.weight * 2),
+        lambda net, x: net.fc(x) - x.mean(0),
+        lambda net, x: net.fc(x) * torch.arange(4.0, dtype=x.dtype),
+        overwrite_a_view,
     ],
 )
-def test_what_cannot_be_stacked_is_refused_by_name(function, message):
+@pytest.mark.parametrize("shared", [True, False])
+def test_attention_views_and_weights_that_are_computed_can_be_stacked(function, shared):
+    alone = networks(lambda: Written(function), 3)
+    batch = torch.randn(*(() if shared else (3,)), 5, 4, dtype=torch.float64)
+    scores = Stack(alone, in_shape=(4,))(batch)
+    for k, network in enumerate(alone):
+        torch.testing.assert_close(scores[k].T, network(batch if shared else batch[k]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda net, x: F.rrelu(net.fc(x), training=net.training), "torch.vmap: .*rrelu"),
+        (lambda net, x: net.fc(x) + torch.rand_like(x), "torch.vmap: .*random operation"),
+        (lambda net, x: net.fc(x).sum(0, keepdim=True), r"returns \(1, 4\) for 3 samples"),
+        (lambda net, x: net.fc(x) if x.sum() > 0 else x, "Written cannot be computed by torch.vmap: .*control flow"),
+        (lambda net, x: (net.fc(x), x), "Written returns .*; a stack needs one score a class"),
+        (lambda net, x: net.fc(x).unsqueeze(-1) + 0, r"returns \(3, 4, 1\) for 3 samples"),
+    ],
+)
+def test_what_cannot_be_stacked_is_refused_with_the_reason(function, message):
     with pytest.raises(CannotStackError, match=message):
-        trace(Written(function), (4,))
+        Stack([Written(function)], in_shape=(4,))
 
 
 def test_tied_weights_are_refused():
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     network[2].weight = network[0].weight
     with pytest.raises(CannotStackError, match=r"'0.weight' and '2.weight' are one tensor"):
-        trace(network, (4,))
+        Stack([network], in_shape=(4,))
+
+
+def test_convolutions_are_refused():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.raises(CannotStackError, match=r"'0' is a convolution, which is slower in a stack"):
+        Stack([network], in_shape=(1, 4, 4))
 
 
 def test_networks_of_two_shapes_are_refused():
     with pytest.raises(CannotStackError, match=r"'linear_relu_stack.0.weight' has not the same shape"):
         Stack([TwoLayerMLP(12), TwoLayerMLP(13)], in_shape=(12,))
+
+
+def test_mixed_precision_computes_hidden_layers_in_bfloat16_as_training_alone_does():
+    alone = [network.float() for network in networks(lambda: SixLayerMLP(12), 2)]
+    batch = torch.randn(5, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = Stack(alone, in_shape=(12,)).eval()(batch)
+        expected = torch.stack([network.eval()(batch) for network in alone])
+    assert scores.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(scores.mT, expected, rtol=0.02, atol=0.02)
 
 
 def test_a_batch_for_another_number_of_trials_is_refused():
