@@ -70,8 +70,9 @@ def shrink(
 
     With `max_drop` it is the smallest network that loses no more, and that must keep the other budgets too; without, it
     is the one of the best score that size budgets leave room for, which is the largest. What counts as small is what
-    the first size budget counts, else parameters. The network is traced and calibrated once, whatever is tried. After
-    Ctrl-C the best so far is returned, where there is one.
+    the first size budget counts, else parameters. The network is traced and calibrated once, whatever is tried;
+    candidates are not refined, only those that look right. After Ctrl-C the best so far is returned, where there is
+    one.
 
     Args:
         model: As for `mlprank.prune`; left untouched.
