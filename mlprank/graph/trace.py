@@ -26,8 +26,8 @@ from mlprank.utils.modules import LOCK, config_of, evaluating, shell
 
 _CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 _NO_NUMBERS = "take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python numbers"
-_COMPARED = 3
-"""So many samples show whether a program made of two holds a number that was taken from the batch."""
+_COMPARED = 64
+"""On so many samples a program made of two is compared: the more, the more a number taken from the batch is off."""
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
