@@ -243,7 +243,7 @@ class Front:
                 series,
                 point.size(budget) / unit,
                 point.score,
-                note=f"{point.amount:.0%} of the {self.count} removed".replace("%", " %"),
+                note=f"{100 * point.amount:.0f} % of the {self.count} removed" + ", refined" * point.refined,
                 chosen=point is self.best_point,
             )
             for point in self.points
