@@ -24,5 +24,5 @@ train TwoLayerMLP Digits two_layer_mnist 30 --model.model.init_args.in_features 
 train ThreeLayerMLP Digits three_layer_fashion_mnist 30 --model.model.init_args.in_features 64
 
 mlprank experiment --config configs/experiments/fashion_digits.yaml
-mlprank report runs/experiments/fashion_digits --output docs/results/fashion_digits --pictures accuracy latency
-rm docs/results/fashion_digits/report.html # the page is for looking at: mlprank report runs/experiments/fashion_digits makes it
+mlprank report runs/experiments/fashion_digits --out docs/results/fashion_digits --pictures accuracy latency
+rm -r docs/results/fashion_digits/{report.html,tables} # for looking at: mlprank report runs/experiments/fashion_digits makes them
