@@ -279,11 +279,11 @@ class _Search:
         while share not in made and len(made) < (2 if losing_little else 6):
             made.append(share)
             tried = self._try(share, refined=self.refines)
-            losing_little += [tried] if tried[0].drop <= self._max_drop else []
+            losing_little += [tried] if tried[0].drop <= self._max_drop and self._is_smaller(tried) else []
             allowed *= min(max(self._max_drop / tried[0].drop, 0.5), 2.0) if tried[0].drop > 0 else 2.0
             share = self._foretold(allowed) if self.refines else share
         if not losing_little:
-            nearest = min(self.tried, key=lambda pair: pair[0].drop)
+            nearest = min(filter(self._is_smaller, self.tried), key=lambda pair: pair[0].drop, default=self.tried[-1])
             raise BudgetError(
                 f"no smaller network keeps {self.budgets}: the nearest, with {nearest[0].num_parameters:,} of "
                 f"{self.dense.num_parameters:,} parameters, loses {nearest[0].drop:.3g}; allow "
@@ -303,6 +303,10 @@ class _Search:
             + (f", or max_drop={_up(smaller[0].drop):g}" if smaller else ""),
             self._front(point, result),
         )
+
+    def _is_smaller(self, tried: _Tried) -> bool:
+        """Whether anything was removed: of a narrow layer a small amount takes no neuron."""
+        return tried[0].num_parameters < self.dense.num_parameters
 
     def _narrowest(self) -> float:
         """The smallest candidate that loses little enough: halve until too much is lost, then close in."""

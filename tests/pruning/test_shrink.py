@@ -356,6 +356,18 @@ def test_a_drop_that_no_network_can_meet_names_the_nearest():
         search(validation=None, score=same, max_drop=0.0)
 
 
+@pytest.mark.parametrize("refine", [0, 5])
+def test_what_no_smaller_network_keeps_is_not_answered_by_the_dense_one(refine: int):
+    """Of four neurons local takes none where the amount is small."""
+    model, x = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 3)), problem()[1]
+
+    def whole(network: nn.Module) -> float:
+        return float(sum(each.numel() for each in network.parameters()) == 59)
+
+    with pytest.raises(BudgetError, match=r"no smaller network keeps max_drop=0\.5: .* loses 1; allow max_drop=1"):
+        shrink(model, x[:300], score=whole, max_drop=0.5, method="local", refine=refine)
+
+
 def test_an_amount_and_a_budget_contradict_each_other():
     with pytest.raises(ValueError, match=r"amount=0\.5 and a budget \(max_drop=1\.0\) contradict each other"):
         search(max_drop=1.0, amount=0.5)
