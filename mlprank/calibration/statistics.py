@@ -63,15 +63,13 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
 
     def on_read(node: str, value: Tensor) -> None:
         call = calls[node]
-        if first_reader[call.place] == node:
-            _add(read, call.place, call.kind.input_norms(value, call.dim))
+        _add(read, call.place, call.kind.input_norms(value, call.dim))
 
     def on_made(name: str, value: Tensor) -> None:
         for node, dim in emitted.get(name, ()):
-            seen = rows(value, dim)
-            _add(made, node, squares(seen.clamp(min=0) if chain else seen))
+            _add(made, node, squares(value.clamp(min=0) if chain else value, dim))
         for dim in shown.get(name, ()):
-            _add(read, (name, dim), squares(rows(value, dim).to(torch.get_default_dtype())))
+            _add(read, (name, dim), squares(value.to(torch.get_default_dtype()), dim))
 
     num_samples = 0
     for batch in calibration:
@@ -79,7 +77,7 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
         graph.program.observe(
             state,
             batch,
-            read={node: call.source for node, call in calls.items()},
+            read={node: place[0] for place, node in first_reader.items()},
             on_read=on_read,
             made={*emitted, *shown},
             on_made=on_made,

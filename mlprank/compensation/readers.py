@@ -118,15 +118,13 @@ class SideBySide:
         first = readers[0]
         nodes = {call.node: call.source for call in first.calls}
         kinds = {call.node: call.kind for call in first.calls}
-        dense = torch.cat([first.kind.flat(self.dense[layer.weight]) for layer in readers], dim=1)
-        groups, outputs, per_group, patch = dense.shape
+        weights = [self.dense[layer.weight] for layer in readers]
+        groups, _, per_group, patch = first.kind.flat(weights[0]).shape
         inputs = kept[:per_group].nonzero().flatten()
-        everything = torch.arange(per_group, device=kept.device)
         seen = len(inputs) * patch
         rows = max(_ROWS_PER_ENTRY * seen, min(_MANY_ROWS, _MULTIPLICATIONS // seen**2))
         positions = max(1, math.ceil(rows / max(1, self.num_samples)))
-        weight = dense.flatten(2).double()
-        total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=dense.device)
+        total = torch.zeros((), dtype=torch.float64, device=kept.device)
         program = self.graph.program
         routed = {  # which rows arrive depends on the data: those of the two networks are no pairs
             node
@@ -137,10 +135,10 @@ class SideBySide:
         for batch in self.read(state, nodes, fills):
             for node, (before, after) in batch.items():
                 before = after if node in routed else before
-                x = kinds[node].patches(after, inputs, positions).flatten(2).double()
-                z = kinds[node].patches(before, everything, positions).flatten(2).double() @ weight.transpose(1, 2)
-                x = torch.cat([x, x.new_ones(groups, x.shape[1], 1)], dim=2)
-                total += x.transpose(1, 2) @ torch.cat([x, z], dim=2)
+                x = kinds[node].patches(after, inputs, positions).flatten(2)
+                z = [kinds[node].outputs(before, weight, positions) for weight in weights]
+                pairs = torch.cat([x.double(), x.new_ones(groups, x.shape[1], 1).double(), *z], dim=2)
+                total = total + pairs[..., : seen + 1].transpose(1, 2) @ pairs
         total = self.calibration.reduce(total)
         count = float(total[0, seen, seen])
         mean, target_mean = total[:, seen, :seen] / max(count, 1), total[:, seen, seen + 1 :] / max(count, 1)

@@ -4,7 +4,9 @@ A kind knows where outputs and inputs lie in its weight, how the weight looks as
 position sees of its input, and which attributes of a module state sizes. The law that every kind keeps, and the tests
 check:
 
-    operation(value, weight, bias) at a position == patches(value) @ flat(weight)^T + bias
+    operation(value, weight, bias) at a position
+        == outputs(value, weight) + bias
+        == patches(value) @ flat(weight)^T + bias
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Kind(Protocol):
         groups: Into how many equal parts inputs and outputs fall that do not see each other.
         pads: Whether positions at the border see zeros besides inputs, so that an input's constant has no place in a
             bias.
-        refits: Whether `patches` and `flat` are known, so that whole weights can be fitted anew.
+        refits: Whether `patches`, `outputs` and `flat` are known, so that whole weights can be fitted anew.
     """
 
     unit: ClassVar[str]
@@ -91,6 +93,10 @@ class Kind(Protocol):
         """What outputs see of given inputs (indices within a group), at all positions or so many of each sample."""
         ...
 
+    def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Float[Tensor, "groups rows outputs"]:
+        """What a weight makes of a value at those positions, without a bias."""
+        ...
+
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """Sums of squares of what is read, over samples and positions, shape (n_in,)."""
         ...
@@ -115,11 +121,11 @@ def rows(value: Tensor, dim: int) -> Float[Tensor, "rows n"]:
     return value.movedim(dim, -1).reshape(-1, value.shape[dim])
 
 
-def squares(values: Float[Tensor, "rows n"]) -> Float[Tensor, " n"]:
-    """Sums of squares over rows, float64."""
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    total: Tensor = torch.linalg.vector_norm(values, dim=0).double().square()
-    return total
+def squares(value: Tensor, dim: int) -> Float[Tensor, " n"]:
+    """Sums of squares of the entries along one dimension, float64."""
+    value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    others = [other for other in range(value.dim()) if other != dim % value.dim()]
+    return value.square().sum(others).double() if others else value.square().double()
 
 
 @dataclass(frozen=True)
@@ -189,14 +195,15 @@ class Linear:
 
     def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
         """Rows; a position is a token."""
-        if positions is not None and value.dim() > 2 and positions < math.prod(value.shape[1:-1]):
-            tokens = value.flatten(1, -2)
-            value = tokens[:, spread(tokens.shape[1], positions)]
-        return value.reshape(-1, value.shape[-1])[:, inputs][None, :, :, None]
+        return _tokens(value, positions)[:, inputs][None, :, :, None]
+
+    def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
+        """Products of the same rows with the matrix."""
+        return (_tokens(value, positions) @ (weight.T if self.weight_out == 0 else weight))[None]
 
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """Over all rows."""
-        return squares(rows(value, dim))
+        return squares(value, dim)
 
     def resize(self, module: nn.Module) -> None:
         """Set `out_features` and `in_features` of `nn.Linear`, `nf` and `nx` of GPT-2's Conv1D."""
@@ -205,6 +212,14 @@ class Linear:
             module.out_features, module.in_features = weight.shape
         elif type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and hasattr(module, "nf"):
             module.nx, module.nf = weight.shape  # type: ignore[assignment]
+
+
+def _tokens(value: Tensor, positions: int | None) -> Float[Tensor, "rows n"]:
+    """All tokens, or so many of each sample."""
+    if positions is not None and value.dim() > 2 and positions < math.prod(value.shape[1:-1]):
+        tokens = value.flatten(1, -2)
+        value = tokens[:, spread(tokens.shape[1], positions)]
+    return value.reshape(-1, value.shape[-1])
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -299,14 +314,11 @@ class Convolution:
     def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
         """Gather the inputs under the kernel at output positions."""
         num = len(self.kernel)
-        if value.dim() == num + 1:  # no batch
-            value = value[None]
+        value = self._padded(value)
         if inputs.numel() != value.shape[1]:
             per_group = value.shape[1] // self.groups
             starts = torch.arange(self.groups, device=value.device) * per_group
             value = value[:, (starts[:, None] + inputs.to(value.device)).flatten()]
-        pads = [side for sides in reversed(self.padding) for side in sides]
-        value = F.pad(value, pads) if any(pads) else value
         sizes = value.shape[2:]
         geometry = list(zip(sizes, self.kernel, self.stride, self.dilation, strict=True))
         starts_of = [range(0, size - d * (k - 1), s) for size, k, s, d in geometry]
@@ -327,9 +339,25 @@ class Convolution:
         patches: Tensor = seen.reshape(self.groups, -1, seen.shape[3], seen.shape[4])
         return patches
 
+    def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
+        """Convolve everywhere, take the positions."""
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
+        made = convolve(
+            self._padded(value), weight, stride=self.stride, dilation=self.dilation, groups=self.groups
+        ).flatten(2)
+        if positions is not None and positions < made.shape[2]:
+            made = made[:, :, spread(made.shape[2], positions)]
+        return made.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+    def _padded(self, value: Tensor) -> Tensor:
+        """A batch with its zeros around."""
+        value = value[None] if value.dim() == len(self.kernel) + 1 else value
+        pads = [side for sides in reversed(self.padding) for side in sides]
+        return F.pad(value, pads) if any(pads) else value
+
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """Over samples and positions."""
-        return squares(rows(value, dim))
+        return squares(value, dim)
 
     def resize(self, module: nn.Module) -> None:
         """Set `in_channels`, `out_channels` and the groups of a depthwise convolution."""
@@ -375,6 +403,10 @@ class Embedding:
     def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
         """One row of zeros and a one for every lookup."""
         return F.one_hot(value.flatten(), self.size)[:, inputs][None, :, :, None]
+
+    def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
+        """The rows that are looked up."""
+        return weight[value.flatten()][None]
 
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """How often every row is looked up."""

@@ -52,10 +52,14 @@ def test_an_operation_is_its_patches_times_its_flat_weight(name: str) -> None:
     got = torch.einsum("grip,goip->rgo", seen, flat).flatten(1)
     expected = layer(x).movedim(use.out_dim, -1).reshape(-1, got.shape[1])
     torch.testing.assert_close(got if bias is None else got + bias, expected)
+    made = use.kind.outputs(x, weight, None).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(got, made)
     assert torch.equal(use.kind.unflat(flat, weight), weight)
     assert matrix(use.kind, weight).shape == (flat.shape[0] * flat.shape[1], flat.shape[0] * flat.shape[2])
     some = use.kind.patches(x, torch.tensor([1]), 2)
     assert some.shape[2] == 1
+    every = use.kind.patches(x, torch.arange(flat.shape[2]), 2).double()
+    torch.testing.assert_close(use.kind.outputs(x, weight, 2), torch.einsum("grip,goip->gro", every, flat))
     assert len(some[0]) <= max(len(seen[0]), 1)
 
 
@@ -146,7 +150,7 @@ class Outer:
         source, weight = as_node(node.args[0]), as_node(node.args[1])
         return Use(cls(), source, ndim_of(source) - 1, weight, None, ndim_of(node) - 1)
 
-    flat, unflat, patches = Linear.flat, Linear.unflat, Linear.patches
+    flat, unflat, patches, outputs = Linear.flat, Linear.unflat, Linear.patches, Linear.outputs
     input_norms, resize = Linear.input_norms, Linear.resize
 
 
