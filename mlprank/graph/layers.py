@@ -342,12 +342,13 @@ class Convolution:
     def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
         """Convolve everywhere, take the positions."""
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-        made = convolve(
+        made: Tensor = convolve(
             self._padded(value), weight, stride=self.stride, dilation=self.dilation, groups=self.groups
         ).flatten(2)
         if positions is not None and positions < made.shape[2]:
             made = made[:, :, spread(made.shape[2], positions)]
-        return made.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        made = made.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
+        return made.flatten(1, 2)
 
     def _padded(self, value: Tensor) -> Tensor:
         """A batch with its zeros around."""

@@ -195,6 +195,16 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
             )
 
 
+def agrees(model: nn.Module, program: Program, inputs: Inputs) -> bool:
+    """Whether a program is that of a network, on as many samples as one is compared on when it has been traced."""
+    with evaluating(model), torch.no_grad():
+        try:
+            _compare(model, program, inputs.first(_COMPARED), str)
+        except ValueError:
+            return False
+    return True
+
+
 def _written_numbers(
     model: nn.Module, inputs: Inputs, exported: ExportedProgram, varying: Collection[tuple[int, int]]
 ) -> str:

@@ -24,16 +24,17 @@ from mlprank.calibration.statistics import (
 from mlprank.compensation import Regression, get_compensation
 from mlprank.compensation.readers import zero_rows, zeroed_parameters
 from mlprank.graph.records import Graph, Group, Place, State, quoted
-from mlprank.graph.trace import check_parameters, quiet_hooks, trace
+from mlprank.graph.trace import check_parameters, quiet_hooks
 from mlprank.measures import Reader, get_measure
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
 from mlprank.pruning.masked_weights import MaskedWeights
+from mlprank.pruning.reading import read_network
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Scorer, Selection, amounts_by_name, readers_of, select
-from mlprank.pruning.self_check import check_agreement, keep_written
+from mlprank.pruning.self_check import check_agreement
 from mlprank.pruning.spending import error_curves, measure_costs, spent_amounts
 from mlprank.surgery.copies import is_plain, parametrised, plain_copy
 from mlprank.surgery.masks import fill_norms, masked_rows
@@ -155,10 +156,7 @@ class Pruning:
         )
         example = self.calibration.example
         quiet_hooks(self.model, example)
-        if traced is None:
-            traced = trace(self.model, example, varying=self.calibration.varying)
-            traced = keep_written(self.model, traced, self.state, example)
-        self.graph = traced
+        self.graph = traced or read_network(inner, self.model, self.state, example, self.calibration.varying)
         rows = masked_rows(inner, {layer.weight: layer.kind.weight_out for layer in self.graph.layers})
         self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
         # What has been measured of the dense network, each once.

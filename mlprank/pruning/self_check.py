@@ -1,17 +1,12 @@
 """The self-check: the removed network must give what the masked one gives."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mlprank.calibration.statistics import fills_of
-from mlprank.graph.program import Inputs, as_inputs, operation
-from mlprank.graph.records import Graph, State
-from mlprank.surgery.masks import fill_norms
-from mlprank.surgery.narrow import plan_removal, severed, with_state
+from mlprank.graph.program import Inputs, as_inputs
+from mlprank.graph.records import Graph
+from mlprank.surgery.narrow import with_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.modules import evaluating
 
@@ -26,77 +21,6 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     the way. Returned is the largest absolute difference of two outputs.
     """
     return _compared(masked, narrow, as_inputs(example).first(_NUM_SAMPLES), graph)
-
-
-def keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) -> Graph:
-    """Keep neurons whole whose number is written into the forward pass, such as `x.view(-1, 512)` or `x[:, :256]`.
-
-    Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can
-    tell: a network that lost one neuron of each group, which nobody listens to, has to give what it gave with that
-    neuron, and to run in training mode where something is not used but there.
-    """
-    program = graph.program
-    used = {program.tensors[node.name] for node in program.nodes if node.name in program.tensors and node.users}
-    unused = [name for name in state if name not in used and not name.endswith("num_batches_tracked")]
-    if not unused and not any(operation(node) in _SIZED for node in program.nodes):
-        return graph
-    suspects = [index for index, group in enumerate(graph.groups) if group.whole is None and group.width > 1]
-    suspects.sort(key=lambda index: (graph.groups[index].written or "", index))
-    groups = list(graph.groups)
-    for index, fault in _culprits(model, graph, state, suspects, example).items():
-        line = groups[index].written
-        reason = (
-            f"a width is written into the forward pass: {line}" if line else f"without one of them the network {fault}"
-        )
-        groups[index] = replace(groups[index], whole=reason)
-    return replace(graph, groups=tuple(groups))
-
-
-_SIZED = {
-    "view", "reshape", "_unsafe_view", "unflatten", "split", "split_with_sizes", "chunk", "tensor_split", "slice",
-    "narrow", "expand", "repeat", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty",
-}  # fmt: skip
-"""Operations that may hold a width as a number."""
-
-
-def _culprits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> dict[int, str]:
-    """Those of some groups that cannot lose a neuron, with what goes wrong: all are tried together, then halves."""
-    fault = _fault_without(model, graph, state, groups, example)
-    if fault is None or len(groups) == 1:
-        return {} if fault is None else {groups[0]: fault}
-    half = len(groups) // 2
-    found = {}
-    for part in (groups[:half], groups[half:]):
-        found.update(_culprits(model, graph, state, part, example))
-    return found
-
-
-def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> str | None:
-    """How a network without one neuron of each of some groups differs from itself, or None."""
-    if not groups:
-        return None
-    masks = {graph.groups[index].name: torch.arange(graph.groups[index].width) > 0 for index in groups}
-    silent = severed(graph, state, masks)
-    removal = plan_removal(graph, silent, masks, None)
-    masked, narrow = with_state(model, silent), with_state(model, removal.state)
-    fill_norms(masked, {norm.module: fill for norm in graph.norms if (fill := fills_of(graph, masks).get(norm.node))})
-    try:
-        check_agreement(masked, narrow, example.first(2), graph)
-    except ValueError as error:
-        return str(error).partition("; ")[0].removeprefix("the narrow network ")
-    fault = _fault_in_training(narrow, example.first(2))
-    return f"cannot be trained ({fault})" if fault and not _fault_in_training(masked, example.first(2)) else None
-
-
-def _fault_in_training(model: nn.Module, inputs: Inputs) -> str | None:
-    """Why a network cannot run in training mode, or None."""
-    with evaluating(model), torch.no_grad():
-        model.train()
-        try:
-            inputs.cloned().feed(model)
-        except (RuntimeError, ValueError, IndexError) as error:
-            return first_line(error)
-    return None
 
 
 def _compared(masked: nn.Module, narrow: nn.Module, inputs: Inputs, graph: Graph) -> float:
