@@ -193,8 +193,8 @@ def test_uniform_widths_can_be_searched_too():
     assert max(shares) - min(shares) < 0.05
 
 
-def test_the_network_is_traced_and_calibrated_once(monkeypatch):
-    counts = dict.fromkeys(("trace", "measure_norms", "error_curves"), 0)
+def test_the_network_is_read_and_calibrated_once(monkeypatch):
+    counts = dict.fromkeys(("read_network", "measure_norms", "error_curves"), 0)
 
     def counted(name, function, *args, **kwargs):
         counts[name] += 1
@@ -204,7 +204,7 @@ def test_the_network_is_traced_and_calibrated_once(monkeypatch):
         monkeypatch.setattr(pipeline, name, partial(counted, name, getattr(pipeline, name)))
     front = search(max_drop=1.0)
     assert len(front.points) > 4
-    assert counts == {"trace": 1, "measure_norms": 1, "error_curves": 1}
+    assert counts == {"read_network": 1, "measure_norms": 1, "error_curves": 1}
 
 
 def test_the_model_its_mode_and_the_random_state_stay_as_they_were():
