@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlprank.compensation import Compensation
 from mlprank.costs.metrics import count_nonzero, count_parameters, top_k_accuracy
+from mlprank.graph.records import quoted
 from mlprank.measures import LayerRecord, Measure, get_measure
 from mlprank.measures.record import normalise_scores
 from mlprank.methods import Global, Local, Method, get_method
@@ -164,7 +166,8 @@ class PublishedConditions:
     - The calibration data are the first images of the official training set.
     - Batch norms are in training mode, while calibrating and while testing: they normalise by the batch.
     - Images are not normalised, although SixLayerMLP and TwelveLayerMLP were trained on normalised ones.
-    - Every linear layer is pruned, the output too: classes disappear. No neuron of a layer need stay.
+    - Every linear layer is pruned, the output too: classes disappear. No neuron of a layer need stay. Convolutions and
+      other layers with weights stay whole, of which a warning tells.
 
     Args:
         network: A trained network whose linear layers run in the order of its modules; left untouched.
@@ -174,6 +177,14 @@ class PublishedConditions:
 
     def __init__(self, network: nn.Module, data: Any, *, batch_size: int = 64) -> None:
         self.network = copy.deepcopy(network).train()
+        linear = [name for name, _ in _linears(network)]
+        whole = [name for name, module in network.named_modules() if _mixes(module) and name not in linear]
+        if whole:
+            warnings.warn(
+                f"published: of {type(network).__name__} the linear layers alone are pruned, as in the published code: "
+                f"{', '.join(quoted(linear))}; {', '.join(quoted(whole))} stay whole",
+                stacklevel=2,
+            )
         self.batch_size = batch_size
         self._test = data.read("test")[:2]
         images = _pixels(data.read("train")[0][:batch_size], self.network)
@@ -238,6 +249,11 @@ class PublishedConditions:
 
 def _linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear))
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Whether a module has weights of its own with inputs and outputs."""
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
 def _pixels(images: Tensor, network: nn.Module) -> Tensor:

@@ -169,6 +169,17 @@ def test_the_network_that_is_given_stays_as_it_was(folder: Path) -> None:
     assert not network.training
 
 
+def test_layers_that_the_published_code_does_not_know_stay_whole_and_are_named(folder: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 8), nn.ReLU(), nn.Linear(8, 10)
+    )
+    with pytest.warns(UserWarning, match=r'linear layers alone .*: "3", "5"; "0" stay whole'):
+        conditions = PublishedConditions(network, CIFAR10DataModule(data_dir=str(folder)), batch_size=BATCH)
+    pruned = conditions.prune(amount=0.5, measure=mlprank.measures.Norm(), method=mlprank.methods.Local())
+    assert {name: int(mask.sum()) for name, mask in pruned.masks.items()} == {"3": 4, "5": 5}
+    assert torch.equal(pruned.network.get_parameter("0.weight"), network.get_parameter("0.weight"))
+
+
 def test_two_names_are_enough_and_nothing_is_written_unasked(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
