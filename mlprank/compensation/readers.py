@@ -19,6 +19,7 @@ _MANY_ROWS = 1 << 16
 _MULTIPLICATIONS = 25 * 10**9
 """Positions are sampled: at least 8 rows for every entry that is seen, and where that is cheap 65,536."""
 _MAX_BYTES = 2 << 30
+_BLOCK = 256
 
 
 def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
@@ -120,11 +121,12 @@ class SideBySide:
         kinds = {call.node: call.kind for call in first.calls}
         weights = [self.dense[layer.weight] for layer in readers]
         groups, _, per_group, patch = first.kind.flat(weights[0]).shape
+        outputs = sum(first.kind.flat(weight).shape[1] for weight in weights)
         inputs = kept[:per_group].nonzero().flatten()
         seen = len(inputs) * patch
         rows = max(_ROWS_PER_ENTRY * seen, min(_MANY_ROWS, _MULTIPLICATIONS // seen**2))
         positions = max(1, math.ceil(rows / max(1, self.num_samples)))
-        total = torch.zeros((), dtype=torch.float64, device=kept.device)
+        total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=kept.device)
         program = self.graph.program
         routed = {  # which rows arrive depends on the data: those of the two networks are no pairs
             node
@@ -137,15 +139,18 @@ class SideBySide:
                 before = after if node in routed else before
                 x = kinds[node].patches(after, inputs, positions).flatten(2)
                 z = [kinds[node].outputs(before, weight, positions) for weight in weights]
-                pairs = torch.cat([x.double(), x.new_ones(groups, x.shape[1], 1).double(), *z], dim=2)
-                total = total + pairs[..., : seen + 1].transpose(1, 2) @ pairs
+                pairs = torch.cat([x, x.new_ones(groups, x.shape[1], 1), *z], dim=2).double()
+                for start in range(0, seen + 1, _BLOCK):  # of a symmetric matrix half is enough
+                    end = min(start + _BLOCK, seen + 1)
+                    total[:, start:end, start:] += pairs[..., start:end].transpose(1, 2) @ pairs[..., start:]
         total = self.calibration.reduce(total)
         count = float(total[0, seen, seen])
-        mean, target_mean = total[:, seen, :seen] / max(count, 1), total[:, seen, seen + 1 :] / max(count, 1)
+        mean, target_mean = total[:, :seen, seen] / max(count, 1), total[:, seen, seen + 1 :] / max(count, 1)
+        products = total[:, :seen, :seen].triu()
         return Targets(
             count=count,
             mean=mean,
-            gram=total[:, :seen, :seen] - count * mean[:, :, None] * mean[:, None, :],
+            gram=products + products.triu(1).transpose(1, 2) - count * mean[:, :, None] * mean[:, None, :],
             target_mean=target_mean,
             cross=total[:, :seen, seen + 1 :] - count * mean[:, :, None] * target_mean[:, None, :],
         )
