@@ -159,6 +159,7 @@ class Group:
         output: Whether the neurons are outputs of the network.
         varying: Whether they are multiplied with other values of the input: what a zeroed one sends is a constant only
             if it is 0.
+        moved: Whether other values of the input are added to them: what a zeroed one sends is no constant.
         written: A source line at which their number may be written into the forward pass, or None.
     """
 
@@ -169,6 +170,7 @@ class Group:
     whole: str | None
     output: bool
     varying: bool = False
+    moved: bool = False
     written: str | None = None
 
 

@@ -38,6 +38,8 @@ _ALONG = {
     "roll",
 }  # fmt: skip
 _SPLITTING = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+_SCALING = {"mul", "div", "where", "masked_fill"}
+"""What these make of 0 and another value is 0."""
 _ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "neg"}
 _LOCAL = re.compile(r"(pool|upsample|grid_sampler|interpolate|reflection_pad|replication_pad).*?([123])d")
 _RECURRENT = ("lstm", "gru", "rnn_tanh")
@@ -411,15 +413,15 @@ class Rules(Reading):
                 elif size != 1:
                     strangers.append(each)
             if tracked:
+                along = [each for each, _ in tracked]
+                if any(each in self.varying and each not in along for each in operands):
+                    for each, own in tracked:
+                        self.spaces.mark(self.axes[each][own], "varying" if name in _SCALING else "moved")
                 self._meet(node, name, dim, tracked, strangers)
         for each in operands:
             scalar = each in self.varying and all(size == 1 for size in shape_of(each))
             if scalar and not self.axes.get(each):
                 self.refuse(followed, f"`{name}` combines them with a value that is no neuron's own")
-            elif each in self.varying and not self.axes.get(each):
-                for value in followed:
-                    for axis in self.axes[value].values():
-                        self.spaces.mark(axis, "varying")
         if name not in _ARITHMETIC and len(followed) == 1:
             self.activations.add(node)
 

@@ -444,6 +444,7 @@ def _group(reading: Rules, index: int, root: int, layers: tuple[Layer, ...]) -> 
         whole=firm[0] if firm else (OUTPUT if reasons else None),
         output=OUTPUT in reasons,
         varying="varying" in reading.spaces.marks[root],
+        moved="moved" in reading.spaces.marks[root],
         written=next((mark[8:] for mark in sorted(reading.spaces.marks[root]) if mark.startswith("written:")), None),
     )
 

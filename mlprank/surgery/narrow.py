@@ -63,6 +63,7 @@ def removable_neurons(
                 entries = seen.finite.cpu()
                 if folds and not layer.tied:
                     silent = seen.uniform.cpu() & (value == 0)
+                    entries = entries & (not group.moved)
                     if place is None or call.kind.pads or group.varying:
                         entries = entries & silent
                     else:

@@ -1,6 +1,6 @@
 """What public networks of torchvision, timm and transformers lose at 0.5, with random weights.
 
-Run: uv run --with timm --with transformers python tests/benchmarks/networks.py
+Run: uv run --group peers python tests/benchmarks/networks.py
 
 Prints Markdown: parameters before and after, the largest difference between the masked and the narrow network in the
 self-check, seconds; or the error that says why a network cannot be pruned. `--only` takes parts of names; results are
