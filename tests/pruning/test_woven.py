@@ -155,7 +155,7 @@ def property_of_woven(drawn: tuple[str, list[str]], width: int, compensation: st
         return
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     assert difference(outputs(result.masked, other), outputs(result.model, other)) <= 1e-9
-    assert result.achieved > 0
+    assert result.achieved > 0 or result.held_back  # by what they send that has no place
     narrow = copy.deepcopy(result.model).train()
     narrow(other).square().mean().backward()
     assert all(torch.isfinite(each.grad).all() for each in narrow.parameters() if each.grad is not None)
