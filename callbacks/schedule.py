@@ -46,9 +46,10 @@ class Steps(ABC):
     every: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("start_epoch", 0), ("end_epoch", 0), ("every", 1)):
+        for name in ("start_epoch", "end_epoch"):
             if getattr(self, name) is not None:
-                check_whole(f"schedule: {name}", getattr(self, name), least=least)
+                check_whole("schedule: ", least=0, **{name: getattr(self, name)})
+        check_whole("schedule: ", every=self.every)
         try:
             check_amount(self.initial)
         except ValueError as error:
@@ -165,7 +166,7 @@ def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetun
         >>> get_schedule({"name": "cubic", "every": 2}, finetune_epochs=None)
         Cubic(start_epoch=None, end_epoch=None, initial=0.0, every=2)
     """
-    check_whole("finetune_epochs", 0 if finetune_epochs is None else finetune_epochs)
+    check_whole(least=0, finetune_epochs=0 if finetune_epochs is None else finetune_epochs)
     if schedule is None:
         return None
     found = SCHEDULES.find(schedule)

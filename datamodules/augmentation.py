@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlprank.datamodules.batches import derive_seed, global_seed
-from mlprank.utils.errors import check_counts
+from mlprank.utils.errors import check_whole
 
 AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
 _GROUPS = 64
@@ -45,7 +45,7 @@ class Augmentation:
                 f"auto_augment={self.auto_augment!r}: must be one of {', '.join(get_args(AutoAugmentName))} or null"
             )
         for name, low, high in (("random_crop", 0, 1024), ("randaugment_magnitude", 0, 30), ("augmix_severity", 1, 10)):
-            check_counts(least=low, most=high, **{name: getattr(self, name)})
+            check_whole(least=low, most=high, **{name: getattr(self, name)})
 
     def on_bytes(self, images: Tensor, *, seed: int) -> Tensor:
         """Crop, flip and recolour images, shape (n, C, H, W) with C 1 or 3, uint8, where that is asked for."""

@@ -42,25 +42,15 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
 
 @dataclass(frozen=True)
 class FileSet:
-    """The files of one data set, the places where they may lie, and how they are downloaded.
+    """The files of one data set, the places where they may lie, and how they are downloaded."""
 
-    Attributes:
-        name: Name of the data set.
-        files: Names of all files; a set counts as found in a folder that holds all of them.
-        folders: Where to look inside the data directory, in this order; a download goes into the first.
-        download: Downloads the set below a directory, into the first of `folders`.
-        suffixes: What may follow a file's name, such as `.gz`.
-        system_folders: Where to look after the data directory.
-        remedy: How else to get the files.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    folders: tuple[str, ...]
-    download: Callable[[Path], None]
-    suffixes: tuple[str, ...] = ("",)
-    system_folders: tuple[Path, ...] = ()
-    remedy: str = "run once with a network"
+    name: str  # name of the data set
+    files: tuple[str, ...]  # names of all files; a set counts as found in a folder that holds all of them
+    folders: tuple[str, ...]  # where to look inside the data directory, in this order; a download goes into the first
+    download: Callable[[Path], None]  # downloads the set below a directory, into the first of `folders`
+    suffixes: tuple[str, ...] = ("",)  # what may follow a file's name, such as `.gz`
+    system_folders: tuple[Path, ...] = ()  # where to look after the data directory
+    remedy: str = "run once with a network"  # how else to get the files
 
     def find(self, data_dir: Path) -> dict[str, Path] | None:
         """Return the paths of all files by their names, or None where no folder holds them all."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
 from mlprank.datamodules.batches import Batch, EpochSampler, TensorBatches, derive_seed, generator, global_seed
 from mlprank.datamodules.files import FileSet, resolve_data_dir
-from mlprank.utils.errors import check_counts
+from mlprank.utils.errors import check_whole
 
 _CAST_TOGETHER = 1024
 """Images that are cast together: 3 MB of 28×28 images."""
@@ -92,7 +92,7 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         data_dir = None if data_dir is None else str(data_dir)
-        check_counts(batch_size=batch_size, repeated_augmentation=repeated_augmentation)
+        check_whole(batch_size=batch_size, repeated_augmentation=repeated_augmentation)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction={validation_fraction}: must lie in (0, 1), such as 0.2")
         self.save_hyperparameters(ignore=["train_transforms"])
@@ -189,7 +189,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If `num_samples` is less than 1.
         """
-        check_counts(num_samples=num_samples)
+        check_whole(num_samples=num_samples)
         indices = self._split()[0]
         drawn = torch.randperm(len(indices), generator=generator(seed, "calibration"))[:num_samples]
         return self._plain("train", indices[drawn], distributed=False)

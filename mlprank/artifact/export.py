@@ -4,7 +4,6 @@ Every file is checked before it takes its place: what it computes (ONNX, pt2) or
 the model.
 """
 
-import copy
 import errno
 import importlib.util
 import io
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
 from mlprank.artifact.record import describe_inputs
 from mlprank.graph.program import Inputs
 from mlprank.graph.trace import export_program
+from mlprank.surgery.masks import bake_masks
+from mlprank.surgery.narrow import with_state
 from mlprank.utils.errors import check_choice
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import evaluating, first_words
@@ -185,15 +185,8 @@ def require_onnx(*packages: str) -> None:
 
 def _standalone(model: nn.Module) -> nn.Module:
     """Copy the model to the CPU, uncompiled, with its pruning masks made permanent."""
-    source = getattr(model, "_orig_mod", model)
-    # The masked weight that pruning leaves on a module is no leaf: deepcopy refuses it unless a copy is at hand.
-    plain = [v for module in source.modules() for v in vars(module).values() if isinstance(v, Tensor)]
-    network: nn.Module = copy.deepcopy(source, {id(tensor): tensor.detach().clone() for tensor in plain}).cpu()
-    for module in network.modules():
-        module._compiled_call_impl = None
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+    network = with_state(getattr(model, "_orig_mod", model), {}).cpu()
+    bake_masks(network)
     return network
 
 

@@ -32,7 +32,7 @@ COMMANDS: dict[str, Command] = {
     "test": Command(f"{_TRAINING}:main", "accuracy of a checkpoint, dense or pruned, on the test split", _TRAINING),
     "predict": Command(f"{_TRAINING}:main", "class and probability of every test image, as a CSV file", _TRAINING),
     "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training", _TRAINING),
-    "shrink": Command("mlprank.cli.shrink:main", "find the smallest network that keeps a budget", _TRAINING),
+    "shrink": Command("mlprank.cli.prune:shrink_main", "find the smallest network that keeps a budget", _TRAINING),
     "tune": Command("mlprank.tuning.run:tune", "search hyper-parameters over a grid of training runs", _TRAINING),
     "experiment": Command("mlprank.cli.experiment:main",
                           "compare measures, methods and amounts over a grid of prunings", "torch"),

@@ -1,4 +1,4 @@
-"""`mlprank prune`: prune a checkpoint without training."""
+"""`mlprank prune` and `mlprank shrink`: a checkpoint, pruned without training by amounts or within a budget."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,19 @@ from torch import Tensor
 
 from mlprank.artifact.checkpoint import sha256
 from mlprank.cli.vocabulary import WORDS
-from mlprank.pruning.evaluation import Evaluation, print_pruning, prune_amounts, write_outputs
+from mlprank.grids.progress import shown_steps
+from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, write_outputs
+from mlprank.pruning.front import BudgetError, Budgets
 from mlprank.pruning.recipe import Recipe, make_recipe
+from mlprank.pruning.shrink import DEFAULTS, shrink
 from mlprank.training.build import Opened, open_checkpoint
 from mlprank.training.runs import CONFIG, claimed, home_of
-from mlprank.utils.errors import OptionError
+from mlprank.utils.charts import write_chart
+from mlprank.utils.errors import INTERRUPTED, OptionError
 from mlprank.utils.files import write_whole
+
+_BUDGETS = ("max_drop", "max_bytes", "max_params", "max_flops", "max_latency")
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +39,7 @@ def main(argv: list[str]) -> int:
     recipe = make_recipe(None, {**fields, "amount": amounts[0]})
     for amount in amounts:
         dataclasses.replace(recipe, amount=amount)  # what is wrong with one is said before any is tried
-    with claimed(Path(options.out) if options.out else home_of(opened.checkpoint) / "prune") as directory:
+    with claimed(_place(opened, "prune")) as directory:
         evaluations = prune_amounts(
             opened.module,
             calibration_of(data, recipe),
@@ -46,6 +53,48 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def shrink_main(argv: list[str]) -> int:
+    """Search, evaluate the chosen network, and write it down with everything that was tried.
+
+    Returns:
+        0, or 130 after Ctrl-C, where the best so far was written.
+    """
+    opened = open_checkpoint("shrink", argv, add_budgets)
+    options, data = opened.options, opened.data
+    given = {name: options[name] for name in _BUDGETS}
+    Budgets(**given)  # what is wrong with them is said before anything is computed
+    if not is_overridden("val_dataloader", data, LightningDataModule):
+        raise OptionError(f"{type(data).__name__} has no validation split to choose by; give --data that has one")
+    recipe = Recipe(
+        **{field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name in options}
+    )
+    given |= {} if isinstance(options.refine, int) else {"refine": recipe.refine}  # its loss is the user's
+    with (
+        claimed(_place(opened, "shrink")) as directory,
+        shown_steps(" networks", every_s=_SECONDS_BETWEEN_LINES) as show,
+    ):
+        try:
+            front = shrink(
+                opened.module,
+                calibration_of(data, recipe),
+                data.val_dataloader(),
+                recipe,
+                **given,
+                batch_size=options.batch_size,
+                progress=lambda progress: show(progress.done, progress.total, progress.text),
+            )
+        except BudgetError as error:
+            print(error.front)
+            raise
+        evaluation = evaluate(front.best, labelled_split(data, "test"), split="test")  # the test split is read once
+        (files,) = write_results(opened, [evaluation], recipe, directory, budgets=str(front.budgets))
+        files["frontier"] = front.write_csv(directory / "frontier.csv")
+        files["its picture"] = write_chart(front.plot(), directory / "frontier.png")
+    print(f"Tried, on the validation split:\n{front}\n")
+    print_pruning([evaluation], [files], dense=opened.checkpoint, config=directory / CONFIG)
+    return INTERRUPTED if front.interrupted else 0
+
+
 def add_options(parser: LightningArgumentParser) -> None:
     """Add the options of `prune`: the fields of the recipe, with several amounts, and where and what to show."""
     parser.add_argument(
@@ -57,6 +106,22 @@ def add_options(parser: LightningArgumentParser) -> None:
     parser.add_class_arguments(Recipe, skip={"amount"})
     parser.add_argument("--out", type=str | None, default=None, help="Directory of numbered prunings.")
     parser.add_argument("--split", type=Literal["val", "test"], default="test", help=WORDS["split"].text)
+
+
+def add_budgets(parser: LightningArgumentParser) -> None:
+    """Add the options of `shrink`: budgets, the fields of the recipe but the amount and method, and where to write."""
+    for name in _BUDGETS:
+        kind: Any = float | None if name == "max_drop" else float | str | None
+        parser.add_argument(f"--{name}", type=kind, default=None, help=WORDS[name].text)
+    parser.add_argument("--batch_size", type=int, default=64, help="Samples in the batch whose latency is measured.")
+    parser.add_class_arguments(Recipe, skip={"amount", "method", "graph"})
+    parser.set_defaults(dict(DEFAULTS))
+    parser.add_argument("--out", type=str | None, default=None, help="Directory of numbered searches.")
+
+
+def _place(opened: Opened, command: str) -> Path:
+    """The directory of the command's numbered runs."""
+    return Path(opened.options.out) if opened.options.out else home_of(opened.checkpoint) / command
 
 
 def write_results(

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 from mlprank.cli.vocabulary import CommandParser
 from mlprank.experiments.records import read_records, read_scores
@@ -23,15 +24,7 @@ def main(argv: list[str]) -> int:
     if arguments.write_network is not None:
         print(_write_network(arguments.write_network, arguments.results, output))
         return 0
-    started = time.monotonic()
-    live = sys.stderr.isatty()
-
-    def say(step: str) -> None:
-        if live:
-            sys.stderr.write(f"\r\x1b[2K{time.monotonic() - started:5.1f} s  {step}")
-            sys.stderr.flush()
-
-    try:
+    with Console(stderr=True).status("report") as shown:
         written = write_report(
             arguments.results,
             output,
@@ -40,11 +33,8 @@ def main(argv: list[str]) -> int:
             csv=arguments.csv,
             baselines=arguments.baselines,
             smallest_effect=arguments.smallest_effect / 100,
-            on_step=say,
+            on_step=shown.update,
         )
-    finally:
-        if live:
-            sys.stderr.write("\r\x1b[2K")
     for directory, text in written.problems:
         print(f"mlprank report: {directory} is left out: {text}", file=sys.stderr)
     print(f"{written.num_finished} cells finished, {written.num_failed} failed")

@@ -211,19 +211,6 @@ def translate(command: str, arguments: Sequence[str]) -> list[str]:
     return translated
 
 
-def render_table() -> str:
-    """Return the vocabulary as a Markdown table: every word, what it means, other spellings, and who understands it."""
-    rows = ["| option | meaning | other spellings | commands |", "|---|---|---|---|"]
-    for name, word in WORDS.items():
-        also = ", ".join(f"`--{spelling}`" for spelling in word.also)
-        rows.append(f"| `--{name} {word.value}` | {word.text} | {also} | {', '.join(word.commands)} |")
-    rows += ["", "The spellings of the original's training script, on fit, tune, validate, test and predict:", ""]
-    rows += ["| original | here |", "|---|---|"]
-    for spelling, meant in _ORIGINAL.items():
-        rows.append(f"| `--{spelling.replace('_', '-')}` | {f'`{meant}`' if meant.startswith('--') else meant} |")
-    return "\n".join(rows) + "\n"
-
-
 class CommandParser(argparse.ArgumentParser):
     """The parser of a command that needs no classes: words bring their help along, errors name the nearest option."""
 

@@ -149,7 +149,7 @@ def _check(
         check_choice("bench: backend", backend, BACKENDS)
     if any(size < 1 for size in batch_sizes) or not batch_sizes:
         raise ValueError(f"bench: batch_sizes={list(batch_sizes)} must hold sizes of at least 1, such as 1 64 1024")
-    check_whole("bench: repeats", repeats, least=1)
+    check_whole("bench: ", repeats=repeats)
     most = _THREADS_A_CORE * (os.cpu_count() or 1)
     if threads is not None and not 1 <= threads <= most:
         raise ValueError(

@@ -205,8 +205,8 @@ def measure_latency(
     """
     if not models:
         raise ValueError("measure_latency: models is empty; give at least one model to time")
-    check_whole("measure_latency: repeats", repeats, least=1)
-    check_whole("measure_latency: warmup", warmup)
+    check_whole("measure_latency: ", repeats=repeats)
+    check_whole("measure_latency: ", least=0, warmup=warmup)
     inputs = as_inputs(example)
     device = inputs.tensors[0].device
     times: dict[str, list[float]] = {name: [] for name in models}

@@ -4,14 +4,16 @@ Nothing here needs torch, so that a wrong key is reported at once.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mlprank.grids.ray import check_ray, check_share
 from mlprank.utils.errors import check_choice, check_whole, did_you_mean
+from mlprank.utils.files import load_config
 
 PUBLISHED_MEASURES = (
     "WeightedPageRank",
@@ -102,8 +104,8 @@ class ExperimentConfig:
             if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
                 raise ValueError(f"amounts: {amount!r} is not in [0, 1); give shares of neurons to remove, such as 0.5")
         for seed in self.calibration_seeds:
-            check_whole("calibration_seeds", seed)
-        check_whole("calibration_samples", self.calibration_samples, least=1)
+            check_whole(least=0, calibration_seeds=seed)
+        check_whole(calibration_samples=self.calibration_samples)
         for protected in self.protect_output:
             if not isinstance(protected, bool):
                 raise TypeError(f"protect_output: {protected!r} is neither true nor false")
@@ -165,20 +167,9 @@ class ExperimentConfig:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Read the YAML file of an experiment."""
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: there is no such file; configs/experiments/ holds some")
-    try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_yaml_loader())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise ValueError(f"--config {path} holds {type(content).__name__}, not the keys of an experiment")
+    content = load_config(str(path), of="the keys of an experiment")
     check_keys(content, place=str(path))
-    return {"name": path.stem, **content}
+    return {"name": Path(path).stem, **content}
 
 
 def check_keys(content: Mapping[str, Any], *, place: str) -> None:
@@ -193,23 +184,8 @@ def check_keys(content: Mapping[str, Any], *, place: str) -> None:
 
 def write_config(config: ExperimentConfig) -> str:
     """Return the configuration as YAML text."""
-    import yaml
-
     text: str = yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     return text
-
-
-def _yaml_loader() -> Any:
-    """YAML as people write it: `1e-3` is a number."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-    return Loader
 
 
 def _listed(name: str, value: Any) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mlprank.grids import store
-from mlprank.utils.files import write_whole
+from mlprank.utils.files import write_csv, write_whole
 
 SCHEMA_VERSION = 2
 """Of a record; 1 is that of version 0.1.0, which had no digest."""
@@ -353,4 +353,4 @@ def to_csv(records: Iterable[CellRecord], path: str | Path) -> Path:
             row |= {f"{group}.{name}": value for name, value in (plain[group] or {}).items()}
         row["error"] = record.error
         rows.append({name: json.dumps(v) if isinstance(v, dict | tuple | list) else v for name, v in row.items()})
-    return store.write_csv(Path(path), rows)
+    return write_csv(path, rows)

@@ -5,14 +5,12 @@ where one does. What a killed process leaves (drafts of files, half a line) is t
 lock.
 """
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import UnionType
@@ -274,13 +272,3 @@ def read_lines(path: Path, read: Callable[[str, str], _Record]) -> list[_Record]
             raise CorruptRecordError(f"{where}: not UTF-8 text ({error})") from error
         records.append(read(text, where))
     return records
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Write rows with the columns of all of them, in order of first appearance; returns the path."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, buffer.getvalue())
-    return path

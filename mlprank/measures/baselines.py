@@ -118,7 +118,7 @@ class Random:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_whole("Random: seed", self.seed)
+        check_whole("Random: ", least=0, seed=self.seed)
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores."""

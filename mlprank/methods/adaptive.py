@@ -46,7 +46,7 @@ class Adaptive(Local):
 
     def __post_init__(self) -> None:
         check_choice("Adaptive: count", self.count, COUNTED)
-        check_whole("Adaptive: batch_size", self.batch_size, least=1)
+        check_whole("Adaptive: ", batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,7 @@ def _guarded(wanted: int, size: int, *, min_neurons: int, round_to: int) -> int:
 
 def check_request(scores: Scores, amounts: Amounts, *, min_neurons: int, round_to: int) -> None:
     """Raise the errors of `Method`; the message names the layer."""
-    check_whole("min_neurons", min_neurons, least=1)
-    check_whole("round_to", round_to, least=1)
+    check_whole(min_neurons=min_neurons, round_to=round_to)
     for name in scores.keys() ^ amounts.keys():
         has, lacks = ("scores", "amount") if name in scores else ("an amount", "scores")
         raise ValueError(f'layer "{name}" has {has} but no {lacks}; give amounts the same keys as scores')

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlprank.utils.errors import check_counts
+from mlprank.utils.errors import check_whole
 
 
 class FourLayerCNN(nn.Module):
@@ -19,8 +19,7 @@ class FourLayerCNN(nn.Module):
         widths: Channels of the four convolutions.
 
     Raises:
-        ValueError: If a size is not positive, or there are not four widths.
-        TypeError: If a size is not an integer.
+        ValueError: If a size is not a positive whole number, or there are not four widths.
 
     Examples:
         >>> import torch
@@ -34,7 +33,7 @@ class FourLayerCNN(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise ValueError(f"widths={list(widths)} must be 4 numbers of channels, one for each convolution")
-        check_counts(
+        check_whole(
             in_channels=in_channels, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
         )
         self.in_channels = in_channels
@@ -100,8 +99,7 @@ class ResNet18(nn.Module):
         width: Channels of the stem and the first stage; every further stage has twice as many.
 
     Raises:
-        ValueError: If a size is not positive.
-        TypeError: If a size is not an integer.
+        ValueError: If a size is not a positive whole number.
 
     Source:
         He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
@@ -114,7 +112,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, *, width: int = 16) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
+        check_whole(in_channels=in_channels, num_classes=num_classes, width=width)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.init_args: dict[str, object] = {"in_channels": in_channels, "num_classes": num_classes, "width": width}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlprank.utils.errors import check_counts, did_you_mean
+from mlprank.utils.errors import check_whole, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -34,8 +34,7 @@ class MLP(nn.Module):
         bias: Whether the linear layers have biases.
 
     Raises:
-        ValueError: If a size is not positive, the activation is unknown or the dropout is out of range.
-        TypeError: If a size is not an integer.
+        ValueError: If a size is not a positive whole number, the activation is unknown or the dropout is out of range.
 
     Examples:
         >>> import torch
@@ -55,7 +54,7 @@ class MLP(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_counts(
+        check_whole(
             in_features=in_features, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
         )
         if activation not in ACTIVATIONS:
@@ -98,7 +97,7 @@ class _ThesisNetwork(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
-        check_counts(in_features=in_features, num_classes=num_classes)
+        check_whole(in_features=in_features, num_classes=num_classes)
         self.in_features = in_features
         self.num_classes = num_classes
         self.init_args: dict[str, object] = {"in_features": in_features, "num_classes": num_classes}

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from mlprank.artifact.spec import build, class_path_of
-from mlprank.utils.errors import check_counts
+from mlprank.utils.errors import check_whole
 
 T = TypeVar("T", Optimizer, LRScheduler)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -177,7 +177,7 @@ class WarmUp(SequentialLR):
         method: Literal["linear", "constant"] = "linear",
         start_factor: float = 0.01,
     ) -> None:
-        check_counts(epochs=epochs)
+        check_whole(epochs=epochs)
         if not 0.0 < start_factor <= 1.0:
             raise ValueError(f"start_factor={start_factor} must lie in (0, 1]: it scales the learning rate")
         if method not in ("linear", "constant"):

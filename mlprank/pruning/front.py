@@ -1,8 +1,6 @@
 """Budgets as people state them, and what a search for the smallest network that keeps them found."""
 
-import csv
 import html
-import io
 import math
 import re
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ from typing import Any
 from mlprank.methods.adaptive import Counted
 from mlprank.pruning.result import PruningResult, format_bytes, network_name
 from mlprank.utils.charts import Chart, CostPoint, compose, draw_front, looks_of
-from mlprank.utils.files import write_whole
+from mlprank.utils.files import write_csv
 
 _DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
@@ -125,33 +123,19 @@ def format_count(name: str, value: float) -> str:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One network that was tried.
+    """One network that was tried."""
 
-    Attributes:
-        amount: What was removed, as a share of what is counted.
-        widths: Neurons of every layer that may be pruned.
-        refined: Whether it has been refined, as what is chosen is where refinement is asked for; not its candidates.
-        num_parameters: Its parameters.
-        flops: FLOPs of a sample.
-        size_bytes: Size of the file of its weights.
-        latency_s: Seconds of a batch; None where no budget asks for it.
-        score: On the validation data; larger is better.
-        drop: What it loses of the dense network's score, in the unit of `max_drop`.
-        keeps: Whether it keeps all budgets.
-        seconds: What it took to make and to score it.
-    """
-
-    amount: float
-    widths: Mapping[str, int]
-    refined: bool
-    num_parameters: int
-    flops: int
-    size_bytes: int
-    latency_s: float | None
-    score: float
-    drop: float
-    keeps: bool
-    seconds: float
+    amount: float  # what was removed, as a share of what is counted
+    widths: Mapping[str, int]  # neurons of every layer that may be pruned
+    refined: bool  # whether it has been refined, as what is chosen is where refinement is asked for; not its candidates
+    num_parameters: int  # its parameters
+    flops: int  # FLOPs of a sample
+    size_bytes: int  # size of the file of its weights
+    latency_s: float | None  # seconds of a batch; None where no budget asks for it
+    score: float  # on the validation data; larger is better
+    drop: float  # what it loses of the dense network's score, in the unit of `max_drop`
+    keeps: bool  # whether it keeps all budgets
+    seconds: float  # what it took to make and to score it
 
     def size(self, budget: str) -> float:
         """Return what a size budget counts."""
@@ -218,12 +202,7 @@ class Front:
 
     def write_csv(self, path: str | Path) -> Path:
         """Write every network tried to a CSV file, whole or not at all."""
-        text, rows = io.StringIO(), self.rows()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(path, text.getvalue())
-        return Path(path)
+        return write_csv(path, self.rows())
 
     def plot(self) -> Chart:
         """Draw score against cost, the chosen network named.

@@ -12,6 +12,7 @@ from mlprank.measures import MEASURES, Measure
 from mlprank.methods import METHODS, Method
 from mlprank.pruning.refine import Refinement, get_refinement
 from mlprank.pruning.selection import check_amount
+from mlprank.utils.errors import check_choice, check_whole
 from mlprank.utils.registry import Registry
 
 _PARTS: Mapping[str, Registry[Any]] = {"measure": MEASURES, "method": METHODS, "compensation": COMPENSATIONS}
@@ -73,17 +74,13 @@ class Recipe:
         for name, registry in _PARTS.items():
             object.__setattr__(self, name, registry.find(getattr(self, name)))
         object.__setattr__(self, "refine", get_refinement(self.refine) or 0)
-        if self.graph not in ("dag", "chain"):
-            raise ValueError(f'graph="{self.graph}" is unknown; choose "dag" or "chain"')
+        check_choice("graph", self.graph, ("dag", "chain"))
         if isinstance(self.protect, str):
             raise ValueError(f'protect="{self.protect}" is one name; give a list of names')
         object.__setattr__(self, "protect", tuple(self.protect))
-        for name, least in (("min_neurons", 1), ("round_to", 1), ("num_samples", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is None and name == "num_samples":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+        check_whole(min_neurons=self.min_neurons, round_to=self.round_to)
+        check_whole(num_samples=1 if self.num_samples is None else self.num_samples)
+        check_whole(least=0, seed=self.seed)
 
     @property
     def chain(self) -> bool:

@@ -21,6 +21,7 @@ from mlprank.calibration.data import Calibration
 from mlprank.graph.program import Inputs, joined
 from mlprank.graph.records import State
 from mlprank.surgery.narrow import Slices, network_state, with_state
+from mlprank.utils.errors import check_choice, check_whole
 from mlprank.utils.modules import evaluating
 
 OnStep = Callable[[int, int], None]
@@ -55,14 +56,11 @@ class Refinement:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"refine: {name}={value!r} must be a whole number of at least {least}")
+        check_whole("refine: ", steps=self.steps, batch_size=self.batch_size)
+        check_whole("refine: ", least=0, seed=self.seed)
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"refine: learning_rate={self.learning_rate!r} must be a positive number, such as 0.002")
-        if self.loss not in ("mse", "kl"):
-            raise ValueError(f'refine: loss={self.loss!r} is unknown; choose "mse" or "kl"')
+        check_choice("refine: loss", self.loss, ("mse", "kl"))
 
 
 def get_refinement(refine: int | Mapping[str, Any] | Refinement) -> Refinement | None:
@@ -87,8 +85,7 @@ def get_refinement(refine: int | Mapping[str, Any] | Refinement) -> Refinement |
         return Refinement(**refine)
     if isinstance(refine, bool) or not isinstance(refine, int):
         raise TypeError(f"refine={refine!r} is not a number of steps; give one, such as 1000, or 0 for none")
-    if refine < 0:
-        raise ValueError(f"refine={refine} must be at least 0: the number of steps, such as 1000")
+    check_whole(least=0, refine=refine)
     return Refinement(steps=refine) if refine else None
 
 

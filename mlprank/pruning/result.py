@@ -27,21 +27,13 @@ _MAX_LAYERS_DRAWN = 40
 
 @dataclass(frozen=True)
 class PruningMetrics:
-    """The numbers of a pruning.
+    """The numbers of a pruning."""
 
-    Attributes:
-        before: The dense network.
-        after: The narrow network.
-        requested: The amount that was asked for.
-        achieved: Removed neurons as a share of the neurons of the prunable layers.
-        max_difference: Largest difference between the outputs of the masked and the narrow network on a calibration
-            batch.
-    """
-
-    before: ModelMetrics
-    after: ModelMetrics
-    requested: float | Mapping[str, float]
-    achieved: float
+    before: ModelMetrics  # the dense network
+    after: ModelMetrics  # the narrow network
+    requested: float | Mapping[str, float]  # the amount that was asked for
+    achieved: float  # removed neurons as a share of the neurons of the prunable layers
+    # largest difference between the outputs of the masked and the narrow network on a calibration batch
     max_difference: float
 
 

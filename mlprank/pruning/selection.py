@@ -298,20 +298,15 @@ def _checked(scores: Tensor, layer: Layer, measure: Measure) -> Tensor:
 
 @dataclass(frozen=True)
 class Selection:
-    """What may be pruned, and how much of it.
+    """What may be pruned, and how much of it."""
 
-    Attributes:
-        units: For every set of neurons that is masked as one the layers that make them, by the first layer's name. In
-            dag mode a unit is a group, in chain mode a layer.
-        amounts: The requested amount of every unit, in [0, 1).
-        whole: Why each other layer stays whole, by name.
-        already: For units that have been pruned before, shape (n,), False for neurons that are gone; they go first and
-            count as removed.
-    """
-
+    # for every set of neurons that is masked as one the layers that make them, by the first layer's name. In dag mode a
+    # unit is a group, in chain mode a layer
     units: Mapping[str, tuple[str, ...]]
-    amounts: Mapping[str, float]
-    whole: Mapping[str, str]
+    amounts: Mapping[str, float]  # the requested amount of every unit, in [0, 1)
+    whole: Mapping[str, str]  # why each other layer stays whole, by name
+    # for units that have been pruned before, shape (n,), False for neurons that are gone; they go first and count as
+    # removed
     already: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -35,17 +35,11 @@ _CLOSE_ENOUGH = 1.06
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search is.
+    """How far a search is."""
 
-    Attributes:
-        done: Networks that have been tried, with the part of the one at work.
-        total: About how many it will be.
-        text: What is known so far.
-    """
-
-    done: float
-    total: float
-    text: str
+    done: float  # networks that have been tried, with the part of the one at work
+    total: float  # about how many it will be
+    text: str  # what is known so far
 
 
 @takes_recipe

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric import Fabric
 from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -22,7 +23,7 @@ from mlprank.training.explain import root_of
 from mlprank.training.loggers import place_loggers, prepare_wandb
 from mlprank.training.parser import AddOptions, Config, Parser, module_of, parse, trainer_parser
 from mlprank.training.runs import WholeCheckpointIO
-from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.utils.errors import OptionError, first_line
 
 
 @dataclass(frozen=True)
@@ -173,17 +174,10 @@ def device_of(accelerator: str) -> torch.device:
         device(type='cpu')
     """
     name, _, index = accelerator.partition(":")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    best = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    kind = {"gpu": "cuda" if best == "cpu" else best, "auto": best}.get(name, name)
-    if kind not in available:
-        words = ["cpu", "gpu", "cuda", "mps", "auto"]
-        raise OptionError(f"accelerator={accelerator!r} is not one of {', '.join(words)}{did_you_mean(name, words)}")
-    if not available[kind]:
-        raise OptionError(f"accelerator={accelerator!r}: there is no such device here; give cpu, or auto")
-    if index and not (index.isdecimal() and kind == "cuda" and int(index) < torch.cuda.device_count()):
-        raise OptionError(f"accelerator={accelerator!r}: there is no device {index!r} of that kind here")
-    return torch.device(f"{kind}:{index}" if index else kind)
+    try:
+        return Fabric(accelerator=name, devices=[int(index)] if index else 1).device
+    except (ValueError, RuntimeError) as error:
+        raise OptionError(f"accelerator={accelerator!r}: {first_line(error)}") from error
 
 
 def build_trial(

@@ -1,7 +1,6 @@
 """Which of the options is wrong, and what would be right: found by trying each by itself, not in the parser's words."""
 
 import collections.abc
-import importlib
 import inspect
 import itertools
 import re
@@ -17,7 +16,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from mlprank.models import MODELS
-from mlprank.utils.errors import OptionError, did_you_mean, first_line
+from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.utils.registry import imported
 
 Option = tuple[str, str | None]
 """A dotted option and what was typed for it; None where nothing was."""
@@ -151,8 +151,7 @@ def find_class(name: str, bases: Sequence[type], key: str) -> type[Any]:
         >>> find_class("torch.nn.Linear", [nn.Module], "model").__name__
         'Linear'
     """
-    module_path, _, word = name.rpartition(".")
-    if not module_path:
+    if "." not in name:
         known = _known(bases)
         if name in known:
             return known[name]
@@ -160,14 +159,7 @@ def find_class(name: str, bases: Sequence[type], key: str) -> type[Any]:
             f"{key}: {name!r} is not a class that is known here{did_you_mean(name, sorted(known))}; another needs its "
             "import path, as in my_package.MyModule"
         )
-    try:
-        module = importlib.import_module(module_path)
-    except ImportError as error:
-        raise OptionError(f"{key}: {module_path} cannot be imported ({first_line(error)})") from error
-    found = getattr(module, word, None)
-    if found is None:
-        classes = [each for each, value in vars(module).items() if isinstance(value, type)]
-        raise OptionError(f"{key}: {module_path} has no class {word!r}{did_you_mean(word, classes)}")
+    found = imported(key, name)
     if not isinstance(found, type) or not issubclass(found, tuple(bases)):
         raise OptionError(f"{key}: {name} is not a {' or '.join(base.__name__ for base in bases)}")
     return found

@@ -32,6 +32,7 @@ from mlprank.training import runs
 from mlprank.training.explain import Option, describe_type, explain, find_class, text_value
 from mlprank.training.loggers import LOGGED
 from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.utils.files import load_config
 
 AddOptions = Callable[[LightningArgumentParser], None]
 _OBJECTS = frozenset({"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"})
@@ -285,25 +286,6 @@ def runs_of(request: Request) -> Path:
             given = str(trainer["default_root_dir"])
     config = request.first_config
     return Path(given) if given else Path("runs") / (config.stem if config else "default")
-
-
-def load_config(text: str) -> dict[str, Any]:
-    """Read a config."""
-    inline = "\n" in text or text.lstrip().startswith("{")
-    if not inline and not Path(text).is_file():
-        raise FileNotFoundError(f"config {text} does not exist; `mlprank configs` lists those that come with mlprank")
-    try:
-        content = yaml.safe_load(text if inline else Path(text).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise OptionError(f"config {'' if inline else text} cannot be read: {what}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise OptionError(
-            f"config {text} holds a {type(content).__name__}, not options such as trainer, model and data"
-        )
-    return content
 
 
 def with_checkpoint(

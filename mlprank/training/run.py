@@ -1,6 +1,5 @@
 """One run of `fit`, `validate`, `test` or `predict`, from its config to its end."""
 
-import csv
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ from mlprank.training.loggers import LOGGED, RunLogger, finish_wandb, wandb_is_r
 from mlprank.training.parser import Config, parse
 from mlprank.training.progress import RunProgress
 from mlprank.training.runs import CHECKPOINTS, CONFIG, WholeCheckpointIO, claimed, kept
-from mlprank.utils.files import whole_file, write_whole
+from mlprank.utils.files import write_csv, write_whole
 
 _RUN_VARIABLE = "MLPRANK_RUN"
 """Tells the processes that a distributed run starts which directory the first of them has claimed."""
@@ -182,11 +181,8 @@ def write_predictions(outputs: Sequence[Tensor], path: Path) -> int:
             f"predict_step returns {type(outputs[0]).__name__}; a table needs class probabilities, (N, num_classes)"
         )
     probabilities, classes = torch.cat(list(outputs)).max(dim=1)
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("index", "class", "probability"))
-        rows = zip(classes.tolist(), probabilities.tolist(), strict=True)
-        writer.writerows((index, label, f"{value:.6f}") for index, (label, value) in enumerate(rows))
+    found = enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True))
+    write_csv(path, [{"index": n, "class": label, "probability": f"{value:.6f}"} for n, (label, value) in found])
     return len(classes)
 
 

@@ -15,8 +15,8 @@ from mlprank.pruning.front import Budgets
 from mlprank.training.explain import explain, text_value
 from mlprank.training.parser import Request as CommandLine
 from mlprank.training.parser import parse_fit
-from mlprank.tuning.store import Trial, format_value, trial_config, trial_key, without_places
-from mlprank.utils.errors import OptionError, check_counts, did_you_mean
+from mlprank.tuning.store import Trial, label, trial_config, trial_key, without_places
+from mlprank.utils.errors import OptionError, check_whole
 
 _GRID, _TUNE = "grid", "tune"
 
@@ -81,14 +81,17 @@ def read_request(argv: Sequence[str]) -> Request:
 def expand(request: Request) -> Grid:
     """Parse and check every point of a grid."""
     keys = list(request.grid)
-    for key, values in request.grid.items():
-        _check_values(request, key, values)
     trials: dict[str, Trial] = {}
     configs = []
     for point in itertools.product(*request.grid.values()):
         options = [option(key, value) for key, value in zip(keys, point, strict=True)]
-        config = trial_config(parse_fit([*request.arguments, *options]))
-        resolved = {key: lookup(config, key) for key in keys}
+        try:
+            config = trial_config(parse_fit([*request.arguments, *options]))
+            resolved = {key: lookup(config, key) for key in keys}
+        except KeyError as error:
+            raise ValueError(f"grid: an option takes no single value in the config ({error} is missing)") from error
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"grid: {label(dict(zip(keys, point, strict=True)))}: {error}") from error
         trial = Trial(key=trial_key(config), point=resolved, config=config)
         if trial.key in trials:
             raise ValueError(
@@ -112,38 +115,6 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
             node = node["init_args"]
         node = node[word]
     return node
-
-
-def _check_values(request: Request, key: str, values: Sequence[Any]) -> None:
-    """Parse every value of one option by itself, with the first of the others."""
-    seen: list[Any] = []
-    first = {other: candidates[0] for other, candidates in request.grid.items()}
-    for value in values:
-        point = first | {key: value}
-        try:
-            config = parse_fit([*request.arguments, *(option(k, v) for k, v in point.items())])
-            resolved = lookup(config, key)
-        except (ValueError, TypeError) as error:
-            hint = (
-                _nearest(key, request)
-                if "there is no option" in str(error)
-                else f"value {format_value(value)}: {error}"
-            )
-            raise ValueError(f"--grid.{key}: {hint}") from error
-        except KeyError as error:
-            raise ValueError(
-                f"--grid.{key}: the option takes no single value in the config ({error} is missing)"
-            ) from error
-        if resolved in seen:
-            raise ValueError(f"--grid.{key}: value {format_value(resolved)} stands twice; leave one of them out")
-        seen.append(resolved)
-
-
-def _nearest(key: str, request: Request) -> str:
-    """Say that an option does not exist, and which one is nearest among those of the config."""
-    others = [option(other, values[0]) for other, values in request.grid.items() if other != key]
-    known = [name for name, _ in _flat(parse_fit([*request.arguments, *others]))]
-    return f"there is no such option{did_you_mean(key, known)}"
 
 
 def option(key: str, value: Any) -> str:
@@ -230,8 +201,9 @@ class TuneOptions:
         return None if self.metric == "val_top1" else given or {"amount": 0.5}
 
     def __post_init__(self) -> None:
-        counts = {f"--tune.{name}": getattr(self, name) for name in ("trials_per_stack", "keep_checkpoints", "top")}
-        check_counts(**{name: count for name, count in counts.items() if count is not None})
+        check_whole("--tune.", keep_checkpoints=self.keep_checkpoints, top=self.top)
+        if self.trials_per_stack is not None:
+            check_whole("--tune.", trials_per_stack=self.trials_per_stack)
         for name in ("cpus_per_trial", "gpus_per_trial"):
             check_share(f"--tune.{name}", getattr(self, name))
         given = [name for name in _CUTS if getattr(self, name) is not None]

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from mlprank.costs.metrics import count_parameters, top_k_accuracy
 from mlprank.grids.progress import Progress
-from mlprank.grids.store import write_csv
 from mlprank.pruning.pipeline import prune
 from mlprank.pruning.shrink import shrink
 from mlprank.training.build import build_trial, with_weights
@@ -24,7 +23,7 @@ from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, pars
 from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial, format_value
 from mlprank.utils.charts import compose, draw_heat_map, search_map, short_names, write_chart
 from mlprank.utils.errors import first_line
-from mlprank.utils.files import whole_file, write_whole
+from mlprank.utils.files import whole_file, write_csv, write_whole
 
 UNFINISHED = 1
 PRUNED = "pruned_top1"

@@ -64,23 +64,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of a trial.
+    """What came out of a trial."""
 
-    Attributes:
-        status: `done`, or `diverged` where a loss was no finite number.
-        history: Metrics of every epoch; NaN from the epoch on in which the trial diverged.
-        best_epoch: Epoch, from 0, of the best validation accuracy; -1 for a diverged trial.
-        duration_s: Wall time of the training; a stack's trials share its time.
-        engine: Which engine trained it.
-        device: Where, such as `cpu` or `NVIDIA H100`.
-    """
-
-    status: Literal["done", "diverged"]
+    status: Literal["done", "diverged"]  # `done`, or `diverged` where a loss was no finite number
+    # metrics of every epoch; NaN from the epoch on in which the trial diverged
     history: tuple[Mapping[str, float], ...]
-    best_epoch: int
-    duration_s: float
-    engine: str
-    device: str
+    best_epoch: int  # epoch, from 0, of the best validation accuracy; -1 for a diverged trial
+    duration_s: float  # wall time of the training; a stack's trials share its time
+    engine: str  # which engine trained it
+    device: str  # where, such as `cpu` or `NVIDIA H100`
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -19,10 +19,17 @@ class OptionError(ValueError):
     """An option or a key of a config that cannot be used."""
 
 
-def check_whole(name: str, value: object, *, least: int = 0) -> None:
-    """Raise a ValueError that names a value unless it is a whole number of at least `least`; True is not one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+def check_whole(place: str = "", /, *, least: int = 1, most: int | None = None, **values: object) -> None:
+    """Raise a ValueError for a value that is not a whole number in its range, named after `place`; True is not one.
+
+    Examples:
+        >>> check_whole(batch_size=64, epochs=3)
+    """
+    for name, value in values.items():
+        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value
+        if not fits or (most is not None and value > most):  # type: ignore[operator]
+            allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
+            raise ValueError(f"{place}{name}={value!r} must be a whole number {allowed}")
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:
@@ -42,24 +49,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     lowered = {candidate.lower(): candidate for candidate in reversed(list(known))}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[near[0]]!r}?" if near else ""
-
-
-def check_counts(*, least: int = 1, most: int | None = None, **counts: object) -> None:
-    """Refuse numbers that are not whole, below `least` or above `most`, by the names they are given under.
-
-    Raises:
-        TypeError: If one is not an integer.
-        ValueError: If one is out of range.
-
-    Examples:
-        >>> check_counts(batch_size=64, epochs=3)
-    """
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name}={count!r} must be an integer")
-        if count < least or (most is not None and count > most):
-            allowed = f"at least {least}" if most is None else f"in [{least}, {most}]"
-            raise ValueError(f"{name}={count} must be {allowed}")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,11 +1,18 @@
-"""Files that are whole or absent, and locks that die with their holder."""
+"""Files that are whole or absent, locks that die with their holder, and configs."""
 
+import csv
+import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
+
+from mlprank.utils.errors import OptionError
 
 
 class BusyError(RuntimeError):
@@ -92,6 +99,41 @@ def locked(path: str | Path, *, busy: str | None) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-3` is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(text: str, *, of: str = "options such as trainer, model and data") -> dict[str, Any]:
+    """Read a config, a file or YAML as text, which holds a mapping `of` something."""
+    inline = "\n" in text or text.lstrip().startswith("{")
+    if not inline and not Path(text).is_file():
+        raise FileNotFoundError(f"config {text} does not exist; `mlprank configs` lists those that come with mlprank")
+    try:
+        content = yaml.load(text if inline else Path(text).read_text("utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise OptionError(f"config {'' if inline else text} cannot be read: {what}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise OptionError(f"config {text} holds a {type(content).__name__}, not {of}")
+    return content
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write rows with the columns of all of them, in order of first appearance; returns the path."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+    return Path(path)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from mlprank.utils.errors import did_you_mean
+from mlprank.utils.errors import OptionError, did_you_mean, first_line
 
 _Kind = TypeVar("_Kind")
 
@@ -207,6 +207,9 @@ def imported(kind: str, path: str) -> Any:
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{kind}: {path} cannot be imported ({error})") from error
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise OptionError(f"{kind}: {module} cannot be imported ({first_line(error)})") from error
+    if not hasattr(found, name):
+        raise OptionError(f"{kind}: {module} has no {name!r}{did_you_mean(name, vars(found))}")
+    return getattr(found, name)

@@ -25,7 +25,7 @@ def test_amounts_lie_in_0_to_1(amount):
         ({"amount": []}, r"amount=\[\] holds no amount"),
         ({"num_samples": 0}, "num_samples=0 must be a whole number of at least 1"),
         ({"apply": "cut"}, "apply='cut' is unknown; choose one of mask, remove, none"),
-        ({"graph": "tree"}, 'graph="tree" is unknown'),
+        ({"graph": "tree"}, "graph='tree' is unknown"),
         ({"min_neurons": 0}, "min_neurons=0 must be a whole number"),
         ({"round_to": 1.5}, "round_to=1.5 must be a whole number"),
         ({"finetune_epochs": -1}, "finetune_epochs=-1 must be a whole number"),

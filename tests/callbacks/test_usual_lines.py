@@ -452,7 +452,7 @@ def test_a_function_may_say_what_the_networks_inputs_are(tmp_path, given):
     ("given", "error", "message"),
     [
         (3, TypeError, "network_inputs=3 is not a function"),
-        ("nowhere.at_all", ValueError, "network_inputs: nowhere.at_all cannot be imported"),
+        ("nowhere.at_all", ValueError, "network_inputs: nowhere cannot be imported"),
     ],
 )
 def test_what_is_not_a_function_of_batches_is_refused(given, error, message):

@@ -14,7 +14,7 @@ import pytest
 from mlprank.callbacks import PruningCallback
 from mlprank.cli import COMMANDS, completion, prune, shrink
 from mlprank.cli.help import HELP, render_help
-from mlprank.cli.vocabulary import CommandParser, option_of, render_table, translate, words_of
+from mlprank.cli.vocabulary import _ORIGINAL, WORDS, CommandParser, option_of, translate, words_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.parser import Parser, trainer_parser
 from mlprank.utils.errors import OptionError
@@ -171,8 +171,21 @@ def test_no_option_that_a_command_has_is_taken_for_a_typo(command: str) -> None:
         assert translate(command, [f"--{option}", "x"])
 
 
+def render_table() -> str:
+    """Return the vocabulary as a Markdown table: every word, what it means, other spellings, and who understands it."""
+    rows = ["| option | meaning | other spellings | commands |", "|---|---|---|---|"]
+    for name, word in WORDS.items():
+        also = ", ".join(f"`--{spelling}`" for spelling in word.also)
+        rows.append(f"| `--{name} {word.value}` | {word.text} | {also} | {', '.join(word.commands)} |")
+    rows += ["", "The spellings of the original's training script, on fit, tune, validate, test and predict:", ""]
+    rows += ["| original | here |", "|---|---|"]
+    for spelling, meant in _ORIGINAL.items():
+        rows.append(f"| `--{spelling.replace('_', '-')}` | {f'`{meant}`' if meant.startswith('--') else meant} |")
+    return "\n".join(rows) + "\n"
+
+
 def test_the_documentation_has_the_table() -> None:
-    assert render_table() in (DOCS / "options.md").read_text(), "mlprank.cli.vocabulary.render_table() is the table"
+    assert render_table() in (DOCS / "options.md").read_text(), "render_table() is the table"
 
 
 def test_completion_knows_every_command_option_and_config(mlprank: Callable[..., Any]) -> None:

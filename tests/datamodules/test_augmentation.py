@@ -230,11 +230,11 @@ def test_strength_decides_how_far_augmented_images_differ():
         ({"mixup_alpha": -1.0}, r"mixup_alpha=-1.0: must be 0 \(off\) or a positive number"),
         ({"cutmix_alpha": math.inf}, r"cutmix_alpha=inf: must be 0"),
         ({"auto_augment": "autoaugment"}, r"auto_augment='autoaugment': must be one of cifar10, randaugment, augmix"),
-        ({"random_crop": -1}, r"random_crop=-1 must be in \[0, 1024\]"),
-        ({"random_crop": 2.5}, r"random_crop=2.5 must be an integer"),
-        ({"randaugment_magnitude": 31}, r"randaugment_magnitude=31 must be in \[0, 30\]"),
-        ({"augmix_severity": 0}, r"augmix_severity=0 must be in \[1, 10\]"),
-        ({"repeated_augmentation": 0}, r"repeated_augmentation=0 must be at least 1"),
+        ({"random_crop": -1}, r"random_crop=-1 must be a whole number in \[0, 1024\]"),
+        ({"random_crop": 2.5}, r"random_crop=2.5 must be a whole number"),
+        ({"randaugment_magnitude": 31}, r"randaugment_magnitude=31 must be a whole number in \[0, 30\]"),
+        ({"augmix_severity": 0}, r"augmix_severity=0 must be a whole number in \[1, 10\]"),
+        ({"repeated_augmentation": 0}, r"repeated_augmentation=0 must be a whole number of at least 1"),
     ],
 )
 def test_wrong_options_are_named(options, message):

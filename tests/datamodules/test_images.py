@@ -122,17 +122,17 @@ def test_calibration_follows_its_own_seed_and_is_limited_by_the_split():
     assert torch.equal(gather(datamodule.calibration_dataloader(num_samples=100, seed=0))[0], first)
     assert not torch.equal(gather(datamodule.calibration_dataloader(num_samples=100, seed=1))[0], first)
     assert len(gather(datamodule.calibration_dataloader(num_samples=5000))[0]) == 1150
-    with pytest.raises(ValueError, match="num_samples=0 must be at least 1"):
+    with pytest.raises(ValueError, match="num_samples=0 must be a whole number of at least 1"):
         datamodule.calibration_dataloader(num_samples=0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
-        ({"batch_size": -3}, ValueError, "batch_size=-3 must be at least 1"),
-        ({"batch_size": 6.4}, TypeError, "batch_size=6.4 must be an integer"),
-        ({"batch_size": True}, TypeError, "batch_size=True must be an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size=0 must be a whole number of at least 1"),
+        ({"batch_size": -3}, ValueError, "batch_size=-3 must be a whole number of at least 1"),
+        ({"batch_size": 6.4}, ValueError, "batch_size=6.4 must be a whole number"),
+        ({"batch_size": True}, ValueError, "batch_size=True must be a whole number"),
         ({"validation_fraction": 0.0}, ValueError, r"validation_fraction=0.0: must lie in \(0, 1\)"),
         ({"validation_fraction": 1.0}, ValueError, r"validation_fraction=1.0: must lie in \(0, 1\)"),
         ({"validation_fraction": float("nan")}, ValueError, "validation_fraction=nan"),

@@ -26,7 +26,7 @@ def test_resnet_has_eighteen_weighted_layers_and_the_papers_widths() -> None:
 def test_wrong_widths_are_named() -> None:
     with pytest.raises(ValueError, match=r"widths=\[4, 4\] must be 4 numbers of channels"):
         FourLayerCNN(widths=(4, 4))
-    with pytest.raises(ValueError, match=r"widths\[2\]=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"widths\[2\]=0 must be a whole number of at least 1"):
         FourLayerCNN(widths=(4, 4, 0, 4))
-    with pytest.raises(TypeError, match=r"width=1.5 must be an integer"):
+    with pytest.raises(ValueError, match=r"width=1.5 must be a whole number"):
         ResNet18(width=1.5)  # type: ignore[arg-type]

@@ -123,7 +123,10 @@ def test_a_wrong_optimizer_is_named(given: object, error: type[Exception], messa
             r"lr_scheduler CyclicLR does not fit optimizer Adagrad: .*momentum",
         ),
         (partial(WarmUp, after=StepLR), r"lr_scheduler StepLR does not fit .*step_size"),
-        (partial(WarmUp, after=partial(StepLR, step_size=1), epochs=0), r"epochs=0 must be at least 1"),
+        (
+            partial(WarmUp, after=partial(StepLR, step_size=1), epochs=0),
+            r"epochs=0 must be a whole number of at least 1",
+        ),
         (
             partial(WarmUp, after=partial(StepLR, step_size=1), start_factor=NAN),
             r"start_factor=nan must lie in",

@@ -187,11 +187,11 @@ def test_what_refine_may_be():
     assert get_refinement(0) is None
     assert get_refinement(5) == get_refinement({"steps": 5}) == Refinement(steps=5)
     for wrong, message in (
-        (-1, "refine=-1 must be at least 0"),
+        (-1, "refine=-1 must be a whole number of at least 0"),
         ({"step": 3}, 'refine: there is no parameter "step"; the parameters are steps, learning_rate'),
         ({"steps": 0}, "steps=0 must be a whole number of at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan must be a positive number"),
-        ({"loss": "l1"}, 'loss=\'l1\' is unknown; choose "mse" or "kl"'),
+        ({"loss": "l1"}, "loss='l1' is unknown; .*choose one of mse, kl"),
     ):
         with pytest.raises(ValueError, match=message):
             mlprank.prune(network(), inputs(), refine=wrong)

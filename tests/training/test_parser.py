@@ -30,8 +30,8 @@ from tests.conftest import CONFIG
         (["--model.model=TwoLayerMLP", "--model.model.in_features=784"],
          "TwoLayerMLP takes in_features=784, but DigitsDataModule gives images of 1×8×8 = 64"),
         (["--model.model.num_classes=7"], "MLP has num_classes=7, but DigitsDataModule has 10 classes"),
-        (["--model.model.widths=[0]"], "widths[0]=0 must be at least 1"),
-        (["--data.batch_size=0"], "fit: error: batch_size=0 must be at least 1\n"),
+        (["--model.model.widths=[0]"], "widths[0]=0 must be a whole number of at least 1"),
+        (["--data.batch_size=0"], "fit: error: batch_size=0 must be a whole number of at least 1\n"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=2"], "fit: error: amount=2.0 is not in "
             "[0, 1)"),
         (["--trainer.callbacks=PruningCallback", "--trainer.callbacks.amount=0.5", "--trainer.callbacks.graph=dig"],
@@ -62,7 +62,7 @@ from tests.conftest import CONFIG
         (["--data=DigitsData"], "data: 'DigitsData' is not a class that is known here; did you mean "
             "'DigitsDataModule'?"),
         (["--data=nowhere.Data"], "data: nowhere cannot be imported"),
-        (["--model=torch.nn.Lineer"], "model: torch.nn has no class 'Lineer'; did you mean 'Linear'?"),
+        (["--model=torch.nn.Lineer"], "model: torch.nn has no 'Lineer'; did you mean 'Linear'?"),
         (["--trainer.max_epochs=1", "stray"], "'stray' is not an option; options start with --"),
     ],
 )  # fmt: skip
