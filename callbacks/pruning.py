@@ -32,8 +32,8 @@ from mlprank.pruning.shrink import DEFAULTS, shrink
 from mlprank.surgery.copies import COMPILED
 from mlprank.surgery.masks import apply_masks, bake_masks, compute_own, mask_rows, recompute_uncalled
 from mlprank.surgery.narrow import adopt_state, narrow, network_state
+from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file
-from mlprank.utils.modules import first_words
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ class PruningCallback(Callback):
             try:
                 loaded = self._loaded(module, path)
             except (ValueError, RuntimeError) as error:  # RuntimeError: it has other keys than the module
-                rank_zero_warn(f"{path}: {first_words(error)}; it is passed over")
+                rank_zero_warn(f"{path}: {first_line(error)}; it is passed over")
                 continue
             network = run.find_network(loaded, self.settings.network)
             if rows:

@@ -36,9 +36,9 @@ from mlprank.pruning.selection import check_amount
 from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import refresh_masked
 from mlprank.surgery.narrow import with_state
-from mlprank.utils.errors import check_choice
+from mlprank.utils.errors import check_choice, first_line
 from mlprank.utils.hooks import Hook, HookWatch, replace_hook, users_hooks
-from mlprank.utils.modules import device_of, evaluating, first_words
+from mlprank.utils.modules import device_of, evaluating
 from mlprank.utils.registry import imported
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
@@ -306,7 +306,7 @@ def recorded_call(
         return Inputs(*called.args)
     except _STEP_ERRORS as error:
         rank_zero_warn(
-            f"{type(module).__name__}.{step} cannot be run outside of its loop ({first_words(error)}), so the "
+            f"{type(module).__name__}.{step} cannot be run outside of its loop ({first_line(error)}), so the "
             "network's inputs are taken to be the first entry of every batch; if they are not, say so by "
             "PruningCallback(network_inputs=...)"
         )

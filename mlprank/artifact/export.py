@@ -23,9 +23,9 @@ from mlprank.graph.program import Inputs
 from mlprank.graph.trace import export_program
 from mlprank.surgery.masks import bake_masks
 from mlprank.surgery.narrow import with_state
-from mlprank.utils.errors import check_choice
+from mlprank.utils.errors import check_choice, first_line
 from mlprank.utils.files import whole_file
-from mlprank.utils.modules import evaluating, first_words
+from mlprank.utils.modules import evaluating
 
 FORMATS = ("onnx", "safetensors", "pt2")
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
@@ -160,7 +160,7 @@ def _check_fit(network: nn.Module, inputs: Inputs) -> None:
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs.tensors)
         raise ValueError(
-            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_words(error)}); give an "
+            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_line(error)}); give an "
             "example as the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
         ) from error
     if not outputs:
@@ -200,13 +200,13 @@ def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
         return export_program(network, inputs, shapes)
     except torch._dynamo.exc.UserError as error:
         raise ValueError(
-            f"export: {type(network).__name__} does not take batches of any size ({first_words(error)}); write its "
+            f"export: {type(network).__name__} does not take batches of any size ({first_line(error)}); write its "
             "forward without the batch size, as in x.flatten(1) rather than x.view(64, -1)"
         ) from error
     except torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode as error:
         raise ValueError(
             f"export: the forward of {type(network).__name__} branches on the values of its input "
-            f"({first_words(error)}); write it without Python conditions on tensors"
+            f"({first_line(error)}); write it without Python conditions on tensors"
         ) from error
 
 
@@ -286,7 +286,7 @@ def _write_safetensors(network: nn.Module, inputs: Inputs, path: Path, metadata:
     try:
         save_file(tensors, path, {"format": "pt", **{name: json.dumps(note) for name, note in notes.items()}})
     except SafetensorError as error:
-        raise OSError(errno.EIO, first_words(error)) from error
+        raise OSError(errno.EIO, first_line(error)) from error
     loaded = load_file(path)
     changed = [name for name, tensor in tensors.items() if not torch.equal(tensor, loaded[name])]
     if changed:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlprank.graph.program import Inputs, as_inputs
 from mlprank.utils.errors import check_whole
-from mlprank.utils.modules import device_of, evaluating, sole_tensor, synchronise
+from mlprank.utils.modules import device_of, evaluating, sole_tensor
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,6 @@ def count_nonzero(model: nn.Module) -> int:
     return sum(int(torch.count_nonzero(tensor)) for tensor in used.values())
 
 
-class _ByteCounter(io.RawIOBase):
-    """A file that keeps nothing but its length."""
-
-    num_bytes = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        length = memoryview(data).nbytes
-        self.num_bytes += length
-        return length
-
-
 def size_bytes(model: nn.Module) -> int:
     """Count the bytes that `torch.save(model.state_dict(), file)` writes.
 
@@ -91,9 +77,9 @@ def size_bytes(model: nn.Module) -> int:
     for name, value in state.items():
         if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.numel() * value.element_size():
             state[name] = value.clone()
-    counter = _ByteCounter()
-    torch.save(state, counter)  # type: ignore[arg-type]
-    return counter.num_bytes
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.tell()
 
 
 # -- FLOPs -----------------------------------------------------------------------------------------------------------
@@ -209,14 +195,19 @@ def measure_latency(
     check_whole("measure_latency: ", least=0, warmup=warmup)
     inputs = as_inputs(example)
     device = inputs.tensors[0].device
+
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
     times: dict[str, list[float]] = {name: [] for name in models}
     with evaluating(*models.values()), torch.inference_mode():
         for turn in range(warmup + repeats):
             for name, model in models.items():
-                synchronise(device)
+                wait()
                 start = time.perf_counter()
                 inputs.feed(model)
-                synchronise(device)
+                wait()
                 if turn >= warmup:
                     times[name].append(time.perf_counter() - start)
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)

@@ -280,14 +280,7 @@ class Front:
         )
 
     def _repr_html_(self) -> str:
-        head, *rows = (
-            "<tr>" + "".join(f'<td style="text-align:right">{html.escape(cell)}</td>' for cell in row) + "</tr>"
-            for row in self._table()
-        )
-        chosen = next(row for row in rows if ">→<" in row)
-        body = "".join(rows).replace(chosen, chosen.replace("<tr>", "<tr style=font-weight:bold>"))
-        caption = html.escape(str(self.budgets))
-        return f"<table><caption>{caption}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return f'<pre style="line-height:1.2">{html.escape(repr(self))}</pre>'
 
 
 class BudgetError(ValueError):

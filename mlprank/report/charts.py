@@ -1,8 +1,7 @@
 """The charts of a report: alone in the cards of the page, side by side in pictures for papers."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -116,11 +115,13 @@ def write_pictures(
     on_picture: Callable[[str], None] = lambda name: None,
 ) -> tuple[Path, ...]:
     """Draw the figures of some kinds into `directory`, those of a group side by side, as `<kind>_<group>.<format>`."""
+    from altair.utils.schemapi import debug_mode
+
     files = []
     for (kind, group), found in groupby(figures_of(content), key=lambda figure: (figure.kind, figure.group)):
         if kind not in kinds:
             continue
-        with unchecked():
+        with debug_mode(False):  # the check of every part against the schema takes seconds; tests check the charts
             drawn = [
                 figure.draw(
                     title=figure.title if kind != "lost" else f"{figure.title}: {figure.note}",
@@ -134,15 +135,6 @@ def write_pictures(
             on_picture(path.name)
             files.append(charts.write_chart(chart, path))
     return tuple(files)
-
-
-@contextmanager
-def unchecked() -> Iterator[None]:
-    """Without Altair's check of every part against the schema, which takes seconds; tests check the charts."""
-    from altair.utils.schemapi import debug_mode
-
-    with debug_mode(False):
-        yield
 
 
 def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width: int | None = None) -> Drawing:

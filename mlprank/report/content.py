@@ -13,6 +13,7 @@ import numpy as np
 
 from mlprank.experiments import statistics as stats
 from mlprank.experiments.records import RECORDS_NAME, CellRecord, read_records, read_scores
+from mlprank.tuning.store import format_value
 from mlprank.utils.charts import CostPoint, HeatMap, Look, ScoredLayer, looks_of, search_map, short_names
 
 FRONT_NAME = "frontier.csv"
@@ -309,15 +310,15 @@ def read_search(directory: Path) -> Search:
     if not found:
         raise ValueError(f"{directory}: no trial has ended; run the same tune command to go on")
     values = {
-        name: list(dict.fromkeys(map(_text, sorted((point.get(name) for point, _, _ in found), key=_rank))))
+        name: list(dict.fromkeys(map(format_value, sorted((point.get(name) for point, _, _ in found), key=_rank))))
         for name in found[0][0]
     }
     varied = {name: texts for name, texts in values.items() if len(texts) > 1} or values
-    trials = [({name: _text(point.get(name)) for name in varied}, score) for point, score, _ in found]
+    trials = [({name: format_value(point.get(name)) for name in varied}, score) for point, score, _ in found]
     names = dict(zip(varied, short_names(list(varied)), strict=True))
     ranked = sorted(found, key=lambda trial: -math.inf if trial[1] is None else trial[1], reverse=True)
     rows = tuple(
-        (", ".join(f"{names[name]} {_text(point.get(name))}" for name in varied), score, note)
+        (", ".join(f"{names[name]} {format_value(point.get(name))}" for name in varied), score, note)
         for point, score, note in ranked
     )
     return Search(directory, search_map(directory.name, varied, trials, score="validation accuracy"), rows)
@@ -350,13 +351,7 @@ def read_front(directory: Path) -> Shrunk:
 def _rank(value: Any) -> tuple[bool, float, str]:
     """What an option's values are sorted by: numbers by size, then the rest by its text."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return not number, float(value) if number else 0.0, _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return not number, float(value) if number else 0.0, format_value(value)
 
 
 def _one_of_each(records: Sequence[CellRecord], owners: Mapping[str, Path]) -> list[CellRecord]:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
-from mlprank.report.charts import PICTURE_KINDS, Figure, figures_of, unchecked, where_of
+from mlprank.report.charts import PICTURE_KINDS, Figure, figures_of, where_of
 from mlprank.report.content import Content
 from mlprank.report.findings import sentences_of, tiles_of, title_of
 from mlprank.report.tables import Table, configuration_table, difference_tables, environment_table, failed_table
@@ -54,7 +54,9 @@ _NARROW = ("lost", "centralities")
 
 def page_html(content: Content) -> str:
     """The whole page."""
-    with _vega() as vega, unchecked():
+    from altair.utils.schemapi import debug_mode
+
+    with _vega() as vega, debug_mode(False):
         figures, specs = figures_of(content), dict[str, Any]()
         effect, sections = 100 * content.smallest_effect, ""
         for kind in PICTURE_KINDS:

@@ -36,17 +36,10 @@ class Built:
     loggers: tuple[Logger, ...] = ()  # of a trial: those that the config asks for, which its trainer has not
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Module and data, and what a trainer is to be made of."""
-
-    model: LightningModule  # the module
-    data: LightningDataModule  # the data
-    trainer: dict[str, Any]  # arguments of the trainer; callbacks, plugins and loggers are lists of instances
-
-
-def build_parts(command: str, values: Mapping[str, Any], directory: Path | None) -> Parts:
-    """Seed everything and build what a config describes, except for the trainer."""
+def build_parts(
+    command: str, values: Mapping[str, Any], directory: Path | None
+) -> tuple[LightningModule, LightningDataModule, dict[str, Any]]:
+    """Seed everything and build what a config describes; of the trainer its arguments, with lists of instances."""
     parser = trainer_parser(command, module_of(values))  # type: ignore[arg-type]
     options = parser.parse_plain(values)
     if directory is not None:
@@ -57,7 +50,7 @@ def build_parts(command: str, values: Mapping[str, Any], directory: Path | None)
     trainer = {**vars(built.trainer)}
     for name in ("callbacks", "plugins"):
         trainer[name] = _listed(trainer.get(name))
-    return Parts(built.model, built.get("data"), trainer)
+    return built.model, built.get("data"), trainer
 
 
 def _instantiate(parser: Parser, options: Namespace, values: Mapping[str, Any]) -> Namespace:
@@ -198,17 +191,17 @@ def build_trial(
     Raises:
         ValueError: If an argument is out of range or network and data do not fit.
     """
-    parts = build_parts("fit", config, directory)
+    model, data, given = build_parts("fit", config, directory)
     ours: dict[str, Any] = {
         "default_root_dir": str(directory),
-        "callbacks": [*parts.trainer["callbacks"], *callbacks],
-        "plugins": [*parts.trainer["plugins"], WholeCheckpointIO()],
+        "callbacks": [*given["callbacks"], *callbacks],
+        "plugins": [*given["plugins"], WholeCheckpointIO()],
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    loggers = tuple(logger for logger in _listed(parts.trainer["logger"]) if isinstance(logger, Logger))
-    return Built(Trainer(**{**parts.trainer, **ours, **(trainer or {})}), parts.model, parts.data, loggers)
+    loggers = tuple(logger for logger in _listed(given["logger"]) if isinstance(logger, Logger))
+    return Built(Trainer(**{**given, **ours, **(trainer or {})}), model, data, loggers)
 
 
 @contextmanager

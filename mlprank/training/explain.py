@@ -26,7 +26,6 @@ _PLAIN = (Tensor, bool, int, float, str, bytes, type(None), list, tuple, dict, s
 _INJECTED = frozenset({"self", "params", "optimizer", "args", "kwargs"})
 _LONGEST = 60
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-_EXAMPLES = {"int": "1", "float": "0.5", "bool": "true", "str": "TEXT"}
 
 
 def explain(
@@ -80,7 +79,7 @@ class _Checker:
                 raise OptionError(
                     f"{shown}{plain} is a group of options; give one of them, such as --{shown}{within[0]}"
                 )
-            raise OptionError(f"there is no option {shown + key!r}{_nearest_option(key, list(known))}")
+            raise OptionError(f"there is no option {shown + key!r}{did_you_mean(key, known)}")
         name = ".".join(
             word for word in plain.removeprefix(f"{owner}.").split(".") if word not in ("init_args", "dict_kwargs")
         )
@@ -112,7 +111,7 @@ class _Checker:
             return
         content, bases = text_value(value.text) if isinstance(value, _Typed) else value, _bases(hint)
         if isinstance(value, _Typed) and value.text is None:
-            raise OptionError(f"{key} needs a value, as in --{key}={_example(hint)}")
+            raise OptionError(f"{key} needs a value: {describe_type(hint)}")
         if bases and isinstance(content, Mapping):
             if "class_path" in content:
                 self.chosen[key] = find_class(str(content["class_path"]), bases, key)
@@ -255,11 +254,6 @@ def _kind(part: Any) -> str:
     return _KINDS.get(origin.__name__, f"a {origin.__name__}")
 
 
-def _example(hint: Any) -> str:
-    names = [part.__name__ for part in _parts(hint) if isinstance(part, type) and part.__name__ in _EXAMPLES]
-    return (_words(hint) or [_EXAMPLES[name] for name in names] or ["VALUE"])[0]
-
-
 def _bases(hint: Any) -> list[type]:
     """The classes whose subclasses a type takes by name."""
     found: list[type] = []
@@ -272,15 +266,6 @@ def _bases(hint: Any) -> list[type]:
         elif isinstance(part, type) and not issubclass(part, _PLAIN) and not getattr(part, "_is_protocol", False):
             found.append(part)
     return found
-
-
-def _nearest_option(key: str, known: list[str]) -> str:
-    """Name the nearest option: of the same group where the group exists, else of the same last word."""
-    group, _, word = key.rpartition(".")
-    siblings = [option for option in known if option.rpartition(".")[0] == group]
-    ends = [option for option in known if option.rpartition(".")[2] == word]
-    hint = did_you_mean(key, siblings) if group and siblings else ""
-    return hint or (f"; did you mean {ends[0]!r}?" if len(ends) == 1 else "") or did_you_mean(key, known)
 
 
 def root_of(error: Exception) -> Exception:

@@ -85,8 +85,8 @@ def run(config: Config) -> None:
 
 def build(config: Config, directory: Path | None) -> Built:
     """Build trainer, module and data of a run; the module has the weights of the checkpoint that it starts from."""
-    parts = build_parts(config.command, config.values, directory)
-    given, callbacks = parts.trainer, parts.trainer["callbacks"]
+    model, data, given = build_parts(config.command, config.values, directory)
+    callbacks = given["callbacks"]
     options: dict[str, Any] = {"default_root_dir": str(directory or config.base)}
     loggers = given["logger"]
     if config.command == "fit" and directory is not None:
@@ -98,10 +98,9 @@ def build(config: Config, directory: Path | None) -> Built:
     if given["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
         callbacks.insert(0, RunProgress())  # first, so that its bar has gone where others speak
     options["plugins"] = [*given["plugins"], WholeCheckpointIO()]
-    model: LightningModule = parts.model
     if config.checkpoint is not None and not config.goes_on:
         model = with_weights(model, config.checkpoint)
-    return Built(Trainer(**{**given, "callbacks": callbacks, **options}), model, parts.data)
+    return Built(Trainer(**{**given, "callbacks": callbacks, **options}), model, data)
 
 
 @contextmanager

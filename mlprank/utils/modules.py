@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlprank.utils.errors import first_line
+
 LOCK = threading.RLock()
 """Held while a network is traced, run or copied: modes and the random state change meanwhile, and torch keeps what it
 traces in variables of the process.
@@ -51,14 +53,6 @@ def device_of(model: object) -> torch.device:
     return torch.device("cpu")
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for the work queued on an accelerator; nothing to wait for on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def sole_tensor(output: object, *, who: str) -> Tensor:
     """Return a model's output when it is one tensor."""
     if isinstance(output, Tensor):
@@ -77,14 +71,9 @@ def check_fit(model: nn.Module, batch: Tensor, *, who: str) -> None:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{who}: {type(model).__name__} cannot take inputs of shape {tuple(batch.shape)} and dtype {batch.dtype} "
-            f"({first_words(error)}); give the shape that the model was trained on"
+            f"({first_line(error)}); give the shape that the model was trained on"
         ) from error
     sole_tensor(output, who=who)
-
-
-def first_words(error: BaseException) -> str:
-    """Return the beginning of an error's text on one line."""
-    return " ".join(str(error).split())[:200].rstrip(". ")
 
 
 def config_of(module: nn.Module) -> Any:

@@ -67,9 +67,9 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 class _Built:
-    def __init__(self, built: Any) -> None:
-        self.model, self.data, self.trainer = built.model, built.data, SimpleNamespace(**built.trainer)
-        self.optimizer, self.schedule = built.model._build_optimizer()
+    def __init__(self, model: Any, data: Any, trainer: dict[str, Any]) -> None:
+        self.model, self.data, self.trainer = model, data, SimpleNamespace(**trainer)
+        self.optimizer, self.schedule = model._build_optimizer()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., _B
     (folder / "warm_up.yaml").write_text(WARM_UP)
 
     def built(*options: str) -> _Built:
-        return _Built(build_parts("fit", parse("fit", ["--config=small.yaml", *options]).values, None))
+        return _Built(*build_parts("fit", parse("fit", ["--config=small.yaml", *options]).values, None))
 
     yield built
     os.chdir(before)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlprank.callbacks import PruningCallback
-from mlprank.cli import COMMANDS, completion, prune, shrink
+from mlprank.cli import COMMANDS, completion, prune
 from mlprank.cli.help import HELP, render_help
 from mlprank.cli.vocabulary import _ORIGINAL, WORDS, CommandParser, option_of, translate, words_of
 from mlprank.models.classifier import ImageClassifier
@@ -28,7 +28,9 @@ def _options_of(command: str) -> dict[str, Any]:
     if command in LIGHTNING:
         parser = trainer_parser("fit" if command == "tune" else command).arguments
     elif command in ("prune", "shrink"):
-        parser = Parser(command, ImageClassifier, {"prune": prune, "shrink": shrink}[command].add_options).arguments
+        parser = Parser(
+            command, ImageClassifier, prune.add_options if command == "prune" else prune.add_budgets
+        ).arguments
     else:
         parser = import_module(f"mlprank.cli.{command}").command_parser()
         return {option.lstrip("-"): a.default for a in parser._actions for option in a.option_strings}

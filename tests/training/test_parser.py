@@ -57,7 +57,7 @@ from tests.conftest import CONFIG
          "trainer.callbacks.amount: '0.9x' is not a number or a list"),
         (["--trainer.max_epochs=!!python/object/apply:os.system [ls]"], "is not a whole number"),
         (["--trainer.max_epochs=" + "[" * 5000], "is not a whole number"),
-        (["--trainer.max_epochs"], "trainer.max_epochs needs a value, as in --trainer.max_epochs=1"),
+        (["--trainer.max_epochs"], "trainer.max_epochs needs a value: a whole number"),
         (["--trainer=3"], "trainer is a group of options; give one of them, such as --trainer.accelerator"),
         (["--data=DigitsData"], "data: 'DigitsData' is not a class that is known here; did you mean "
             "'DigitsDataModule'?"),
