@@ -29,14 +29,14 @@ from torch.distributed import ReduceOp, all_gather_object, all_reduce, broadcast
 from torch.utils.data import DataLoader
 
 from mlprank.callbacks.schedule import Amount
+from mlprank.costs.metrics import is_labelled
 from mlprank.graph.program import Inputs
 from mlprank.pruning.front import Budgets
 from mlprank.pruning.recipe import Recipe
-from mlprank.pruning.selection import check_amount
 from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import refresh_masked
 from mlprank.surgery.narrow import with_state
-from mlprank.utils.errors import check_choice, first_line
+from mlprank.utils.errors import check_amount, check_choice, first_line
 from mlprank.utils.hooks import Hook, HookWatch, replace_hook, users_hooks
 from mlprank.utils.modules import device_of, evaluating
 from mlprank.utils.registry import imported
@@ -495,7 +495,7 @@ class Settings:
             if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
                 batches = RunBatches(loader, trainer, copied, network, inputs=self.inputs, step=step)
             first: Any = next(iter(batches or ()), ())
-            known = len(first) >= 2 and _labelled(first, network)
+            known = _labelled(first, network)
             if all(gathered(trainer, known or (choosing and len(first) > 0))):
                 return batches, split
         return None, None
@@ -527,11 +527,9 @@ def samples_of_rank(trainer: Trainer, num_samples: int) -> int:
 
 def _labelled(batch: tuple[Any, ...], network: nn.Module) -> bool:
     """Whether a network gives logits for one tensor of inputs that has class indices."""
+    if not is_labelled(batch):
+        return False
     inputs, labels = batch[:2]
-    if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or labels.dim() != 1:
-        return False
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        return False
     with evaluating(network), torch.no_grad():
         logits = network(inputs[:1])
     return (

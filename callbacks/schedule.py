@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from mlprank.pruning.selection import check_amount
-from mlprank.utils.errors import check_whole
+from mlprank.utils.errors import check_amount, check_whole
 from mlprank.utils.registry import Registry
 
 Amount = float | Mapping[str, float]
@@ -50,10 +49,7 @@ class Steps(ABC):
             if getattr(self, name) is not None:
                 check_whole("schedule: ", least=0, **{name: getattr(self, name)})
         check_whole("schedule: ", every=self.every)
-        try:
-            check_amount(self.initial)
-        except ValueError as error:
-            raise ValueError(f"schedule: initial: {error}") from None
+        check_amount(self.initial, "schedule: initial")
         if self.start_epoch is not None and self.end_epoch is not None and self.end_epoch < self.start_epoch:
             raise ValueError(
                 f"schedule: it ends at end_epoch={self.end_epoch} before it starts at start_epoch={self.start_epoch}; "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlprank.datamodules.batches import derive_seed, global_seed
-from mlprank.utils.errors import check_whole
+from mlprank.utils.errors import check_choice, check_whole
 
 AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
 _GROUPS = 64
@@ -40,10 +40,8 @@ class Augmentation:
         for name in ("mixup_alpha", "cutmix_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 (off) or a positive number, such as 0.2")
-        if self.auto_augment not in (None, *get_args(AutoAugmentName)):
-            raise ValueError(
-                f"auto_augment={self.auto_augment!r}: must be one of {', '.join(get_args(AutoAugmentName))} or null"
-            )
+        if self.auto_augment is not None:
+            check_choice("auto_augment", self.auto_augment, get_args(AutoAugmentName))
         for name, low, high in (("random_crop", 0, 1024), ("randaugment_magnitude", 0, 30), ("augmix_severity", 1, 10)):
             check_whole(least=low, most=high, **{name: getattr(self, name)})
 

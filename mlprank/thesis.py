@@ -22,6 +22,7 @@ from mlprank.methods import Global, Local, Method, get_method
 from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
+from mlprank.utils.errors import check_amount
 from mlprank.utils.files import whole_file
 
 RECIPES = {
@@ -218,8 +219,7 @@ class PublishedConditions:
         Raises:
             ValueError: If the amount is out of range, or a measure needs what was not published.
         """
-        if not 0 <= amount < 1:
-            raise ValueError(f"amount={amount} is not in [0, 1); give the share of neurons to remove, such as 0.3")
+        check_amount(amount)
         pruned = copy.deepcopy(self.network)
         if amount == 0:
             return PublishedPruning(pruned, {}, {})

@@ -5,7 +5,6 @@ the model.
 """
 
 import errno
-import importlib.util
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,15 @@ from mlprank.graph.program import Inputs
 from mlprank.graph.trace import export_program
 from mlprank.surgery.masks import bake_masks
 from mlprank.surgery.narrow import with_state
-from mlprank.utils.errors import check_choice, first_line
+from mlprank.utils.errors import check_choice, first_line, require
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import evaluating
 
 FORMATS = ("onnx", "safetensors", "pt2")
 SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
 TOLERANCE = 1e-4
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+"""The packages that ONNX needs."""
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,7 @@ def check_format(format: str) -> None:  # noqa: A002
     """Raise a ValueError for an unknown format, and an ImportError where a package that it needs is missing."""
     check_choice("export: format", format, FORMATS)
     if format == "onnx":
-        require_onnx()
-
-
-def require_onnx(*packages: str) -> None:
-    """Raise an ImportError that names the extra where a package that ONNX needs is missing (all three by default)."""
-    names = packages or ("onnx", "onnxscript", "onnxruntime")
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise ImportError(f'{" and ".join(missing)} {verb} not installed; install with: pip install "mlprank[export]"')
+        require("export", *ONNX)
 
 
 def _standalone(model: nn.Module) -> nn.Module:
@@ -247,7 +239,7 @@ def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[.
     It takes the file's inputs by position or by name, and gives one tensor, or a tuple where the file has several
     outputs.
     """
-    require_onnx("onnxruntime")
+    require("export", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

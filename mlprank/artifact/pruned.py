@@ -19,7 +19,7 @@ from mlprank.artifact.checkpoint import DIGEST, digest_of, read_checkpoint
 from mlprank.artifact.record import FORMAT, Artifact, checked, is_plain, record_of, remember, versions
 from mlprank.artifact.spec import build_model, construct, describe_model, resolve_class
 from mlprank.surgery.narrow import narrow, with_state
-from mlprank.utils.errors import FAILURES, first_line
+from mlprank.utils.errors import FAILURES, first_line, require
 from mlprank.utils.files import whole_file, write_whole
 
 
@@ -326,10 +326,9 @@ def located(path: str | os.PathLike[str]) -> Path:
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise ImportError('huggingface_hub is not installed; install with: pip install "mlprank[hub]"') from error
+    require("hub", "huggingface_hub")
+    import huggingface_hub.errors
+
     return huggingface_hub
 
 

@@ -9,10 +9,10 @@ import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 
 from mlprank.artifact.checkpoint import sha256
 from mlprank.cli.vocabulary import WORDS
+from mlprank.costs.metrics import is_labelled
 from mlprank.grids.progress import shown_steps
 from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, write_outputs
 from mlprank.pruning.front import BudgetError, Budgets
@@ -158,8 +158,7 @@ def labelled_split(data: Any, split: str) -> Iterable[Any] | None:
         return None
     loader: Iterable[Any] = getattr(data, f"{split}_dataloader")()
     batch = next(iter(loader), None)
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
-    if batch is None or not pair or batch[1].ndim != 1 or batch[1].is_floating_point():
+    if not is_labelled(batch):
         print(f"accuracy is not measured: the {split} batches are not (inputs, class indices)")
         return None
     return loader

@@ -12,9 +12,9 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from mlprank.artifact.export import export_model, onnx_function, require_onnx
+from mlprank.artifact.export import ONNX, export_model, onnx_function
 from mlprank.costs.metrics import Latency, ModelMetrics, measure_latency, measure_model
-from mlprank.utils.errors import check_choice, check_whole
+from mlprank.utils.errors import check_choice, check_whole, require
 from mlprank.utils.modules import check_fit
 
 BACKENDS = ("eager", "compiled", "onnxruntime")
@@ -124,7 +124,7 @@ def _runners(backend: str, models: Mapping[str, nn.Module], example: Tensor, fol
         return models
     if backend == "compiled":
         return {name: torch.compile(model, dynamic=False) for name, model in models.items()}
-    require_onnx()
+    require("export", *ONNX)
     paths = {name: folder / f"{index}.onnx" for index, name in enumerate(models)}
     for name, model in models.items():
         export_model(model, example, paths[name], "onnx")

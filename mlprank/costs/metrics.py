@@ -257,6 +257,14 @@ def count_hits(
     return hits, num_images
 
 
+def is_labelled(batch: object) -> bool:
+    """Say whether a batch is inputs, one tensor, with their class indices, shape (N,)."""
+    if not isinstance(batch, (tuple, list)) or not all(isinstance(part, Tensor) for part in batch[:2]):
+        return False
+    indices = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+    return len(batch) > 1 and batch[1].dim() == 1 and batch[1].dtype in indices
+
+
 def ranks_of(labels: Tensor, logits: Tensor) -> Tensor:
     """Return how many classes are scored above the right one: 0 is a top-1 hit, below 5 a top-5 hit.
 

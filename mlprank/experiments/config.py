@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from mlprank.grids.ray import check_ray, check_share
-from mlprank.utils.errors import check_choice, check_whole, did_you_mean
+from mlprank.grids.ray import check_share
+from mlprank.utils.errors import check_amount, check_choice, check_whole, did_you_mean, require
 from mlprank.utils.files import load_config
 
 PUBLISHED_MEASURES = (
@@ -101,8 +101,7 @@ class ExperimentConfig:
         for name in ("checkpoints", "model_args", "data_args"):
             object.__setattr__(self, name, self._by_network(name))
         for amount in self.amounts:
-            if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < 1:
-                raise ValueError(f"amounts: {amount!r} is not in [0, 1); give shares of neurons to remove, such as 0.5")
+            check_amount(amount, "amounts")
         for seed in self.calibration_seeds:
             check_whole(least=0, calibration_seeds=seed)
         check_whole(calibration_samples=self.calibration_samples)
@@ -124,7 +123,7 @@ class ExperimentConfig:
         object.__setattr__(self, "recipe", further)
         check_choice("engine", self.engine, ("local", "ray"))
         if self.engine == "ray":
-            check_ray("engine: ray")
+            require("tune", "ray")
         for name in ("cpus_per_cell", "gpus_per_cell"):
             check_share(name, getattr(self, name))
         check_choice("device", self.device.partition(":")[0], ("cpu", "cuda", "mps"))

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from mlprank.grids import store
+from mlprank.utils.errors import check_amount
 from mlprank.utils.files import write_csv, write_whole
 
 SCHEMA_VERSION = 2
@@ -61,8 +62,7 @@ class CellParameters:
     recipe_args: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.amount < 1.0:
-            raise ValueError(f"amount must be in [0, 1), got {self.amount!r}; 0.5 takes half of the neurons out")
+        check_amount(self.amount)
 
     @functools.cached_property
     def key(self) -> str:
@@ -120,6 +120,9 @@ class CellMetrics:
     layers: tuple[LayerWidth, ...]
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "layers" and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         for name in ("top1", "top5", "dense_top1", "dense_top5", "achieved_amount"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
@@ -196,8 +199,15 @@ def from_line(line: str, where: str) -> CellRecord:
     del plain["schema_version"]
     key = plain.pop("key", None)
     try:
-        record: CellRecord = store.decode(CellRecord, plain, "record")
-    except (TypeError, ValueError) as error:
+        metrics, parameters = plain["metrics"], CellParameters(**plain["parameters"])
+        named = {name: {**plain[name]} for name in ("timings", "versions", "machine") if name in plain}
+        if metrics is not None:
+            if not isinstance(metrics["layers"], list):
+                raise TypeError(f"layers must be a list, got {metrics['layers']!r}")
+            layers = tuple(LayerWidth(**layer) for layer in metrics["layers"])
+            metrics = CellMetrics(**{**metrics, "layers": layers})
+        record = CellRecord(**{**plain, **named, "parameters": parameters, "metrics": metrics})
+    except (TypeError, ValueError, KeyError) as error:
         raise store.CorruptRecordError(f"{where}: {error}") from error
     if key != record.key:
         raise store.CorruptRecordError(

@@ -1,6 +1,6 @@
 """Units of work on all devices, here or of a cluster, placed and restarted by Ray Tune; our records are the truth."""
 
-import importlib.util
+import importlib
 import logging
 import os
 import secrets
@@ -30,12 +30,6 @@ class Places:
     slots: int
     cpus: float
     gpus: float
-
-
-def check_ray(option: str) -> None:
-    """Raise an ImportError that says how to get Ray, where it is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise ImportError(f"{option} needs Ray; install it with `python -m pip install 'mlprank[tune]'`")
 
 
 def check_share(name: str, value: float | None) -> None:

@@ -5,16 +5,13 @@ where one does. What a killed process leaves (drafts of files, half a line) is t
 lock.
 """
 
-import dataclasses
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from mlprank.utils.files import locked, write_whole
 
@@ -84,52 +81,6 @@ def unsealed(record: Mapping[str, Any], *, where: str, needed: bool = True) -> d
     if digest != expected:
         raise CorruptRecordError(f"{where}: its digest is not that of its content; something changed the file")
     return plain
-
-
-def decode(kind: Any, value: Any, at: str) -> Any:
-    """Turn plain JSON into a dataclass, tuple, mapping, optional or scalar, or say what is wrong where.
-
-    Fields of a dataclass that have defaults may be missing.
-
-    Examples:
-        >>> decode(tuple[int, ...], [1, 2], "widths")
-        (1, 2)
-    """
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints, needed = _fields(kind)
-        plain = _typed(dict, value, at)
-        if not needed <= plain.keys() <= hints.keys():
-            missing, extra = sorted(needed - plain.keys()), sorted(plain.keys() - hints.keys())
-            raise ValueError(f"{at}: missing fields {missing}, unknown fields {extra}")
-        return kind(**{name: decode(hints[name], plain[name], f"{at}.{name}") for name in plain})
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return None if value is None else decode(args[0], value, at)
-    if origin is tuple:
-        return tuple(decode(args[0], entry, f"{at}[{n}]") for n, entry in enumerate(_typed(list, value, at)))
-    if origin is Mapping:
-        return {name: decode(args[1], entry, f"{at}.{name}") for name, entry in _typed(dict, value, at).items()}
-    if kind is object:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return _typed(kind, value, at)
-
-
-def _typed(kind: type, value: Any, at: str) -> Any:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        names: dict[type, str] = {dict: "an object", list: "a list"}
-        name = names.get(kind, kind.__name__)
-        raise TypeError(f"{at}: expected {name}, got {value!r}")
-    return value
-
-
-@functools.cache
-def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """The types of all fields, and the names of those that must be there."""
-    missing = dataclasses.MISSING
-    needed = (f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
-    return get_type_hints(kind), frozenset(needed)
 
 
 @contextmanager

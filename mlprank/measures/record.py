@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mlprank.utils.errors import check_amount
+
 
 @dataclass(frozen=True, eq=False)
 class Reader:
@@ -75,8 +77,7 @@ class LayerRecord:
         score_dtype(self.weight, place=place)
         if self.weight.ndim != 2:
             raise ValueError(f"{place}weight has shape {tuple(self.weight.shape)}; it must be (n_out, n_in)")
-        if not 0.0 <= self.amount < 1.0:
-            raise ValueError(f"{place}amount={self.amount} is not in [0, 1); give the fraction of neurons to remove")
+        check_amount(self.amount, f"{place}amount")
         num_out, num_in = self.weight.shape
         vectors = (
             ("previous", self.previous, num_in),

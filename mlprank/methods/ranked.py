@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlprank.utils.errors import check_choice, check_whole
+from mlprank.utils.errors import check_amount, check_choice, check_whole
 
 Scores = Mapping[str, Float[Tensor, " n_out"]]
 Amounts = Mapping[str, float]
@@ -155,8 +155,7 @@ def check_request(scores: Scores, amounts: Amounts, *, min_neurons: int, round_t
         has, lacks = ("scores", "amount") if name in scores else ("an amount", "scores")
         raise ValueError(f'layer "{name}" has {has} but no {lacks}; give amounts the same keys as scores')
     for name, values in scores.items():
-        if not 0.0 <= amounts[name] < 1.0:
-            raise ValueError(f'layer "{name}": amount={amounts[name]} is not in [0, 1); give the fraction to remove')
+        check_amount(amounts[name], f'layer "{name}": amount')
         if values.ndim != 1 or values.numel() == 0:
             raise ValueError(f'layer "{name}": scores of shape {tuple(values.shape)}; they must be a vector, not empty')
         low, high = values.aminmax()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlprank.utils.errors import check_whole, did_you_mean
+from mlprank.utils.errors import check_choice, check_whole
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -57,9 +57,7 @@ class MLP(nn.Module):
         check_whole(
             in_features=in_features, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
         )
-        if activation not in ACTIVATIONS:
-            hint = did_you_mean(activation, ACTIVATIONS)
-            raise ValueError(f"activation={activation!r} is not one of {', '.join(sorted(ACTIVATIONS))}{hint}")
+        check_choice("activation", activation, list(ACTIVATIONS))
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} must lie in [0, 1): it is the share of activations dropped")
         self.in_features = in_features

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from mlprank.artifact.spec import build, class_path_of
-from mlprank.utils.errors import check_whole
+from mlprank.utils.errors import check_choice, check_whole
 
 T = TypeVar("T", Optimizer, LRScheduler)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -180,8 +180,7 @@ class WarmUp(SequentialLR):
         check_whole(epochs=epochs)
         if not 0.0 < start_factor <= 1.0:
             raise ValueError(f"start_factor={start_factor} must lie in (0, 1]: it scales the learning rate")
-        if method not in ("linear", "constant"):
-            raise ValueError(f"method={method!r} must be 'linear' or 'constant'")
+        check_choice("method", method, ("linear", "constant"))
         warm_up = (
             LinearLR(optimizer, start_factor=start_factor, total_iters=epochs)
             if method == "linear"

@@ -11,8 +11,7 @@ from mlprank.compensation import COMPENSATIONS, Compensation
 from mlprank.measures import MEASURES, Measure
 from mlprank.methods import METHODS, Method
 from mlprank.pruning.refine import Refinement, get_refinement
-from mlprank.pruning.selection import check_amount
-from mlprank.utils.errors import check_choice, check_whole
+from mlprank.utils.errors import check_amount, check_choice, check_whole
 from mlprank.utils.registry import Registry
 
 _PARTS: Mapping[str, Registry[Any]] = {"measure": MEASURES, "method": METHODS, "compensation": COMPENSATIONS}

@@ -23,7 +23,6 @@ Scores are carried along the graph from the input to the output.
 On a chain of linear layers and ReLUs the two readings agree on every hidden layer.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from mlprank.graph.layers import Linear, matrix
 from mlprank.graph.records import Call, Graph, Group, Layer, Part, Place, State, describe_whole, quoted
 from mlprank.measures.record import LayerRecord, Measure, Reader
 from mlprank.methods import Method
+from mlprank.utils.errors import check_amount
 
 Readers = Callable[[Group], tuple[Reader, ...]]
 _LEAST = 1e-300
@@ -387,16 +387,6 @@ def choose(
 def _in_chain(layer: Layer) -> bool:
     """Whether a layer is one of a chain of linear layers."""
     return isinstance(layer.kind, Linear) and layer.kind.weight_out == 0 and len(layer.made) == 1
-
-
-def check_amount(amount: float | Mapping[str, float]) -> None:
-    """Raise a ValueError if an amount is not in [0, 1)."""
-    for place, value in amount.items() if isinstance(amount, Mapping) else [("", amount)]:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 or math.isnan(value):
-            where = f' for "{place}"' if place else ""
-            raise ValueError(
-                f"amount={value!r}{where} is not in [0, 1); give the share of neurons to remove, such as 0.5"
-            )
 
 
 def amounts_by_name(amount: float | Mapping[str, float], names: list[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.calibration.data import own
-from mlprank.costs.metrics import measure_latency, measure_model
+from mlprank.costs.metrics import is_labelled, measure_latency, measure_model
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
 from mlprank.methods.ranked import Local
@@ -144,24 +144,20 @@ class _Scoring:
         self.batches = _batches(validation)
         first = next(iter(self.batches))
         targets = first[1] if isinstance(first, (tuple, list)) and len(first) > 1 else None
-        are_classes = (
-            isinstance(targets, Tensor)
-            and targets.dim() == 1
-            and not (targets.is_floating_point() or targets.is_complex())
-        )
-        if score == "top1" and not are_classes:
+        labelled = is_labelled(first)
+        if score == "top1" and not labelled:
             raise ValueError(
                 'validation: its batches have no labels of classes, shape (N,), which score="top1" needs; give batches'
                 " of (inputs, labels),"
                 ' or use score="agreement" with the dense network\'s predictions'
             )
-        if score is None and targets is not None and not are_classes:
+        if score is None and targets is not None and not labelled:
             raise ValueError(
                 "validation: its targets are not classes, integers of shape (N,), so there is no accuracy; give "
                 "score=, a function of the"
                 ' network that returns a number, or score="agreement"'
             )
-        self.name = "top-1" if are_classes and score != "agreement" else "agreement"
+        self.name = "top-1" if labelled and score != "agreement" else "agreement"
         self.predicted = [] if self.name == "top-1" else list(self._predictions(model))
 
     def __call__(self, network: nn.Module) -> float:

@@ -12,6 +12,7 @@ from mlprank.report.charts import PICTURE_KINDS, write_pictures
 from mlprank.report.content import Content, conditions_text, content_of, smallest_good
 from mlprank.report.findings import averaged_over, sentences_of
 from mlprank.report.tables import accuracy_tables, difference_tables
+from mlprank.utils.errors import require
 from mlprank.utils.files import write_whole
 
 LOGGED_NAME = "wandb-logged.txt"
@@ -158,13 +159,10 @@ def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
     for argument, value in (("entity", entity), ("project", project), ("name", name)):
         if not value:
             raise ValueError(f"{argument} is empty; give its name")
-    try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
-    except ImportError as error:
-        raise ImportError(
-            "mlprank dashboard needs wandb-workspaces; install it by: pip install 'mlprank[dashboard]'"
-        ) from error
+    require("dashboard", "wandb_workspaces")
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
     sections = {
         "Pruning: accuracy": _accuracy_panels(wr),
         "Pruning: latency and size": _cost_panels(wr),

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mlprank.grids.ray import check_ray, check_share
+from mlprank.grids.ray import check_share
 from mlprank.grids.store import short_hash
 from mlprank.pruning.front import Budgets
 from mlprank.training.explain import explain, text_value
 from mlprank.training.parser import Request as CommandLine
 from mlprank.training.parser import parse_fit
 from mlprank.tuning.store import Trial, label, trial_config, trial_key, without_places
-from mlprank.utils.errors import OptionError, check_whole
+from mlprank.utils.errors import OptionError, check_amount, check_whole, require
 
 _GRID, _TUNE = "grid", "tune"
 
@@ -213,16 +213,13 @@ class TuneOptions:
             )
         if len(given) > 1:
             raise ValueError(f"--tune.{given[0]} and --tune.{given[1]}: give one of them")
-        if self.amount is not None and not 0 <= self.amount < 1:
-            raise ValueError(
-                f"--tune.amount={self.amount} is not in [0, 1); give the share of neurons to remove, such as 0.5"
-            )
+        check_amount(0.0 if self.amount is None else self.amount, "--tune.amount")
         if budget := {name: getattr(self, name) for name in given if name != "amount"}:
             Budgets(**budget)
         if not 0 <= self.checkpoint_minutes < float("inf"):
             raise ValueError(f"--tune.checkpoint_minutes={self.checkpoint_minutes} must be a number of at least 0")
         if self.engine == "ray":
-            check_ray("--tune.engine ray")
+            require("tune", "ray")
         if self.gpus_per_trial is not None and self.address is None and torch.cuda.device_count() == 0:
             raise ValueError(
                 f"--tune.gpus_per_trial={self.gpus_per_trial:g}: there is no GPU here; leave it out, or give the "

@@ -1,7 +1,9 @@
 """Errors as a person at a terminal reads them: one line that names the place and the nearest right word."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -32,11 +34,28 @@ def check_whole(place: str = "", /, *, least: int = 1, most: int | None = None, 
             raise ValueError(f"{place}{name}={value!r} must be a whole number {allowed}")
 
 
+def check_amount(amount: object, place: str = "amount") -> None:
+    """Raise a ValueError unless a number, or each of a mapping, is a share of neurons in [0, 1)."""
+    for name, value in amount.items() if isinstance(amount, Mapping) else [("", amount)]:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+            where = f' for "{name}"' if name else ""
+            raise ValueError(
+                f"{place}={value!r}{where} is not in [0, 1); give the share of neurons to remove, such as 0.5"
+            )
+
+
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:
     """Raise a ValueError unless a value is one of the known ones; it lists them and names the nearest."""
     if value not in known:
         near = did_you_mean(str(value), known)
         raise ValueError(f"{name}={value!r} is unknown{near}; choose one of {', '.join(known)}")
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise an ImportError that names the extra of mlprank where one of its packages is missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ImportError(f'{" and ".join(missing)} {verb} not installed; install with: pip install "mlprank[{extra}]"')
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

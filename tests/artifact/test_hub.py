@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_an_address_of_the_hub_is_fetched_and_an_upload_sends_the_folder(
             return f"https://hub/{repo_id}"
 
     hub, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
+    hub.__spec__ = ModuleSpec("huggingface_hub", None)
     hub.HfApi, hub.errors = HfApi, errors  # type: ignore[attr-defined]
     hub.hf_hub_download = lambda name, file: str(store / name / file)  # type: ignore[attr-defined]
     errors.HfHubHTTPError = errors.HFValidationError = OSError  # type: ignore[attr-defined]

@@ -118,7 +118,7 @@ def test_a_network_of_the_config_that_is_typed_keeps_what_the_config_says_of_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--amount", "1.0"], r"amounts: 1.0 is not in [0, 1)"),
+        (["--amount", "1.0"], r"amounts=1.0 is not in [0, 1)"),
         (["--measure-name", "ChanelNorm"], "unknown measure \"ChanelNorm\"; did you mean 'ChannelNorm'"),
         (["--method-name", "Lokal"], "unknown method \"Lokal\"; did you mean 'local'"),
         (["--model-name", "TwoLayerMLPs@MNIST"], 'unknown model "TwoLayerMLPs"; did you mean'),

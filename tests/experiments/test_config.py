@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("amount", [1.0, -0.1, float("nan"), True, "0.5"])
 def test_an_amount_outside_its_range_is_named(amount: object) -> None:
-    with pytest.raises(ValueError, match=r"amounts: .* is not in \[0, 1\); give shares of neurons"):
+    with pytest.raises(ValueError, match=r"amounts=.* is not in \[0, 1\); give the share of neurons"):
         ExperimentConfig(amounts=[0.5, amount])
 
 
@@ -115,5 +115,5 @@ def test_every_experiment_in_the_repository_makes_its_grid(path: Path) -> None:
 
 def test_ray_without_ray_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"engine: ray needs Ray; install it with .*mlprank\[tune\]"):
+    with pytest.raises(ImportError, match=r"ray is not installed; install with: .*mlprank\[tune\]"):
         ExperimentConfig(networks=["TwoLayerMLP"], engine="ray")

@@ -35,7 +35,7 @@ def test_no_widths_give_a_linear_classifier_and_bias_can_be_left_out() -> None:
         ({"widths": [8, -2]}, ValueError, r"widths\[1\]=-2 must be a whole number of at least 1"),
         ({"widths": [8.5]}, ValueError, r"widths\[0\]=8\.5 must be a whole number"),
         ({"num_classes": True}, ValueError, r"num_classes=True must be a whole number"),
-        ({"activation": "rleu"}, ValueError, r"activation='rleu' is not one of .* did you mean 'relu'\?"),
+        ({"activation": "rleu"}, ValueError, r"activation='rleu' is unknown; did you mean 'relu'\?; choose one of"),
         ({"dropout": 1.0}, ValueError, r"dropout=1\.0 must lie in \[0, 1\)"),
         ({"dropout": float("nan")}, ValueError, r"dropout=nan must lie in \[0, 1\)"),
     ],

@@ -131,7 +131,7 @@ def test_a_wrong_optimizer_is_named(given: object, error: type[Exception], messa
             partial(WarmUp, after=partial(StepLR, step_size=1), start_factor=NAN),
             r"start_factor=nan must lie in",
         ),
-        (partial(WarmUp, after=partial(StepLR, step_size=1), method="fast"), r"method='fast' must be"),
+        (partial(WarmUp, after=partial(StepLR, step_size=1), method="fast"), r"method='fast' is unknown"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_named(given: object, message: str) -> None:

@@ -10,7 +10,8 @@ import torch
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.models import MLP, SixLayerMLP
-from mlprank.pruning.selection import amounts_by_name, check_amount, describe_whole, select
+from mlprank.pruning.selection import amounts_by_name, describe_whole, select
+from mlprank.utils.errors import check_amount
 
 OUTPUT = "its neurons are outputs of the network"
 

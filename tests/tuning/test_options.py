@@ -41,7 +41,7 @@ def test_options_that_cannot_be_used_are_refused_by_name(given, message):
 
 def test_ray_without_ray_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"--tune.engine ray needs Ray; install it with .*mlprank\[tune\]"):
+    with pytest.raises(ImportError, match=r"ray is not installed; install with: .*mlprank\[tune\]"):
         parse_options({"out": "x", "engine": "ray"})
 
 
