@@ -2,10 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from itertools import groupby
@@ -54,9 +51,10 @@ _NARROW = ("lost", "centralities")
 
 def page_html(content: Content) -> str:
     """The whole page."""
+    import vl_convert
     from altair.utils.schemapi import debug_mode
 
-    with _vega() as vega, debug_mode(False):
+    with debug_mode(False):
         figures, specs = figures_of(content), dict[str, Any]()
         effect, sections = 100 * content.smallest_effect, ""
         for kind in PICTURE_KINDS:
@@ -64,9 +62,6 @@ def page_html(content: Content) -> str:
             if kind == "differences":
                 body += _differences(content)
             sections += _section(kind, HEADINGS[kind], body, explain=_EXPLAIN[kind].format(effect=effect))
-        script, _ = vega.communicate()
-    if vega.returncode:
-        raise RuntimeError("vl-convert could not bundle Vega; its message stands above")
     failed = failed_table(content)
     texts = [
         f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
@@ -94,21 +89,10 @@ def page_html(content: Content) -> str:
         "sections": sections,
         "where": escape(", ".join(str(directory) for directory in content.directories)),
         "charts": data.replace("</", "<\\/"),
-        "vega": script.replace("</script", "<\\/script"),
+        "vega": vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
     }
     template = files(__package__).joinpath("page.html").read_text("utf-8")
     return re.sub(r"<!-- (\w+) -->", lambda place: parts[place[1]], template)
-
-
-@contextmanager
-def _vega() -> Iterator[subprocess.Popen[str]]:
-    """Vega as one script; bundling takes a second, so another process does it while the charts are defined."""
-    code = "import vl_convert; print(vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;'))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def _section(anchor: str, title: str, body: str, *, explain: str = "") -> str:
