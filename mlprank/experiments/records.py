@@ -206,7 +206,7 @@ def from_line(line: str, where: str) -> CellRecord:
                 raise TypeError(f"layers must be a list, got {metrics['layers']!r}")
             layers = tuple(LayerWidth(**layer) for layer in metrics["layers"])
             metrics = CellMetrics(**{**metrics, "layers": layers})
-        record = CellRecord(**{**plain, **named, "parameters": parameters, "metrics": metrics})
+        record = CellRecord(**(plain | named | {"parameters": parameters, "metrics": metrics}))
     except (TypeError, ValueError, KeyError) as error:
         raise store.CorruptRecordError(f"{where}: {error}") from error
     if key != record.key:
