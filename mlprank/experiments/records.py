@@ -200,7 +200,7 @@ def from_line(line: str, where: str) -> CellRecord:
     key = plain.pop("key", None)
     try:
         metrics, parameters = plain["metrics"], CellParameters(**plain["parameters"])
-        named = {name: {**plain[name]} for name in ("timings", "versions", "machine") if name in plain}
+        named: dict[str, Any] = {name: {**plain[name]} for name in ("timings", "versions", "machine") if name in plain}
         if metrics is not None:
             if not isinstance(metrics["layers"], list):
                 raise TypeError(f"layers must be a list, got {metrics['layers']!r}")
