@@ -240,7 +240,7 @@ def predict(
         for view in views_of(layer, index):
             part, inside = divmod(view.start, flat.shape[2])
             own = flat[part, :, inside : inside + view.width * view.block]
-            own = own.view(len(own), view.width, view.block, -1)
+            own = own.view(len(own), view.width, view.block, -1)  # changes of it are changes of `flat`
             pruned = own[:, ~mask].clone()
             if view in moments and not layer.tied:
                 seen = moments[view]
@@ -248,7 +248,6 @@ def predict(
                 own[:, mask] += torch.einsum("opbk,qp->oqbk", pruned, prediction.coefficients)
                 shift[part] += pruned.sum((2, 3)) @ prediction.intercept
             own[:, ~mask] = 0
-            flat[part, :, inside : inside + view.width * view.block] = own.flatten(1, 2)
     if not layer.tied:
         changed[layer.weight] = layer.kind.unflat(flat.to(weight.dtype), weight).contiguous()
         for place in places:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -162,6 +162,13 @@ def property_of_woven(drawn: tuple[str, list[str]], width: int, compensation: st
 
 
 @settings(settled, max_examples=40)
+@example(  # a layer of one output whose weights were written over themselves
+    drawn=("tokens", ["where", "rms_norm", "chunked", "grown", "experts"]),
+    width=6,
+    compensation="mean",
+    amount=0.8,
+    seed=99,
+)
 @drawn_networks
 def test_networks_that_join_and_split_are_exact(
     drawn: tuple[str, list[str]], width: int, compensation: str, amount: float, seed: int
