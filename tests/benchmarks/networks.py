@@ -4,7 +4,8 @@ Run: uv run --group peers python tests/benchmarks/networks.py
 
 Prints Markdown: parameters before and after, the largest difference between the masked and the narrow network in the
 self-check, seconds; or the error that says why a network cannot be pruned. `--only` takes parts of names; results are
-kept as JSON lines with `--log`.
+kept as JSON lines with `--log`. `--export` writes every narrow network as ONNX and pt2, too, and says by how much the
+files differ from it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ import torch
 from torch import nn
 
 import mlprank
+from mlprank.artifact.export import export_model
+from mlprank.calibration.data import Calibration
 
 Made = tuple[nn.Module, Any]
 """A network and a batch of its inputs."""
@@ -170,7 +174,20 @@ def networks() -> dict[str, Callable[[], Made]]:
     return made
 
 
-def tried(make: Callable[[], Made], amount: float) -> dict[str, Any]:
+def exported(model: nn.Module, batch: Any) -> dict[str, str]:
+    """By how much the files of a network differ from it, or why there is none."""
+    call = next(iter(Calibration(batch, device=torch.device("cpu"), num_samples=4, seed=0, model=model)))
+    said = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for kind in ("onnx", "pt2"):
+            try:
+                said[kind] = f"{export_model(model, call, Path(directory, 'network'), kind).max_difference:.1g}"
+            except (ValueError, TypeError) as error:
+                said[kind] = str(error)
+    return said
+
+
+def tried(make: Callable[[], Made], amount: float, *, export: bool) -> dict[str, Any]:
     """Prune a network and say what came of it."""
     torch.manual_seed(0)
     model, batch = make()
@@ -188,6 +205,7 @@ def tried(make: Callable[[], Made], amount: float) -> dict[str, Any]:
         "difference": result.max_difference,
         "seconds": time.perf_counter() - start,
         "whole": dict(result.whole),
+        **(exported(result.model, batch) if export else {}),
     }
 
 
@@ -197,14 +215,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names, as regular expressions")
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--log", type=Path, help="append every result to this file of JSON lines")
+    parser.add_argument("--export", action="store_true", help="write ONNX and pt2 files")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     lost = []
-    print("| network | parameters | at 0.5 | less | difference | s |\n|---|---|---|---|---|---|")
+    columns = ["network", "parameters", "at 0.5", "less", "difference", "s"] + ["ONNX", "pt2"] * options.export
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, make in networks().items():
         if not any(re.search(part, name) for part in options.only):
             continue
-        found = tried(make, options.amount)
+        found = tried(make, options.amount, export=options.export)
         if options.log is not None:
             with options.log.open("a") as file:
                 file.write(json.dumps({"name": name, **found}) + "\n")
@@ -215,7 +235,8 @@ def main() -> None:
             if less is None
             else f"| {found['after']:,} | {less:.0%} | {found['difference']:.1g} |"
         )
-        print(f"| {name} | {found['before']:,} {shown} {found['seconds']:.0f} |", flush=True)
+        files = [f" {found.get(kind, '')[:160]} |" for kind in ("onnx", "pt2") if options.export]
+        print(f"| {name} | {found['before']:,} {shown} {found['seconds']:.0f} |{''.join(files)}", flush=True)
     enough = sum(less is not None and less >= 0.3 for less in lost)
     failed = sum(less is None for less in lost)
     print(f"\n{enough} of {len(lost)} lose at least 30 %, {len(lost) - enough - failed} less, {failed} are refused.")
