@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     networks, missing = find_networks(config)
     cells = cells_of(config, networks)
     for each in missing:
-        print(f"missing: {each.network}: {each.remedy}", file=sys.stderr, flush=True)
+        print(f"missing: {each}", file=sys.stderr, flush=True)
     if not networks:
         raise FileNotFoundError(
             "no network of the grid has a checkpoint; train one by a command above, or name files by `checkpoints:` "

@@ -147,14 +147,12 @@ def _check(
         raise ValueError("bench: models is empty; give at least one model to measure")
     for backend in backends:
         check_choice("bench: backend", backend, BACKENDS)
-    if any(size < 1 for size in batch_sizes) or not batch_sizes:
-        raise ValueError(f"bench: batch_sizes={list(batch_sizes)} must hold sizes of at least 1, such as 1 64 1024")
+    if not batch_sizes:
+        raise ValueError("bench: batch_sizes is empty; give at least one size, such as 64")
+    for size in batch_sizes:
+        check_whole("bench: ", batch_size=size)
     check_whole("bench: ", repeats=repeats)
-    most = _THREADS_A_CORE * (os.cpu_count() or 1)
-    if threads is not None and not 1 <= threads <= most:
-        raise ValueError(
-            f"bench: threads={threads} must be from 1 to {most}, {_THREADS_A_CORE} for each core of this machine"
-        )
+    check_whole("bench: ", most=_THREADS_A_CORE * (os.cpu_count() or 1), threads=1 if threads is None else threads)
 
 
 def bench_table(result: Bench) -> Table:

@@ -57,18 +57,10 @@ class Trained:
     data_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Missing:
-    """A network of the grid without a checkpoint, and what to do about it."""
-
-    network: str
-    remedy: str
-
-
-def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[Missing, ...]]:
-    """Look for the checkpoints of an experiment."""
+def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], list[str]]:
+    """Look for the checkpoints of an experiment; say of networks without one what to do about it."""
     found: dict[tuple[str, str], Trained] = {}
-    missing: list[Missing] = []
+    missing: list[str] = []
     for network in config.networks:
         model, _, dataset = network.partition("@")
         get_model(model)
@@ -77,18 +69,18 @@ def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], tuple[
         for pattern in config.checkpoints.get(network, ()):
             matched = [str(Path(path)) for path in sorted(glob.glob(str(pattern))) if Path(path).is_file()]
             remedy = f"checkpoints: no file is there by the name {pattern}; train one with mlprank fit"
-            missing += [] if matched else [Missing(network, remedy)]
+            missing += [] if matched else [f"{network}: {remedy}"]
             files += matched
         if network not in config.checkpoints:
             try:
                 files = [str(find_trained(model, dataset, Path(config.checkpoint_root)))]
             except FileNotFoundError as error:
-                missing.append(Missing(network, str(error)))
+                missing.append(f"{network}: {error}")
         for path in files:
             arguments = config.model_args.get(network), path, sha256(path), config.data_args.get(network, {})
             trained = Trained(model, dataset, *arguments)
             found.setdefault((network, trained.sha256), trained)
-    return tuple(found.values()), tuple(missing)
+    return tuple(found.values()), missing
 
 
 def load_network(trained: Trained) -> nn.Module:

@@ -13,8 +13,9 @@ The schema is written down in `docs/records.md`.
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -261,20 +262,22 @@ class RecordStore(Outbox):
 
     def __init__(self, directory: str | Path) -> None:
         super().__init__(directory)
+        self._path = self.directory / RECORDS_NAME
         with ExitStack() as stack:
             stack.enter_context(store.only_writer(self.directory, called="results directory"))
             for folder in ("scores", "incoming"):
                 store.remove_drafts(self.directory / folder)
-            journal = store.Journal(self.directory / RECORDS_NAME, read=from_line, write=to_line)
-            self._journal = stack.enter_context(closing(journal))
-            self.notice = journal.notice
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+            stack.callback(os.close, self._file)
+            self.notice = self._repair()
+            self._latest = {record.key: record for record in read_records(self._path)}
             self.absorb()
             self._open = stack.pop_all()
 
     @property
     def records(self) -> tuple[CellRecord, ...]:
         """The latest record of every cell, in order of first appearance."""
-        return tuple(self._journal.latest.values())
+        return tuple(self._latest.values())
 
     @property
     def finished(self) -> frozenset[str]:
@@ -283,7 +286,7 @@ class RecordStore(Outbox):
 
     def is_finished(self, key: str) -> bool:
         """Whether a cell ended well."""
-        record = self._journal.latest.get(key)
+        record = self._latest.get(key)
         return record is not None and record.status == "ok"
 
     def absorb(self) -> list[CellRecord]:
@@ -296,7 +299,7 @@ class RecordStore(Outbox):
         for path in sorted((self.directory / "incoming").glob("[!.]*.json")):
             record = from_line(path.read_text("utf-8"), str(path))
             if not self.is_finished(record.key):
-                self._journal.append(record)
+                self._write(record)
                 found.append(record)
             path.unlink()
         return found
@@ -312,7 +315,37 @@ class RecordStore(Outbox):
         self.close()
 
     def _write(self, record: CellRecord) -> None:
-        self._journal.append(record)
+        """Append one line, whole and on the disk when this returns."""
+        line, size = to_line(record).encode(), os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                raise OSError(f"{self._path}: wrote {written} of {len(line)} bytes; is the disk full?")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+        self._latest[record.key] = record
+
+    def _repair(self) -> str | None:
+        data = self._path.read_bytes()
+        tail = data[data.rfind(b"\n") + 1 :]
+        if not tail:
+            return None
+        try:
+            from_line(tail.decode(), str(self._path))
+        except (store.CorruptRecordError, UnicodeDecodeError):
+            number = 1
+            while (aside := self._path.with_suffix(f".torn-{number}.jsonl")).exists():
+                number += 1
+            write_whole(aside, tail)
+            os.ftruncate(self._file, len(data) - len(tail))
+            notice = f"the last line was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
+        else:
+            os.write(self._file, b"\n")
+            notice = "the last line lacked its end; the record was whole and is kept"
+        os.fsync(self._file)
+        return f"{self._path}: {notice}"
 
 
 def read_records(source: str | Path) -> tuple[CellRecord, ...]:
@@ -330,7 +363,15 @@ def read_records(source: str | Path) -> tuple[CellRecord, ...]:
     path = path / RECORDS_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no results at {source}: {path} is missing; `mlprank experiment --out DIR` makes it")
-    return tuple({record.key: record for record in store.read_lines(path, from_line)}.values())
+    data, latest = path.read_bytes(), dict[str, CellRecord]()
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+        where = f"{path} line {number}"
+        try:
+            record = from_line(line.decode(), where)
+        except UnicodeDecodeError as error:
+            raise store.CorruptRecordError(f"{where}: not UTF-8 text ({error})") from error
+        latest[record.key] = record
+    return tuple(latest.values())
 
 
 def read_scores(directory: str | Path, key: str) -> tuple[dict[str, Array], dict[str, Array]] | None:

@@ -1,17 +1,15 @@
 """The directory of a grid: one writer at a time, records that are whole or absent, with digests that tell damage.
 
-A record is a JSON file of its own where many processes write (`read_record`, `write_record`), or a line of a `Journal`
-where one does. What a killed process leaves (drafts of files, half a line) is taken away by the next that holds the
-lock.
+A record is a JSON file of its own where many processes write (`read_record`, `write_record`). The drafts that a killed
+process leaves are taken away by the next that holds the lock.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from mlprank.utils.files import locked, write_whole
 
@@ -28,10 +26,6 @@ class CorruptRecordError(ValueError):
 
 class SchemaVersionError(ValueError):
     """A record that another version of the schema wrote."""
-
-
-_Record = TypeVar("_Record", bound=Any)
-"""Anything with the `key` of a cell."""
 
 
 def canonical(plain: Any) -> str:
@@ -135,91 +129,3 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if plain.get("schema", SCHEMA) not in (1, SCHEMA):
         raise SchemaVersionError(f"{path} has schema {plain['schema']}, this version of mlprank reads {SCHEMA}")
     return plain
-
-
-class Journal(Generic[_Record]):
-    """A file of records, one a line, made where it is missing, for its one writer.
-
-    Opening repairs a last line that a killed writer tore: its bytes are moved to `NAME.torn-N.SUFFIX` and `notice` says
-    so.
-
-    Args:
-        path: The file.
-        read: Turns a line and its place into a record, or raises `CorruptRecordError`.
-        write: Turns a record into a line with its end.
-
-    Attributes:
-        latest: The latest record of every key, in the order of first appearance.
-        notice: What was repaired, if anything.
-
-    Raises:
-        CorruptRecordError: If an inner line is not a whole record.
-    """
-
-    def __init__(self, path: Path, *, read: Callable[[str, str], _Record], write: Callable[[_Record], str]) -> None:
-        self.path, self._read, self._write = path, read, write
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
-        with ExitStack() as stack:
-            stack.enter_context(closing(self))
-            self.notice = self._repair()
-            self.latest = {record.key: record for record in read_lines(path, read)}
-            stack.pop_all()
-
-    def append(self, record: _Record) -> None:
-        """Write one line, whole and on the disk when this returns."""
-        line, size = self._write(record).encode(), os.fstat(self._file).st_size
-        try:
-            written = os.write(self._file, line)
-            if written != len(line):
-                raise OSError(f"{self.path}: wrote {written} of {len(line)} bytes; is the disk full?")
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
-        self.latest[record.key] = record
-
-    def close(self) -> None:
-        """Close the file. Closing twice is harmless."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _repair(self) -> str | None:
-        data = self.path.read_bytes()
-        tail = data[data.rfind(b"\n") + 1 :]
-        if not tail:
-            return None
-        try:
-            self._read(tail.decode(), str(self.path))
-        except (CorruptRecordError, UnicodeDecodeError):
-            number = 1
-            while (aside := self.path.with_suffix(f".torn-{number}{self.path.suffix}")).exists():
-                number += 1
-            write_whole(aside, tail)
-            os.ftruncate(self._file, len(data) - len(tail))
-            notice = (
-                f"{self.path}: the last line was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
-            )
-        else:
-            os.write(self._file, b"\n")
-            notice = f"{self.path}: the last line lacked its end; the record was whole and is kept"
-        os.fsync(self._file)
-        return notice
-
-
-def read_lines(path: Path, read: Callable[[str, str], _Record]) -> list[_Record]:
-    """Read the records of a journal without changing it; half a last line belongs to a writer and is left out.
-
-    Raises:
-        CorruptRecordError: If an inner line is not a whole record, with its number.
-    """
-    data = path.read_bytes()
-    records = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        where = f"{path} line {number}"
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise CorruptRecordError(f"{where}: not UTF-8 text ({error})") from error
-        records.append(read(text, where))
-    return records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,12 @@ def test_the_chosen_network_its_frontier_and_what_was_tried_are_written(mlprank,
     assert "Chosen (max_drop=3.0)" in done.out
     assert "test top-1" in done.out
 
-    # A size budget beside it, by the configuration that was written.
-    again = mlprank(
-        "shrink", f"--config={found}/config.yaml", f"--ckpt_path={checkpoint}", "--max_drop=60", "--max_bytes=0.9"
-    )
+    # A size budget beside it, by the configuration that was written; a loss that is typed is kept.
+    options = ("--max_drop=60", "--max_bytes=0.9", "--refine={steps: 5, loss: mse}")
+    again = mlprank("shrink", f"--config={found}/config.yaml", f"--ckpt_path={checkpoint}", *options)
     assert again.code == 0, again.err
+    recipes = [json.loads((found.parent / run / "metrics.json").read_text())["recipe"] for run in ("001", "002")]
+    assert [recipe["refine"]["loss"] for recipe in recipes] == ["kl", "mse"]
     assert "max_drop=60.0, max_bytes=0.9" in again.out
 
 
