@@ -29,8 +29,6 @@ from mlprank.grids import store
 from mlprank.utils.errors import check_amount
 from mlprank.utils.files import write_csv, write_whole
 
-SCHEMA_VERSION = 2
-"""Of a record; 1 is that of version 0.1.0, which had no digest."""
 RECORDS_NAME = "records.jsonl"
 SCORES_PREFIX, KEPT_PREFIX = "scores/", "kept/"
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -164,7 +162,7 @@ class CellRecord:
 
 def to_line(record: CellRecord) -> str:
     """One line of JSON with its digest, and the newline."""
-    plain = {"schema_version": SCHEMA_VERSION, "key": record.key, **dataclasses.asdict(record)}
+    plain = {"schema_version": store.SCHEMA, "key": record.key, **dataclasses.asdict(record)}
     try:
         return json.dumps(store.sealed(plain), allow_nan=False, separators=(",", ":")) + "\n"
     except ValueError as error:
@@ -181,23 +179,9 @@ def from_line(line: str, where: str) -> CellRecord:
         SchemaVersionError: If another schema version wrote it.
         CorruptRecordError: If it is not a whole record.
     """
-    try:
-        plain = json.loads(line)
-    except ValueError as error:
-        raise store.CorruptRecordError(
-            f"{where}: not a whole record ({error}); somebody or something cut the file; restore it, or delete this "
-            "line and run the experiment again: only the lost cells are run"
-        ) from error
-    if not isinstance(plain, dict) or "schema_version" not in plain:
+    plain = store.unsealed(line, where, version="schema_version")
+    if plain.pop("schema_version", None) is None:
         raise store.CorruptRecordError(f"{where}: not a record of an experiment: it has no schema_version")
-    version = plain["schema_version"]
-    if version not in (1, SCHEMA_VERSION):
-        raise store.SchemaVersionError(
-            f"{where}: schema version {version!r}, but this mlprank reads version {SCHEMA_VERSION}; use the mlprank "
-            "that wrote it, or another results directory"
-        )
-    plain = store.unsealed(plain, where=where, needed=version > 1)
-    del plain["schema_version"]
     key = plain.pop("key", None)
     try:
         metrics, parameters = plain["metrics"], CellParameters(**plain["parameters"])

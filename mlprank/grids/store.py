@@ -18,6 +18,7 @@ SCHEMA = 2
 LOCK, DIGEST = "lock", "digest"
 _DRAFTS = (".[0-9]*-*", ".*.[0-9]*.tmp")
 """Names of drafts: those of `mlprank.utils.files`, and those of version 0.1.0."""
+_REMEDY = "restore it, or delete it, and what it records runs again"
 
 
 class CorruptRecordError(ValueError):
@@ -58,22 +59,28 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, DIGEST: hashlib.sha256(canonical(record).encode()).hexdigest()}
 
 
-def unsealed(record: Mapping[str, Any], *, where: str, needed: bool = True) -> dict[str, Any]:
-    """Return a record without its digest, after comparing it; where none is `needed`, it may be missing.
+def unsealed(text: str | bytes, where: str, *, version: str = "schema") -> dict[str, Any]:
+    """Read a record and compare its digest, which is left out; `version` names the entry that has its schema's.
 
     Raises:
-        CorruptRecordError: If the digest is missing or another one; `where` is named.
+        CorruptRecordError: If it is damaged; `where` is named.
+        SchemaVersionError: If another version of mlprank wrote it.
     """
-    plain = dict(record)
-    digest = plain.pop(DIGEST, None)
-    if digest is None and not needed:
-        return plain
     try:
-        expected = sealed(plain)[DIGEST]
-    except ValueError as error:
-        raise CorruptRecordError(f"{where}: {error}") from error
+        plain = json.loads(text)
+        if not isinstance(plain, dict):
+            raise TypeError("it is not an object")
+        digest, written = plain.pop(DIGEST, None), plain.get(version, 1)
+        expected = None if written == 1 and digest is None else sealed(plain)[DIGEST]
+    except (ValueError, TypeError) as error:
+        raise CorruptRecordError(f"{where}: not a whole record ({error}); {_REMEDY}") from error
+    if written not in (1, SCHEMA):
+        raise SchemaVersionError(
+            f"{where}: schema version {written!r}, but this mlprank reads version {SCHEMA}; use the mlprank that wrote "
+            "it, or another results directory"
+        )
     if digest != expected:
-        raise CorruptRecordError(f"{where}: its digest is not that of its content; something changed the file")
+        raise CorruptRecordError(f"{where}: its digest is not that of its content; {_REMEDY}")
     return plain
 
 
@@ -111,21 +118,8 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a record without its digest, or None where there is no file. Version 0.1.0 wrote no digests.
-
-    Raises:
-        CorruptRecordError: If the file is damaged.
-        SchemaVersionError: If another version of mlprank wrote it.
-    """
+    """Return what `write_record` wrote, or None where there is no file; errors are those of `unsealed`."""
     try:
-        record = json.loads(path.read_bytes())
+        return unsealed(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise CorruptRecordError(f"{path} is damaged ({error})") from error
-    if not isinstance(record, dict):
-        raise CorruptRecordError(f"{path} is damaged (it holds no record)")
-    plain = unsealed(record, where=str(path), needed=record.get("schema", 1) != 1)
-    if plain.get("schema", SCHEMA) not in (1, SCHEMA):
-        raise SchemaVersionError(f"{path} has schema {plain['schema']}, this version of mlprank reads {SCHEMA}")
-    return plain

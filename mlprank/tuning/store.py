@@ -27,7 +27,6 @@ import yaml
 
 from mlprank.grids.store import (
     LOCK,
-    CorruptRecordError,
     only_writer,
     read_record,
     remove_drafts,
@@ -160,7 +159,7 @@ class Store:
     def outcome(self, key: str) -> Outcome | None:
         """Return what came out of a trial, or None where it has not finished."""
         path = self.directory(key) / RESULT
-        record = _read(path)
+        record = read_record(path)
         if record is None:
             return None
         try:
@@ -174,7 +173,7 @@ class Store:
 
     def failure(self, key: str) -> str | None:
         """Return why a trial failed, or None."""
-        record = _read(self.directory(key) / FAILED)
+        record = read_record(self.directory(key) / FAILED)
         return None if record is None else str(record.get("error"))
 
     def is_open(self, key: str) -> bool:
@@ -183,7 +182,7 @@ class Store:
 
     def pruned(self, key: str, cut: Mapping[str, Any]) -> dict[str, float] | None:
         """Return what a trial's pruned network reaches, or None where that was not measured for this cut."""
-        record = _read(self.directory(key) / PRUNED)
+        record = read_record(self.directory(key) / PRUNED)
         if record is None or record["metric"] != dict(cut):
             return None
         return {name: float(value) for name, value in record["values"].items()}
@@ -239,7 +238,7 @@ class Store:
 
     def check_grid(self, identity: Mapping[str, Any]) -> None:
         """Check that this is the directory of a grid, or of none yet; more values than before extend a grid."""
-        found = _read(self.out / GRID)
+        found = read_record(self.out / GRID)
         if found is not None:
             _check_same(self.out, found, identity)
         elif self.out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(self.out)):
@@ -277,13 +276,6 @@ class Store:
         with locked(directory / LOCK, busy=None):
             remove_drafts(directory)
             yield
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_record(path)
-    except CorruptRecordError as error:
-        raise ValueError(f"{error}; delete it, and its trial runs again") from error
 
 
 def _keys_of(stack: Path) -> list[str] | None:
