@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlprank.calibration.data import own
 from mlprank.graph.program import Inputs, as_inputs
 from mlprank.utils.errors import check_whole
 from mlprank.utils.modules import device_of, evaluating, sole_tensor
@@ -222,21 +223,18 @@ def measure_latency(
 
 
 def top_k_accuracy(
-    model: nn.Module, batches: Iterable[Sequence[Tensor]], k: Sequence[int] = (1, 5)
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    k: Sequence[int] = (1, 5),
+    *,
+    reduce: Callable[[Tensor], Tensor] = own,
 ) -> dict[int, float]:
     """Measure the share of images whose true class is among the k largest logits.
 
     Batches are pairs of images (N, ...) and labels (N,), integers in [0, num_classes). A k above num_classes is counted
-    as num_classes. Returned is k to accuracy in [0, 1], over all images of this process (ranks are not reduced).
+    as num_classes. Returned is k to accuracy in [0, 1], over all images of this process, or of all whose counts
+    `reduce` sums.
     """
-    hits, num_images = count_hits(model, batches, k)
-    return {each: count / num_images for each, count in hits.items()}
-
-
-def count_hits(
-    model: nn.Module, batches: Iterable[Sequence[Tensor]], k: Sequence[int] = (1, 5)
-) -> tuple[dict[int, int], int]:
-    """Return for every k how many images count as right, and the number of images; see `top_k_accuracy`."""
     if not k or min(k) < 1:
         raise ValueError(f"top_k_accuracy: k={tuple(k)} must hold integers of at least 1, such as (1, 5)")
     device = device_of(model)
@@ -254,7 +252,8 @@ def count_hits(
             num_images += len(images)
     if not num_images:
         raise ValueError("top_k_accuracy: batches holds no image; give at least one (images, labels) pair")
-    return hits, num_images
+    *totals, total = reduce(torch.tensor([*hits.values(), num_images], dtype=torch.float64)).tolist()
+    return {each: right / total for each, right in zip(hits, totals, strict=True)}
 
 
 def is_labelled(batch: object) -> bool:

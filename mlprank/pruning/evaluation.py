@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mlprank.calibration.data import own
-from mlprank.costs.metrics import ModelMetrics, count_hits, measure_latency_for
+from mlprank.costs.metrics import ModelMetrics, measure_latency_for, top_k_accuracy
 from mlprank.graph.program import as_inputs
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
@@ -58,27 +57,14 @@ def evaluate(
     before: Mapping[int, float] = {}
     after: Mapping[int, float] = {}
     if batches is not None:
-        before = dense_top_k or accuracy(result.dense, batches, reduce=reduce)
-        after = accuracy(result.model, batches, reduce=reduce)
+        before = dense_top_k or top_k_accuracy(result.dense, batches, reduce=reduce)
+        after = top_k_accuracy(result.model, batches, reduce=reduce)
     return Evaluation(
         result=result,
         before=replace(result.metrics.before, latency_s=latency["before"].median_s, top_k=before),
         after=replace(result.metrics.after, latency_s=latency["after"].median_s, top_k=after),
         split=split if batches is not None else None,
     )
-
-
-def accuracy(
-    network: nn.Module,
-    batches: Iterable[Sequence[Tensor]],
-    k: Sequence[int] = (1, 5),
-    *,
-    reduce: Callable[[Tensor], Tensor],
-) -> dict[int, float]:
-    """Return top-k accuracy over all processes' batches; see `mlprank.costs.metrics.top_k_accuracy`."""
-    hits, num_samples = count_hits(network, batches, k)
-    *totals, total = reduce(torch.tensor([*hits.values(), num_samples], dtype=torch.float64)).tolist()
-    return {each: right / total for each, right in zip(hits, totals, strict=True)}
 
 
 def prune_amounts(
@@ -98,7 +84,7 @@ def prune_amounts(
     `network` has been pruned and trained on already.
     """
     pruning = Pruning(network, calibration, recipe, reduce=reduce)
-    dense_top_k = None if labelled is None else accuracy(dense or network, labelled, reduce=reduce)
+    dense_top_k = None if labelled is None else top_k_accuracy(dense or network, labelled, reduce=reduce)
     results = [pruning.run(amount=amount) for amount in amounts]
     return [evaluate(result, labelled, split=split, dense_top_k=dense_top_k, reduce=reduce) for result in results]
 

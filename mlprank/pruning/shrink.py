@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mlprank.calibration.data import own
-from mlprank.costs.metrics import is_labelled, measure_latency, measure_model
+from mlprank.costs.metrics import is_labelled, measure_latency, measure_model, top_k_accuracy
 from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs
 from mlprank.methods.ranked import Local
-from mlprank.pruning.evaluation import accuracy
 from mlprank.pruning.front import COUNTS, BudgetError, Budgets, Front, FrontPoint, format_count
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
@@ -164,7 +163,7 @@ class _Scoring:
         if self.function is not None:
             return self._called(self.function, network)
         if self.name == "top-1":
-            return accuracy(network, self.batches, (1,), reduce=self.reduce)[1]
+            return top_k_accuracy(network, self.batches, (1,), reduce=self.reduce)[1]
         pairs = zip(self.predicted, self._predictions(network), strict=True)
         counts = [(float((before == now).sum()), now.numel()) for before, now in pairs]
         right, seen = self.reduce(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
