@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
 }
 """Activations of one argument; "prelu", with one slope a neuron, is made by `Drawn`."""
+
+# Every example traces a network, so shrinking one that fails would take minutes.
+settled = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
 
 KINDS = ("plain", "residual", "bottleneck", "gated", "reused", "layer_norm")
 NORMS = ("none", "before", "after", "shared")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ from tests.networks import (
     outputs,
     outputs_of,
     randomise,
+    settled,
     state_of,
 )
 
@@ -189,14 +190,6 @@ def is_expected_refusal(
     return "independently although they share their neurons" in message and tied
 
 
-# Every example traces a network, so shrinking one that fails would take minutes.
-settled = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)
 drawn_networks = given(
     spec=specs(), graph=st.sampled_from(("dag", "dag", "chain")), drawn=st.lists(recipes(), min_size=2, max_size=4)
 )

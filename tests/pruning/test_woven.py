@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlprank.pruning.pipeline import prune
-from tests.networks import difference, outputs, randomise
+from tests.networks import difference, outputs, randomise, settled
 
 NUM_LAYERS = {"joined": 2, "maximum": 2, "where": 2, "stacked": 2, "low_rank": 3, "experts": 3, "shifted": 3}
 DOUBLE = ("glu", "chunked", "split", "halves")
@@ -127,13 +127,6 @@ drawn_networks = given(
     compensation=st.sampled_from(("constant", "mean", "least_squares")),
     amount=st.sampled_from((0.3, 0.5, 0.8)),
     seed=st.integers(0, 100),
-)
-settled = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
 )
 
 
