@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -68,7 +69,7 @@ examples:
 
 mlprank COMMAND --help lists the options that people use, --help all every one.
 options: --help, --version
-MLPRANK_TRACEBACK=1 shows where an error was raised.
+MLPRANK_TRACEBACK=1 shows where an error or a warning came from.
 """
 
 
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mlprank: the commands are {', '.join(COMMANDS)}; see mlprank --help", file=sys.stderr)
         return WRONG_INPUT
     try:
-        return _run(name, arguments[1:])
+        with _warning_plainly(name):
+            return _run(name, arguments[1:])
     except KeyboardInterrupt as interrupt:
         print(f"mlprank {name}: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
@@ -103,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG_INPUT
     except _user_errors() as error:
-        if os.environ.get("MLPRANK_TRACEBACK", "0") not in ("", "0"):
+        if _shows_places():
             traceback.print_exc()
         print(f"mlprank {name}: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return WRONG_INPUT
@@ -149,6 +151,22 @@ def _find_modules_here() -> None:
     """Let modules in the current folder be imported where an option names them, after all that is installed."""
     here = os.getcwd()
     sys.path[:] = [*(path for path in sys.path if path not in ("", here)), here]
+
+
+def _shows_places() -> bool:
+    return os.environ.get("MLPRANK_TRACEBACK", "0") not in ("", "0")
+
+
+@contextmanager
+def _warning_plainly(name: str) -> Iterator[None]:
+    """Say warnings as errors are said, without the line of code that they came from."""
+    usual = warnings.formatwarning
+    if not _shows_places():
+        warnings.formatwarning = lambda message, *_, **__: f"mlprank {name}: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -75,6 +75,18 @@ def test_errors_of_the_user_are_one_line_and_an_exit_code(
     assert ("Traceback" in capsys.readouterr().err) == (code == 2)
 
 
+def test_warnings_are_one_line_without_the_code_that_they_came_from() -> None:
+    code = "import sys, warnings; from mlprank import cli; from mlprank.utils import errors\n"
+    code += "errors.warns = lambda argv: warnings.warn('look here', stacklevel=1)\n"
+    code += "cli.COMMANDS['prune'] = cli.Command('mlprank.utils.errors:warns', ''); sys.exit(cli.main(['prune']))"
+    said = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stderr
+        for env in ({}, {"MLPRANK_TRACEBACK": "1"})
+    ]
+    assert said[0] == "mlprank prune: warning: look here\n"
+    assert "UserWarning: look here" in said[1]
+
+
 def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(argv: list[str]) -> int:
         raise AssertionError("ours")
