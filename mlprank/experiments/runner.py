@@ -41,7 +41,7 @@ CELL_ERRORS = (*FAILURES, OSError)
 """What a network, a measure or data of somebody's can raise; such a cell is recorded as failed."""
 BATCH_SIZE = 64
 """As in `mlprank.prune_mlp`."""
-_CHUNK = 2560
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
