@@ -73,8 +73,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, without the full stop; its kind where it says nothing.
 
+    A line that ends with a colon is continued by the next one.
+
     Examples:
         >>> first_line(ValueError("sizes differ.\nsee above"))
         'sizes differ'
+        >>> first_line(RuntimeError("Error(s) in loading:\n\tMissing key(s): 'a'. "))
+        "Error(s) in loading: Missing key(s): 'a'"
     """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {more[0].strip()[:200]}" if more and first.endswith(":") else first).rstrip(". ")
