@@ -91,7 +91,7 @@ def expand(request: Request) -> Grid:
         except KeyError as error:
             raise ValueError(f"grid: an option takes no single value in the config ({error} is missing)") from error
         except (ValueError, TypeError) as error:
-            raise type(error)(f"grid: {label(dict(zip(keys, point, strict=True)))}: {error}") from error
+            raise OptionError(f"grid: {label(dict(zip(keys, point, strict=True)))}: {error}") from error
         trial = Trial(key=trial_key(config), point=resolved, config=config)
         if trial.key in trials:
             raise ValueError(
