@@ -167,9 +167,11 @@ def device_of(accelerator: str) -> torch.device:
         device(type='cpu')
     """
     name, _, index = accelerator.partition(":")
+    if index and not index.isdecimal():
+        raise OptionError(f"accelerator={accelerator!r}: {index!r} is not the number of a device, as 0 is in cuda:0")
     try:
         return Fabric(accelerator=name, devices=[int(index)] if index else 1).device
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise OptionError(f"accelerator={accelerator!r}: {first_line(error)}") from error
 
 

@@ -73,6 +73,8 @@ def test_what_the_config_said_to_the_callback_is_the_default_and_a_saved_config_
         (["--measur=norm"], "there is no option '--measur'; did you mean '--measure'?"),
         (["--device=foo"], "accelerator='foo': You selected an invalid accelerator name"),
         (["--accelerator=cuda:99"], "accelerator='cuda:99': "),
+        (["--accelerator=cuda:x"], "accelerator='cuda:x': 'x' is not the number of a device"),
+        (["--accelerator=cpu:0"], "accelerator='cpu:0': "),
         (["--split=tset"], "split: 'tset' is not one of val, test; did you mean 'test'?"),
         (["--min_neurons=0"], "min_neurons=0 must be a whole number of at least 1"),
         (["--graph=dig"], "graph: 'dig' is not one of dag, chain; did you mean 'dag'?"),
