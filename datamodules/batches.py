@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -37,42 +38,27 @@ def global_seed(seed: int, *, device: torch.device) -> Iterator[None]:
         yield
 
 
+@dataclass(eq=False)
 class EpochSampler:
     """The order in which one rank sees the images of an epoch, cut into batches.
 
     The order depends on the seed and the epoch alone, so a resumed run sees what an uninterrupted one sees. Every rank
     gets the same number of batches and none is empty.
-
-    Args:
-        indices: Rows of the image tensor that take part, shape (n,), int64.
-        batch_size: Largest number of entries in a batch, at least 1.
-        drop_last: Leave out a last batch that is shorter than the others.
-        seed: Seed of the shuffling.
-        shuffle: Draw a new order in every epoch; otherwise keep the order of `indices`.
-        repeats: How often an image stands in a row; an epoch keeps its n entries and shows n / repeats images.
-        rank: Which process this is, in [0, world_size).
-        world_size: Number of processes that share an epoch.
-        pad: Repeat the first entries until every rank has the same number, as for training; otherwise every entry is
-            seen by exactly one rank, as for evaluation.
     """
 
-    def __init__(
-        self,
-        indices: Tensor,
-        *,
-        batch_size: int,
-        drop_last: bool = False,
-        seed: int = 0,
-        shuffle: bool = False,
-        repeats: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        pad: bool = True,
-    ) -> None:
-        self.indices, self.batch_size, self.drop_last = indices, batch_size, drop_last
-        self.seed, self.shuffle, self.repeats = seed, shuffle, repeats
-        self.rank, self.world_size, self.pad = rank, world_size, pad
-        self.epoch = 0
+    indices: Tensor  # rows of the image tensor that take part, shape (n,), int64
+    _: KW_ONLY
+    batch_size: int  # largest number of entries in a batch, at least 1
+    drop_last: bool = False  # leave out a last batch that is shorter than the others
+    seed: int = 0  # seed of the shuffling
+    shuffle: bool = False  # draw a new order in every epoch; otherwise keep the order of `indices`
+    repeats: int = 1  # how often an image stands in a row; an epoch keeps its n entries and shows n / repeats images
+    rank: int = 0  # which process this is, in [0, world_size)
+    world_size: int = 1  # number of processes that share an epoch
+    # Repeat the first entries until every rank has the same number, as for training; otherwise every entry is seen by
+    # exactly one rank, as for evaluation.
+    pad: bool = True
+    epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next. Lightning calls this before every epoch."""
@@ -114,6 +100,7 @@ class EpochSampler:
         return torch.tensor_split(share, len(self))
 
 
+@dataclass(eq=False)
 class TensorBatches:
     """An iterable of `(images, labels)` batches, as fast as indexing a tensor.
 
@@ -123,38 +110,22 @@ class TensorBatches:
 
     A step costs the more calls of torch the fewer images it works on. So some batches are fetched together, which the
     place in the epoch alone decides: a resumed run augments them as an uninterrupted one.
-
-    Args:
-        images: The whole image set, shape (N, C, H, W), uint8, on any device.
-        labels: Class of every image, shape (N,), int64, on the same device.
-        batch_sampler: Which rows make up the batches.
-        device: Where batches are prepared and handed out; the images' own by default.
-        at_once: Fetch so many batches together.
-        transform: Applied to the images and labels that were fetched together and a seed; returns as many.
-        with_labels: Hand out images alone when False.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_sampler: EpochSampler,
-        *,
-        device: torch.device | None = None,
-        at_once: int = 1,
-        transform: Callable[[Tensor, Tensor, int], Batch] = lambda images, labels, seed: (images, labels),
-        with_labels: bool = True,
-    ) -> None:
-        self.images, self.labels, self.batch_sampler = images, labels, batch_sampler
-        self.device = images.device if device is None else device
-        self.at_once, self.transform, self.with_labels = at_once, transform, with_labels
+    images: Tensor  # the whole image set, shape (N, C, H, W), uint8, on any device
+    labels: Tensor  # class of every image, shape (N,), int64, on the same device
+    batch_sampler: EpochSampler  # which rows make up the batches
+    _: KW_ONLY
+    device: torch.device | None = None  # where batches are prepared and handed out; the images' own by default
+    at_once: int = 1  # fetch so many batches together
+    # Applied to the images and labels that were fetched together and a seed; returns as many.
+    transform: Callable[[Tensor, Tensor, int], Batch] = lambda images, labels, seed: (images, labels)
+    with_labels: bool = True  # hand out images alone when False
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.batch_sampler.batch_size
         self._position = (0, 0)  # the epoch, and how many of its batches were handed out
         self._resume: tuple[int, int] | None = None
-
-    @property
-    def batch_size(self) -> int:
-        """Largest number of images in a batch."""
-        return self.batch_sampler.batch_size
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch, the same on every rank."""
@@ -164,9 +135,6 @@ class TensorBatches:
         """Iterate over the batches of the current epoch, from where a loaded checkpoint stood in it.
 
         The epoch is read when the first batch is asked for: Lightning sets it after it has called `iter`.
-
-        Yields:
-            `(images, labels)` with shapes (B, C, H, W) and (B,), or images alone without labels.
         """
         epoch = self.batch_sampler.epoch
         start = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
@@ -175,7 +143,8 @@ class TensorBatches:
         for first in range(start - start % self.at_once, len(batches), self.at_once):
             indices = batches[first : first + self.at_once]
             index = torch.cat(indices).to(self.images.device)
-            images, labels = (rows.index_select(0, index).to(self.device) for rows in (self.images, self.labels))
+            device = self.device or self.images.device
+            images, labels = (rows.index_select(0, index).to(device) for rows in (self.images, self.labels))
             seed = derive_seed(self.batch_sampler.seed, "together", epoch, first, self.batch_sampler.rank)
             together = self.transform(images, labels, seed)
             split = (torch.split(rows, [len(each) for each in indices]) for rows in together)

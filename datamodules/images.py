@@ -1,26 +1,111 @@
 """The part that all image data modules share: splits, fast batches, the cast on the model's device, calibration."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mlprank.datamodules.augmentation import Augmentation, AutoAugmentName
 from mlprank.datamodules.batches import Batch, EpochSampler, TensorBatches, derive_seed, generator, global_seed
 from mlprank.datamodules.files import FileSet, resolve_data_dir
-from mlprank.utils.errors import check_whole
+from mlprank.utils.errors import check_choice, check_whole
 
+AutoAugmentName = Literal["cifar10", "randaugment", "augmix"]
 _CAST_TOGETHER = 1024
 """Images that are cast together: 3 MB of 28×28 images."""
 _AUGMENTED_TOGETHER = 4096
 """Images that are augmented together, in groups that share their draws: few calls of torch."""
 _SHARE_OF_DEVICE = 0.25
 """An image set stays in the main memory where it would fill more of what is free on an accelerator."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training batches, in this order; the fields are arguments of `ImageDataModule`."""
+
+    random_crop: int = 0
+    random_flip: float = 0.0
+    auto_augment: AutoAugmentName | None = None
+    randaugment_magnitude: int = 9
+    augmix_severity: int = 3
+    random_erasing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError if a value is out of its range."""
+        for name in ("random_flip", "random_erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a probability in [0, 1], such as 0.5")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 (off) or a positive number, such as 0.2")
+        if self.auto_augment is not None:
+            check_choice("auto_augment", self.auto_augment, get_args(AutoAugmentName))
+        for name, low, high in (("random_crop", 0, 1024), ("randaugment_magnitude", 0, 30), ("augmix_severity", 1, 10)):
+            check_whole(least=low, most=high, **{name: getattr(self, name)})
+
+    def on_bytes(self, images: Tensor, *, seed: int) -> Tensor:
+        """Crop, flip and recolour images, shape (n, C, H, W) with C 1 or 3, uint8, where that is asked for."""
+        if not (self.random_crop or self.random_flip or self.auto_augment):
+            return images
+        from torchvision.transforms import InterpolationMode, v2  # heavy
+
+        auto = {
+            "cifar10": partial(v2.AutoAugment, v2.AutoAugmentPolicy.CIFAR10),
+            "randaugment": partial(v2.RandAugment, magnitude=self.randaugment_magnitude),
+            "augmix": partial(v2.AugMix, severity=self.augmix_severity),
+        }
+        transforms: list[v2.Transform] = []
+        if self.random_crop:
+            transforms.append(v2.RandomCrop(images.shape[-2:], padding=self.random_crop))
+        if self.random_flip:
+            transforms.append(v2.RandomHorizontalFlip(self.random_flip))
+        if self.auto_augment is not None:
+            transforms.append(auto[self.auto_augment](interpolation=InterpolationMode.BILINEAR))
+        return by_group(images, v2.Compose(transforms), seed=derive_seed(seed, "bytes"))
+
+    def on_pixels(self, pixels: Tensor, *, seed: int) -> Tensor:
+        """Erase rectangles of normalised images, shape (n, C, H, W), float, where that is asked for."""
+        if not self.random_erasing:
+            return pixels
+        from torchvision.transforms import v2  # heavy
+
+        return by_group(pixels, v2.RandomErasing(self.random_erasing), seed=derive_seed(seed, "pixels"))
+
+    def on_batches(
+        self, pixels: Tensor, labels: Tensor, *, num_classes: int, batch_size: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix images within every batch; labels, shape (n,), become shares of classes, shape (n, num_classes)."""
+        if not (self.mixup_alpha or self.cutmix_alpha):
+            return pixels, labels
+        from torchvision.transforms import v2  # heavy
+
+        mixes = [v2.MixUp(alpha=self.mixup_alpha, num_classes=num_classes)] if self.mixup_alpha else []
+        mixes += [v2.CutMix(alpha=self.cutmix_alpha, num_classes=num_classes)] if self.cutmix_alpha else []
+        mix = v2.RandomChoice(mixes)
+        with global_seed(derive_seed(seed, "mix"), device=torch.device("cpu")):  # both draw on the CPU
+            split = (torch.split(rows, batch_size) for rows in (pixels, labels))
+            batches = [mix(*batch) for batch in zip(*split, strict=True)]
+        return torch.cat([images for images, _ in batches]), torch.cat([targets for _, targets in batches])
+
+
+def by_group(images: Tensor, transform: Callable[[Tensor], Tensor], *, seed: int) -> Tensor:
+    """Transform images in 64 groups, as a transform draws once for all images that it gets; returns a new batch.
+
+    Neighbours are in different groups: in a batch of up to 64 images every one has draws of its own.
+    """
+    result = torch.empty_like(images)
+    with global_seed(seed, device=images.device):
+        for first in range(min(64, len(images))):
+            result[first::64] = transform(images[first::64])
+    return result
 
 
 class ImageDataModule(LightningDataModule):
@@ -106,11 +191,7 @@ class ImageDataModule(LightningDataModule):
         self._moved: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
-        """Download the files unless they are there or `download` is off.
-
-        Raises:
-            FileNotFoundError: If the download fails; it names the directory, the files and how to get them.
-        """
+        """Download the files unless they are there or `download` is off."""
         if self.download and self.file_set is not None:
             self.file_set.ensure(self.data_dir)
 
@@ -130,12 +211,7 @@ class ImageDataModule(LightningDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what a stage needs, once; None reads everything.
-
-        Raises:
-            FileNotFoundError: If the files are not there.
-            ValueError: If a file is damaged or `batch_size` exceeds the training images.
-        """
+        """Read what a stage needs, once; None reads everything."""
         for part in ("train", "test"):
             if stage is None or (part == "test") == (stage in ("test", "predict")):
                 self._part(part)
@@ -146,38 +222,31 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If `batch_size` exceeds the training images of this process.
         """
-        rank, world_size = self._rank()
-        sampler = EpochSampler(
-            self._split()[0],
-            batch_size=self.batch_size,
-            drop_last=self.drop_last,
-            seed=self.seed,
-            shuffle=not getattr(self.trainer, "overfit_batches", 0),
-            repeats=self.repeated_augmentation,
-            rank=rank,
-            world_size=world_size,
-        )
+        plain = self.augmentation == Augmentation() and self.train_transforms is None
+        batches = self._batches("train", self._split()[0], transform=self._augment)
+        batches.at_once = max(1, (_CAST_TOGETHER if plain else _AUGMENTED_TOGETHER) // self.batch_size)
+        sampler = batches.batch_sampler
+        sampler.drop_last, sampler.seed, sampler.pad = self.drop_last, self.seed, True
+        sampler.shuffle, sampler.repeats = not getattr(self.trainer, "overfit_batches", 0), self.repeated_augmentation
         if self.batch_size > sampler.num_entries:
-            share = "" if world_size == 1 else f" of each of {world_size} processes"
+            share = "" if sampler.world_size == 1 else f" of each of {sampler.world_size} processes"
             raise ValueError(
                 f"batch_size={self.batch_size} exceeds the {sampler.num_entries} training images{share} of "
                 f"{self.name}; lower it to at most {sampler.num_entries}"
             )
-        plain = self.augmentation == Augmentation() and self.train_transforms is None
-        together = _CAST_TOGETHER if plain else _AUGMENTED_TOGETHER
-        return self._batches("train", sampler, at_once=max(1, together // self.batch_size), augment=True)
+        return batches
 
     def val_dataloader(self) -> TensorBatches:
         """Return the validation batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
-        return self._plain("train", self._split()[1])
+        return self._batches("train", self._split()[1])
 
     def test_dataloader(self) -> TensorBatches:
         """Return the official test set's batches: images, float, shape (B, C, H, W), and labels, int64, shape (B,)."""
-        return self._plain("test")
+        return self._batches("test")
 
     def predict_dataloader(self) -> TensorBatches:
         """Return the official test set's images in batches: float, shape (B, C, H, W), no labels."""
-        return self._plain("test", with_labels=False)
+        return self._batches("test", with_labels=False)
 
     def calibration_dataloader(self, num_samples: int = 1024, seed: int = 0) -> TensorBatches:
         """Return batches of training images, drawn without replacement and not augmented, the same on every process.
@@ -185,14 +254,11 @@ class ImageDataModule(LightningDataModule):
         Args:
             num_samples: Number of images, at least 1; all of the training split where it has fewer.
             seed: Seed of the draw.
-
-        Raises:
-            ValueError: If `num_samples` is less than 1.
         """
         check_whole(num_samples=num_samples)
         indices = self._split()[0]
         drawn = torch.randperm(len(indices), generator=generator(seed, "calibration"))[:num_samples]
-        return self._plain("train", indices[drawn], distributed=False)
+        return self._batches("train", indices[drawn], shared=False)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to the model's device, where the loader has put it unless the model moved."""
@@ -201,14 +267,9 @@ class ImageDataModule(LightningDataModule):
         return batch if there else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def prepare(self, images: Tensor, labels: Tensor) -> Batch:
-        """Return a batch as the model expects it: pixels in [0, 1], then normalised where the set is.
+        """Return images, shape (B, C, H, W), uint8, as a model expects them, and their labels as they are.
 
-        Args:
-            images: Shape (B, C, H, W), uint8.
-            labels: Shape (B,), int64, or (B, num_classes), float.
-
-        Returns:
-            Images, float, on the same device, and the labels.
+        Pixels are floats in [0, 1], then normalised where the set is.
         """
         pixels = images.float().div_(255)
         if self.mean is not None and self.std is not None:
@@ -228,28 +289,22 @@ class ImageDataModule(LightningDataModule):
             pixels, labels, num_classes=self.num_classes, batch_size=self.batch_size, seed=seed
         )
 
-    def _plain(
-        self, part: str, indices: Tensor | None = None, *, with_labels: bool = True, distributed: bool = True
+    def _batches(
+        self, part: str, indices: Tensor | None = None, *, shared: bool = True, transform: Any = None, **options: Any
     ) -> TensorBatches:
-        rank, world_size = self._rank() if distributed else (0, 1)
-        everything = torch.arange(len(self._part(part)[0])) if indices is None else indices
-        sampler = EpochSampler(everything, batch_size=self.batch_size, rank=rank, world_size=world_size, pad=False)
-        return self._batches(part, sampler, with_labels=with_labels)
-
-    def _batches(self, part: str, sampler: EpochSampler, *, augment: bool = False, **options: Any) -> TensorBatches:
-        """Return the loader of some batches of a part, which prepares them on the trainer's device."""
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        transform = self._augment if augment else lambda images, labels, seed: self.prepare(images, labels)
-        return TensorBatches(*self._part_on(device, part), sampler, device=device, transform=transform, **options)
-
-    def _part_on(self, device: torch.device, part: str) -> Batch:
-        """Return one part of the set, on an accelerator where it fits there."""
+        """Return batches of some rows of a part, prepared on the trainer's device, `shared` by its processes."""
+        shares = self.trainer.distributed_sampler_kwargs if self.trainer and shared else None
+        rank, world_size = (shares["rank"], shares["num_replicas"]) if shares else (0, 1)
         images, labels = self._part(part)
-        if device.type != "cuda" or images.nbytes > _SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
-            return images, labels
-        if self._moved.get(part, images).device != device:
-            self._moved[part] = images.to(device)
-        return self._moved[part], labels.to(device)
+        rows = torch.arange(len(labels)) if indices is None else indices
+        sampler = EpochSampler(rows, batch_size=self.batch_size, rank=rank, world_size=world_size, pad=False)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cuda" and images.nbytes <= _SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+            if self._moved.get(part, images).device != device:
+                self._moved[part] = images.to(device)
+            images, labels = self._moved[part], labels.to(device)
+        prepare = transform or (lambda images, labels, seed: self.prepare(images, labels))
+        return TensorBatches(images, labels, sampler, device=device, transform=prepare, **options)
 
     def _part(self, part: str) -> Batch:
         """Return one part of the set, read and checked when it is first asked for."""
@@ -276,8 +331,3 @@ class ImageDataModule(LightningDataModule):
             )
         order = torch.randperm(len(labels), generator=generator(self.seed, "split"))
         return order[num_validation:], order[:num_validation]
-
-    def _rank(self) -> tuple[int, int]:
-        """Return this process's rank and the number of processes that share the data."""
-        shares = self.trainer.distributed_sampler_kwargs if self.trainer else None
-        return (shares["rank"], shares["num_replicas"]) if shares else (0, 1)

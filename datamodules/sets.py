@@ -1,9 +1,8 @@
 """The image sets: scikit-learn's digits, MNIST, FashionMNIST, CIFAR-10 and CIFAR-100, by name."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,10 +12,6 @@ from mlprank.datamodules.batches import generator
 from mlprank.datamodules.files import FileSet, read_cifar_batch, read_idx_pair
 from mlprank.datamodules.images import ImageDataModule
 from mlprank.utils.registry import Registry
-
-TEST_FRACTION = 0.2
-_TEST_SEED = 0  # the set has no official test images: these 359 are set apart for every seed of the user's
-_LEVELS = 16
 
 
 class DigitsDataModule(ImageDataModule):
@@ -42,40 +37,31 @@ class DigitsDataModule(ImageDataModule):
         import sklearn.datasets  # takes a second to import
 
         bunch = sklearn.datasets.load_digits()
-        images = torch.from_numpy(bunch.images).mul(255 / _LEVELS).round().to(torch.uint8).unsqueeze(1)
+        images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
         labels = torch.from_numpy(bunch.target).to(torch.int64)
-        order = torch.randperm(len(labels), generator=generator(_TEST_SEED, "digits test set"))
-        num_test = round(TEST_FRACTION * len(labels))
+        # There are no official test images: a fifth is set apart, the same for every seed of the user's.
+        order, num_test = torch.randperm(len(labels), generator=generator(0, "digits test set")), len(labels) // 5
         rows = order[:num_test] if part == "test" else order[num_test:]
         return images[rows], labels[rows], Path(sklearn.datasets.__file__)
 
 
-def _torchvision(name: str) -> Callable[[Path], None]:
-    """Return what downloads a set of torchvision's below a directory, with a progress bar, and checks it.
+def _download(name: str, root: Path) -> None:
+    """Download a set of torchvision's below a directory, with a progress bar, and check it."""
+    import torchvision.datasets  # heavy
 
-    MNIST's files come one by one, CIFAR's as one archive, which is not unpickled here.
-    """
-
-    def download(root: Path) -> None:
-        import torchvision.datasets  # heavy
-
-        source = getattr(torchvision.datasets, name)
-        if hasattr(source, "tgz_md5"):
-            fetch = torchvision.datasets.utils.download_and_extract_archive
-            fetch(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
-        else:
-            source(root, download=True)
-
-    return download
+    source = getattr(torchvision.datasets, name)
+    if hasattr(source, "tgz_md5"):  # CIFAR's, one archive: the set's own download would unpickle what is in it
+        fetch = torchvision.datasets.utils.download_and_extract_archive
+        fetch(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
+    else:
+        source(root, download=True)
 
 
-_MNIST = FileSet(
-    name="MNIST",
-    files=tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
-    folders=("MNIST/raw", "MNIST", "raw", ""),
-    download=_torchvision("MNIST"),
-    suffixes=("", ".gz"),
-)
+def _idx_files(name: str, **options: Any) -> FileSet:
+    """Return the files of MNIST or of a set that is laid out as it."""
+    parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    folders = (f"{name}/raw", name, "raw", "")
+    return FileSet(name, tuple(parts), folders, partial(_download, name), suffixes=("", ".gz"), **options)
 
 
 class MNISTDataModule(ImageDataModule):
@@ -95,7 +81,7 @@ class MNISTDataModule(ImageDataModule):
     num_classes: ClassVar[int] = 10
     classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
     in_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
-    file_set: ClassVar[FileSet] = _MNIST
+    file_set: ClassVar[FileSet] = _idx_files("MNIST")
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
         """Read the training or the test images from the two idx files of `part`; see `ImageDataModule.read`."""
@@ -123,11 +109,8 @@ class FashionMNISTDataModule(MNISTDataModule):
     classes: ClassVar[tuple[str, ...]] = (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     )
-    file_set: ClassVar[FileSet] = replace(
-        _MNIST,
-        name="FashionMNIST",
-        folders=("FashionMNIST/raw", "FashionMNIST", "raw", ""),
-        download=_torchvision("FashionMNIST"),
+    file_set: ClassVar[FileSet] = _idx_files(
+        "FashionMNIST",
         system_folders=(Path("/usr/share/datasets/fashion-mnist"),),
         remedy="on Debian and Ubuntu `apt-get install dataset-fashion-mnist`, or run once with a network",
     )
@@ -157,10 +140,10 @@ class CIFAR10DataModule(ImageDataModule):
     std: ClassVar[tuple[float, ...] | None] = (0.2470, 0.2435, 0.2616)
     label_key: ClassVar[str] = "labels"
     file_set: ClassVar[FileSet] = FileSet(
-        name="CIFAR10",
-        files=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
-        folders=("cifar-10-batches-py", ""),
-        download=_torchvision("CIFAR10"),
+        "CIFAR10",
+        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
+        ("cifar-10-batches-py", ""),
+        partial(_download, "CIFAR10"),
     )
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
@@ -195,7 +178,10 @@ class CIFAR100DataModule(CIFAR10DataModule):
     std: ClassVar[tuple[float, ...] | None] = (0.2673, 0.2564, 0.2762)
     label_key: ClassVar[str] = "fine_labels"
     file_set: ClassVar[FileSet] = FileSet(
-        name="CIFAR100", files=("train", "test"), folders=("cifar-100-python", ""), download=_torchvision("CIFAR100")
+        name="CIFAR100",
+        files=("train", "test"),
+        folders=("cifar-100-python", ""),
+        download=partial(_download, "CIFAR100"),
     )
 
 

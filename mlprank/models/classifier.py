@@ -26,7 +26,6 @@ from mlprank.surgery.narrow import narrow
 
 _STEPS_BETWEEN_CHECKS = 50
 """On an accelerator reading the loss waits for the device, so it is read once in so many steps."""
-_REMEDIES = "try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or trainer.precision=32"
 
 
 class ImageClassifier(LightningModule):
@@ -74,7 +73,14 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
         given: object = model
         self.model = build_model(given) if isinstance(given, Mapping) else model
-        self.num_classes = _num_classes(self.model, num_classes)
+        linears = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        if num_classes is None:
+            num_classes = getattr(self.model, "num_classes", None) or (linears[-1].out_features if linears else None)
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                f"num_classes={num_classes!r} must be a positive integer; {type(self.model).__name__} does not tell it"
+            )
+        self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.bias_weight_decay = bias_weight_decay
         self.norm_weight_decay = norm_weight_decay
@@ -83,20 +89,19 @@ class ImageClassifier(LightningModule):
         self.pruning: dict[str, Any] | None = None
         """What a pruned network's checkpoint says about it: "slices" are the kept indices per parameter."""
         first, schedule = self._build_optimizer()
-        self.save_hyperparameters(
-            {
-                "model": dict(given) if isinstance(given, Mapping) else describe_model(self.model),
-                "optimizer": describe_factory(optimizer, first),
-                "lr_scheduler": None if schedule is None else describe_factory(lr_scheduler, schedule),
-                "label_smoothing": label_smoothing,
-                "bias_weight_decay": bias_weight_decay,
-                "norm_weight_decay": norm_weight_decay,
-                "num_classes": self.num_classes,
-            }
-        )
+        described = {
+            "model": dict(given) if isinstance(given, Mapping) else describe_model(self.model),
+            "optimizer": describe_factory(optimizer, first),
+            "lr_scheduler": None if schedule is None else describe_factory(lr_scheduler, schedule),
+        }
+        names = ("label_smoothing", "bias_weight_decay", "norm_weight_decay", "num_classes")
+        self.save_hyperparameters({**described, **{name: getattr(self, name) for name in names}})
         if schedule is not None:
             check_scheduler(schedule)
-        self.top1, self.top5 = (_accuracy(self.num_classes, top_k) for top_k in (1, 5))
+        self.top1, self.top5 = (
+            MulticlassAccuracy(num_classes, top_k=min(top_k, num_classes), average="micro", validate_args=False)
+            for top_k in (1, 5)
+        )
         self.mean_loss = MeanMetric()
         self._rate = math.nan
         self._loss_sum: float | Tensor = 0.0
@@ -117,11 +122,7 @@ class ImageClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's mean loss anew, and note the learning rate that it is trained with.
-
-        Raises:
-            ValueError: If the schedule has made the rate negative or not finite.
-        """
+        """Start the epoch's mean loss anew, and note the learning rate that it is trained with."""
         self._loss_sum, self._num_samples = 0.0, 0
         self._rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         if not (math.isfinite(self._rate) and self._rate >= 0):
@@ -157,19 +158,27 @@ class ImageClassifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the epoch's loss and accuracies."""
-        self._evaluate(batch)
+        images, targets = batch
+        logits = self.model(images)
+        self.mean_loss.update(F.cross_entropy(logits, targets), weight=len(images))
+        self.top1.update(logits, targets)
+        self.top5.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch's loss and accuracies as val_loss, val_top1, val_top5."""
-        self._log_evaluation("val")
+        """Log the loss and accuracies as val_loss, val_top1, val_top5; those of a test likewise."""
+        stage = "test" if self.trainer.testing else "val"
+        metrics = {"loss": self.mean_loss, "top1": self.top1, "top5": self.top5}
+        values = {f"{stage}_{name}": metric.compute() for name, metric in metrics.items()}
+        for metric in metrics.values():
+            metric.reset()
+        if self.trainer.state.fn != "fit" and not math.isfinite(loss := float(values[f"{stage}_loss"])):
+            raise FloatingPointError(
+                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images are not "
+                "finite; take another checkpoint (--ckpt_path), and look for non-finite images"
+            )
+        self.log_dict(values, prog_bar=True, sync_dist=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the loss and accuracies."""
-        self._evaluate(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the loss and accuracies as test_loss, test_top1, test_top5."""
-        self._log_evaluation("test")
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the class probabilities, shape (N, num_classes), of a batch with or without targets."""
@@ -182,13 +191,24 @@ class ImageClassifier(LightningModule):
             checkpoint["mlprank"] = self.pruning
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the network the widths and masks of the checkpoint, and refuse another network's.
+        """Give the network the widths and masks of the checkpoint, and refuse another network's weights.
 
-        Raises:
-            ValueError: If the checkpoint's weights are another network's.
+        The entry "mlprank" is that of a pruned network: its "slices" are the kept indices of every parameter that was
+        narrowed, by its name in the classifier and its dimension, and its "biases" name those that pruning created.
         """
-        state = checkpoint["state_dict"]
-        self.pruning = self._match_widths(checkpoint)
+        state, record, was_narrow = checkpoint["state_dict"], checkpoint.get("mlprank"), self.pruning is not None
+        if record is None:
+            self.model = self._dense() if was_narrow else self.model
+        elif not isinstance(record, dict) or not isinstance(record.get("slices"), Mapping):
+            raise ValueError("the checkpoint's entry 'mlprank' has no 'slices', so the file is damaged or foreign")
+        else:
+            own, created = self.state_dict(), [str(name) for name in record.get("biases", ())]
+            differ = any(name in state and state[name].shape != tensor.shape for name, tensor in own.items())
+            if differ or set(created) - set(own):
+                slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
+                biases = tuple(name.removeprefix("model.") for name in created)
+                self.model = narrow(self._dense() if was_narrow else self.model, slices, biases=biases)
+        self.pruning = record
         match_masks(self, state)
         check_state(self.state_dict(), state, source="the checkpoint")
 
@@ -199,77 +219,20 @@ class ImageClassifier(LightningModule):
         optimizer = build_optimizer(self.optimizer, groups)
         return optimizer, None if self.lr_scheduler is None else build_scheduler(self.lr_scheduler, optimizer)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
-        images, targets = batch
-        logits = self.model(images)
-        self.mean_loss.update(F.cross_entropy(logits, targets), weight=len(images))
-        self.top1.update(logits, targets)
-        self.top5.update(logits, targets)
-
-    def _log_evaluation(self, stage: str) -> None:
-        values = {"loss": self.mean_loss, "top1": self.top1, "top5": self.top5}
-        computed = {f"{stage}_{name}": metric.compute() for name, metric in values.items()}
-        for metric in values.values():
-            metric.reset()
-        if self.trainer.state.fn != "fit" and not math.isfinite(loss := float(computed[f"{stage}_loss"])):
-            raise FloatingPointError(
-                f"the loss is {loss} on the {stage} data, so its accuracies say nothing: weights or images are not "
-                "finite; take another checkpoint (--ckpt_path), and look for non-finite images"
-            )
-        self.log_dict(computed, prog_bar=True, sync_dist=True)
-
     def _check_mean_loss(self) -> float:
-        mean = float(self._loss_sum) / max(self._num_samples, 1)
-        self._check_finite(mean)
+        self._check_finite(mean := float(self._loss_sum) / max(self._num_samples, 1))
         return mean
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} at step {self.global_step} (epoch {self.current_epoch}, "
-                f"lr={self._rate:g}); {_REMEDIES}, and look for non-finite images; checkpoints that were written "
-                "before are kept"
+                f"lr={self._rate:g}); try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or "
+                "trainer.precision=32, and look for non-finite images; checkpoints that were written before are kept"
             )
-
-    def _match_widths(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Give the network the widths of a checkpoint, and return its entry "mlprank"; None for a dense network's.
-
-        The entry's "slices" are the kept indices of every parameter that was narrowed, by its name in the classifier
-        and its dimension, and its "biases" name the biases that pruning created.
-        """
-        record, was_narrow = checkpoint.get("mlprank"), self.pruning is not None
-        if record is None:
-            if was_narrow:
-                self.model = self._dense()
-            return None
-        if not isinstance(record, dict) or not isinstance(record.get("slices"), Mapping):
-            raise ValueError("the checkpoint's entry 'mlprank' has no 'slices', so the file is damaged or foreign")
-        state, own = checkpoint["state_dict"], self.state_dict()
-        created = [str(name) for name in record.get("biases", ())]
-        differ = any(name in state and state[name].shape != tensor.shape for name, tensor in own.items())
-        if differ or set(created) - set(own):
-            slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
-            biases = tuple(name.removeprefix("model.") for name in created)
-            self.model = narrow(self._dense() if was_narrow else self.model, slices, biases=biases)
-        return record
 
     def _dense(self) -> nn.Module:
         spec = self.hparams.get("model")
         if spec is None:
             raise ValueError("the network is narrow and its class is not recorded; build the classifier anew")
         return build_model(spec)
-
-
-def _accuracy(num_classes: int, top_k: int) -> MulticlassAccuracy:
-    return MulticlassAccuracy(
-        num_classes, top_k=min(top_k, num_classes), average="micro", validate_args=False, ignore_index=None
-    )
-
-
-def _num_classes(model: nn.Module, given: int | None) -> int:
-    if given is None:
-        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        given = getattr(model, "num_classes", None) or (linears[-1].out_features if linears else None)
-    if not isinstance(given, int) or given < 1:
-        raise ValueError(f"num_classes={given!r} must be a positive integer; {type(model).__name__} does not tell it")
-    return given

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlprank.models.mlp import Network
 from mlprank.utils.errors import check_whole
 
 
-class FourLayerCNN(nn.Module):
+class FourLayerCNN(Network):
     """Four convolutions of 3×3, each with a batch norm and a ReLU, then the mean over positions and a linear layer.
 
     The first and the third convolution halve height and width.
@@ -30,19 +31,9 @@ class FourLayerCNN(nn.Module):
     def __init__(
         self, in_channels: int = 1, num_classes: int = 10, *, widths: Sequence[int] = (32, 64, 64, 128)
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels=in_channels, num_classes=num_classes, widths=list(widths))
         if len(widths) != 4:
             raise ValueError(f"widths={list(widths)} must be 4 numbers of channels, one for each convolution")
-        check_whole(
-            in_channels=in_channels, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
-        )
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        self.init_args: dict[str, object] = {
-            "in_channels": in_channels,
-            "num_classes": num_classes,
-            "widths": list(widths),
-        }
         previous = in_channels
         for index, (width, stride) in enumerate(zip(widths, (2, 1, 2, 1), strict=True), start=1):
             self.add_module(f"conv{index}", _conv3x3(previous, width, stride=stride))
@@ -61,13 +52,9 @@ class FourLayerCNN(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions of 3×3 beside a shortcut, as in ResNet-18.
+    """Two convolutions of 3×3, of which the first has the stride, beside a shortcut, as in ResNet-18.
 
-    Args:
-        in_channels: Channels that come in.
-        channels: Channels that go out.
-        stride: Of the first convolution. Where it is not 1, or the channels change, the shortcut is a convolution of
-            1×1.
+    The shortcut is a convolution of 1×1 where the stride is not 1 or the channels change.
     """
 
     def __init__(self, in_channels: int, channels: int, *, stride: int = 1) -> None:
@@ -88,7 +75,7 @@ class ResidualBlock(nn.Module):
         return F.relu(inner + self.shortcut(x))
 
 
-class ResNet18(nn.Module):
+class ResNet18(Network):
     """ResNet-18 for small images: a stem of one 3×3 convolution, four stages of two blocks, mean, linear.
 
     `width=64` gives the widths of the paper; the default is a quarter of it, with a sixteenth of the arithmetic.
@@ -111,11 +98,8 @@ class ResNet18(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, num_classes: int = 10, *, width: int = 16) -> None:
-        super().__init__()
-        check_whole(in_channels=in_channels, num_classes=num_classes, width=width)
-        self.in_channels = in_channels
-        self.num_classes = num_classes
-        self.init_args: dict[str, object] = {"in_channels": in_channels, "num_classes": num_classes, "width": width}
+        super().__init__(in_channels=in_channels, num_classes=num_classes, width=width)
+        check_whole(width=width)
         self.conv1 = _conv3x3(in_channels, width)
         self.batchnorm1 = nn.BatchNorm2d(width)
         previous = width

@@ -1,6 +1,7 @@
 """Multilayer perceptrons: one built from its widths, and the thesis's four, which load its checkpoints."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +19,22 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-class MLP(nn.Module):
+class Network(nn.Module):
+    """A classifier that records the arguments of its constructor, of which all sizes are positive whole numbers."""
+
+    num_classes: int
+
+    def __init__(self, **init_args: Any) -> None:
+        super().__init__()
+        self.init_args = init_args
+        widths = {f"widths[{index}]": width for index, width in enumerate(init_args.get("widths", ()))}
+        sizes = {name: init_args[name] for name in ("in_features", "in_channels", "num_classes") if name in init_args}
+        check_whole(**sizes, **widths)
+        for name, size in sizes.items():
+            setattr(self, name, size)
+
+
+class MLP(Network):
     """Fully connected classifier: `flatten`, then linear, norm, activation and dropout per hidden layer, then a linear.
 
     The layers are called `fc1`, `batchnorm1`, `act1`, `dropout1`, `fc2`, …, `fc_last`; a batch norm or a dropout that
@@ -53,24 +69,18 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
-        super().__init__()
-        check_whole(
-            in_features=in_features, num_classes=num_classes, **{f"widths[{i}]": w for i, w in enumerate(widths)}
+        super().__init__(
+            in_features=in_features,
+            widths=list(widths),
+            num_classes=num_classes,
+            activation=activation,
+            batch_norm=batch_norm,
+            dropout=dropout,
+            bias=bias,
         )
         check_choice("activation", activation, list(ACTIVATIONS))
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} must lie in [0, 1): it is the share of activations dropped")
-        self.in_features = in_features
-        self.num_classes = num_classes
-        self.init_args: dict[str, object] = {
-            "in_features": in_features,
-            "widths": list(widths),
-            "num_classes": num_classes,
-            "activation": activation,
-            "batch_norm": batch_norm,
-            "dropout": dropout,
-            "bias": bias,
-        }
         self.flatten = nn.Flatten()
         previous = in_features
         for index, width in enumerate(widths, start=1):
@@ -90,23 +100,12 @@ class MLP(nn.Module):
         return x
 
 
-class _ThesisNetwork(nn.Module):
-    """What the thesis's four share: a flatten and the record of their constructor's arguments."""
-
-    def __init__(self, in_features: int, num_classes: int) -> None:
-        super().__init__()
-        check_whole(in_features=in_features, num_classes=num_classes)
-        self.in_features = in_features
-        self.num_classes = num_classes
-        self.init_args: dict[str, object] = {"in_features": in_features, "num_classes": num_classes}
-        self.flatten = nn.Flatten()
-
-
-class TwoLayerMLP(_ThesisNetwork):
+class TwoLayerMLP(Network):
     """784-256-10, the network for MNIST."""
 
     def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
-        super().__init__(in_features, num_classes)
+        super().__init__(in_features=in_features, num_classes=num_classes)
+        self.flatten = nn.Flatten()
         self.linear_relu_stack = nn.Sequential(nn.Linear(in_features, 256), nn.ReLU(), nn.Linear(256, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,25 +114,27 @@ class TwoLayerMLP(_ThesisNetwork):
         return logits
 
 
-class ThreeLayerMLP(_ThesisNetwork):
+class ThreeLayerMLP(Network):
     """784-512-512-10, the network for FashionMNIST."""
 
     def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
-        super().__init__(in_features, num_classes)
+        super().__init__(in_features=in_features, num_classes=num_classes)
+        self.flatten = nn.Flatten()
         hidden = nn.Linear(in_features, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()
         self.linear_relu_stack = nn.Sequential(*hidden, nn.Linear(512, num_classes))
 
     forward = TwoLayerMLP.forward
 
 
-class SixLayerMLP(_ThesisNetwork):
+class SixLayerMLP(Network):
     """3072-512-512-256-256-128-10 with two residual additions, the network for CIFAR10.
 
     Layers of one width share one batch norm, which follows the ReLU.
     """
 
     def __init__(self, in_features: int = 3072, num_classes: int = 10) -> None:
-        super().__init__(in_features, num_classes)
+        super().__init__(in_features=in_features, num_classes=num_classes)
+        self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(in_features, 512)
         self.fc2 = nn.Linear(512, 512)
         self.fc3 = nn.Linear(512, 256)
@@ -158,14 +159,15 @@ class SixLayerMLP(_ThesisNetwork):
 _TWELVE_WIDTHS = (2048, 2048, 1024, 1024, 1024, 1024, 512, 512, 256, 256, 256)
 
 
-class TwelveLayerMLP(_ThesisNetwork):
+class TwelveLayerMLP(Network):
     """3072-2048-2048-1024-1024-1024-1024-512-512-256-256-256-100, the network for CIFAR100.
 
     Layers of one width share one batch norm, which follows the ReLU; there is no residual addition.
     """
 
     def __init__(self, in_features: int = 3072, num_classes: int = 100) -> None:
-        super().__init__(in_features, num_classes)
+        super().__init__(in_features=in_features, num_classes=num_classes)
+        self.flatten = nn.Flatten()
         previous = in_features
         for index, width in enumerate(_TWELVE_WIDTHS, start=1):
             self.add_module(f"fc{index}", nn.Linear(previous, width))

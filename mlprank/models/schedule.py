@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from numbers import Real
 from typing import Any, Literal, TypeVar
@@ -31,32 +32,29 @@ def _built(given: object, base: type[T], positional: Any, *, argument: str) -> T
         )
     built = given(positional)
     if not isinstance(built, base):
-        raise TypeError(
-            f"{argument}={given!r} returned a {type(built).__name__}, not a {base.__module__}.{base.__name__}"
-        )
+        kind = f"{base.__module__}.{base.__name__}"
+        raise TypeError(f"{argument}={given!r} returned a {type(built).__name__}, not a {kind}")
     return built
 
 
 def build_optimizer(given: object, parameters: Iterable[Any]) -> Optimizer:
     """Build the optimizer of `parameters` (tensors or groups) and check its learning rates."""
-    named = (
-        given.keywords if isinstance(given, partial) else given.get("init_args") if isinstance(given, Mapping) else {}
-    )
-    _check_rate((named or {}).get("lr", 0.0), optimizer=_name(given))
+
+    def check(rate: Any, name: str) -> None:
+        if not isinstance(rate, (Real, Tensor)):
+            raise TypeError(f"optimizer {name}: lr={rate!r} must be a number such as 0.001")
+        if not (math.isfinite(rate) and float(rate) >= 0):
+            raise ValueError(f"optimizer {name}: lr={rate} must be a finite number of at least 0, such as 0.001")
+
+    named = given.get("init_args") if isinstance(given, Mapping) else getattr(given, "keywords", None)
+    check((named or {}).get("lr", 0.0), _name(given))
     try:
         optimizer = _built(given, Optimizer, list(parameters), argument="optimizer")
     except (ValueError, TypeError) as error:
         raise type(error)(f"optimizer {_name(given)} cannot be built: {error}") from error
     for group in optimizer.param_groups:
-        _check_rate(group.get("lr", 0.0), optimizer=type(optimizer).__name__)
+        check(group.get("lr", 0.0), type(optimizer).__name__)
     return optimizer
-
-
-def _check_rate(rate: Any, *, optimizer: str) -> None:
-    if not isinstance(rate, (Real, Tensor)):
-        raise TypeError(f"optimizer {optimizer}: lr={rate!r} must be a number such as 0.001")
-    if not (math.isfinite(rate) and float(rate) >= 0):
-        raise ValueError(f"optimizer {optimizer}: lr={rate} must be a finite number of at least 0, such as 0.001")
 
 
 def build_scheduler(given: object, optimizer: Optimizer) -> LRScheduler:
@@ -86,10 +84,7 @@ def check_scheduler(scheduler: LRScheduler) -> None:
 def parameter_groups(
     model: nn.Module, *, bias_weight_decay: float | None, norm_weight_decay: float | None
 ) -> list[dict[str, Any]]:
-    """Group the trainable parameters by the weight decay that they get.
-
-    None leaves the optimizer's.
-    """
+    """Group the trainable parameters by the weight decay that they get; None leaves the optimizer's."""
     for name, value in (("bias_weight_decay", bias_weight_decay), ("norm_weight_decay", norm_weight_decay)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value} must be a finite number of at least 0, or None for the optimizer's")
@@ -100,10 +95,7 @@ def parameter_groups(
             is_bias = name.rpartition(".")[2] == "bias"
             decay = norm_weight_decay if id(parameter) in in_norms else bias_weight_decay if is_bias else None
             groups.setdefault(decay, []).append(parameter)
-    return [
-        {"params": parameters, **({} if decay is None else {"weight_decay": decay})}
-        for decay, parameters in groups.items()
-    ]
+    return [{"params": own, **({} if decay is None else {"weight_decay": decay})} for decay, own in groups.items()]
 
 
 def describe_factory(given: object, built: Optimizer | LRScheduler) -> dict[str, Any] | None:
@@ -112,21 +104,18 @@ def describe_factory(given: object, built: Optimizer | LRScheduler) -> dict[str,
     It is `{"class_path": str, "init_args": dict}`, or None where the arguments cannot be told; a lambda or another
     opaque callable is described by the values read from what it `built`.
     """
-    try:
+    with suppress(TypeError):
         described = _plain(given)
         if isinstance(described, dict):
             return described
-    except TypeError:
-        pass
     known = built.defaults if isinstance(built, Optimizer) else vars(built)
     parameters = list(inspect.signature(type(built)).parameters.values())[1:]
     if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in known for p in parameters):
         return None
-    try:
+    with suppress(TypeError):
         arguments = {p.name: _plain(known[p.name]) for p in parameters if p.name in known and p.name != "last_epoch"}
-    except TypeError:
-        return None
-    return {"class_path": class_path_of(type(built)), "init_args": arguments}
+        return {"class_path": class_path_of(type(built)), "init_args": arguments}
+    return None
 
 
 def _plain(value: object) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from mlprank.datamodules import CIFAR10DataModule, DigitsDataModule
-from mlprank.datamodules.augmentation import Augmentation
+from mlprank.datamodules.images import Augmentation
 from tests.datamodules.networks import Recorder, quiet_trainer
 from tests.datamodules.writers import write_cifar10
 

@@ -337,7 +337,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, func
     }[function]
     content = pickle.dumps({b"data": Hostile(function, argument), **ENTRIES}, protocol=2)
     with pytest.raises(
-        ValueError, match=rf"data_batch_1: is no whole CIFAR batch file \(it asks for .*{function.__name__}"
+        ValueError, match=rf"data_batch_1: is not a whole CIFAR batch file \(it asks for .*{function.__name__}"
     ):
         read(tmp_path, content)
     assert not victim.exists()
@@ -354,30 +354,30 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, func
     ],
 )
 def test_stand_ins_cannot_be_misused(tmp_path, state):
-    with pytest.raises(ValueError, match="data_batch_1: is no whole CIFAR batch file"):
+    with pytest.raises(ValueError, match="data_batch_1: is not a whole CIFAR batch file"):
         read(tmp_path, b"\x80\x02" + state)
 
 
 @pytest.mark.parametrize("pixels", [PIXELS.astype(np.int64), PIXELS.astype("S1"), np.asfortranarray(PIXELS)])
 def test_arrays_of_anything_but_bytes_in_c_order_are_refused(tmp_path, pixels):
-    with pytest.raises(ValueError, match=r"data_batch_1: .* not one of unsigned bytes in C order"):
+    with pytest.raises(ValueError, match=r'data_batch_1: its entry "data" is not .*unsigned bytes.* in C order'):
         read(tmp_path, python3_batch(pixels, ENTRIES))
 
 
 def test_an_array_of_objects_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"data_batch_1: .* not one of unsigned bytes in C order"):
+    with pytest.raises(ValueError, match=r'data_batch_1: its entry "data" is not .*unsigned bytes.* in C order'):
         read(tmp_path, python3_batch(np.array([[1, "a"]], dtype=object), ENTRIES))
 
 
 def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
     content = python2_batch(PIXELS, ENTRIES).replace(b"J\x1e\x00\x00\x00J\x00\x0c", b"J\x1f\x00\x00\x00J\x00\x0c", 1)
-    with pytest.raises(ValueError, match=r"shape \(31, 3072\) does not hold 95232 bytes"):
+    with pytest.raises(ValueError, match=r'data_batch_1: its entry "data" is not whole'):
         read(tmp_path, content)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 40, 5000, -1])
 def test_a_truncated_file_is_named(tmp_path, kept):
-    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/data_batch_1: is no whole CIFAR batch file"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))}/data_batch_1: is not a whole CIFAR batch file"):
         read(tmp_path, python2_batch(PIXELS, ENTRIES)[:kept])
 
 
@@ -412,9 +412,9 @@ def test_wrong_labels_are_refused(tmp_path, entries, complaint):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ([1, 2], 'has no entry "data"'),
-        ({b"labels": [1]}, 'has no entry "data"'),
-        ({b"data": PIXELS[:, :100], **ENTRIES}, r'"data" of shape \(n, 3072\)'),
+        ([1, 2], 'its entry "data" is not'),
+        ({b"labels": [1]}, 'its entry "data" is not'),
+        ({b"data": PIXELS[:, :100], **ENTRIES}, r'"data" is not .* of shape \(n, 3072\)'),
         ({b"data": PIXELS[:1], b"labels": ["3"]}, "has no list of integers"),
         ({b"data": PIXELS[:1], b"labels": [2**100]}, "is outside"),
     ],
