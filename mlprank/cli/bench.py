@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 def _measure(arguments: Namespace, dense_path: str, pruned_path: str, *, model: Any) -> Any:
     from mlprank.costs.bench import BACKENDS, BATCH_SIZES, bench, num_steps
-    from mlprank.models.registry import load_network
+    from mlprank.models.loading import load_network
 
     pruned = load_network(pruned_path, input_shape=arguments.input_shape, model=model)
     # The pruned file knows the shape of its inputs; a dense checkpoint may not.

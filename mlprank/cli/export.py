@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     model, rest = typed_model(argv)
     args = command_parser().parse_args(rest)
     from mlprank.artifact.export import SUFFIXES, check_format, export_model
-    from mlprank.models.registry import load_network
+    from mlprank.models.loading import load_network
 
     checkpoint = args.ckpt_path or args.checkpoint
     if checkpoint is None:

@@ -17,7 +17,7 @@ from mlprank.cli import export as export_command
 from mlprank.cli import main
 from mlprank.models import MLP, TwoLayerMLP
 from mlprank.models.classifier import ImageClassifier
-from mlprank.models.registry import load_network
+from mlprank.models.loading import load_network
 
 
 def images(num: int = 8) -> Tensor:
