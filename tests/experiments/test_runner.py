@@ -304,6 +304,40 @@ def test_accuracies_are_those_of_torchmetrics(make, amount, monkeypatch: pytest.
     assert accuracies(pruned, images, labels) == pytest.approx((expected[1], expected[5]))
 
 
+class Doubled(nn.Module):
+    """Uses its first layer twice, so that no one output stands for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(32, 12), nn.Linear(12, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        upper, lower = images.flatten(1).chunk(2, dim=1)
+        return self.fc2((self.fc1(upper) * self.fc1(lower)).tanh())
+
+
+def in_place() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.LeakyReLU(-2.0, inplace=True), nn.Linear(12, 8))
+
+
+@pytest.mark.parametrize("make", [lambda: SixLayerMLP(64, 8), Foreign, Doubled, in_place])
+@pytest.mark.parametrize("compensation", ["zero", "mean", "least_squares"])
+def test_a_first_layer_looked_up_in_the_dense_network_changes_no_accuracy(
+    make, compensation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network, images = make(), torch.rand(NUM_IMAGES, 1, 8, 8)
+    result = Pruning(network, images[:64]).run(amount=0.4, compensation=compensation)
+    data = runner.TestData(None, images, guessed(result.model, images))
+    monkeypatch.setattr(runner, "_CHUNK", 128)
+    monkeypatch.setattr(runner, "load_network", lambda trained: network)
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    found = Workbench(None, data, graphs={}, device="cpu", latency=False).test(result)  # type: ignore[arg-type]
+    assert found == accuracies(result.model, images, data.labels)
+    assert found[0] == pytest.approx(1 / 3, abs=0.02)
+    assert all(torch.equal(before[name], tensor) for name, tensor in result.model.state_dict().items())
+
+
 def test_of_equal_logits_the_lower_class_comes_first() -> None:
     network, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), torch.rand(NUM_IMAGES, 1, 8, 8)
     nn.init.zeros_(network[1].weight)
