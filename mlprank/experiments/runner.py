@@ -99,7 +99,7 @@ class Workbench:
         self.graph = graphs[kind]
         self._first, self._known = self.graph.layers[0].name, list[Tensor]()
         first = dict(self.network.named_modules()).get(self._first)
-        shared = first if type(first) is nn.Linear and len(self.graph.layers[0].calls) == 1 else nn.Module()
+        shared = first if type(first) is nn.Linear else nn.Module()
         keeping = shared.register_forward_hook(lambda _, inputs, output: self._known.append(output.clone()))
         self.dense = accuracies(self.network, data.images, data.labels)
         keeping.remove()
