@@ -3,11 +3,10 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from mlprank.graph.records import quoted
 from mlprank.measures import LayerRecord, Measure, get_measure
 from mlprank.measures.record import normalise_scores
 from mlprank.methods import Global, Local, Method, get_method
+from mlprank.methods.ranked import keep_largest
 from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe
@@ -126,9 +126,8 @@ def prune_mlp(
     data: Any = get_dataset(dataset_name)(batch_size=batch_size, data_dir=data_dir)
     if published:
         conditions = PublishedConditions(network, data, batch_size=batch_size)
-        pruned = conditions.prune(amount=amount, measure=measure, method=method)
-        accuracies = conditions.accuracies(pruned.network, top_k)
-        narrow, masked, masks, scores = pruned.network, pruned.network, pruned.masks, pruned.scores
+        narrow, scores, masks = conditions.prune(amount=amount, measure=measure, method=method)
+        accuracies, masked = conditions.accuracies(narrow, top_k), narrow
     else:
         loader = data.calibration_dataloader(num_samples=batch_size, seed=seed)
         result = Pruning(network, loader, graph="chain").run(
@@ -143,17 +142,24 @@ def prune_mlp(
     if out_path is not None:
         with whole_file(root / "pruned_model.pth") as temporary:
             torch.save(masked.state_dict(), temporary)
-    removed = sum(int((~mask).sum()) for mask in masks.values()) / sum(map(len, masks.values())) if masks else 0.0
+    size, size_nz = count_parameters(network), count_nonzero(narrow)
+    flops = sum(layer.weight.numel() for layer in _linears(network).values())
+    flops_nz = sum(int(torch.count_nonzero(layer.weight)) for layer in _linears(narrow).values())
     metrics = {
-        **_published_metrics(network, narrow),
-        "achieved_amount": removed,
+        "size": size,
+        "size_nz": size_nz,
+        "compression_ratio": size / max(size_nz, 1),
+        "actual_amount": 1 - size_nz / size,
+        "flops": flops,
+        "flops_nz": flops_nz,
+        "theoretical_speedup": flops / max(flops_nz, 1),
+        "achieved_amount": sum(int((~mask).sum()) for mask in masks.values()) / max(1, sum(map(len, masks.values()))),
         **{f"top{k}_acc": accuracy for k, accuracy in accuracies.items()},
     }
     return metrics, list(scores.values())
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedPruning:
+class PublishedPruning(NamedTuple):
     """A network pruned as published."""
 
     network: nn.Module  # a copy whose pruned rows are zeroed; biases stay
@@ -178,29 +184,48 @@ class PublishedConditions:
 
     def __init__(self, network: nn.Module, data: Any, *, batch_size: int = 64) -> None:
         self.network = copy.deepcopy(network).train()
-        linear = [name for name, _ in _linears(network)]
-        whole = [name for name, module in network.named_modules() if _mixes(module) and name not in linear]
+        linears = _linears(self.network)
+        whole = [
+            name
+            for name, module in network.named_modules()
+            if name not in linears and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+        ]
         if whole:
             warnings.warn(
                 f"published: of {type(network).__name__} the linear layers alone are pruned, as in the published code: "
-                f"{', '.join(quoted(linear))}; {', '.join(quoted(whole))} stay whole",
+                f"{', '.join(quoted(list(linears)))}; {', '.join(quoted(whole))} stay whole",
                 stacklevel=2,
             )
         self.batch_size = batch_size
         self._test = data.read("test")[:2]
         images = _pixels(data.read("train")[0][:batch_size], self.network)
         self._norms: dict[str, tuple[Tensor, Tensor]] = {}
-        hooks = [layer.register_forward_hook(partial(self._measure, name)) for name, layer in _linears(self.network)]
+
+        def measure(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._norms[name] = (torch.linalg.vector_norm(inputs[0], dim=0), output.clamp(min=0).norm(dim=0))
+
+        hooks = [layer.register_forward_hook(partial(measure, name)) for name, layer in linears.items()]
         with torch.no_grad():
             self.network(images)  # moves the running statistics, as published; training mode does not read them
         for hook in hooks:
             hook.remove()
 
-    def scores(self, measure: Measure, *, amount: float = 0.0) -> dict[str, Tensor]:
-        """The scores of every linear layer, each from the one before it, shape (n_out,), sum 1."""
-        found: dict[str, Tensor] = {}
+    def prune(self, *, amount: float, measure: Measure, method: Method) -> PublishedPruning:
+        """Zero the rows of a share of the neurons, the least important; 0 returns the network as it is, with no scores.
+
+        Every linear layer is scored from the one before it. Local and global go without our guards: a layer may lose
+        all its neurons.
+
+        Raises:
+            ValueError: If the amount is out of range, or a measure needs what was not published.
+        """
+        check_amount(amount)
+        pruned = copy.deepcopy(self.network)
+        if amount == 0:
+            return PublishedPruning(pruned, {}, {})
+        scores: dict[str, Tensor] = {}
         previous: Tensor | None = None
-        for name, layer in _linears(self.network):
+        for name, layer in _linears(pruned).items():
             read, made = self._norms[name]
             record = LayerRecord(
                 name=name,
@@ -210,23 +235,17 @@ class PublishedConditions:
                 output_norms=made,
                 amount=amount,
             )
-            previous = found[name] = normalise_scores(measure(record))
-        return found
-
-    def prune(self, *, amount: float, measure: Measure, method: Method) -> PublishedPruning:
-        """Zero the rows of a share of the neurons, the least important; 0 returns the network as it is, with no scores.
-
-        Raises:
-            ValueError: If the amount is out of range, or a measure needs what was not published.
-        """
-        check_amount(amount)
-        pruned = copy.deepcopy(self.network)
-        if amount == 0:
-            return PublishedPruning(pruned, {}, {})
-        scores = self.scores(measure, amount=amount)
-        masks = _published_masks(scores, amount, method)
+            previous = scores[name] = normalise_scores(measure(record))
+        if isinstance(method, Local):
+            masks = {name: keep_largest(own, len(own) - round(amount * len(own))) for name, own in scores.items()}
+        elif isinstance(method, Global):
+            flat = torch.cat(list(scores.values()))
+            mask = keep_largest(flat, len(flat) - math.ceil(amount * len(flat)))
+            masks = dict(zip(scores, mask.split([len(own) for own in scores.values()]), strict=True))
+        else:
+            masks = method(scores, dict.fromkeys(scores, amount))
         with torch.no_grad():
-            for name, layer in _linears(pruned):
+            for name, layer in _linears(pruned).items():
                 layer.weight[~masks[name]] = 0
         return PublishedPruning(pruned, scores, masks)
 
@@ -243,53 +262,14 @@ class PublishedConditions:
                 total += len(labels)
         return {k: float(right[:k].sum()) / total for k in top_k}
 
-    def _measure(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._norms[name] = (torch.linalg.vector_norm(inputs[0], dim=0), output.clamp(min=0).norm(dim=0))
 
-
-def _linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    return ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear))
-
-
-def _mixes(module: nn.Module) -> bool:
-    """Whether a module has weights of its own with inputs and outputs."""
-    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+def _linears(network: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
 
 
 def _pixels(images: Tensor, network: nn.Module) -> Tensor:
     parameter = next(network.parameters())
     return images.to(parameter.device).to(parameter.dtype).div_(255)
-
-
-def _published_masks(scores: Mapping[str, Tensor], amount: float, method: Method) -> dict[str, Tensor]:
-    """Take the lowest scores without our guards: a layer may lose all its neurons, as published."""
-
-    def kept(values: Tensor, num_removed: int) -> Tensor:
-        return torch.ones_like(values, dtype=torch.bool).index_fill(0, values.argsort(stable=True)[:num_removed], False)
-
-    if isinstance(method, Local):
-        return {name: kept(values, round(amount * len(values))) for name, values in scores.items()}
-    if isinstance(method, Global):
-        flat = torch.cat(list(scores.values()))
-        mask = kept(flat, math.ceil(amount * len(flat)))
-        return dict(zip(scores, torch.split(mask, [len(values) for values in scores.values()]), strict=True))
-    return method(scores, dict.fromkeys(scores, amount))
-
-
-def _published_metrics(dense: nn.Module, pruned: nn.Module) -> dict[str, float]:
-    """The thesis's sizes: parameters, and multiply-accumulates of linear layers."""
-    size, size_nz = count_parameters(dense), count_nonzero(pruned)
-    flops = sum(layer.weight.numel() for _, layer in _linears(dense))
-    flops_nz = sum(int(torch.count_nonzero(layer.weight)) for _, layer in _linears(pruned))
-    return {
-        "size": size,
-        "size_nz": size_nz,
-        "compression_ratio": size / max(size_nz, 1),
-        "actual_amount": 1 - size_nz / size,
-        "flops": flops,
-        "flops_nz": flops_nz,
-        "theoretical_speedup": flops / max(flops_nz, 1),
-    }
 
 
 def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
@@ -302,20 +282,19 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
     if published.is_file():
         return published
     recipe = RECIPES.get((model_name, dataset_name))
-    artifacts = list((root / "artifacts" / "models" / model_name).glob("model_*.pth")) if recipe else []
-    numbered = [path for path in artifacts if path.stem.removeprefix("model_").isdecimal()]
-    if numbered:
-        return max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
     if recipe is None:
         raise FileNotFoundError(
             f"checkpoint: there is no recipe for {model_name} on {dataset_name} and no {published}; give "
             "checkpoint=..., a file that `mlprank fit` wrote"
         )
-    found = sorted((root / "runs" / recipe).glob("*/checkpoints/best*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(
-            f"checkpoint: no trained {model_name} on {dataset_name} below {root / 'runs' / recipe}; train one by\n"
-            f"  mlprank fit --config configs/thesis/{recipe}.yaml\n"
-            "or name its file: checkpoint=..., or `checkpoints:` in the config of an experiment"
-        )
-    return found[-1]
+    artifacts = (root / "artifacts" / "models" / model_name).glob("model_*.pth")
+    epochs = {path: path.stem.removeprefix("model_") for path in artifacts}
+    if numbered := {path: int(epoch) for path, epoch in epochs.items() if epoch.isdecimal()}:
+        return max(numbered, key=numbered.__getitem__)
+    if found := list((root / "runs" / recipe).glob("*/checkpoints/best*.ckpt")):
+        return max(found, key=lambda path: (path.stat().st_mtime, path))
+    raise FileNotFoundError(
+        f"checkpoint: no trained {model_name} on {dataset_name} below {root / 'runs' / recipe}; train one by\n"
+        f"  mlprank fit --config configs/thesis/{recipe}.yaml\n"
+        "or name its file: checkpoint=..., or `checkpoints:` in the config of an experiment"
+    )

@@ -18,12 +18,7 @@ from mlprank.utils.registry import Registry
 
 @dataclass(frozen=True)
 class Prediction:
-    """Pruned neurons from kept ones: `pruned = coefficients.T @ kept + intercept`, all float64.
-
-    Attributes:
-        coefficients: Shape (num_kept, num_pruned).
-        intercept: Shape (num_pruned,).
-    """
+    """Pruned neurons from kept ones: `pruned = coefficients.T @ kept + intercept`, all float64."""
 
     coefficients: Float[Tensor, "kept pruned"]
     intercept: Float[Tensor, " pruned"]
@@ -33,9 +28,6 @@ class Prediction:
 class Compensation(Protocol):
     """What a pruned neuron leaves behind.
 
-    Attributes:
-        keeps_bias: Whether the pruned neuron's bias stays, so that it sends `act(bias)`; otherwise it sends `act(0)`.
-
     Examples:
         >>> isinstance(Mean(), Compensation)
         True
@@ -43,20 +35,14 @@ class Compensation(Protocol):
 
     @property
     def keeps_bias(self) -> bool:
-        """Whether the pruned neuron's bias stays."""
-        ...
+        """Whether the pruned neuron's bias stays, so that it sends `act(bias)`; otherwise it sends `act(0)`."""
 
 
 @dataclass(frozen=True)
 class Targets:
     """What a reader sees of its kept inputs, and what it computed of all in the dense network: sums over rows, float64.
 
-    Attributes:
-        count: Number of rows.
-        mean: Mean of what it sees, shape (groups, seen).
-        gram: Centred Gram matrix of what it sees, shape (groups, seen, seen).
-        target_mean: Mean of the targets, shape (groups, outputs).
-        cross: Centred products of what it sees and the targets, shape (groups, seen, outputs).
+    `gram` and `cross` are the centred products of what it sees with itself and with the targets.
     """
 
     count: float
@@ -65,6 +51,12 @@ class Targets:
     target_mean: Float[Tensor, "groups outputs"]
     cross: Float[Tensor, "groups seen outputs"]
 
+    def uncentred(self) -> "Targets":
+        """Return the same with deviations from zero, for a fit without an intercept."""
+        mean, target_mean, means = self.mean, self.target_mean, self.count * self.mean[:, :, None]
+        gram, cross = self.gram + means * mean[:, None, :], self.cross + means * target_mean[:, None, :]
+        return Targets(self.count, torch.zeros_like(mean), gram, torch.zeros_like(target_mean), cross)
+
 
 @runtime_checkable
 class Refit(Compensation, Protocol):
@@ -72,7 +64,6 @@ class Refit(Compensation, Protocol):
 
     def refit(self, targets: Targets, weight: Tensor) -> Tensor:
         """Return new weights on what is seen, (groups, outputs, seen), from the old ones; means are met by the bias."""
-        ...
 
 
 @runtime_checkable
@@ -81,7 +72,6 @@ class Regression(Compensation, Protocol):
 
     def predict(self, moments: Moments, mask: Tensor) -> Prediction:
         """Return the prediction from calibration moments; `mask`, shape (n,), is True for kept neurons."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ class LeastSquares:
             raise ValueError(f"least_squares: ridge={self.ridge} must be a positive number")
 
     def predict(self, moments: Moments, mask: Tensor) -> Prediction:
-        """Solve `(G_KK + lambda I) B = G_KP` with `lambda = ridge * mean(diag(G_KK))`; see `cholesky`."""
+        """Solve `(G_KK + lambda I) B = G_KP` with `lambda = ridge * mean(diag(G_KK))`."""
         kept, pruned = moments.gram[mask][:, mask], moments.gram[mask][:, ~mask]
         if not float(kept.diagonal().sum()):
             return Mean().predict(moments, mask)
@@ -172,23 +162,17 @@ class LeastSquares:
 
     def _solve(self, gram: Tensor, right: Tensor, *, least: float = 0.0) -> Tensor:
         """Solve with a ridge, larger where the matrix cannot be factorised, and at least so much of it."""
-        scale = float(gram.diagonal().mean()) + least / self.ridge
+        ridge, scale = self.ridge, float(gram.diagonal().mean()) + least / self.ridge
         if not math.isfinite(scale):
             raise ValueError(
                 "least_squares: the moments of the kept neurons are not finite; check the calibration data"
             )
-        return torch.cholesky_solve(right, cholesky(gram, ridge=self.ridge, scale=scale))
-
-
-def cholesky(matrix: Float[Tensor, "n n"], *, ridge: float, scale: float) -> Float[Tensor, "n n"]:
-    """Factorise `matrix + ridge * scale * I`, with a larger ridge where that cannot be done."""
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
-    while int(failed):
-        ridge *= 10
-        factor, failed = torch.linalg.cholesky_ex(matrix + ridge * scale * eye)
-    found: Tensor = factor
-    return found
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
+        while int(failed):
+            ridge *= 10
+            factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * eye)
+        return torch.cholesky_solve(right, factor)
 
 
 COMPENSATIONS: Registry[Compensation] = Registry(

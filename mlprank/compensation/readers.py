@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,13 +25,11 @@ _BLOCK = 256
 
 def zero_rows(graph: Graph, state: State, masks: State, *, keeps_bias: bool) -> dict[str, Tensor]:
     """Return the weights with zero rows where masks of layers, shape (n_out,), are not True, as for kept neurons."""
-    changed = dict(state)
-    for name, rows in zeroed_parameters(graph, state, masks, keeps_bias=keeps_bias).items():
-        changed[name] = changed[name] * along_rows(rows, changed[name])
-    return changed
+    rows = zeroed_parameters(graph, state, masks, keeps_bias=keeps_bias)
+    return {**state, **{name: state[name] * _along_rows(kept, state[name]) for name, kept in rows.items()}}
 
 
-def along_rows(rows: Tensor, parameter: Tensor) -> Tensor:
+def _along_rows(rows: Tensor, parameter: Tensor) -> Tensor:
     """A mask of rows, shape (n,), or of any dimensions, in a shape that multiplies with the parameter."""
     return rows.view(-1, *[1] * (parameter.dim() - 1)) if rows.dim() == 1 else rows
 
@@ -45,19 +44,15 @@ def zeroed_parameters(graph: Graph, state: State, masks: State, *, keeps_bias: b
     for name, mask in masks.items():
         layer = graph.by_name[name]
         for parameter in (layer.weight,) if keeps_bias else (layer.weight, *layer.biases):
-            if parameter not in state:
-                continue
-            tensor, rows = state[parameter], mask.to(state[parameter].device)
-            dim = layer.kind.weight_out if parameter == layer.weight else 0
-            rows = rows[: tensor.shape[dim]]  # of a grouped transposed convolution every group loses the same
-            if dim:
-                rows = rows.view(*[1] * dim, -1, *[1] * (tensor.dim() - dim - 1))
-            if parameter not in found:
-                found[parameter] = rows
-            elif found[parameter].shape == rows.shape:
-                found[parameter] = found[parameter] & rows
-            else:
-                found[parameter] = along_rows(found[parameter], tensor) & along_rows(rows, tensor)
+            if parameter in state:
+                tensor, dim = state[parameter], layer.kind.weight_out if parameter == layer.weight else 0
+                # Of a grouped transposed convolution every group loses the same.
+                rows = mask.to(tensor.device)[: tensor.shape[dim]]
+                rows = rows.view(*[1] * dim, -1, *[1] * (tensor.dim() - dim - 1)) if dim else rows
+                known = found.get(parameter, rows)
+                if known.shape != rows.shape:
+                    known, rows = _along_rows(known, tensor), _along_rows(rows, tensor)
+                found[parameter] = known & rows
     return found
 
 
@@ -85,14 +80,13 @@ class SideBySide:
             runs[1].state, runs[1].fills = state, fills
             for run in runs:
                 run.until(ordered[0])
-            found: dict[str, tuple[Tensor, Tensor]] = {}
+            found = {}
             ahead = [run.fork() for run in runs] if len(ordered) > 1 else runs
             for node in ordered:
-                values = []
                 for run in ahead:
                     run.until(node)
-                    values.append(run.argument(program.nodes[program.order[node]], nodes[node]))
-                found[node] = (values[0], values[1])
+                before, after = (run.argument(program.nodes[program.order[node]], nodes[node]) for run in ahead)
+                found[node] = (before, after)
             yield found
 
     def _started(self, state: State, node: str) -> Iterator[tuple[Run, Run]]:
@@ -109,7 +103,8 @@ class SideBySide:
                 break
             runs = program.start(self.dense, batch), program.start(state, batch)
             yield runs
-            size = sum(_num_bytes(run) for run in runs)
+            held = [value for run in runs for value in run.values.values() if isinstance(value, Tensor)]
+            size = sum(value.numel() * value.element_size() for value in held)
             used, largest = used + size, max(largest, size)
             kept.append(runs)
         self._runs = kept if keeps else self._runs
@@ -128,15 +123,11 @@ class SideBySide:
         positions = max(1, math.ceil(rows / max(1, self.num_samples)))
         total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=kept.device)
         program = self.graph.program
-        routed = {  # which rows arrive depends on the data: those of the two networks are no pairs
-            node
-            for node, source in nodes.items()
-            for value in [program.nodes[program.order[source]]]
-            if any(str(size).startswith("u") for size in shape_of(value))
-        }
+        shapes = {node: shape_of(program.nodes[program.order[source]]) for node, source in nodes.items()}
         for batch in self.read(state, nodes, fills):
             for node, (before, after) in batch.items():
-                before = after if node in routed else before
+                if any(str(size).startswith("u") for size in shapes[node]):
+                    before = after  # which rows arrive depends on the data: those of the two networks are no pairs
                 x = kinds[node].patches(after, inputs, positions).flatten(2)
                 z = [kinds[node].outputs(before, weight, positions) for weight in weights]
                 pairs = torch.cat([x, x.new_ones(groups, x.shape[1], 1), *z], dim=2).double()
@@ -146,28 +137,16 @@ class SideBySide:
         total = self.calibration.reduce(total)
         count = float(total[0, seen, seen])
         mean, target_mean = total[:, :seen, seen] / max(count, 1), total[:, seen, seen + 1 :] / max(count, 1)
-        products = total[:, :seen, :seen].triu()
-        return Targets(
-            count=count,
-            mean=mean,
-            gram=products + products.triu(1).transpose(1, 2) - count * mean[:, :, None] * mean[:, None, :],
-            target_mean=target_mean,
-            cross=total[:, :seen, seen + 1 :] - count * mean[:, :, None] * target_mean[:, None, :],
-        )
-
-
-def _num_bytes(run: Run) -> int:
-    return sum(value.numel() * value.element_size() for value in run.values.values() if isinstance(value, Tensor))
+        products, means = total[:, :seen, :seen].triu(), count * mean[:, :, None]
+        gram = products + products.triu(1).transpose(1, 2) - means * mean[:, None, :]
+        cross = total[:, :seen, seen + 1 :] - means * target_mean[:, None, :]
+        return Targets(count, mean, gram, target_mean, cross)
 
 
 def can_refit(layer: Layer, kept: Tensor, flat_patch: int) -> bool:
     """Whether whole weights of a reader can be fitted anew."""
-    per_group = len(kept) // layer.kind.groups
-    return (
-        all(call.kind.refits for call in layer.calls)
-        and not layer.tied
-        and int(kept[:per_group].sum()) * flat_patch <= MAX_SEEN
-    )
+    seen = int(kept[: len(kept) // layer.kind.groups].sum()) * flat_patch
+    return all(call.kind.refits for call in layer.calls) and not layer.tied and seen <= MAX_SEEN
 
 
 def refit(state: State, readers: Sequence[Layer], kept: Tensor, targets: Targets, *, by: Refit) -> dict[str, Tensor]:
@@ -183,39 +162,19 @@ def refit(state: State, readers: Sequence[Layer], kept: Tensor, targets: Targets
     for layer in readers:
         weight = state[layer.weight]
         flat = layer.kind.flat(weight)
-        outputs, per_group = flat.shape[1:3]
-        mask = kept[:per_group].to(weight.device)
-        own = Targets(
-            targets.count,
-            targets.mean,
-            targets.gram,
-            targets.target_mean[:, start : start + outputs],
-            targets.cross[:, :, start : start + outputs],
-        )
-        start += outputs
+        mask = kept[: flat.shape[2]].to(weight.device)
+        end = start + flat.shape[1]
+        own = replace(targets, target_mean=targets.target_mean[:, start:end], cross=targets.cross[:, :, start:end])
+        start = end
         places = dict.fromkeys(call.bias_place for call in layer.calls)
-        own = _uncentred(own) if None in places else own
+        own = own.uncentred() if None in places else own
         fitted = by.refit(own, flat[:, :, mask].flatten(2))
         new = torch.zeros_like(flat)
         new[:, :, mask] = fitted.unflatten(2, (-1, flat.shape[3])).to(weight.dtype)
         changed[layer.weight] = layer.kind.unflat(new, weight).contiguous()
         shift = (own.target_mean - (fitted @ own.mean[:, :, None])[:, :, 0]).flatten()
-        for place in places:
-            if place is not None:
-                changed[place] = added(changed.get(place), shift, like=weight)
+        _move_biases(changed, places, shift, like=weight)
     return changed
-
-
-def _uncentred(targets: Targets) -> Targets:
-    """The same with deviations from zero."""
-    mean, count = targets.mean, targets.count
-    return Targets(
-        count,
-        torch.zeros_like(mean),
-        targets.gram + count * mean[:, :, None] * mean[:, None, :],
-        torch.zeros_like(targets.target_mean),
-        targets.cross + count * mean[:, :, None] * targets.target_mean[:, None, :],
-    )
 
 
 def predict(
@@ -250,18 +209,17 @@ def predict(
             own[:, ~mask] = 0
     if not layer.tied:
         changed[layer.weight] = layer.kind.unflat(flat.to(weight.dtype), weight).contiguous()
-        for place in places:
-            if place is not None:
-                changed[place] = added(changed.get(place), shift.flatten(), like=weight)
+        _move_biases(changed, places, shift.flatten(), like=weight)
     return changed
 
 
-def added(bias: Tensor | None, shift: Tensor, *, like: Tensor) -> Tensor:
-    """A bias that has moved, or a new one."""
-    return shift.to(like.dtype) if bias is None else (bias.double() + shift).to(like.dtype)
+def _move_biases(state: dict[str, Tensor], places: Iterable[str | None], shift: Tensor, *, like: Tensor) -> None:
+    """Add to biases, new ones where there are none."""
+    for place in places:
+        if place is not None:
+            state[place] = (state[place].double() + shift if place in state else shift).to(like.dtype)
 
 
 def same_geometry(layers: Iterable[Layer]) -> bool:
     """Whether layers read the same values in the same way."""
-    keys = {(layer.sources, layer.read, tuple(call.kind for call in layer.calls)) for layer in layers}
-    return len(keys) == 1
+    return len({(layer.sources, layer.read, tuple(call.kind for call in layer.calls)) for layer in layers}) == 1

@@ -42,18 +42,6 @@ get_measure = MEASURES.find
 """Return a measure by name, dotted path, description, class or as it is; see `Registry.find`."""
 
 __all__ = [
-    "MEASURES",
-    "PUBLISHED_MEASURES",
-    "Activation",
-    "LayerRecord",
-    "Measure",
-    "ModifiedPageRank",
-    "Norm",
-    "Random",
-    "Reader",
-    "Reconstruction",
-    "Wanda",
-    "WeightedPageRank",
-    "get_measure",
-    "register_measure",
-]
+    "MEASURES", "PUBLISHED_MEASURES", "Activation", "LayerRecord", "Measure", "ModifiedPageRank", "Norm", "Random",
+    "Reader", "Reconstruction", "Wanda", "WeightedPageRank", "get_measure", "register_measure",
+]  # fmt: skip

@@ -13,42 +13,50 @@ from mlprank.measures.record import LayerRecord, normalise_scores, score_dtype
 _BLOCK_BYTES = 2**21
 
 
-def weighted_pagerank(
-    weight: Float[Tensor, "n_out n_in"],
-    previous: Float[Tensor, " n_in"],
-    activation: Float[Tensor, " n_out"],
-    *,
-    gamma: float,
-    theta: float,
-) -> Float[Tensor, " n_out"]:
-    """Rank one layer's neurons by weighted PageRank.
+@dataclass(frozen=True)
+class WeightedPageRank:
+    """Weighted PageRank: a neuron receives each input's score in proportion to its share of that input's edges.
 
-    A neuron receives each input's score in proportion to its share of that input's absolute weights (theta) and
-    of that input's non-zero weights (1 - theta), damped by gamma towards its own activation.
+    Shares are of that input's absolute weights (theta) and of its non-zero weights (1 - theta), damped by gamma towards
+    the neuron's own activation, of which all zero counts as uniform. The sign of weights is ignored.
 
-    Args:
-        weight: Layer weights, shape (n_out, n_in). The sign is ignored.
-        previous: Scores of the layer below, shape (n_in,), summing to 1.
-        activation: Calibration L2 norms, shape (n_out,), non-negative; all zero counts as uniform.
+    Attributes:
         gamma: Damping in [0, 1]; 0 ignores the graph.
         theta: Weight against degree, in [0, 1].
 
-    Returns:
-        Scores, shape (n_out,), unitless, summing to 1; larger means keep. Float64 for float64 weights, else float32.
-
     Raises:
-        TypeError: If the weights are not floating-point numbers.
-        ValueError: If `activation` has a negative, NaN or infinite entry, or `weight` a NaN or infinite one.
+        ValueError: If a parameter is outside [0, 1] or NaN; on a call, if a weight is NaN or infinite.
 
     Source:
         Hoffmann 2024, "MLP-Rank: A Graph Theoretical Approach to Pruning Deep Neural Networks", bachelor's thesis.
+
+    Examples:
+        >>> import torch
+        >>> from mlprank.measures import LayerRecord
+        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
+        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
+        >>> WeightedPageRank(gamma=0.9)(layer)
+        tensor([0.4833, 0.5167])
     """
-    dtype = score_dtype(weight)
-    scores = (1.0 - gamma) * normalise_scores(activation.detach().to(dtype), argument="activation")
-    by_weight, by_degree = _shares(weight.detach(), previous.detach().to(dtype))
-    scores.add_(by_weight, alpha=gamma * theta)
-    scores.add_(by_degree, alpha=gamma * (1.0 - theta))
-    return normalise_scores(scores)
+
+    gamma: float = 0.9
+    theta: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, default in (("gamma", self.gamma, 0.9), ("theta", self.theta, 0.5)):
+            if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise ValueError(
+                    f"WeightedPageRank: {name}={value!r} is not a number in [0, 1]; the default is {default}"
+                )
+
+    def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
+        """Return the layer's scores."""
+        dtype, gamma, theta = score_dtype(layer.weight), self.gamma, self.theta
+        scores = (1.0 - gamma) * normalise_scores(layer.output_norms.detach().to(dtype), argument="activation")
+        by_weight, by_degree = _shares(layer.weight.detach(), layer.previous.detach().to(dtype))
+        scores.add_(by_weight, alpha=gamma * theta)
+        scores.add_(by_degree, alpha=gamma * (1.0 - theta))
+        return normalise_scores(scores)
 
 
 def _shares(
@@ -96,41 +104,6 @@ def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> 
 
 
 @dataclass(frozen=True)
-class WeightedPageRank:
-    """Weighted PageRank with its two parameters; see `weighted_pagerank`.
-
-    Attributes:
-        gamma: Damping in [0, 1]; 0 ignores the graph.
-        theta: Weight against degree, in [0, 1].
-
-    Raises:
-        ValueError: If a parameter is outside [0, 1] or NaN.
-
-    Examples:
-        >>> import torch
-        >>> from mlprank.measures import LayerRecord
-        >>> half, norms = torch.full((2,), 0.5), torch.tensor([1.0, 2.0])
-        >>> layer = LayerRecord("fc1", torch.tensor([[3.0, 0.0], [0.0, 1.0]]), half, norms, norms)
-        >>> WeightedPageRank(gamma=0.9)(layer)
-        tensor([0.4833, 0.5167])
-    """
-
-    gamma: float = 0.9
-    theta: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, value, default in (("gamma", self.gamma, 0.9), ("theta", self.theta, 0.5)):
-            if not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-                raise ValueError(
-                    f"WeightedPageRank: {name}={value!r} is not a number in [0, 1]; the default is {default}"
-                )
-
-    def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
-        """Return the layer's scores."""
-        return weighted_pagerank(layer.weight, layer.previous, layer.output_norms, gamma=self.gamma, theta=self.theta)
-
-
-@dataclass(frozen=True)
 class ModifiedPageRank:
     """A neuron's activation times the sum of its absolute weights, each times the score of the neuron below.
 
@@ -142,7 +115,7 @@ class ModifiedPageRank:
         TypeError: If `z_importance` is not a bool.
 
     Source:
-        That of `weighted_pagerank`.
+        That of `WeightedPageRank`.
 
     Examples:
         >>> import torch

@@ -18,34 +18,21 @@ _BLOCK_STEPS = 64
 _DROPPED = 0.2
 
 
-def reconstruction(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
-    """Rank one layer's neurons by how much each adds to rebuilding what the readers compute.
+def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
+    """Return how much each neuron of a layer adds to rebuilding what the readers compute.
 
     Greedy selection (orthogonal matching pursuit with many targets). With ``G`` a reader's centred Gram matrix,
     ``V`` its weights and ``A = G V^T``, every step takes the neuron ``j`` with the largest gain, the sum over the
-    readers of ``‖A_j‖² / G_jj``, and deflates every reader by it. The gain at that step is the neuron's score. A
-    neuron whose ``G_jj`` is below 1e-4 of the mean of the original diagonal is spanned by those taken: it gains
-    nothing from that reader. Readers that share a Gram matrix (the same object) count as one with stacked weights.
+    readers of ``‖A_j‖² / G_jj``, and deflates every reader by it. A neuron whose ``G_jj`` is below 1e-4 of the mean of
+    the original diagonal is spanned by those taken: it gains nothing from that reader. Readers that share a Gram matrix
+    (the same object) count as one with stacked weights.
 
-    Args:
-        readers: The layers that read these neurons, at least one; weights (m, n_out), Gram matrices (n_out, n_out).
-
-    Returns:
-        Scores, shape (n_out,), float64, unitless, summing to 1; larger means keep; uniform where nothing is gained.
-
-    Raises:
-        ValueError: If there is no reader, a shape does not fit, or a matrix has a NaN or infinite entry.
+    Readers, at least one, have weights (m, n_out) and Gram matrices (n_out, n_out). Returned is the gain at the step
+    that takes the neuron, shape (n_out,), float64, in units of ``V G V^T``, larger meaning keep; the sum is what all
+    neurons together explain.
 
     Source:
         Orthogonal matching pursuit (Pati et al. 1993), for several targets at once (Tropp et al. 2006).
-    """
-    return normalise_scores(reconstruction_gains(readers))
-
-
-def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
-    """Return what each neuron gains at the step of `reconstruction` that takes it, shape (n_out,), float64.
-
-    Units are those of ``V G V^T``; the sum is what all neurons together explain. Errors are those of `reconstruction`.
     """
     systems = _systems(readers)
     gains = systems[0].gram.new_zeros(systems[0].gram.shape[0])
@@ -92,9 +79,6 @@ class _System:
         self.columns = self.gram.new_zeros((_BLOCK_STEPS, image.shape[0]))
         self.rows = self.gram.new_zeros((_BLOCK_STEPS, image.shape[1]))
         self.pivots = self.gram.new_zeros(_BLOCK_STEPS)
-        self._refresh()
-
-    def _refresh(self) -> None:
         self.pending = 0
         self.variance = self.gram.diagonal().clone()
         self.energy = self.image.square().sum(1)
@@ -132,7 +116,7 @@ class _System:
         columns, rows = self.columns[: self.pending], self.rows[: self.pending]
         self.image.addmm_(columns.t(), rows, alpha=-1.0)
         self.gram.addmm_(columns.t(), columns * self.pivots[: self.pending, None], alpha=-1.0)
-        self._refresh()
+        self._begin(self.image)
 
     def restrict(self, rows: Int64[Tensor, " r"]) -> None:
         """Go on with some of the neurons only; nothing may be waiting to be folded."""
@@ -156,8 +140,7 @@ def _systems(readers: Sequence[Reader]) -> list[_System]:
         for argument, values in (("weight", reader.weight), ("gram", reader.gram)):
             if not bool(values.isfinite().all()):
                 raise ValueError(
-                    f"readers[{index}]: {argument} has a NaN or infinite entry; look for it in the calibration data "
-                    "and the checkpoint"
+                    f"readers[{index}]: {argument} has a NaN or infinite entry; look at calibration data and weights"
                 )
         grams[id(reader.gram)] = reader.gram.detach().to(torch.float64)
         weights.setdefault(id(reader.gram), []).append(reader.weight.detach().to(grams[id(reader.gram)]))
@@ -186,12 +169,11 @@ class Reconstruction:
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores."""
-        readers = layer.readers()
-        num, own = readers[0].gram.shape[0] if readers else 0, layer.weight.shape[0]
-        if readers and num != own:
+        readers, own = layer.readers(), layer.weight.shape[0]
+        if readers and (num := readers[0].gram.shape[0]) != own:
             raise ValueError(f'layer "{layer.name}": its readers have {num} neurons, its weight {own}; give its own')
         try:
-            scores = reconstruction(readers) if readers else normalise_scores(layer.output_norms.to(torch.float64))
+            gains = reconstruction_gains(readers) if readers else layer.output_norms.to(torch.float64)
         except ValueError as error:
             raise ValueError(f'layer "{layer.name}": {error}') from error
-        return scores.to(device=layer.weight.device, dtype=score_dtype(layer.weight))
+        return normalise_scores(gains).to(device=layer.weight.device, dtype=score_dtype(layer.weight))

@@ -79,16 +79,11 @@ class LayerRecord:
             raise ValueError(f"{place}weight has shape {tuple(self.weight.shape)}; it must be (n_out, n_in)")
         check_amount(self.amount, f"{place}amount")
         num_out, num_in = self.weight.shape
-        vectors = (
-            ("previous", self.previous, num_in),
-            ("input_norms", self.input_norms, num_in),
-            ("output_norms", self.output_norms, num_out),
-        )
-        for argument, values, size in vectors:
+        for argument, size in (("previous", num_in), ("input_norms", num_in), ("output_norms", num_out)):
+            values = getattr(self, argument)
             if tuple(values.shape) != (size,):
                 raise ValueError(
-                    f"{place}{argument} has shape {tuple(values.shape)}; a weight of shape {(num_out, num_in)} needs "
-                    f"({size},): one entry per {'neuron' if argument == 'output_norms' else 'input'}"
+                    f"{place}{argument} has shape {tuple(values.shape)}; a weight {(num_out, num_in)} needs ({size},)"
                 )
             check_non_negative(values, argument=argument, place=place)
 
@@ -109,15 +104,13 @@ class Measure(Protocol):
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return scores, shape (n_out,), unitless, non-negative, summing to 1; larger means keep."""
-        ...
 
 
 def score_dtype(weight: Tensor, *, place: str = "") -> torch.dtype:
     """Return the precision of a layer's scores: float64 for float64 weights, else float32."""
     if not weight.dtype.is_floating_point:
         raise TypeError(
-            f"{place}weight has dtype {weight.dtype}; a measure needs real floating-point weights: convert the model "
-            "with model.float() first"
+            f"{place}weight has dtype {weight.dtype}; a measure needs real numbers: convert the model by model.float()"
         )
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 

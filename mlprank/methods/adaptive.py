@@ -1,7 +1,7 @@
 """Spend a budget where it costs least: uneven widths from error curves, counted in neurons or in what they cost."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,54 +96,11 @@ def error_curve(gains: Float[Tensor, " n"], total: float) -> Float[Tensor, " n_p
     While little is unexplained it is the share that is unexplained. A layer that explains nothing lets nothing through,
     whatever the others explain, so its cost has no bound; without the logarithm a layer was emptied where its neurons
     are dear.
-
-    Examples:
-        >>> import torch
-        >>> error_curve(torch.tensor([1.0, 3.0]), 4.0)
-        tensor([27.6310,  0.2877,  0.0000], dtype=torch.float64)
     """
     explained = torch.cat([gains.new_zeros(1).double(), gains.double().sort(descending=True).values.cumsum(0)])
     if total <= 0:
         return torch.zeros_like(explained)
     return (explained / total).clamp(_LEAST_SHARE, 1.0).log().abs()
-
-
-def narrowing(
-    curves: Mapping[str, Float[Tensor, " n_plus_1"]],
-    costs: Costs,
-    *,
-    widths: Mapping[str, int] | None = None,
-    min_neurons: int = 1,
-    round_to: int = 1,
-) -> Iterator[tuple[str, int]]:
-    """Say in which order neurons go: every step takes some from the unit whose error rises least for what they save.
-
-    `curves` are every unit's error with k of its n neurons kept, shape (n + 1,), convex, in one currency; `widths` the
-    neurons to begin with, where some are gone already. At least `min_neurons` of every unit stay, and widths become
-    multiples of `round_to`. Yields the unit, and how many neurons are left of it, as long as any can go.
-    """
-    left = _widths(curves, widths)
-    errors = {unit: curve.tolist() for unit, curve in curves.items()}
-    least = {unit: min(left[unit], -(-min_neurons // round_to) * round_to) for unit in curves}
-    strides = {unit: max(round_to, (len(curve) - 1) // _STEPS // round_to * round_to) for unit, curve in curves.items()}
-
-    def offer(unit: str) -> tuple[float, float, int] | None:
-        """The rise for each unit saved, what is saved (more is better where two rise alike), and the width."""
-        now = left[unit]
-        after = max(least[unit], (now - 1) // round_to * round_to - strides[unit] + round_to)
-        if after >= now:
-            return None
-        saved = costs.saving(left, unit, now - after)
-        rise = max(0.0, errors[unit][after] - errors[unit][now])
-        return (rise / saved if saved > 0 else math.inf, -saved, after)
-
-    offers = {unit: offer(unit) for unit in curves}
-    while open_offers := {unit: each for unit, each in offers.items() if each is not None}:
-        unit = min(open_offers, key=open_offers.__getitem__)
-        left[unit] = open_offers[unit][2]
-        yield unit, left[unit]
-        for other in costs.beside(unit) & offers.keys():
-            offers[other] = offer(other)
 
 
 def spend(
@@ -155,23 +112,39 @@ def spend(
     min_neurons: int = 1,
     round_to: int = 1,
 ) -> dict[str, int]:
-    """Return the widths that keep a budget with the least error that `narrowing` finds; its arguments are the same.
+    """Return the widths that keep a budget with the least error: neurons go where it rises least for what they save.
 
-    Raises:
-        ValueError: If no widths keep the budget; the least that can be reached is named.
-
-    Examples:
-        >>> import torch
-        >>> curves = {"steep": torch.tensor([9.0, 4.0, 0.0]), "flat": torch.tensor([2.0, 1.0, 0.0])}
-        >>> spend(curves, Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in curves]), budget=3)
-        {'steep': 2, 'flat': 1}
+    `curves` are every unit's error with k of its n neurons kept, shape (n + 1,), convex, in one currency; `widths` the
+    neurons to begin with, where some are gone already. At least `min_neurons` of every unit stay, and widths become
+    multiples of `round_to`. A ValueError names the least that can be reached where no widths keep the budget.
     """
-    left = _widths(curves, widths)
-    cost = costs.total(left)
-    if cost <= budget:
-        return left
-    for unit, after in narrowing(curves, costs, widths=widths, min_neurons=min_neurons, round_to=round_to):
-        before = left[unit]
+    left = {unit: len(curve) - 1 for unit, curve in curves.items()} | dict(widths or {})
+    errors = {unit: curve.tolist() for unit, curve in curves.items()}
+    least = {unit: min(left[unit], -(-min_neurons // round_to) * round_to) for unit in curves}
+    strides = {unit: max(round_to, (len(curve) - 1) // _STEPS // round_to * round_to) for unit, curve in curves.items()}
+    offers: dict[str, tuple[float, float, int]] = {}
+
+    def offer(unit: str) -> None:
+        """Note the rise for each unit saved, what is saved (more is better where two rise alike), and the width."""
+        now = left[unit]
+        after = max(least[unit], (now - 1) // round_to * round_to - strides[unit] + round_to)
+        offers.pop(unit, None)
+        if after < now:
+            saved = costs.saving(left, unit, now - after)
+            rise = max(0.0, errors[unit][after] - errors[unit][now])
+            offers[unit] = (rise / saved if saved > 0 else math.inf, -saved, after)
+
+    dense = cost = costs.total(left)
+    for unit in curves:
+        offer(unit)
+    while cost > budget:
+        if not offers:
+            raise ValueError(
+                f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of "
+                f"{dense:,.6g}"
+            )
+        unit = min(curves, key=lambda unit: offers.get(unit, (math.inf, math.inf, 0)))
+        before, after = left[unit], offers[unit][2]
         cost -= costs.saving(left, unit, before - after)
         left[unit] = after
         if cost <= budget:
@@ -180,12 +153,6 @@ def spend(
                 if costs.total({**left, unit: more}) > budget:
                     break
                 left[unit] = more
-            return left
-    raise ValueError(
-        f"no widths keep a budget of {budget:,.6g}: the least that pruning reaches is {cost:,.6g} of "
-        f"{costs.total(_widths(curves, widths)):,.6g}"
-    )
-
-
-def _widths(curves: Mapping[str, Tensor], widths: Mapping[str, int] | None) -> dict[str, int]:
-    return {unit: len(curve) - 1 for unit, curve in curves.items()} | dict(widths or {})
+        for other in costs.beside(unit) & curves.keys():
+            offer(other)
+    return left

@@ -40,7 +40,6 @@ class Method(Protocol):
             ValueError: If the keys differ, an amount, `min_neurons` or `round_to` is out of range, or a layer's scores
                 are empty, not a vector, or have a negative, NaN or infinite entry.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -100,21 +99,10 @@ class Global:
         check_request(scores, amounts, min_neurons=min_neurons, round_to=round_to)
         if not scores:
             return {}
-        if len(set(amounts.values())) > 1:
-            given = ", ".join(f'"{name}": {amount}' for name, amount in amounts.items())
-            raise ValueError(
-                f'method="global" ranks all layers together and takes one amount, but was given {given}; '
-                'use method="local" for an amount per layer'
-            )
-        sizes = [values.numel() for values in scores.values()]
+        sizes, wide = [values.numel() for values in scores.values()], self.normalise == "width"
         device = next(iter(scores.values())).device
-        flat = torch.cat(
-            [
-                values.to(device=device, dtype=torch.float64) * (values.numel() if self.normalise == "width" else 1)
-                for values in scores.values()
-            ]
-        )
-        removed = math.ceil(next(iter(amounts.values())) * flat.numel())
+        flat = torch.cat([own.to(device, torch.float64) * (own.numel() if wide else 1) for own in scores.values()])
+        removed = math.ceil(sole_amount(amounts, method="global") * flat.numel())
         masks = torch.split(keep_largest(flat, flat.numel() - removed), sizes)
         if any(int(mask.count_nonzero()) < min(min_neurons, mask.numel()) for mask in masks):
             for part in torch.split(flat, sizes):
@@ -128,6 +116,17 @@ class Global:
             chosen = mask.clone() if wanted == kept else keep_largest(scores[name], wanted)
             rounded[name] = chosen.to(scores[name].device)
         return rounded
+
+
+def sole_amount(amounts: Amounts, *, method: str) -> float:
+    """Return the amount of a method that looks at all layers together."""
+    amount, *others = set(amounts.values())
+    if others:
+        given = ", ".join(f'"{name}": {amount}' for name, amount in amounts.items())
+        raise ValueError(
+            f'method="{method}" takes one amount for all layers, but was given {given}; use method="local" for several'
+        )
+    return amount
 
 
 def keep_largest(scores: Float[Tensor, " n"], count: int) -> Bool[Tensor, " n"]:
@@ -158,9 +157,8 @@ def check_request(scores: Scores, amounts: Amounts, *, min_neurons: int, round_t
         check_amount(amounts[name], f'layer "{name}": amount')
         if values.ndim != 1 or values.numel() == 0:
             raise ValueError(f'layer "{name}": scores of shape {tuple(values.shape)}; they must be a vector, not empty')
-        low, high = values.aminmax()
-        if not (low.item() >= 0.0 and high.item() < math.inf):
+        low, high = (each.item() for each in values.aminmax())
+        if not (low >= 0.0 and high < math.inf):
             raise ValueError(
-                f'layer "{name}": scores from {low.item()} to {high.item()} are not all finite and at least 0; '
-                "look for the fault in the measure that gave them"
+                f'layer "{name}": scores from {low} to {high} are not all finite and at least 0; look at their measure'
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlprank.measures import LayerRecord, Reader, WeightedPageRank
-from mlprank.measures.reconstruction import reconstruction
+from mlprank.measures.reconstruction import reconstruction_gains
 from mlprank.methods import Global, Local
 
 WIDTHS = (3072, 2048, 2048, 1024, 1024, 1024, 1024, 512, 512, 256, 256, 256, 100)
@@ -122,6 +122,6 @@ def test_reconstruction_of_2048_neurons_takes_seconds(benchmark, one_thread):
     data = torch.randn(4096, 2048, generator=generator, dtype=torch.float64).relu()
     centred = data - data.mean(0)
     reader = Reader(torch.randn(2048, 2048, generator=generator), centred.t() @ centred)
-    scores = benchmark.pedantic(lambda: reconstruction([reader]), rounds=1)
+    scores = benchmark.pedantic(lambda: reconstruction_gains([reader]), rounds=1)
     assert int((scores > 0).sum()) == 2048
     assert benchmark.stats.stats.median < 60

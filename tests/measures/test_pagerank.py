@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlprank.measures import ModifiedPageRank, WeightedPageRank
-from mlprank.measures.pagerank import weighted_pagerank
 from tests import reference
 from tests.measures.records import array, assert_close, make_record
 
@@ -76,12 +75,6 @@ def test_the_sign_of_the_weights_is_ignored():
     scores = WeightedPageRank()(layer)
     layer.weight.neg_()
     assert torch.equal(WeightedPageRank()(layer), scores)
-
-
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-def test_an_activation_that_is_no_norm_is_an_error(value):
-    with pytest.raises(ValueError, match=rf"activation\[1\]={value}, but it must be finite and at least 0"):
-        weighted_pagerank(torch.ones(2, 2), torch.ones(2) / 2, torch.tensor([1.0, value]), gamma=0.9, theta=0.5)
 
 
 def test_a_column_of_subnormal_weights_gives_no_nan():

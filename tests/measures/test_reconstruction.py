@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlprank.measures import Reader, Reconstruction
-from mlprank.measures.reconstruction import reconstruction
+from mlprank.measures.reconstruction import reconstruction_gains
+from mlprank.measures.record import normalise_scores
 from tests import reference
 from tests.measures.records import array, assert_close, gram, make_record
 
@@ -23,6 +24,10 @@ def activations(num_samples: int, num_neurons: int, *, seed: int, rank: int | No
 def weights(num_targets: int, num_neurons: int, *, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed + 10_000)
     return torch.randn(num_targets, num_neurons, generator=generator, dtype=torch.float64)
+
+
+def reconstruction(readers: list[Reader]) -> torch.Tensor:
+    return normalise_scores(reconstruction_gains(readers))
 
 
 def slow(*readers: tuple[torch.Tensor, torch.Tensor]) -> np.ndarray:

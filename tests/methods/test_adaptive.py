@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mlprank.methods import Adaptive, Local, get_method
-from mlprank.methods.adaptive import COUNTED, Costs, Term, error_curve, narrowing, spend
+from mlprank.methods.adaptive import COUNTED, Costs, Term, error_curve, spend
 
 
 def neurons(*units: str) -> Costs:
@@ -107,11 +107,14 @@ def test_no_layer_is_emptied_because_its_neurons_are_dear():
 def test_guards_hold_on_the_whole_way_down(round_to, min_neurons):
     given = curves(1, 100, 64)
     least = {unit: min(len(curve) - 1, -(-min_neurons // round_to) * round_to) for unit, curve in given.items()}
-    last = {unit: len(curve) - 1 for unit, curve in given.items()}
-    for unit, width in narrowing(given, neurons(*given), min_neurons=min_neurons, round_to=round_to):
-        assert least[unit] <= width < last[unit]
-        assert width % round_to == 0 or width == least[unit]
-        last[unit] = width
+    full = last = {unit: len(curve) - 1 for unit, curve in given.items()}
+    for budget in range(sum(full.values()), sum(least.values()) - 1, -1):
+        widths = spend(given, neurons(*given), budget, min_neurons=min_neurons, round_to=round_to)
+        assert sum(widths.values()) <= budget
+        for unit, width in widths.items():
+            assert least[unit] <= width <= last[unit]
+            assert width % round_to == 0 or width in (least[unit], full[unit])
+        last = widths
     assert last == least
 
 

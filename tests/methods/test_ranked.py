@@ -219,7 +219,9 @@ def test_of_equal_scores_the_earlier_layer_goes_first():
 
 def test_different_amounts_are_an_error_that_says_to_use_local():
     scores = {"a": torch.rand(4), "b": torch.rand(4)}
-    with pytest.raises(ValueError, match=r'takes one amount, but was given "a": 0.2, "b": 0.3; use method="local"'):
+    with pytest.raises(
+        ValueError, match=r'takes one amount for all layers, but was given "a": 0.2, "b": 0.3; use method="local"'
+    ):
         Global()(scores, {"a": 0.2, "b": 0.3})
 
 

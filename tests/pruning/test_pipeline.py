@@ -65,7 +65,7 @@ def test_guards_keep_neurons_and_round_widths_up(pruning: Pruning) -> None:
     assert [narrow for _, narrow in few.widths.values()] == [3, 3, 3, 4]
     rounded = pruning.run(amount=0.6, round_to=8)
     assert rounded.widths == {"fc1": (16, 8), "fc2": (12, 8), "fc3": (10, 8), "fc_last": (4, 4)}
-    assert rounded.metrics.requested == 0.6
+    assert rounded.recipe.amount == 0.6
     assert rounded.achieved == pytest.approx(14 / 38)
     huge = pruning.run(amount=0.5, min_neurons=100)
     assert huge.achieved == 0
@@ -94,7 +94,10 @@ def test_global_compares_layers_and_local_does_not(pruning: Pruning) -> None:
     assert [narrow for _, narrow in local.widths.values()] == [8, 6, 5, 4]
     removed = sum(wide - narrow for wide, narrow in widthwise.widths.values())
     assert removed == 19
-    with pytest.raises(ValueError, match=r'method="global" ranks all layers together and takes one amount'):
+    with pytest.raises(
+        ValueError,
+        match=r'method="global" takes one amount for all layers, but was given .*; use method="local" for several',
+    ):
         pruning.run(amount={"fc1": 0.3, "fc2": 0.5}, method="global")
 
 
