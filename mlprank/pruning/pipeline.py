@@ -1,9 +1,11 @@
 """The pipeline: a network and calibration data in, a narrower one and the proof that it does the same out."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +23,18 @@ from mlprank.calibration.statistics import (
     measure_norms,
     views_of,
 )
-from mlprank.compensation import Regression, get_compensation
-from mlprank.compensation.readers import zero_rows, zeroed_parameters
+from mlprank.compensation import Compensation, LeastSquares, Mean, Regression, get_compensation
+from mlprank.compensation.readers import predict, zero_rows, zeroed_parameters
+from mlprank.costs.metrics import count_flops, count_parameters, measure_latency, size_bytes
+from mlprank.graph.layers import Embedding
+from mlprank.graph.program import Inputs
 from mlprank.graph.records import Graph, Group, Place, State, quoted
 from mlprank.graph.trace import check_parameters, quiet_hooks
 from mlprank.measures import Reader, get_measure
+from mlprank.measures.reconstruction import reconstruction_gains
 from mlprank.methods import get_method
-from mlprank.methods.adaptive import Adaptive, Costs
+from mlprank.methods.adaptive import Adaptive, Costs, Term, error_curve, spend
+from mlprank.methods.ranked import sole_amount
 from mlprank.pruning.masked_weights import MaskedWeights
 from mlprank.pruning.reading import read_network
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
@@ -35,11 +42,27 @@ from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Scorer, Selection, amounts_by_name, readers_of, select
 from mlprank.pruning.self_check import check_agreement
-from mlprank.pruning.spending import error_curves, measure_costs, spent_amounts
 from mlprank.surgery.copies import is_plain, parametrised, plain_copy
 from mlprank.surgery.masks import fill_norms, masked_rows
-from mlprank.surgery.narrow import Removal, follow_config, network_state, plan_removal, removable_neurons, with_state
+from mlprank.surgery.narrow import follow_config, network_state, plan_removal, removable_neurons, with_state
 from mlprank.utils.modules import LOCK, device_of, shell
+
+_NUM_SAMPLES = 128
+_UNEXPLAINED = 0.05
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _once(method: _Method) -> _Method:
+    """Let a method of `Pruning` measure once what its arguments ask for."""
+
+    @wraps(method)
+    def remembering(self: "Pruning", *args: Any, **kwargs: Any) -> Any:
+        what = (method.__name__, args, *kwargs.items())
+        if what not in self._known:
+            self._known[what] = method(self, *args, **kwargs)
+        return self._known[what]
+
+    return cast(_Method, remembering)
 
 
 @takes_recipe
@@ -79,23 +102,20 @@ def prune(
 def score(
     model: nn.Module, calibration: Any, recipe: Recipe | None = None, *, inputs: ToInputs | None = None, **fields: Any
 ) -> dict[str, Tensor]:
-    """Score every neuron of a network.
+    """Score every neuron of a network; arguments and errors are those of `prune`.
+
+    Scores depend on `measure`, `graph`, the calibration data and, for measures that look at it (`modified_pagerank`
+    with `z_importance`), on `amount`.
 
     Args:
-        model: As for `prune`; left untouched.
-        calibration: As for `prune`.
-        recipe: All choices in one record; those below that are given change it. Scores depend on `measure`, `graph`,
-            the calibration data and, for measures that look at it (`modified_pagerank` with `z_importance`), on
-            `amount`.
-        inputs: As for `prune`.
+        model: Left untouched.
+        calibration: A batch, an iterable of batches, a DataLoader or a LightningDataModule.
+        recipe: All choices in one record; those below that are given change it.
+        inputs: Makes a call of a batch where the batch does not say it.
         **fields: The fields of `Recipe`, by name.
 
     Returns:
         For every layer in forward order, shape (n_out,), non-negative with sum 1; larger means keep.
-
-    Raises:
-        TypeError: As `prune`.
-        ValueError: As `prune`.
 
     Examples:
         >>> import mlprank, torch
@@ -160,26 +180,21 @@ class Pruning:
         rows = masked_rows(inner, {layer.weight: layer.kind.weight_out for layer in self.graph.layers})
         self.already = {layer.name: rows[layer.weight] for layer in self.graph.layers if layer.weight in rows}
         # What has been measured of the dense network, each once.
-        self._known_norms: dict[bool, Norms] = {}
+        self._known: dict[Hashable, Any] = {}
         self._known_moments: dict[View, Moments] = {}
-        self._known_curves: dict[str, Tensor] = {}
-        self._known_costs: dict[tuple[Adaptive, tuple[str, ...]], Costs] = {}
-        self._known_arriving: dict[tuple[tuple[str, ...], bool], Mapping[Place, Arriving]] = {}
 
+    @_once
     def norms(self, *, chain: bool) -> Norms:
-        """Norms of the dense network on the calibration data; each reading's are measured once."""
-        if chain not in self._known_norms:
-            self._known_norms[chain] = measure_norms(self.graph, self.state, self.calibration, chain=chain)
-        return self._known_norms[chain]
+        """Norms of the dense network on the calibration data, in each reading."""
+        return measure_norms(self.graph, self.state, self.calibration, chain=chain)
 
-    def moments(self, views: Iterable[View]) -> PooledMoments:
-        """Measure moments of what layers read in the dense network, each once."""
-        wanted = list(dict.fromkeys(views))
-        missing = [view for view in wanted if view not in self._known_moments]
-        self._known_moments.update(
-            measure_moments(self.graph, self.state, self.calibration, missing) if missing else {}
-        )
-        return {view: self._known_moments[view] for view in wanted if view in self._known_moments}
+    def _moments(self, *groups: int) -> PooledMoments:
+        """Moments of groups in the dense network, as their readers see them; each is measured once."""
+        pairs = [(layer, index) for index in groups for layer in self.graph.readers_of(self.graph.groups[index])]
+        views = dict.fromkeys(view for layer, index in pairs for view in views_of(layer, index))
+        if missing := [view for view in views if view not in self._known_moments]:
+            self._known_moments.update(measure_moments(self.graph, self.state, self.calibration, missing))
+        return {view: self._known_moments[view] for view in views if view in self._known_moments}
 
     @takes_recipe
     def scores(
@@ -199,8 +214,7 @@ class Pruning:
 
         def readers(group: Group) -> tuple[Reader, ...]:
             index = self.graph.group_by_name[group.name]
-            views = [view for layer in self.graph.readers_of(group) for view in views_of(layer, index)]
-            return readers_of(self.graph, self.state, index, self.moments(views))
+            return readers_of(self.graph, self.state, index, self._moments(index))
 
         measure, norms = get_measure(recipe.measure), self.norms(chain=recipe.chain)
         return Scorer(self.graph, self.state, norms, measure, readers, recipe.chain, amounts).layers()
@@ -225,34 +239,34 @@ class Pruning:
             **fields: The fields of `Recipe`, by name.
         """
         recipe = make_recipe(recipe or self.recipe, fields)
+        graph, selection = self.graph, self.selection(recipe)
         compensation = get_compensation(recipe.compensation)
-        selection = self.selection(recipe)
-        arriving = self._arriving(recipe, selection)
-        folds = not isinstance(compensation, Regression)
-        weights = MaskedWeights(
-            self.graph,
-            self.state,
-            recipe=recipe,
-            selection=selection,
-            removable=removable_neurons(self.graph, arriving, folds=folds),
-            norms=self.norms(chain=recipe.chain),
-            calibration=self.calibration,
-            known=self._known_moments,
-        )
-        amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
-        if recipe.scores_on_pruned:
-            weights.from_pruned()
-        else:
-            weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
+        weights = self._masked(recipe, selection, compensation, scores)
         filled = weights.fills()
-        fills = {norm.module: filled[norm.node] for norm in self.graph.norms if norm.node in filled}
-        if folds:  # what a neuron sends through layers along other axes depends on what these have lost
-            arriving = measure_constants(self.graph, weights.state, self.calibration, fills=filled)
-        removal = plan_removal(self.graph, weights.state, weights.groups(), arriving if folds else None)
+        fills = {norm.module: filled[norm.node] for norm in graph.norms if norm.node in filled}
+        arriving = None
+        if not isinstance(compensation, Regression):
+            # What a neuron sends through layers along other axes depends on what these have lost.
+            arriving = measure_constants(graph, weights.state, self.calibration, fills=filled)
+        removal = plan_removal(graph, weights.state, weights.groups(), arriving)
         masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
         fill_norms(masked, fills)
         follows = follow_config(narrow, {name: tuple(tensor.shape) for name, tensor in self.state.items()})
-        keeps_bias = compensation.keeps_bias
+        widths = {}
+        for layer in (graph.by_name[name] for name in weights.scores):
+            before, after = (each[layer.weight].shape[layer.kind.weight_out] for each in (self.state, removal.state))
+            # Of a grouped transposed convolution the weight has the outputs of one group.
+            widths[layer.name] = (layer.out_features, layer.out_features * after // before)
+        by_channel, baked = ", ".join(quoted(weights.by_channel)), ", ".join(quoted(self.baked))
+        notes = (
+            by_channel
+            and f"Mended by one coefficient a neuron, as whole weights see too much to be fitted: {by_channel}.",
+            baked and f"Computed before every forward pass, now plain parameters: {baked}.",
+            ""
+            if follows
+            else "The network's config cannot state its widths, so that from_pretrained builds another one: keep the "
+            "file that save() writes, or protect the layers that end with a width of their own.",
+        )
         result = PruningResult(
             model=narrow,
             masked=masked,
@@ -264,18 +278,63 @@ class Pruning:
             slices={name: dims for name, dims in removal.slices.items() if name in self.state},
             biases=tuple(name for name in removal.state if name not in self.state),
             parameter_masks={
-                **zeroed_parameters(self.graph, weights.state, weights.masks, keeps_bias=keeps_bias),
-                **{norm.weight: fills[norm.module].kept for norm in self.graph.norms if norm.module in fills},
+                **zeroed_parameters(graph, weights.state, weights.masks, keeps_bias=compensation.keeps_bias),
+                **{norm.weight: fills[norm.module].kept for norm in graph.norms if norm.module in fills},
             },
-            max_difference=check_agreement(masked, narrow, self.calibration.example, self.graph),
+            max_difference=check_agreement(masked, narrow, self.calibration.example, graph),
             dense=self.model,
             example=self.calibration.example.first(1).sole,
-            widths=self._widths(weights.scores, removal),
+            widths=widths,
             fills=fills,
-            units={layer.name: layer.kind.unit for layer in self.graph.layers},
-            notes=self._notes(weights.by_channel, follows=follows),
+            units={layer.name: layer.kind.unit for layer in graph.layers},
+            notes=tuple(filter(None, notes)),
         )
         return self.refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
+
+    def _masked(
+        self, recipe: Recipe, selection: Selection, compensation: Compensation, scores: Mapping[str, Tensor] | None
+    ) -> MaskedWeights:
+        """The network with rows of zeros, its readers mended."""
+        folds, units = not isinstance(compensation, Regression), tuple(selection.units)
+        tied = [group for group in self.graph.groups if len(group.layers) > 1 and set(group.layers) & set(units)]
+        if recipe.chain and tied and not folds:
+            raise ValueError(
+                f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons; '
+                'there compensation="constant" and "zero" are defined, or use graph="dag"'
+            )
+        arriving = self._arriving(units, chain=recipe.chain, keeps_bias=compensation.keeps_bias)
+        weights = MaskedWeights(
+            self.graph,
+            self.state,
+            recipe=recipe,
+            selection=selection,
+            removable=removable_neurons(self.graph, arriving, folds=folds),
+            norms=self.norms(chain=recipe.chain),
+            calibration=self.calibration,
+            known=self._known_moments,
+        )
+        if recipe.scores_on_pruned:
+            weights.from_pruned()
+        else:
+            amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
+            weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
+        return weights
+
+    @_once
+    def _arriving(self, units: tuple[str, ...], *, chain: bool, keeps_bias: bool) -> Mapping[Place, Arriving]:
+        """What neurons would send on if all that may be pruned were zeroed."""
+        graph = self.graph
+        groups = {
+            group.name: torch.zeros(group.width, dtype=torch.bool)
+            for group in graph.groups
+            if group.name in units or (chain and set(units) & set(group.layers))
+        }
+        masks = {layer.name: graph.kept_entries(groups, layer.made) for layer in graph.layers}
+        if chain:
+            masks = {name: torch.zeros_like(masks[name]) for name in units}
+        masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        state = zero_rows(graph, self.state, masks, keeps_bias=keeps_bias)
+        return measure_constants(graph, state, self.calibration, fills=fills_of(graph, groups))
 
     def selection(self, recipe: Recipe) -> Selection:
         """What a recipe may prune, and how much of it; an adaptive method has spent its budget there."""
@@ -292,44 +351,133 @@ class Pruning:
             return selection
         if recipe.chain:
             raise ValueError('method="adaptive" goes by the true graph of neurons; use graph="dag"')
-        units = {unit: self.graph.groups[self.graph.group_by_name[unit]] for unit in selection.units}
-        amounts = spent_amounts(
-            selection,
-            self._error_curves(units),
-            self.costs(method, units),
-            method=method,
-            min_neurons=recipe.min_neurons,
-            round_to=recipe.round_to,
-        )
-        return replace(selection, amounts=amounts)
+        amount = sole_amount(selection.amounts, method="adaptive")
+        curves, costs = self.curves(tuple(selection.units)), self.costs(method, tuple(selection.units))
+        widths = {unit: len(curve) - 1 for unit, curve in curves.items()}
+        left = widths | {unit: int(kept.sum()) for unit, kept in selection.already.items()}
+        guards = {"min_neurons": recipe.min_neurons, "round_to": recipe.round_to}
+        budget = costs.total(widths) * (1 - amount)
+        if method.count == "neurons":
+            fewest, total = -(-recipe.min_neurons // recipe.round_to) * recipe.round_to, sum(widths.values())
+            budget = max(sum(min(width, fewest) for width in left.values()), total - round(amount * total))
+        try:
+            kept = spend(curves, costs, budget, widths=left, **guards)
+        except ValueError as error:
+            raise ValueError(
+                f'method="adaptive", amount={amount:g} of the {method.count}: {error}; lower the amount'
+            ) from error
+        return replace(selection, amounts={unit: 1 - kept[unit] / widths[unit] for unit in widths})
 
-    def _error_curves(self, units: Mapping[str, Group]) -> Mapping[str, Tensor]:
-        """The units' error curves on the dense network; each is worked out once."""
-        missing = {unit: group for unit, group in units.items() if unit not in self._known_curves}
-        if missing:
-            views = [
-                view
-                for group in missing.values()
-                for layer in self.graph.readers_of(group)
-                for view in views_of(layer, self.graph.group_by_name[group.name])
-            ]
-            moments = self.moments(views)
-            self._known_curves.update(
-                error_curves(self.graph, self.state, missing, moments=moments, calibration=self.calibration)
-            )
-        return {unit: self._known_curves[unit] for unit in units}
+    @_once
+    def curves(self, units: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return what k kept neurons of every unit cost of the outputs, for k from 0 to n: shape (n + 1,), float64.
 
-    def costs(self, method: Adaptive, units: Mapping[str, Group]) -> Costs:
-        """What the network costs as a function of its units' widths, in what the method counts; measured once."""
-        kind = (method, tuple(units))
-        if kind not in self._known_costs:
-            example = self.calibration.example
-            if method.count == "latency":
-                example = example.first(1).repeated(method.batch_size)
-            self._known_costs[kind] = measure_costs(
-                self.graph, self.model, self.state, units, count=method.count, example=example
+        How the cost falls with k follows from what the readers can rebuild; how large it is, from the squared change of
+        the outputs, summed over at most 128 samples, when the other neurons are predicted by so few that at least 5 %
+        of what the readers compute is unexplained.
+        """
+        graph, curves, left = self.graph, {}, _NUM_SAMPLES
+        dense: list[tuple[Inputs, list[Tensor]]] = []
+        for batch in self.calibration:
+            batch = batch.first(left)
+            dense.append((batch, self._outputs(self.state, batch)))
+            left -= len(batch)
+            if left <= 0:
+                break
+        moments = self._moments(*map(graph.group_by_name.__getitem__, units))
+        for unit in units:
+            index = graph.group_by_name[unit]
+            group = graph.groups[index]
+            readers = readers_of(graph, self.state, index, moments)
+            total = sum(float(((w @ reader.gram) * w).sum()) for reader in readers for w in [reader.weight.double()])
+            # Neurons that nothing reads can all go.
+            gains = reconstruction_gains(readers) if readers else torch.zeros(group.width, dtype=torch.float64)
+            curve = error_curve(gains, total)
+            fewest = max(0, int((curve >= _UNEXPLAINED).sum()) - 1)
+            kept = torch.zeros(group.width, dtype=torch.bool, device=gains.device)
+            kept[gains.argsort(descending=True, stable=True)[:fewest]] = True
+            changed = self.state
+            for layer in graph.readers_of(group):
+                # What is tied can only be dropped; elsewhere it makes the very neurons that are gone.
+                by = Mean() if layer.tied else LeastSquares()
+                changed = predict(graph, changed, replace(layer, tied=False), {group.name: kept}, moments, by=by)
+            change = sum(
+                float((one - other).double().square().sum())
+                for batch, expected in dense
+                for one, other in zip(self._outputs(changed, batch), expected, strict=True)
             )
-        return self._known_costs[kind]
+            # All processes refuse together.
+            change = float(self.calibration.reduce(torch.tensor(change, dtype=torch.float64)))
+            if not math.isfinite(change):
+                raise ValueError('method="adaptive": outputs of the network are not finite; check the calibration data')
+            curves[unit] = curve * (change / max(float(curve[fewest]), _UNEXPLAINED))
+        return curves
+
+    def _outputs(self, state: State, batch: Inputs) -> list[Tensor]:
+        found = [each for each in self.graph.program.outputs(state, batch) if each.is_floating_point()]
+        if not found:
+            raise ValueError('method="adaptive": the network returns no floating-point numbers; use method="local"')
+        return found
+
+    @_once
+    def costs(self, method: Adaptive, units: tuple[str, ...]) -> Costs:
+        """Return what the network costs as a function of its units' widths, in what the method counts.
+
+        That is neurons, parameters, FLOPs of one sample, bytes as `torch.save` writes them, or seconds of a batch.
+        """
+        graph, model, example = self.graph, self.model, self.calibration.example.first(1)
+        groups = {unit: graph.groups[graph.group_by_name[unit]] for unit in units}
+        if method.count == "neurons":
+            return Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in units])
+        if method.count == "latency":  # by the network with one unit after the other at half its width
+            halves = {unit: {group.name: torch.arange(group.width) % 2 == 0} for unit, group in groups.items()}
+            narrow = {
+                unit: with_state(model, plan_removal(graph, self.state, mask, None).state)
+                for unit, mask in halves.items()
+            }
+            timed = measure_latency({"": model, **narrow}, example.repeated(method.batch_size))
+            dense = timed[""].median_s
+            terms = []
+            for unit, group in groups.items():
+                saved = max(dense - timed[unit].median_s, 1e-3 * dense / len(units))
+                terms.append(Term(saved / (group.width // 2 or 1), ((0.0, {unit: 1.0}),)))
+        else:
+            sizes = self._sizes(units)
+            if method.count == "flops":
+                factors, dense = self._products(), float(count_flops(model, example))
+            elif method.count == "bytes":
+                held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+                factors = [(name, float(tensor.element_size())) for name, tensor in held.items()]
+                dense = float(size_bytes(model))
+            else:
+                factors, dense = [(name, 1.0) for name, _ in model.named_parameters()], float(count_parameters(model))
+            terms = [Term(factor, tuple(sizes[name])) for name, factor in factors if name in sizes]
+        return Costs(terms, fixed=dense - Costs(terms).total({unit: group.width for unit, group in groups.items()}))
+
+    def _sizes(self, units: tuple[str, ...]) -> dict[str, list[tuple[float, Mapping[str, float]]]]:
+        """For every tensor its dimensions as `Term.dims` has them."""
+        sizes: dict[str, list[tuple[float, Mapping[str, float]]]] = {
+            name: [(float(size), {}) for size in tensor.shape] for name, tensor in self.state.items()
+        }
+        named = {self.graph.group_by_name[unit]: unit for unit in units}
+        for (name, dim), axis in self.graph.slots.items():
+            if name in sizes:
+                per_neuron = defaultdict[str, float](float)
+                for segment in axis:
+                    if segment.space in named:
+                        per_neuron[named[segment.space]] += segment.block
+                sizes[name][dim] = (sum(each.size for each in axis if each.space not in named), per_neuron)
+        return sizes
+
+    def _products(self) -> list[tuple[str, float]]:
+        """For every use of a weight, how many FLOPs of a sample each of its entries makes."""
+        found, program = [], self.graph.program
+        for layer in self.graph.layers:
+            for call in layer.calls:
+                shape = program.nodes[program.order[call.node]].meta["val"].shape
+                positions = [int(size) for dim, size in enumerate(shape) if dim not in (0, call.out_dim)]
+                found.append((layer.weight, 0.0 if isinstance(call.kind, Embedding) else 2.0 * math.prod(positions)))
+        return found
 
     def refined(self, result: PruningResult, by: Refinement, on_step: OnStep | None = None) -> PruningResult:
         """Refine a pruning of this network: train the narrow network, and give the masked one the same changes."""
@@ -347,83 +495,12 @@ class Pruning:
             losses=losses,
         )
 
-    def _widths(self, scores: Mapping[str, Tensor], removal: Removal) -> dict[str, tuple[int, int]]:
-        """Neurons of every layer in the dense and in the narrow network."""
-        widths = {}
-        for name in scores:
-            layer = self.graph.by_name[name]
-            kept = removal.slices.get(layer.weight, {}).get(layer.kind.weight_out)
-            size = self.state[layer.weight].shape[layer.kind.weight_out]
-            ratio = layer.out_features // size  # of a grouped transposed convolution every group has these
-            widths[name] = (layer.out_features, (size if kept is None else len(kept)) * ratio)
-        return widths
-
-    def _notes(self, by_channel: list[str], *, follows: bool) -> tuple[str, ...]:
-        """What a report should say besides."""
-        notes = []
-        if by_channel:
-            notes.append(
-                "Mended by one coefficient a neuron, as whole weights see too much to be fitted: "
-                f"{', '.join(quoted(by_channel))}."
-            )
-        if self.baked:
-            notes.append(f"Computed before every forward pass, now plain parameters: {', '.join(quoted(self.baked))}.")
-        if not follows:
-            notes.append(
-                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the "
-                "file that save() writes, or protect the layers that end with a width of their own."
-            )
-        return tuple(notes)
-
-    def _arriving(self, recipe: Recipe, selection: Selection) -> Mapping[Place, Arriving]:
-        """What zeroed neurons send on."""
-        compensation = get_compensation(recipe.compensation)
-        tied = [
-            group for group in self.graph.groups if len(group.layers) > 1 and set(group.layers) & set(selection.units)
-        ]
-        if isinstance(compensation, Regression) and recipe.chain and tied:
-            raise ValueError(
-                f'graph="chain" prunes {", ".join(tied[0].layers)} independently although they share their neurons;'
-                " there"
-                ' compensation="constant" and "zero" are defined, or use graph="dag"'
-            )
-        keeps_bias = compensation.keeps_bias
-        kind = (tuple(selection.units), keeps_bias)
-        if kind not in self._known_arriving:
-            groups = {
-                group.name: torch.zeros(group.width, dtype=torch.bool)
-                for group in self.graph.groups
-                if group.name in selection.units or (recipe.chain and set(group.layers) & set(selection.units))
-            }
-            if recipe.chain:
-                none = {
-                    name: torch.zeros(self.graph.by_name[name].out_features, dtype=torch.bool)
-                    for name in selection.units
-                }
-            else:
-                none = {
-                    layer.name: mask
-                    for layer in self.graph.layers
-                    if not bool((mask := self.graph.kept_entries(groups, layer.made)).all())
-                }
-            emptied = zero_rows(self.graph, self.state, none, keeps_bias=keeps_bias)
-            fills = fills_of(self.graph, groups)
-            self._known_arriving[kind] = measure_constants(self.graph, emptied, self.calibration, fills=fills)
-        return self._known_arriving[kind]
-
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside `torch.compile` and data-parallel wrappers.
-
-    Raises:
-        TypeError: If it is no `nn.Module`.
-    """
+    """Return the network inside `torch.compile` and data-parallel wrappers."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; give an nn.Module")
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    return model if inner is None else unwrap(inner)

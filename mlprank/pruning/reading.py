@@ -18,9 +18,14 @@ from mlprank.pruning.self_check import check_agreement
 from mlprank.surgery.masks import fill_norms
 from mlprank.surgery.narrow import plan_removal, severed, with_state
 from mlprank.utils.errors import first_line
-from mlprank.utils.modules import evaluating
+from mlprank.utils.modules import evaluating, tensors_of
 
 _read: WeakKeyDictionary[nn.Module, tuple[list[Any], Graph]] = WeakKeyDictionary()
+_SIZED = {
+    "view", "reshape", "_unsafe_view", "unflatten", "split", "split_with_sizes", "chunk", "tensor_split", "slice",
+    "narrow", "expand", "repeat", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty",
+}  # fmt: skip
+"""Operations that may hold a width as a number."""
 
 
 def read_network(
@@ -28,49 +33,39 @@ def read_network(
 ) -> Graph:
     """Read a network, or take what was read of it before, if it still has the same parts and gives the same outputs.
 
-    Args:
-        owner: The network. What is read of it is remembered if `model` is made around its own parameters.
-        model: The copy of it that is read.
-        state: The weights of the copy.
-        example: As for `trace`.
-        varying: As for `trace`.
+    What is read of the `owner` is remembered if `model`, the copy of it that is read, with the weights `state`, is made
+    around its own parameters. `example` and `varying` are those of `trace`.
     """
     parts = _parts(model, example, varying)
     known, graph = _read.get(owner, (None, None))
-    if graph is not None and known == parts and agrees(model, graph.program, example):
-        return graph
-    graph = _keep_written(model, trace(model, example, varying=varying), state, example)
-    if {id(parameter) for parameter in owner.parameters()} >= {id(parameter) for parameter in model.parameters()}:
-        _read[owner] = parts, graph
+    if graph is None or known != parts or not agrees(model, graph.program, example):
+        graph = _keep_written(model, trace(model, example, varying=varying), state, example)
+        if {id(parameter) for parameter in owner.parameters()} >= {id(parameter) for parameter in model.parameters()}:
+            _read[owner] = parts, graph
     return graph
 
 
 def _parts(model: nn.Module, example: Inputs, varying: Collection[tuple[int, int]]) -> list[Any]:
     """What a graph depends on, as far as it can be compared: modules, plain attributes, tensors, the call, kinds."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    plain = (bool, int, float, str, type(None))
+    tensors = tensors_of(model)
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
     return [
-        [(name, type(module), _plain(module)) for name, module in model.named_modules()],
-        [(name, first[id(tensor)], tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()],
-        spec,
-        [
+        *((name, type(module)) for name, module in model.named_modules()),
+        *(
+            {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
+            for module in model.modules()
+        ),
+        *((name, first[id(each)], each.shape, each.dtype, each.device) for name, each in tensors.items()),
+        *(
             (leaf.shape[1:], leaf.dtype, leaf.dim() > 0 and len(leaf) == len(example))
             if isinstance(leaf, Tensor)
             else repr(leaf)
             for leaf in leaves
-        ],
-        sorted(varying),
-        list(KINDS),
+        ),
+        (spec, sorted(varying), list(KINDS)),
     ]
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    plain = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(module).items() if isinstance(value, plain) and name != "training"}
 
 
 def _keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) -> Graph:
@@ -90,55 +85,43 @@ def _keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs)
     groups = list(graph.groups)
     for index, fault in _culprits(model, graph, state, suspects, example).items():
         line = groups[index].written
-        reason = (
+        why = (
             f"a width is written into the forward pass: {line}" if line else f"without one of them the network {fault}"
         )
-        groups[index] = replace(groups[index], whole=reason)
+        groups[index] = replace(groups[index], whole=why)
     return replace(graph, groups=tuple(groups))
-
-
-_SIZED = {
-    "view", "reshape", "_unsafe_view", "unflatten", "split", "split_with_sizes", "chunk", "tensor_split", "slice",
-    "narrow", "expand", "repeat", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty",
-}  # fmt: skip
-"""Operations that may hold a width as a number."""
 
 
 def _culprits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> dict[int, str]:
     """Those of some groups that cannot lose a neuron, with what goes wrong: all are tried together, then halves."""
-    fault = _fault_without(model, graph, state, groups, example)
+    fault = _fault_without(model, graph, state, groups, example) if groups else None
     if fault is None or len(groups) == 1:
         return {} if fault is None else {groups[0]: fault}
-    half = len(groups) // 2
-    found = {}
-    for part in (groups[:half], groups[half:]):
-        found.update(_culprits(model, graph, state, part, example))
-    return found
+    first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+    return {
+        **_culprits(model, graph, state, first, example),
+        **_culprits(model, graph, state, second, example),
+    }
 
 
 def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> str | None:
     """How a network without one neuron of each of some groups differs from itself, or None."""
-    if not groups:
-        return None
     masks = {graph.groups[index].name: torch.arange(graph.groups[index].width) > 0 for index in groups}
     silent = severed(graph, state, masks)
-    removal = plan_removal(graph, silent, masks, None)
+    removal, fills = plan_removal(graph, silent, masks, None), fills_of(graph, masks)
     masked, narrow = with_state(model, silent), with_state(model, removal.state)
-    fill_norms(masked, {norm.module: fill for norm in graph.norms if (fill := fills_of(graph, masks).get(norm.node))})
+    fill_norms(masked, {norm.module: fills[norm.node] for norm in graph.norms if norm.node in fills})
+    inputs = example.first(2)
     try:
-        check_agreement(masked, narrow, example.first(2), graph)
+        check_agreement(masked, narrow, inputs, graph)
     except ValueError as error:
         return str(error).partition("; ")[0].removeprefix("the narrow network ")
-    fault = _fault_in_training(narrow, example.first(2))
-    return f"cannot be trained ({fault})" if fault and not _fault_in_training(masked, example.first(2)) else None
-
-
-def _fault_in_training(model: nn.Module, inputs: Inputs) -> str | None:
-    """Why a network cannot run in training mode, or None."""
-    with evaluating(model), torch.no_grad():
-        model.train()
-        try:
-            inputs.cloned().feed(model)
-        except (RuntimeError, ValueError, IndexError) as error:
-            return first_line(error)
-    return None
+    faults = {}
+    for name, network in (("narrow", narrow), ("masked", masked)):
+        with evaluating(network), torch.no_grad():
+            network.train()
+            try:
+                inputs.cloned().feed(network)
+            except (RuntimeError, ValueError, IndexError) as error:
+                faults[name] = first_line(error)
+    return f"cannot be trained ({faults['narrow']})" if [*faults] == ["narrow"] else None

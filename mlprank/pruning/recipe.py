@@ -1,10 +1,11 @@
 """How a network is pruned: every choice in one frozen record, checked once, and as plain types for a file."""
 
 import inspect
+import re
+import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import wraps
 from typing import Any, Literal, TypeVar
 
 from mlprank.compensation import COMPENSATIONS, Compensation
@@ -100,34 +101,15 @@ class Recipe:
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as plain types; `Recipe(**plain)` is the same recipe."""
-        return {field.name: _plain(field.name, getattr(self, field.name)) for field in fields(self)}
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A field's value as plain types: measures, methods and compensations by name and parameters."""
-    if name in _PARTS:
-        return _PARTS[name].describe(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Refinement):
-        return asdict(value)
-    return list(value) if isinstance(value, tuple) else value
+        plain: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain |= {name: registry.describe(plain[name]) for name, registry in _PARTS.items()}
+        plain["amount"] = dict(self.amount) if isinstance(self.amount, Mapping) else self.amount
+        plain["refine"] = asdict(self.refine) if isinstance(self.refine, Refinement) else self.refine
+        return {**plain, "protect": list(self.protect)}
 
 
 def make_recipe(recipe: Recipe | None, given: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with some fields changed.
-
-    Args:
-        recipe: The recipe; None for the defaults.
-        given: The fields to change, by name.
-
-    Raises:
-        TypeError: If there is no such field, or `recipe` is not a recipe.
-
-    Examples:
-        >>> make_recipe(Recipe(amount=0.7), {"round_to": 8}).amount
-        0.7
-    """
+    """Return a recipe, the default one where it is None, with some fields changed; a TypeError names what is none."""
     known = {field.name for field in fields(Recipe)}
     if unknown := sorted(set(given) - known):
         raise TypeError(f"{unknown[0]!r} is not a field of Recipe; the fields are {', '.join(sorted(known))}")
@@ -146,40 +128,29 @@ def takes_recipe(function: _Function) -> _Function:
     definition, so that a field added to `Recipe` appears in every function and class that takes one. Fields that the
     function names itself stay as they are.
     """
-    hints = typing.get_type_hints(Recipe)
-    signature = inspect.signature(function, eval_str=True)
-    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints, signature = typing.get_type_hints(Recipe), inspect.signature(function, eval_str=True)
+    own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
     added = [
         inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
         )
         for field in fields(Recipe)
-        if field.name not in signature.parameters
+        if field.name not in own
     ]
 
-    @wraps(function)
-    def taking(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    taking.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-    taking.__annotations__ = {**typing.get_type_hints(function), **{each.name: each.annotation for each in added}}
-    taking.__annotations__.pop("fields", None)
-    taking.__doc__ = document_fields(function.__doc__, skipped=set(signature.parameters))
-    del taking.__wrapped__  # what reads signatures shall not look behind this one
-    return typing.cast(_Function, taking)
+    function.__signature__ = signature.replace(parameters=[*own.values(), *added])  # type: ignore[attr-defined]
+    function.__annotations__ = {**typing.get_type_hints(function), **{each.name: each.annotation for each in added}}
+    function.__annotations__.pop("fields", None)
+    function.__doc__ = document_fields(function.__doc__, skipped=own)
+    return function
 
 
-def document_fields(doc: str | None, *, skipped: set[str] | frozenset[str] = frozenset()) -> str | None:
+def document_fields(doc: str | None, *, skipped: Collection[str]) -> str | None:
     """Put the descriptions of the recipe's fields in place of a docstring's line on `**fields`."""
-    line = next((line for line in (doc or "").splitlines() if line.strip().startswith("**fields:")), None)
+    line = re.search(r"^( *)\*\*fields:.*$", doc or "", flags=re.MULTILINE)
     if doc is None or line is None:
         return doc
-    indent = line[: len(line) - len(line.lstrip())]
     block = inspect.cleandoc(Recipe.__doc__ or "").split("Attributes:\n", 1)[1].split("\n\n", 1)[0]
-    entries: list[list[str]] = []
-    for text in block.splitlines():
-        if text.startswith("    ") and not text.startswith("     "):
-            entries.append([])
-        entries[-1].append(indent + text[4:])
-    shown = [entry for entry in entries if entry[0].strip().partition(":")[0] not in skipped]
-    return doc.replace(line, "\n".join("\n".join(entry) for entry in shown))
+    entries = re.split(r"\n(?=\S)", textwrap.dedent(block))  # lines that go on are indented
+    shown = [entry for entry in entries if entry.partition(":")[0] not in skipped]
+    return doc.replace(line[0], textwrap.indent("\n".join(shown), line[1]))

@@ -1,15 +1,14 @@
 """Refinement without labels: a short distillation of the narrow network towards the dense network's outputs.
 
-The calibration data goes through the dense network once; then the narrow network is trained on what came out. It needs
-no label, and what dropout and batch statistics would do in training is left aside: both networks run in evaluation
-mode.
+The calibration data goes through the dense network once, and the narrow network is trained on what came out; both run
+in evaluation mode, so that what dropout and batch statistics would do in training is left aside.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -64,22 +63,11 @@ class Refinement:
 
 
 def get_refinement(refine: int | Mapping[str, Any] | Refinement) -> Refinement | None:
-    """Return the refinement that a number of steps, a description as YAML has it or an instance means; None for 0.
-
-    Raises:
-        TypeError: If it is none of these.
-        ValueError: If a value is out of range or a parameter unknown.
-
-    Examples:
-        >>> get_refinement(200).steps
-        200
-        >>> get_refinement(0) is None
-        True
-    """
+    """Return the refinement that a number of steps, a description as YAML has it or an instance means; None for 0."""
     if isinstance(refine, Refinement):
         return refine
     if isinstance(refine, Mapping):
-        known = list(Refinement.__dataclass_fields__)
+        known = [field.name for field in fields(Refinement)]
         if unknown := sorted(set(refine) - set(known)):
             raise ValueError(f'refine: there is no parameter "{unknown[0]}"; the parameters are {", ".join(known)}')
         return Refinement(**refine)
@@ -96,15 +84,11 @@ def refine(
 
     Every step draws the same samples on every run. With several processes each draws from its own calibration data,
     gradients are averaged, and all end with the same weights. All calibration data is held in memory, on the network's
-    device. Both networks are left untouched; `on_step` is told after every step.
+    device. Both networks are left untouched.
 
-    Returns:
-        The refined network in the mode of the given one, and its loss on the calibration data before and after, as a
-        share of what a constant output would lose ("mse"), or in nats ("kl"). It is never larger after: weights that
-        are no better are not taken.
-
-    Raises:
-        ValueError: If the loss stops being a number, or no gradient comes from the outputs.
+    Returned are the refined network in the mode of the given one, and its loss on the calibration data before and
+    after, as a share of what a constant output would lose ("mse"), or in nats ("kl"). It is never larger after: weights
+    that are no better are not taken. A ValueError says where it stops being a number, or nothing can be learned.
     """
     with torch.inference_mode(False), torch.enable_grad(), evaluating(narrow, dense):
         learner = with_state(narrow, network_state(narrow))
@@ -112,29 +96,51 @@ def refine(
         frozen = [each for each in parameters if not each.requires_grad]
         for each in parameters:
             each.requires_grad_(True)
-        pool = _Pool(dense, calibration, batch_size=by.batch_size)
-        loss = _Loss(pool, calibration, kind=by.loss)
-        before = loss.of_pool(learner)
+        lesson = _Lesson(dense, calibration, by)
+        before = lesson.whole_loss(learner)
         start = [each.detach().clone() for each in parameters]
-        _train(learner, parameters, pool, loss, calibration, by=by, on_step=on_step)
-        after = loss.of_pool(learner)
+        _train(learner, parameters, lesson, on_step)
+        after = lesson.whole_loss(learner)
         if not math.isfinite(after):
             raise ValueError(
                 f"refine: the loss became {after} with learning_rate={by.learning_rate}; give a smaller one, such as "
                 f"refine={{'steps': {by.steps}, 'learning_rate': {by.learning_rate / 10:g}}}"
             )
-        if after > before:  # a few steps at a large rate can end higher than they began
-            with torch.no_grad():
-                for each, old in zip(parameters, start, strict=True):
-                    each.copy_(old)
-            after = before
-        for each in parameters:
+        for each, old in zip(parameters, start, strict=True):
+            if after > before:  # a few steps at a large rate can end higher than they began
+                each.data.copy_(old)
             each.grad = None
         for each in frozen:
             each.requires_grad_(False)
     for module, given in zip(learner.modules(), narrow.modules(), strict=True):
         module.training = given.training
-    return learner, (before, after)
+    return learner, (before, min(before, after))
+
+
+def _train(learner: nn.Module, parameters: list[nn.Parameter], lesson: _Lesson, on_step: OnStep | None) -> None:
+    """Run all steps of Adam."""
+    by, reduce = lesson.by, lesson.calibration.reduce
+    ranks = float(reduce(torch.ones(())))
+    fused = all(each.device.type in ("cpu", "cuda") for each in parameters)
+    optimizer = torch.optim.Adam(parameters, lr=by.learning_rate, fused=fused)
+    for step, (inputs, targets) in enumerate(lesson.batches(ranks=round(ranks))):
+        optimizer.param_groups[0]["lr"] = by.learning_rate * 0.5 * (1 + math.cos(math.pi * step / by.steps))
+        value = lesson.loss(_outputs(learner, inputs), targets)
+        if not value.requires_grad:
+            raise ValueError(
+                f"refine: the outputs of {type(learner).__name__} do not depend on its weights in a way that gives a "
+                "gradient (its forward runs without autograd); leave out refine"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if ranks > 1:  # every process takes the mean gradient; parameters without one have none on all of them
+            gradients = [each.grad for each in parameters if each.grad is not None]
+            mean = reduce(torch.cat([each.flatten() for each in gradients])) / ranks
+            for each, part in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
+                each.copy_(part.view_as(each))
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1, by.steps)
 
 
 def lifted(masked: State, before: State, after: State, slices: Slices) -> dict[str, Tensor]:
@@ -157,146 +163,79 @@ def lifted(masked: State, before: State, after: State, slices: Slices) -> dict[s
     return state
 
 
-def _train(
-    learner: nn.Module,
-    parameters: list[nn.Parameter],
-    pool: _Pool,
-    loss: _Loss,
-    calibration: Calibration,
-    *,
-    by: Refinement,
-    on_step: OnStep | None,
-) -> None:
-    ranks = float(calibration.reduce(torch.ones(())))
-    fused = all(each.device.type in ("cpu", "cuda") for each in parameters)
-    optimizer = torch.optim.Adam(parameters, lr=by.learning_rate, fused=fused)
-    batches = pool.batches(by.steps, seed=by.seed, ranks=round(ranks))
-    for step, (inputs, targets) in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = by.learning_rate * 0.5 * (1 + math.cos(math.pi * step / by.steps))
-        value = loss(_outputs(learner, inputs), targets)
-        if not value.requires_grad:
-            raise ValueError(
-                f"refine: the outputs of {type(learner).__name__} do not depend on its weights in a way that gives a "
-                "gradient (its forward runs without autograd); leave out refine"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        if ranks > 1:
-            _average(parameters, calibration, ranks)
-        optimizer.step()
-        if on_step is not None:
-            on_step(step + 1, by.steps)
-
-
-def _average(parameters: list[nn.Parameter], calibration: Calibration, ranks: float) -> None:
-    """Give every process the mean gradient; parameters without one stay without one on all of them."""
-    gradients = [each.grad for each in parameters if each.grad is not None]
-    flat = calibration.reduce(torch.cat([each.flatten() for each in gradients])) / ranks
-    for each, mean in zip(gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True):
-        each.copy_(mean.view_as(each))
-
-
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every floating-point tensor that a network returns."""
-    return [
-        leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+    leaves = pytree.tree_leaves(inputs.feed(model))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-class _Pool:
-    """Calibration inputs and what the dense network makes of them, in memory.
+class _Lesson:
+    """Calibration inputs, what the dense network makes of them, in memory, and how far other outputs are from it."""
 
-    Batches of one shape are joined, so that a step can draw its samples from all of them; others are drawn as they are.
-    """
-
-    def __init__(self, dense: nn.Module, calibration: Calibration, *, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, dense: nn.Module, calibration: Calibration, by: Refinement) -> None:
+        self.calibration, self.by = calibration, by
         with torch.no_grad():
-            parts = [(batch, _outputs(dense, batch.cloned())) for batch in calibration]
-        if not parts[0][1]:
+            self.parts = [(batch, _outputs(dense, batch.cloned())) for batch in calibration]
+        first, wanted = self.parts[0]
+        if not wanted:
             raise ValueError(f"refine: {type(dense).__name__} returns no floating-point tensor to learn from")
-        self.parts = [_joined(parts)] if _same_shapes(parts) else parts
+        # Batches of one shape are joined, so that a step can draw its samples from all; others are drawn as they are.
+        if all(
+            len(inputs) == len(each) and each.shape[1:] == one.shape[1:]
+            for inputs, targets in self.parts
+            for each, one in zip([*inputs.tensors, *targets], [*first.tensors, *wanted], strict=True)
+            if each.dim()
+        ):
+            inputs, targets = zip(*self.parts, strict=True)
+            self.parts = [(joined(inputs), [torch.cat(each) for each in zip(*targets, strict=True)])]
+        if by.loss == "kl" and (len(wanted) != 1 or wanted[0].dim() < 2):
+            raise ValueError(
+                'refine: loss="kl" needs one output of logits, shape (N, ..., num_classes); use loss="mse"'
+            )
+        self.class_dim = 1 if wanted[0].dim() > 3 else -1
+        self.scales = [1.0 if by.loss == "kl" else self._variance(number) for number in range(len(wanted))]
 
-    def batches(self, steps: int, *, seed: int, ranks: int) -> Any:
-        """Yield so many pairs of inputs and targets; a sample comes again when all others of its part have come."""
-        generator = torch.Generator().manual_seed(seed)
-        size = max(1, self.batch_size // ranks)
-        queues: dict[int, Tensor] = {}
-        for _ in range(steps):
+    def _variance(self, number: int) -> float:
+        """The variance of a target over the samples, so that outputs of different size count alike."""
+        targets = [targets[number].double().flatten(1) for _, targets in self.parts]
+        if len({each.shape[1] for each in targets}) > 1:
+            targets = [each.reshape(-1, 1) for each in targets]
+        seen = torch.cat(targets)
+        sums = torch.stack([torch.full_like(seen[0], len(seen)), seen.sum(0), seen.square().sum(0)])
+        count, total, squares = self.calibration.reduce(sums)
+        variance = float((squares / count - (total / count).square()).mean())
+        return variance if variance > 0 else 1.0
+
+    def batches(self, *, ranks: int) -> Iterator[tuple[Inputs, list[Tensor]]]:
+        """Yield inputs and targets of every step; a sample comes again when all others of its part have come."""
+        generator = torch.Generator().manual_seed(self.by.seed)
+        size = max(1, self.by.batch_size // ranks)
+        queues = [torch.empty(0, dtype=torch.long) for _ in self.parts]
+        for _ in range(self.by.steps):
             number = 0 if len(self.parts) == 1 else int(torch.randint(len(self.parts), (), generator=generator))
-            inputs, targets = self.parts[number]
-            queue = queues.get(number, torch.empty(0, dtype=torch.long))
+            (inputs, targets), queue = self.parts[number], queues[number]
             while len(queue) < min(size, len(inputs)):
                 queue = torch.cat([queue, torch.randperm(len(inputs), generator=generator)])
             chosen, queues[number] = queue[:size].to(inputs.tensors[0].device), queue[size:]
             yield inputs.taken(chosen), [each[chosen] for each in targets]
 
-
-def _same_shapes(parts: list[tuple[Inputs, list[Tensor]]]) -> bool:
-    """Whether inputs and targets run along the samples and have one shape otherwise."""
-    first = [*parts[0][0].tensors, *parts[0][1]]
-    return all(
-        len(inputs) == len(each) and each.shape[1:] == one.shape[1:]
-        for inputs, targets in parts
-        for each, one in zip([*inputs.tensors, *targets], first, strict=True)
-        if each.dim()
-    )
-
-
-def _joined(parts: list[tuple[Inputs, list[Tensor]]]) -> tuple[Inputs, list[Tensor]]:
-    inputs = joined([inputs for inputs, _ in parts])
-    return inputs, [torch.cat(each) for each in zip(*[targets for _, targets in parts], strict=True)]
-
-
-class _Loss:
-    """The distance of two lists of outputs."""
-
-    def __init__(self, pool: _Pool, calibration: Calibration, *, kind: str) -> None:
-        self.pool, self.calibration, self.kind = pool, calibration, kind
-        self.class_dim = -1
-        if kind == "kl":
-            targets = pool.parts[0][1]
-            if len(targets) != 1 or targets[0].dim() < 2:
-                raise ValueError(
-                    'refine: loss="kl" needs one output of logits, shape (N, num_classes) or (N, positions,'
-                    ' num_classes); use loss="mse"'
-                )
-            self.class_dim = 1 if targets[0].dim() > 3 else -1
-        self.scales = [1.0] if kind == "kl" else self._variances()
-
-    def _variances(self) -> list[float]:
-        """The variance of every target over the samples, so that outputs of different size count alike."""
-        scales = []
-        for number in range(len(self.pool.parts[0][1])):
-            targets = [targets[number].double().flatten(1) for _, targets in self.pool.parts]
-            if len({each.shape[1] for each in targets}) > 1:
-                targets = [each.reshape(-1, 1) for each in targets]
-            seen = torch.cat(targets)
-            sums = torch.stack([torch.full_like(seen[0], len(seen)), seen.sum(0), seen.square().sum(0)])
-            count, total, squares = self.calibration.reduce(sums)
-            variance = float((squares / count - (total / count).square()).mean())
-            scales.append(variance if variance > 0 else 1.0)
-        return scales
-
-    def __call__(self, outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-        if self.kind == "kl":
+    def loss(self, outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """The distance of two lists of outputs."""
+        if self.by.loss == "kl":
             found, wanted = (F.log_softmax(each[0].float(), self.class_dim) for each in (outputs, targets))
             return (wanted.exp() * (wanted - found)).sum(self.class_dim).mean()
-        terms = [
-            F.mse_loss(found, wanted) / scale
-            for found, wanted, scale in zip(outputs, targets, self.scales, strict=True)
-        ]
+        triples = zip(outputs, targets, self.scales, strict=True)
+        terms = [F.mse_loss(found, wanted) / scale for found, wanted, scale in triples]
         return terms[0] if len(terms) == 1 else torch.stack(terms).mean()
 
-    def of_pool(self, model: nn.Module) -> float:
+    def whole_loss(self, model: nn.Module) -> float:
         """Return the mean over all calibration samples of all processes."""
         total = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for inputs, targets in self.pool.parts:
+            for inputs, targets in self.parts:
                 for start in range(0, len(inputs), 1024):
-                    part = slice(start, start + 1024)
-                    value = float(self(_outputs(model, inputs.taken(part)), [each[part] for each in targets]))
-                    size = len(inputs.taken(part))
-                    total += torch.tensor([value * size, size], dtype=torch.float64)
+                    part = inputs.taken(slice(start, start + 1024))
+                    value = self.loss(_outputs(model, part), [each[start : start + 1024] for each in targets])
+                    total += torch.tensor([float(value) * len(part), len(part)], dtype=torch.float64)
         total = self.calibration.reduce(total)
         return float(total[0] / total[1])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -25,44 +25,16 @@ from mlprank.utils.charts import Chart, ScoredLayer, compose, display_name, draw
 _MAX_LAYERS_DRAWN = 40
 
 
-@dataclass(frozen=True)
-class PruningMetrics:
-    """The numbers of a pruning."""
+class PruningMetrics(NamedTuple):
+    """The numbers of the dense and of the narrow network."""
 
-    before: ModelMetrics  # the dense network
-    after: ModelMetrics  # the narrow network
-    requested: float | Mapping[str, float]  # the amount that was asked for
-    achieved: float  # removed neurons as a share of the neurons of the prunable layers
-    # largest difference between the outputs of the masked and the narrow network on a calibration batch
-    max_difference: float
+    before: ModelMetrics
+    after: ModelMetrics
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PruningResult:
     """A pruned network.
-
-    Attributes:
-        model: The narrow network, ready to run, train and export.
-        masked: The network at its old shapes, rows of pruned neurons zeroed; it computes the same function.
-        scores: For every layer, shape (n_out,), sum 1; larger means keep.
-        masks: For every prunable layer, shape (n_out,), True for kept neurons.
-        recipe: How it was pruned.
-        whole: Why each other layer stays whole.
-        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave
-            behind: how many.
-        slices: For every tensor that became narrower, the kept indices by dimension.
-        biases: Names of biases that the dense network did not have.
-        parameter_masks: For every weight and bias with zeroed rows, and for the gains of normalisations over pruned
-            neurons, shape (n_out,), True for the rows that stay.
-        max_difference: Largest difference between the outputs of `masked` and `model` on a calibration batch.
-        dense: The network that was given.
-        example: One input, shape (1, ...), or one call where it is more than a tensor.
-        widths: Neurons of every layer in the dense and in the narrow network.
-        fills: What normalisations of the masked network read in place of pruned neurons, by module.
-        units: What the neurons of a layer are called: "neurons" or "channels".
-        notes: What else a report should say.
-        losses: Loss on the calibration data before and after `refine`; None where nothing was refined. `max_difference`
-            is then that of the networks before, which had the same weights.
 
     Examples:
         >>> import mlprank, torch
@@ -72,23 +44,29 @@ class PruningResult:
         ({'0': (16, 12), '2': (2, 2)}, 0.25)
     """
 
-    model: nn.Module
-    masked: nn.Module
-    scores: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
-    recipe: Recipe
-    whole: Mapping[str, str]
+    model: nn.Module  # the narrow network, ready to run, train and export
+    masked: nn.Module  # the network at its old shapes, rows of pruned neurons zeroed; it computes the same function
+    scores: Mapping[str, Tensor]  # for every layer, shape (n_out,), sum 1; larger means keep
+    masks: Mapping[str, Tensor]  # for every prunable layer, shape (n_out,), True for kept neurons
+    recipe: Recipe  # how it was pruned
+    whole: Mapping[str, str]  # why each other layer stays whole
+    # how many neurons of a layer were chosen but kept, because nothing can take what they would leave behind
     held_back: Mapping[str, int]
-    slices: Slices
-    biases: tuple[str, ...]
+    slices: Slices  # for every tensor that became narrower, the kept indices by dimension
+    biases: tuple[str, ...]  # names of biases that the dense network did not have
+    # for every weight and bias with zeroed rows, and for the gains of normalisations over pruned neurons, shape
+    # (n_out,), True for the rows that stay
     parameter_masks: Mapping[str, Tensor]
-    max_difference: float
-    dense: nn.Module
-    example: Tensor | Inputs
-    widths: Mapping[str, tuple[int, int]]
+    max_difference: float  # largest difference between the outputs of `masked` and `model` on a calibration batch
+    dense: nn.Module  # the network that was given
+    example: Tensor | Inputs  # one input, shape (1, ...), or one call where it is more than a tensor
+    widths: Mapping[str, tuple[int, int]]  # neurons of every layer in the dense and in the narrow network
+    # what normalisations of the masked network read in place of pruned neurons, by module
     fills: Mapping[str, Fill] = field(default_factory=dict)
-    units: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)  # what a layer's neurons are called: neurons or channels
+    notes: tuple[str, ...] = ()  # what else a report should say
+    # loss on the calibration data before and after `refine`, None where nothing was refined; `max_difference` is then
+    # that of the networks before, which had the same weights
     losses: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -111,20 +89,12 @@ class PruningResult:
     @cached_property
     def metrics(self) -> PruningMetrics:
         """Parameters, FLOPs and bytes before and after; counted when first asked for."""
-        return PruningMetrics(
-            before=measure_model(self.dense, self.example),
-            after=measure_model(self.model, self.example),
-            requested=self.recipe.amount,
-            achieved=self.achieved,
-            max_difference=self.max_difference,
-        )
+        return PruningMetrics(measure_model(self.dense, self.example), measure_model(self.model, self.example))
 
     def save(self, path: str | Path, **provenance: Any) -> Path:
         """Write the narrow network to a file that `mlprank.load_pruned` reads; the file is whole or absent.
 
-        Args:
-            path: The file, `pruned.ckpt` by custom.
-            **provenance: Further plain values that say where the network came from.
+        It is `pruned.ckpt` by custom; `provenance` are further plain values that say where the network came from.
         """
         return write_pruned(self.model, self.record(**provenance), path)
 
@@ -137,7 +107,7 @@ class PruningResult:
         return save_pretrained(self.model, folder, metrics=self._card())
 
     def _card(self) -> dict[str, tuple[int, int]]:
-        before, after = self.metrics.before, self.metrics.after
+        before, after = self.metrics
         return {
             "Parameters": (before.num_parameters, after.num_parameters),
             "FLOPs of one sample": (before.flops, after.flops),
@@ -145,18 +115,10 @@ class PruningResult:
         }
 
     def record(self, **provenance: Any) -> Artifact:
-        """Say how the narrow network came about, from its dense network on, as `pruned.ckpt` holds it.
-
-        Args:
-            **provenance: Plain values that say where the network came from.
-        """
+        """Say how the narrow network came about, from its dense network on, as `pruned.ckpt` holds it."""
         if self.losses is not None:
-            before, after = self.losses
-            provenance["refined"] = {
-                "loss_before": before,
-                "loss_after": after,
-                "max_difference": "of the networks before refinement",
-            }
+            losses = dict(zip(("loss_before", "loss_after"), self.losses, strict=True))
+            provenance["refined"] = {**losses, "max_difference": "of the networks before refinement"}
         args, kwargs = getattr(self.example, "args", (self.example,)), getattr(self.example, "kwargs", {})
         inputs = describe_inputs(args, kwargs)
         own = Artifact(
@@ -183,17 +145,16 @@ class PruningResult:
     def plot(self) -> Chart:
         """Draw every pruned layer's scores from the most central neuron to the least, and which of them were pruned.
 
-        Returns:
-            An Altair chart, which a notebook shows; `mlprank.utils.charts.write_chart` writes it as PNG, SVG or PDF.
+        A notebook shows the Altair chart; `mlprank.utils.charts.write_chart` writes it as PNG, SVG or PDF.
         """
         shown = list(self.masks)[:_MAX_LAYERS_DRAWN]
-        measure, amount = self.recipe.plain()["measure"]["name"], f"{self.achieved:.0%} pruned".replace("%", " %")
+        measure = display_name(self.recipe.plain()["measure"]["name"])
         more = f", {len(self.masks) - len(shown)} more layers not shown" if len(shown) < len(self.masks) else ""
         layers = tuple(
             ScoredLayer(name, tuple(self.scores[name].double().tolist()), tuple(self.masks[name].tolist()))
             for name in shown
         )
-        title = f"{network_name(self.model)}, {display_name(measure)}, {amount}{more}"
+        title = f"{network_name(self.model)}, {measure}, {100 * self.achieved:.0f} % pruned{more}"
         return compose([draw_scores(layers, title=title, width=460)])
 
     def __str__(self) -> str:
@@ -207,7 +168,7 @@ class PruningResult:
         console = Console(
             file=io.StringIO(), record=True, width=110, color_system=None, highlight=False, force_jupyter=False
         )
-        console.print(pruning_table(self, self.metrics.before, self.metrics.after))
+        console.print(pruning_table(self, *self.metrics))
         return console
 
     def __repr__(self) -> str:
@@ -227,57 +188,46 @@ class PruningResult:
 def pruning_table(
     result: PruningResult, before: ModelMetrics, after: ModelMetrics, *, split: str | None = None
 ) -> RenderableType:
-    """Lay out what a pruning did.
-
-    Args:
-        result: The pruning.
-        before: The dense network's numbers, with accuracies and latency where they were measured.
-        after: The narrow network's.
-        split: The data that accuracies were measured on.
-
-    Returns:
-        Something for a rich console: neurons per layer, then the totals, then what stays whole and the proof.
-    """
-    table = Table(title=_title(result), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("")
+    """Lay out for a rich console what a pruning did: neurons of layers, totals, what stays whole, and the proof."""
+    table = Table("", title=_title(result), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
     for name, (wide, narrow) in result.widths.items():
-        zeroed = result.zeroed.get(name, 0)
-        note = f" ({zeroed} zeroed)" if zeroed else ""
-        unit = result.units.get(name, "neurons")
-        table.add_row(
-            name, f"{wide} {unit}", f"{narrow} {unit}{note}", _percent(narrow, wide) if narrow != wide else "whole"
-        )
+        zeroed, unit = result.zeroed.get(name, 0), result.units.get(name, "neurons")
+        left = f"{narrow} {unit}" + (f" ({zeroed} zeroed)" if zeroed else "")
+        table.add_row(name, f"{wide} {unit}", left, _percent(narrow, wide) if narrow != wide else "whole")
     table.add_section()
-    for row in _totals(before, after, split):
-        table.add_row(*row)
-    lines: list[RenderableType] = [table]
-    requested = result.recipe.amount
-    asked = (
-        f"{requested:.1%}"
-        if isinstance(requested, float | int)
-        else ", ".join(f"{k} {v:.0%}" for k, v in requested.items())
-    )
-    lines.append(Text(f"Pruned {result.achieved:.1%} of the neurons of the prunable layers ({asked} requested)."))
-    lines.append(
-        Text(f"Masked and removed network agree: their outputs differ by at most {result.max_difference:.1e}.")
-    )
+    for k in sorted(set(before.top_k) & set(after.top_k)):
+        old, new = before.top_k[k], after.top_k[k]
+        name = f"{split} top-{k}" if split else f"top-{k}"
+        table.add_row(name, f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points")
+    for name, wide, narrow, shown in (
+        ("parameters", before.num_parameters, after.num_parameters, "{:,}".format),
+        ("FLOPs per image", before.flops, after.flops, "{:,}".format),
+        ("file size", before.size_bytes, after.size_bytes, format_bytes),
+    ):
+        table.add_row(name, shown(wide), shown(narrow), _percent(narrow, wide))
+    if before.latency_s is not None and after.latency_s is not None:
+        times = [f"{1e3 * seconds:.3f} ms" for seconds in (before.latency_s, after.latency_s)]
+        table.add_row("latency of 64 images", *times, f"{before.latency_s / after.latency_s:.2f} times as fast")
+    amount = result.recipe.amount
+    asked = ", ".join(f"{k} {v:.0%}" for k, v in amount.items()) if isinstance(amount, Mapping) else f"{amount:.1%}"
+    said = [
+        f"Pruned {result.achieved:.1%} of the neurons of the prunable layers ({asked} requested).",
+        f"Masked and removed network agree: their outputs differ by at most {result.max_difference:.1e}.",
+    ]
     if result.losses is not None:
         kind, (first, last) = result.recipe.plain()["refine"], result.losses
-        lines.append(
-            Text(
-                f"Refined without labels in {kind['steps']:,} steps: loss ({kind['loss']}) on the calibration data "
-                f"{first:.3g} → {last:.3g}; the agreement above is that of the networks before."
-            )
+        said.append(
+            f"Refined without labels in {kind['steps']:,} steps: loss ({kind['loss']}) on the calibration data "
+            f"{first:.3g} → {last:.3g}; the agreement above is that of the networks before."
         )
     if result.held_back:
         layers = ", ".join(f'"{name}" {count}' for name, count in result.held_back.items())
-        lines.append(Text(f"Kept though chosen, as nothing can take the constants they would leave behind: {layers}."))
-    lines += [Text(note) for note in result.notes]
-    if result.whole:
-        lines.append(Text(f"Whole: {describe_whole(result.whole)}."))
-    return Group(*lines)
+        said.append(f"Kept though chosen, as nothing can take the constants they would leave behind: {layers}.")
+    said += result.notes
+    said += [f"Whole: {describe_whole(result.whole)}."] if result.whole else []
+    return Group(table, *map(Text, said))
 
 
 def network_name(network: nn.Module) -> str:
@@ -290,29 +240,6 @@ def _title(result: PruningResult) -> str:
     plain = result.recipe.plain()
     names = [plain["measure"]["name"], plain["method"]["name"], plain["compensation"]["name"], plain["graph"]]
     return f"{network_name(result.model)} pruned by {', '.join(names)}"
-
-
-def _totals(before: ModelMetrics, after: ModelMetrics, split: str | None) -> list[tuple[str, str, str, str]]:
-    rows = [
-        (
-            f"{split} top-{k}" if split else f"top-{k}",
-            f"{before.top_k[k]:.2%}",
-            f"{after.top_k[k]:.2%}",
-            f"{100 * (after.top_k[k] - before.top_k[k]):+.2f} points",
-        )
-        for k in sorted(set(before.top_k) & set(after.top_k))
-    ]
-    for name, wide, narrow, shown in (
-        ("parameters", before.num_parameters, after.num_parameters, "{:,}".format),
-        ("FLOPs per image", before.flops, after.flops, "{:,}".format),
-        ("file size", before.size_bytes, after.size_bytes, format_bytes),
-    ):
-        rows.append((name, shown(wide), shown(narrow), _percent(narrow, wide)))
-    if before.latency_s is not None and after.latency_s is not None:
-        wide_ms, narrow_ms = (f"{1e3 * seconds:.3f} ms" for seconds in (before.latency_s, after.latency_s))
-        faster = f"{before.latency_s / after.latency_s:.2f} times as fast"
-        rows.append(("latency of 64 images", wide_ms, narrow_ms, faster))
-    return rows
 
 
 def _percent(after: float, before: float) -> str:

@@ -1,5 +1,8 @@
 """The self-check: the removed network must give what the masked one gives."""
 
+import math
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -10,7 +13,7 @@ from mlprank.surgery.narrow import with_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.modules import evaluating
 
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _NUM_SAMPLES = 256
 
 
@@ -20,48 +23,43 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on
     the way. Returned is the largest absolute difference of two outputs.
     """
-    return _compared(masked, narrow, as_inputs(example).first(_NUM_SAMPLES), graph)
-
-
-def _compared(masked: nn.Module, narrow: nn.Module, inputs: Inputs, graph: Graph) -> float:
+    inputs = as_inputs(example).first(_NUM_SAMPLES)
+    suspects = "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
+    if graph.reshapes:
+        suspects = (
+            f"a width is written into the forward pass: {'; '.join(graph.reshapes)}; take sizes from the tensor "
+            "(x.flatten(1), x.shape[-1]) or protect the layer"
+        )
     expected = _outputs(masked, inputs)
     try:
         got = _outputs(narrow, inputs)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(f"the narrow network cannot run ({first_line(error)}); " + _suspects(graph)) from error
-    if (fault := _fault(expected, got)) and not _agree_in_float64(masked, narrow, inputs):
-        raise ValueError(f"the narrow network {fault}; " + _suspects(graph))
-    differences = [_difference(one, other) for one, other in zip(expected, got, strict=True) if one.numel()]
-    return max(differences, default=0.0)
+        raise ValueError(f"the narrow network cannot run ({first_line(error)}); {suspects}") from error
+    fault, difference = _compared(expected, got)
+    dtypes = [tensor.dtype for tensor in (*masked.parameters(), *inputs.tensors) if tensor.is_floating_point()]
+    if fault and dtypes and dtypes[0] != torch.float64:
+        wide = inputs.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        with suppress(RuntimeError):  # of a network that casts to float32 on its own
+            one, other = (_outputs(with_state(model, {}).double(), wide) for model in (masked, narrow))
+            fault = fault if _compared(one, other, tolerance=_TOLERANCES.get(dtypes[0], 0.0))[0] else ""
+    if fault:
+        raise ValueError(f"the narrow network {fault}; {suspects}")
+    return difference
 
 
-def _agree_in_float64(masked: nn.Module, narrow: nn.Module, inputs: Inputs) -> bool:
-    floats = [tensor.dtype for tensor in (*masked.parameters(), *inputs.tensors) if tensor.is_floating_point()]
-    dtype = floats[0] if floats else torch.float64
-    if dtype == torch.float64:
-        return False
-    wide = inputs.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    try:
-        one, other = (_outputs(with_state(model, {}).double(), wide) for model in (masked, narrow))
-    except RuntimeError:  # it casts to float32 on its own
-        return False
-    return _fault(one, other, tolerance=TOLERANCES.get(dtype, 0.0)) is None
-
-
-def _fault(expected: list[Tensor], got: list[Tensor], *, tolerance: float | None = None) -> str | None:
-    """Say how outputs differ by more than rounding, or None."""
+def _compared(expected: list[Tensor], got: list[Tensor], *, tolerance: float | None = None) -> tuple[str, float]:
+    """Say how outputs differ by more than rounding, if they do, and the largest difference."""
+    fault, largest = "", 0.0
     for one, other in zip(expected, got, strict=True):
         if one.shape != other.shape:
-            return f"gives shape {tuple(other.shape)} instead of {tuple(one.shape)}"
-        scale = max(1.0, float(one.double().abs().max())) if one.numel() else 1.0
-        difference = _difference(one, other) if one.numel() else 0.0
-        if not difference <= (TOLERANCES.get(one.dtype, 0.0) if tolerance is None else tolerance) * scale:
-            return f"differs from the masked one by {difference:.2g} on outputs up to {scale:.3g}"
-    return None
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).abs().max())
+            return f"gives shape {tuple(other.shape)} instead of {tuple(one.shape)}", math.inf
+        if one.numel():
+            scale = max(1.0, float(one.double().abs().max()))
+            difference = float((one.double() - other.double()).abs().max())
+            largest = max(largest, difference)
+            if not difference <= (_TOLERANCES.get(one.dtype, 0.0) if tolerance is None else tolerance) * scale:
+                fault = fault or f"differs from the masked one by {difference:.2g} on outputs up to {scale:.3g}"
+    return fault, largest
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -73,13 +71,3 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with evaluating(model), torch.no_grad():
         seed(0)
         return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
-
-
-def _suspects(graph: Graph) -> str:
-    if not graph.reshapes:
-        return "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
-    lines = "; ".join(graph.reshapes)
-    return (
-        f"a width is written into the forward pass: {lines}; take sizes from the tensor (x.flatten(1), x.shape[-1]) "
-        "or protect the layer"
-    )

@@ -4,7 +4,7 @@ import math
 import numbers
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from mlprank.calibration.data import own
 from mlprank.costs.metrics import is_labelled, measure_latency, measure_model, top_k_accuracy
-from mlprank.methods import get_method
-from mlprank.methods.adaptive import Adaptive, Costs
-from mlprank.methods.ranked import Local
-from mlprank.pruning.front import COUNTS, BudgetError, Budgets, Front, FrontPoint, format_count
+from mlprank.methods import Adaptive, Local, get_method
+from mlprank.methods.adaptive import Counted
+from mlprank.pruning.front import SIZES, BudgetError, Budgets, Front, FrontPoint, format_count
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
 from mlprank.pruning.refine import Refinement
@@ -112,7 +111,7 @@ def shrink(
             f"amount={fields['amount']!r} and a budget ({budgets}) contradict each other: a budget says what must be "
             "kept, and the amount follows; give one of them (mlprank.prune takes amounts)"
         )
-    counted = COUNTS[budgets.sizes[0]] if budgets.sizes else "parameters"
+    counted = SIZES[budgets.sizes[0]].counted if budgets.sizes else "parameters"
     recipe = make_recipe(recipe, {**({} if recipe is not None else DEFAULTS), **fields})
     if "method" not in fields and not isinstance(recipe.method, Adaptive):
         recipe = replace(recipe, method=Adaptive(count=counted, batch_size=batch_size))
@@ -125,16 +124,16 @@ def shrink(
     if isinstance(recipe.refine, Refinement) and "refine" not in fields and scoring.function is None:
         recipe = replace(recipe, refine=replace(recipe.refine, loss="kl"))
     pruning = Pruning(model, calibration, recipe, reduce=reduce)
-    return _Search(pruning, budgets, scoring, batch_size=batch_size, progress=progress).run()
+    return _Search(pruning, budgets, scoring, batch_size, progress).run()
 
 
 class _Scoring:
-    """Scores networks on the validation data."""
+    """Scores networks on the validation data; `name` is what the score is called."""
 
     def __init__(self, model: nn.Module, validation: Any, score: Any, *, reduce: Callable[[Tensor], Tensor]) -> None:
         self.reduce, self.function = reduce, score if callable(score) else None
+        self.name = getattr(score, "__name__", type(score).__name__)
         if self.function is not None:
-            self.name = getattr(score, "__name__", type(score).__name__)
             return
         if score not in (None, "top1", "agreement"):
             raise ValueError(
@@ -142,43 +141,38 @@ class _Scoring:
             )
         self.batches = _batches(validation)
         first = next(iter(self.batches))
-        targets = first[1] if isinstance(first, (tuple, list)) and len(first) > 1 else None
         labelled = is_labelled(first)
         if score == "top1" and not labelled:
             raise ValueError(
-                'validation: its batches have no labels of classes, shape (N,), which score="top1" needs; give batches'
-                " of (inputs, labels),"
-                ' or use score="agreement" with the dense network\'s predictions'
+                'validation: its batches have no labels of classes, shape (N,), for score="top1"; use score="agreement"'
             )
-        if score is None and targets is not None and not labelled:
+        if score is None and not labelled and isinstance(first, (tuple, list)) and len(first) > 1:
             raise ValueError(
-                "validation: its targets are not classes, integers of shape (N,), so there is no accuracy; give "
-                "score=, a function of the"
-                ' network that returns a number, or score="agreement"'
+                "validation: its targets are not classes, integers (N,); give score=, a function that returns a number"
             )
         self.name = "top-1" if labelled and score != "agreement" else "agreement"
-        self.predicted = [] if self.name == "top-1" else list(self._predictions(model))
+        self.predicted = list(self._predictions(model)) if self.name == "agreement" else []
 
-    def __call__(self, network: nn.Module) -> float:
+    def __call__(self, network: nn.Module, *, which: str) -> float:
         if self.function is not None:
-            return self._called(self.function, network)
-        if self.name == "top-1":
-            return top_k_accuracy(network, self.batches, (1,), reduce=self.reduce)[1]
-        pairs = zip(self.predicted, self._predictions(network), strict=True)
-        counts = [(float((before == now).sum()), now.numel()) for before, now in pairs]
-        right, seen = self.reduce(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
-        return float(right / seen)
-
-    def _called(self, function: Score, network: nn.Module) -> float:
-        with evaluating(network), torch.no_grad():
-            value: Any = function(network)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            with evaluating(network), torch.no_grad():
+                value: Any = self.function(network)
             shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-            raise TypeError(
-                f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number, larger "
-                "being better"
+            value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(
+                    f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number"
+                )
+        elif self.name == "top-1":
+            value = top_k_accuracy(network, self.batches, (1,), reduce=self.reduce)[1]
+        else:
+            pairs = zip(self.predicted, self._predictions(network), strict=True)
+            counts = [(float((before == now).sum()), now.numel()) for before, now in pairs]
+            right, seen = self.reduce(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
+            value = right / seen
+        if not math.isfinite(value):
+            raise ValueError(
+                f"score: {self.name} is {value} for {which} network, which no budget can be held against; give a number"
             )
         return float(value)
 
@@ -190,9 +184,7 @@ class _Scoring:
                 logits = sole_tensor(network(inputs.to(device)), who="shrink")
                 if logits.dim() < 2 or logits.shape[1] < 2:
                     raise ValueError(
-                        "validation: agreement compares predicted classes, and outputs of shape "
-                        f"{tuple(logits.shape)} are no logits of classes; give score=, a function of the network that "
-                        "returns a number"
+                        f"validation: outputs {tuple(logits.shape)} are no logits of classes; give score=, a function"
                     )
                 yield logits.argmax(1 if logits.dim() != 3 else -1)
 
@@ -208,71 +200,86 @@ def _batches(validation: Any) -> Any:
     is_pair = isinstance(validation, tuple) and len(validation) == 2 and all(isinstance(x, Tensor) for x in validation)
     if isinstance(validation, Tensor) or is_pair:
         return [validation]
-    if isinstance(validation, Iterator):
-        validation = list(validation)
     if not isinstance(validation, Iterable):
         raise TypeError(
             f"validation: a {type(validation).__name__} is not batches, a DataLoader or a LightningDataModule; give one"
         )
+    validation = list(validation) if isinstance(validation, Iterator) else validation
     if next(iter(validation), None) is None:
         raise ValueError("validation: the set is empty; give at least one batch")
     return validation
 
 
-@dataclass
+@dataclass(eq=False)
 class _Search:
-    """Tries networks; lives for one search."""
+    """Tries networks; lives for one search.
+
+    What a network keeps of what is counted is its share; a recipe's amount is 1 - share.
+    """
 
     pruning: Pruning
     budgets: Budgets
     scoring: _Scoring
     batch_size: int
     progress: Callable[[Progress], None] | None
-    made: dict[tuple[int, ...], _Tried] = field(default_factory=dict)
-    expected: float = 8.0
-    dense_s: float = 0.0
 
-    @property
-    def tried(self) -> list[_Tried]:
-        """Every network so far."""
-        return list(self.made.values())
+    def __post_init__(self) -> None:
+        method, refinement = get_method(self.pruning.recipe.method), self.pruning.recipe.refine
+        self.count: Counted = method.count if isinstance(method, Adaptive) else "neurons"
+        self.refinement = refinement if isinstance(refinement, Refinement) else None
+        self.max_drop = math.inf if self.budgets.max_drop is None else self.budgets.max_drop + 1e-9
+        self.made: dict[tuple[int, ...], _Tried] = {}
+        self.tried = self.made.values()
+        self.expected, self.dense_s = 8.0, 0.0
 
     def run(self) -> Front:
-        self.method = get_method(self.pruning.recipe.method)
-        self.count = self.method.count if isinstance(self.method, Adaptive) else "neurons"
-        by = self.pruning.recipe.refine
-        self.refinement = by if isinstance(by, Refinement) else None
-        self.refines = self.refinement is not None
-        self.candidates: dict[float, FrontPoint] = {}
+        """Search; after Ctrl-C the best so far, where there is one."""
         self._tell("the dense network")
-        self.dense = self._point(self.pruning.model, 0.0, time.perf_counter(), widths={})
+        self.dense = self._measured(self.pruning.model, 0.0, {}, started=time.perf_counter())
         self.limits = {name: self.budgets.limit(name, dense=self.dense.size(name)) for name in self.budgets.sizes}
-        if self.budgets.max_drop is None and all(self.dense.size(name) <= limit for name, limit in self.limits.items()):
+        if self.budgets.max_drop is None and self._excess(self.dense) <= 1:
             raise ValueError(
                 f"the dense network already keeps {self.budgets} ({self._sizes(self.dense)}); give smaller budgets, "
                 "or max_drop to shrink it as far as its score allows"
             )
-        self.least = self._least_share()
+        recipe, graph = self.pruning.recipe, self.pruning.graph
+        units = tuple(self.pruning.selection(self._recipe(1.0)).units)
+        self.full = {unit: graph.groups[graph.group_by_name[unit]].width for unit in units}
+        counts = {self.count, *(SIZES[name].counted for name in self.limits if name != "max_latency")}
+        methods = {count: Adaptive(count=count, batch_size=self.batch_size) for count in counts}
+        self.costs = {count: self.pruning.costs(method, units) for count, method in methods.items()}
+        fewest = -(-recipe.min_neurons // recipe.round_to) * recipe.round_to
+        narrowest = self.costs[self.count].total({unit: min(width, fewest) for unit, width in self.full.items()})
+        self.least = min(1.0, narrowest / self.costs[self.count].total(self.full) * (1 + 1e-9) + 1e-12)
         try:
-            return self._by_sizes() if self.budgets.max_drop is None else self._by_drop()
+            if self.budgets.max_drop is not None:
+                return self._by_drop()
+            if found := self._largest_in_sizes():
+                return self._front(*found)
         except KeyboardInterrupt:
             kept = [pair for pair in self.tried if pair[0].keeps]
             if not kept:
                 raise
             return replace(self._front(*_smallest(kept)), interrupted=True)
+        nearest = min(self.tried, key=lambda pair: self._excess(pair[0]))
+        raise BudgetError(
+            f"no network keeps {self.budgets}: the smallest has {self._sizes(nearest[0])}; allow that, or lower "
+            "min_neurons and protect fewer layers",
+            self._front(*nearest),
+        )
 
     def _by_drop(self) -> Front:
         """Find a candidate by halving, and make it; how much it loses then says how much candidates may lose."""
-        share, allowed, made = self._narrowest(), self._max_drop, list[float]()
+        share, allowed, made = self._narrowest(), self.max_drop, list[float]()
         losing_little: list[_Tried] = []
         while share not in made and len(made) < (2 if losing_little else 6):
             made.append(share)
-            tried = self._try(share, refined=self.refines)
-            losing_little += [tried] if tried[0].drop <= self._max_drop and self._is_smaller(tried) else []
-            allowed *= min(max(self._max_drop / tried[0].drop, 0.5), 2.0) if tried[0].drop > 0 else 2.0
-            share = self._foretold(allowed) if self.refines else share
+            tried = self._try(share, refined=self.refinement is not None)
+            losing_little += [tried] if tried[0].drop <= self.max_drop and self._is_smaller(tried) else []
+            allowed *= min(max(self.max_drop / tried[0].drop, 0.5), 2.0) if tried[0].drop > 0 else 2.0
+            share = self._foretold(allowed) if self.refinement else share
         if not losing_little:
-            nearest = min(filter(self._is_smaller, self.tried), key=lambda pair: pair[0].drop, default=self.tried[-1])
+            nearest = min(filter(self._is_smaller, self.tried), key=lambda pair: pair[0].drop, default=tried)
             raise BudgetError(
                 f"no smaller network keeps {self.budgets}: the nearest, with {nearest[0].num_parameters:,} of "
                 f"{self.dense.num_parameters:,} parameters, loses {nearest[0].drop:.3g}; allow "
@@ -280,18 +287,18 @@ class _Search:
                 self._front(*nearest),
             )
         point, result = _smallest(losing_little)
-        if point.keeps:
-            return self._front(point, result)
-        smaller = self._largest_in_sizes()
-        offer = ", ".join(f"{name}={format_count(name, point.size(name))}" for name in self.limits)
-        raise BudgetError(
-            f"no network keeps {self.budgets}: the smallest that loses no more than {self._max_drop:g} has "
-            f"{self._sizes(point)}"
-            + (f", and one that is small enough loses {smaller[0].drop:.3g}" if smaller else "")
-            + f"; allow {offer}"
-            + (f", or max_drop={_up(smaller[0].drop):g}" if smaller else ""),
-            self._front(point, result),
-        )
+        if not point.keeps:
+            offer = ", ".join(f"{name}={format_count(name, point.size(name))}" for name in self.limits)
+            lost = ""
+            if smaller := self._largest_in_sizes():
+                lost = f", and one that is small enough loses {smaller[0].drop:.3g}"
+                offer += f", or max_drop={_up(smaller[0].drop):g}"
+            raise BudgetError(
+                f"no network keeps {self.budgets}: the smallest that loses no more than {self.max_drop:g} has "
+                f"{self._sizes(point)}{lost}; allow {offer}",
+                self._front(point, result),
+            )
+        return self._front(point, result)
 
     def _is_smaller(self, tried: _Tried) -> bool:
         """Whether anything was removed: of a narrow layer a small amount takes no neuron."""
@@ -299,10 +306,11 @@ class _Search:
 
     def _narrowest(self) -> float:
         """The smallest candidate that loses little enough: halve until too much is lost, then close in."""
+        self.drops: dict[float, float] = {}
         kept, lost, share = 1.0, 0.0, 0.5
         for _ in range(_MOST_CANDIDATES):
-            self.candidates[share], _ = self._try(share, refined=False)
-            if self.candidates[share].drop <= self._max_drop:
+            self.drops[share] = self._try(share)[0].drop
+            if self.drops[share] <= self.max_drop:
                 kept = share
             else:
                 lost = share
@@ -310,191 +318,112 @@ class _Search:
                 break
             share = math.sqrt(kept * lost) if lost else max(self.least, share / 2)
             halvings = math.log2(math.log(kept / lost) / math.log(_CLOSE_ENOUGH)) if lost else 5
-            self.expected = len(self.tried) + max(0.0, math.ceil(halvings)) + 2 * self.refines
-        return kept if kept < 1 else max(self.candidates)
+            self.expected = len(self.tried) + max(0.0, math.ceil(halvings)) + 2 * (self.refinement is not None)
+        return kept if kept < 1 else max(self.drops)
 
     def _foretold(self, allowed: float) -> float:
         """The share at which candidates would lose so much, if drops are a power of shares between two of them."""
-        kept = min((share for share, point in self.candidates.items() if point.drop <= allowed), default=1.0)
-        losing = [share for share, point in self.candidates.items() if point.drop > allowed and share < kept]
-        if not losing:
+        kept = min((share for share, drop in self.drops.items() if drop <= allowed), default=1.0)
+        losing = max((share for share, drop in self.drops.items() if drop > allowed and share < kept), default=None)
+        if losing is None:
             return kept
-        low = max(self.candidates[kept].drop if kept in self.candidates else 0.0, allowed / 10, 1e-9)
-        part = math.log(allowed / low) / math.log(self.candidates[max(losing)].drop / low)
-        return float(kept * (max(losing) / kept) ** max(part, 0.0))
-
-    @property
-    def _max_drop(self) -> float:
-        return math.inf if self.budgets.max_drop is None else self.budgets.max_drop + 1e-9
-
-    def _by_sizes(self) -> Front:
-        found = self._largest_in_sizes()
-        if found is None:
-            nearest = min(
-                self.tried, key=lambda pair: max(pair[0].size(name) / limit for name, limit in self.limits.items())
-            )
-            raise BudgetError(
-                f"no network keeps {self.budgets}: the smallest has {self._sizes(nearest[0])}; allow that, or lower "
-                "min_neurons and protect fewer layers",
-                self._front(*nearest),
-            )
-        return self._front(*found)
+        low = max(self.drops.get(kept, 0.0), allowed / 10, 1e-9)
+        part = math.log(allowed / low) / math.log(self.drops[losing] / low)
+        return float(kept * (losing / kept) ** max(part, 0.0))
 
     def _largest_in_sizes(self) -> _Tried | None:
         """Try the largest network that costs tell to be small enough; a little less where measuring says otherwise."""
-        share = self._share_in_sizes()
-        for attempt in range(1, 7):
-            share = min(1.0, max(share, self.least))
-            point, _ = self._try(share)
-            over = max(point.size(name) / limit for name, limit in self.limits.items())
-            if over <= 1:
-                return self._try(share, refined=self.refines)
-            if share <= self.least:
-                return None
-            share *= (0.99 / over) ** attempt  # faster where the costs foretell too little
-        return None
-
-    def _share_in_sizes(self) -> float:
-        """The largest share whose predicted widths keep the size budgets."""
-        known = {
-            name: self._costs(COUNTS[name]) for name in self.limits if name != "max_latency" or self.count == "latency"
-        }
-
-        def fits(share: float) -> bool:
-            widths = self._widths(share)
-            return all(
-                costs.total(widths) * self.dense.size(name) / costs.total(self._full) <= self.limits[name]
-                for name, costs in known.items()
-            )
-
         low, high = self.least, 1.0
         for _ in range(12):
-            middle = (low + high) / 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
+            share = (low + high) / 2
+            widths = self._widths(share)
+            fits = all(
+                costs.total(widths) * self.dense.size(name) / costs.total(self.full) <= limit
+                for name, limit in self.limits.items()
+                if (costs := self.costs.get(SIZES[name].counted))
+            )
+            low, high = (share, high) if fits else (low, share)
+        share = low
+        for attempt in range(1, 7):
+            share = min(1.0, max(share, self.least))
+            excess = self._excess(self._try(share)[0])
+            if excess <= 1:
+                return self._try(share, refined=self.refinement is not None)
+            if share <= self.least:
+                break
+            share *= (0.99 / excess) ** attempt  # faster where the costs foretell too little
+        return None
 
-    def _costs(self, count: Any) -> Costs:
-        return self.pruning.costs(Adaptive(count=count, batch_size=self.batch_size), self._units)
-
-    def _least_share(self) -> float:
-        """The smallest share of what is counted that the guards let a network reach."""
-        selection = self.pruning.selection(self._recipe(1.0))
-        graph = self.pruning.graph
-        self._units = {unit: graph.groups[graph.group_by_name[unit]] for unit in selection.units}
-        self._full = {unit: group.width for unit, group in self._units.items()}
-        recipe = self.pruning.recipe
-        least = -(-recipe.min_neurons // recipe.round_to) * recipe.round_to
-        fewest = {unit: min(width, least) for unit, width in self._full.items()}
-        costs = self._costs(self.count)
-        return min(1.0, costs.total(fewest) / costs.total(self._full) * (1 + 1e-9) + 1e-12)
-
-    @staticmethod
-    def _amount(share: float) -> float:
-        return min(max(0.0, 1 - share), 1 - 1e-9)
+    def _excess(self, point: FrontPoint) -> float:
+        """The largest of a network's sizes, each as a share of its limit."""
+        return max((point.size(name) / limit for name, limit in self.limits.items()), default=0.0)
 
     def _recipe(self, share: float) -> Recipe:
-        return replace(self.pruning.recipe, amount=self._amount(share))
+        return replace(self.pruning.recipe, amount=min(max(0.0, 1 - share), 1 - 1e-9))
 
     def _widths(self, share: float) -> dict[str, int]:
         amounts = self.pruning.selection(self._recipe(share)).amounts
-        return {unit: max(1, round((1 - amounts[unit]) * width)) for unit, width in self._full.items()}
+        return {unit: max(1, round((1 - amounts[unit]) * width)) for unit, width in self.full.items()}
 
     def _try(self, share: float, *, refined: bool = False) -> _Tried:
         """Prune and score a network; one of the same widths is not made twice in the same way."""
         key = (refined, *self._widths(share).values())
-        if key not in self.made:
-            candidate = self._try(share) if refined else None
-            self._tell(part=0.0)
-            self.made[key] = self._prune(share) if candidate is None else self._refine(*candidate)
-            self._tell()
+        if key in self.made:
+            return self.made[key]
+        candidate = self._try(share) if refined else None
+        self._tell()
+        started = time.perf_counter()
+        if candidate is None:
+            recipe = replace(self._recipe(share), refine=0)
+            result = self.pruning.run(recipe)
+            widths = {name: int(mask.sum()) for name, mask in result.masks.items()}
+            point = self._measured(result.model, recipe.amount, widths, started=started)
+        else:
+            assert self.refinement is not None
+            result = self.pruning.refined(candidate[1], self.refinement, self._on_step)
+            score, seconds = self.scoring(result.model, which="a pruned"), candidate[0].seconds - started
+            point = replace(candidate[0], score=score, refined=True, seconds=seconds + time.perf_counter())
+        drop = (100 if self.scoring.function is None else 1) * (self.dense.score - point.score)
+        keeps = self._excess(point) <= 1 and drop <= self.max_drop
+        self.made[key] = replace(point, drop=drop, keeps=keeps), result
+        self._tell()
         return self.made[key]
 
-    def _prune(self, share: float) -> _Tried:
-        started, recipe = time.perf_counter(), replace(self._recipe(share), refine=0)
-        result = self.pruning.run(recipe)
-        widths = {name: int(mask.sum()) for name, mask in result.masks.items()}
-        return self._point(result.model, self._amount(share), started, widths=widths), result
-
-    def _refine(self, point: FrontPoint, candidate: PruningResult) -> _Tried:
-        def on_step(done: int, total: int) -> None:
-            if done % 25 == 0 or done == total:
-                self._tell(part=0.9 * done / total)
-
-        assert self.refinement is not None
-        started = time.perf_counter()
-        result = self.pruning.refined(candidate, self.refinement, on_step)
-        score = self._score(result.model, "a pruned")
-        seconds = point.seconds + time.perf_counter() - started
-        return self._judged(replace(point, score=score, refined=True, seconds=seconds)), result
-
-    def _score(self, network: nn.Module, which: str) -> float:
-        score = self.scoring(network)
-        if not math.isfinite(score):
-            raise ValueError(
-                f"score: {self.scoring.name} is {score} for {which} network, which no budget can be held against; "
-                "it must be a finite number"
-            )
-        return score
-
-    def _point(self, model: nn.Module, amount: float, started: float, *, widths: Mapping[str, int]) -> FrontPoint:
+    def _measured(self, model: nn.Module, amount: Any, widths: dict[str, int], *, started: float) -> FrontPoint:
         """What a network costs; the dense one, which has no widths, keeps all budgets."""
-        score = self._score(model, "a pruned" if widths else "the dense")
-        metrics = measure_model(model, self.pruning.calibration.example.first(1))
-        point = FrontPoint(
-            amount=amount,
-            widths=dict(widths),
-            refined=False,
-            num_parameters=metrics.num_parameters,
-            flops=metrics.flops,
-            size_bytes=metrics.size_bytes,
-            latency_s=self._latency(model) if self.budgets.max_latency is not None else None,
-            score=score,
-            drop=0.0,
-            keeps=True,
-            seconds=time.perf_counter() - started,
-        )
-        return self._judged(point) if widths else point
-
-    def _judged(self, point: FrontPoint) -> FrontPoint:
-        """The point with what it loses, and whether it keeps the budgets."""
-        drop = (100 if self.scoring.function is None else 1) * (self.dense.score - point.score)
-        fits = all(point.size(name) <= limit for name, limit in self.limits.items())
-        return replace(point, drop=drop, keeps=fits and drop <= self._max_drop)
-
-    def _latency(self, model: nn.Module) -> float:
-        """Seconds of a batch, as a share of the dense network's at the same moment times what that took first."""
-        example = self.pruning.calibration.example
-        repeated = example.first(1).repeated(self.batch_size)
-        timed = measure_latency({"dense": self.pruning.model, "narrow": model}, repeated)
-        ratio = timed["narrow"].median_s / timed["dense"].median_s
-        self.dense_s = self.dense_s or timed["dense"].median_s
-        total, ranks = self.scoring.reduce(torch.tensor([ratio * self.dense_s, 1.0], dtype=torch.float64)).tolist()
-        return float(total / ranks)
+        score, latency_s = self.scoring(model, which="a pruned" if widths else "the dense"), None
+        example = self.pruning.calibration.example.first(1)
+        metrics = measure_model(model, example)
+        if self.budgets.max_latency is not None:
+            # As a share of the dense network's at the same moment, times what that took first.
+            networks = {"dense": self.pruning.model, "narrow": model}
+            timed = measure_latency(networks, example.repeated(self.batch_size))
+            self.dense_s = self.dense_s or timed["dense"].median_s
+            latency_s = timed["narrow"].median_s / timed["dense"].median_s * self.dense_s
+            total, ranks = self.scoring.reduce(torch.tensor([latency_s, 1.0], dtype=torch.float64)).tolist()
+            latency_s = total / ranks
+        counted = (metrics.num_parameters, metrics.flops, metrics.size_bytes, latency_s)
+        seconds = time.perf_counter() - started
+        return FrontPoint(amount, *counted, score, 0.0, keeps=True, seconds=seconds, refined=False, widths=widths)
 
     def _sizes(self, point: FrontPoint) -> str:
-        names = {"max_params": "parameters", "max_flops": "FLOPs", "max_bytes": "", "max_latency": ""}
-        return ", ".join(
-            f"{format_count(name, point.size(name))} {names[name]}".strip()
-            for name in self.budgets.sizes or ("max_params",)
-        )
+        units = {"max_params": " parameters", "max_flops": " FLOPs"}
+        names = self.budgets.sizes or ("max_params",)
+        return ", ".join(format_count(name, point.size(name)) + units.get(name, "") for name in names)
 
     def _front(self, point: FrontPoint, result: PruningResult) -> Front:
         points = sorted((each for each, _ in self.tried), key=lambda each: each.amount)
-        full = {name: len(mask) for name, mask in result.masks.items()}
-        return Front(
-            best=result,
-            best_point=point,
-            points=tuple(points),
-            dense=replace(self.dense, widths=full),
-            budgets=self.budgets,
-            score=self.scoring.name,
-            count=self.count,
-        )
+        dense = replace(self.dense, widths={name: len(mask) for name, mask in result.masks.items()})
+        return Front(result, point, tuple(points), dense, self.budgets, self.scoring.name, self.count)
+
+    def _on_step(self, done: int, total: int) -> None:
+        if done % 25 == 0 or done == total:
+            self._tell(part=0.9 * done / total)
 
     def _tell(self, text: str = "", *, part: float = 0.0) -> None:
         if self.progress is None:
             return
-        kept = [pair for pair in self.tried if pair[0].drop <= self._max_drop]
+        kept = [pair for pair in self.tried if pair[0].drop <= self.max_drop]
         if not text and kept:
             best = _smallest(kept)[0]
             share = best.num_parameters / self.dense.num_parameters

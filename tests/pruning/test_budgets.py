@@ -57,3 +57,4 @@ def test_budgets_and_counts_read_as_they_were_typed():
     assert str(Budgets(max_drop=0.5, max_bytes="1MB")) == "max_drop=0.5, max_bytes=1MB"
     assert format_count("max_bytes", 45_600) == "45.6 kB"
     assert format_count("max_flops", 1_337_344) == "1,337,344"
+    assert format_count("max_latency", 0.00213) == "2.13 ms"

@@ -196,8 +196,8 @@ class Faulty:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("nan", r'layer "fc2": measure Faulty gave scores that are not finite'),
-        ("negative", r'layer "fc2": measure Faulty gave negative scores \(smallest -2\)'),
+        ("nan", r'layer "fc2": measure Faulty gave scores\[1\]=nan, but it must be finite and at least 0'),
+        ("negative", r'layer "fc2": measure Faulty gave scores\[0\]=-2\.0, but it must be finite and at least 0'),
         ("shape", r'layer "fc2": measure Faulty gave \(4,\) instead of scores of shape \(5,\)'),
     ],
 )

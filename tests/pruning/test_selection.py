@@ -96,8 +96,6 @@ def test_names_that_match_nothing_are_refused_with_the_names_that_would(mlp: Gra
         chosen(mlp, amount={"fc1": 0.3, "fc9": 0.5})
     with pytest.raises(ValueError, match='protect: "head" matches no layer; the layers are "fc1"'):
         chosen(mlp, protect=["head"])
-    with pytest.raises(ValueError, match='protect="fc1" is one name; give a list of names'):
-        chosen(mlp, protect="fc1")
 
 
 def test_nothing_to_prune_is_an_error_that_says_why(mlp: Graph) -> None:

@@ -112,7 +112,6 @@ def test_several_sizes_are_all_kept():
 def test_latency_is_measured_and_kept(monkeypatch):
     from mlprank.costs.metrics import Latency
     from mlprank.pruning import shrink as module
-    from mlprank.pruning import spending
 
     sizes: list[int] = []
 
@@ -123,7 +122,7 @@ def test_latency_is_measured_and_kept(monkeypatch):
             for name, model in models.items()
         }
 
-    monkeypatch.setattr(spending, "measure_latency", by_parameters)
+    monkeypatch.setattr(pipeline, "measure_latency", by_parameters)
     monkeypatch.setattr(module, "measure_latency", by_parameters)
     front = search(max_latency="0.9ms", batch_size=16)
     assert front.dense.latency_s == pytest.approx(1e-6 * front.dense.num_parameters)
@@ -195,7 +194,7 @@ def test_uniform_widths_can_be_searched_too():
 
 
 def test_the_network_is_read_and_calibrated_once(monkeypatch):
-    counts = dict.fromkeys(("read_network", "measure_norms", "error_curves"), 0)
+    counts = dict.fromkeys(("read_network", "measure_norms", "reconstruction_gains"), 0)
 
     def counted(name, function, *args, **kwargs):
         counts[name] += 1
@@ -205,7 +204,7 @@ def test_the_network_is_read_and_calibrated_once(monkeypatch):
         monkeypatch.setattr(pipeline, name, partial(counted, name, getattr(pipeline, name)))
     front = search(max_drop=1.0)
     assert len(front.points) > 4
-    assert counts == {"read_network": 1, "measure_norms": 1, "error_curves": 1}
+    assert counts == {"read_network": 1, "measure_norms": 1, "reconstruction_gains": 2}  # one for each hidden layer
 
 
 def test_the_model_its_mode_and_the_random_state_stay_as_they_were():

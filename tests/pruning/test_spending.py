@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mlprank
-from mlprank.calibration.statistics import views_of
 from mlprank.methods import Adaptive
 from mlprank.models import MLP, FourLayerCNN
-from mlprank.pruning.spending import error_curves, measure_costs
-from mlprank.surgery.narrow import network_state
+from mlprank.pruning import pipeline
 from tests.networks import difference, outputs, randomise
 
 COUNTS = ("neurons", "parameters", "flops", "bytes")
@@ -46,16 +44,7 @@ class Residual(nn.Module):
 
 def curves_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     counting = mlprank.Pruning(model, x)
-    units = {unit: counting.graph.group_of(unit) for unit in counting.selection(counting.recipe).units}
-    views = [
-        view
-        for group in units.values()
-        for layer in counting.graph.readers_of(group)
-        for view in views_of(layer, counting.graph.group_by_name[group.name])
-    ]
-    return error_curves(
-        counting.graph, counting.state, units, moments=counting.moments(views), calibration=counting.calibration
-    )
+    return counting.curves(tuple(counting.selection(counting.recipe).units))
 
 
 @pytest.mark.parametrize("unit", ["fc1", "fc2", "fc3"])
@@ -120,8 +109,8 @@ def test_costs_are_what_is_counted_of_the_narrow_network(make, count):
     counting = mlprank.Pruning(model, x)
     for amount in (0.0, 0.4, 0.8):
         result = counting.run(amount=amount)
-        units = {unit: counting.graph.group_of(unit) for unit in counting.selection(result.recipe).units}
-        costs = measure_costs(counting.graph, model, network_state(model), units, count=count, example=x)
+        units = tuple(counting.selection(result.recipe).units)
+        costs = counting.costs(Adaptive(count=count), units)
         after = result.metrics.after
         expected = {"parameters": after.num_parameters, "flops": after.flops, "bytes": after.size_bytes}[count]
         widths = {unit: int(result.masks[unit].sum()) for unit in units}
@@ -149,7 +138,6 @@ def test_a_share_of_what_is_counted_is_removed_and_hardly_more(count):
 
 def test_latency_is_counted_where_a_clock_says_so(monkeypatch):
     from mlprank.costs.metrics import Latency
-    from mlprank.pruning import spending
 
     def by_parameters(models, example, **_):
         assert len(example) == 48  # as many samples as the method says, from a calibration batch of 20
@@ -158,7 +146,7 @@ def test_latency_is_counted_where_a_clock_says_so(monkeypatch):
             for name, model in models.items()
         }
 
-    monkeypatch.setattr(spending, "measure_latency", by_parameters)
+    monkeypatch.setattr(pipeline, "measure_latency", by_parameters)
     few = mlprank.Pruning(network(), inputs(20), measure="reconstruction")
     result = few.run(amount=0.5, method=Adaptive(count="latency", batch_size=48))
     assert 0.3 < result.metrics.after.num_parameters / result.metrics.before.num_parameters < 0.7
@@ -226,7 +214,9 @@ def test_two_runs_choose_the_same():
 
 
 def test_several_amounts_are_refused():
-    with pytest.raises(ValueError, match=r'spends one amount over all layers, but was given "fc1": 0\.5, "fc2": 0\.2'):
+    with pytest.raises(
+        ValueError, match=r'method="adaptive" takes one amount for all layers, but was given "fc1": 0\.5, "fc2": 0\.2'
+    ):
         pruning().run(amount={"fc1": 0.5, "fc2": 0.2})
 
 
