@@ -1,21 +1,24 @@
 """When to prune a Lightning run: at the end of `fit`, or step by step while it trains; and what happens at its end."""
 
+import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
-from mlprank.callbacks import run, training
-from mlprank.callbacks.schedule import Linear, Schedule, get_schedule, resolve_schedule
+from mlprank.callbacks import run
+from mlprank.callbacks.schedule import Amount, Linear, Schedule, Steps, get_schedule, resolve_schedule
+from mlprank.compensation import Regression
+from mlprank.graph.program import as_inputs
+from mlprank.graph.records import Graph
 from mlprank.models.classifier import ImageClassifier
 from mlprank.pruning.evaluation import (
     Evaluation,
@@ -27,21 +30,26 @@ from mlprank.pruning.evaluation import (
     write_outputs,
 )
 from mlprank.pruning.front import BudgetError
+from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, document_fields, make_recipe, takes_recipe
+from mlprank.pruning.refine import Refinement
 from mlprank.pruning.shrink import DEFAULTS, shrink
-from mlprank.surgery.copies import COMPILED
-from mlprank.surgery.masks import apply_masks, bake_masks, compute_own, mask_rows, recompute_uncalled
+from mlprank.surgery.copies import COMPILED, without_compiled
+from mlprank.surgery.masks import (
+    apply_masks,
+    bake_masks,
+    compute_own,
+    mask_rows,
+    recompute_uncalled,
+    refresh_masked,
+    restore_masks,
+    write_weights,
+)
 from mlprank.surgery.narrow import adopt_state, narrow, network_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The network before its first pruning: its checkpoint, None where nothing is written, and which it is."""
-
-    path: Path | None
-    what: str
+from mlprank.utils.hooks import Hook, HookWatch, replace_hook, users_hooks
+from mlprank.utils.registry import imported
 
 
 class PruningCallback(Callback):
@@ -116,8 +124,8 @@ class PruningCallback(Callback):
     ) -> None:
         super().__init__()
         amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        recipe, inputs = make_recipe(None, fields), run.find_inputs(network_inputs)
-        self.settings = run.Settings(amounts, recipe, network, apply, inputs, max_drop)
+        inputs = imported("network_inputs", network_inputs) if isinstance(network_inputs, str) else network_inputs
+        self.settings = run.Settings(amounts, make_recipe(None, fields), network, apply, inputs, max_drop)
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
         remedy = "or leave out schedule and finetune_epochs"
         if self.in_training and len(amounts) > 1:
@@ -126,15 +134,37 @@ class PruningCallback(Callback):
             raise ValueError(
                 f"max_drop={max_drop}: pruning in training has to know its amount; give an amount, {remedy}"
             )
-        if self.schedule is not None:
-            self.schedule.check_target(amounts[0])
+        first: Any = amounts[0]
+        for target in first.values() if isinstance(first, Mapping) else [first]:
+            if self.schedule is not None and target < self.schedule.initial:
+                raise ValueError(
+                    f"schedule: it goes down from initial={self.schedule.initial} to amount={target}; pruned neurons "
+                    "do not come back, so lower initial or raise amount"
+                )
         self.dirpath = dirpath
-        self.dense: Dense | None = None
         self.evaluations: list[Evaluation] = []
         self.files: list[dict[str, Path]] = []
-        self.masks = training.TrainingMasks(self.settings)
         self._directory = Path()
         self._fitting = self._finishing = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of an earlier fit."""
+        self.dense_path: Path | None = None
+        """The checkpoint of the dense network, where one is written."""
+        self.dense_text = ""
+        """Which network that is, in words; empty until it is known."""
+        self.rows: dict[str, Tensor] = {}
+        """Of every parameter that is masked in training, shape (n_out,), True for the rows that stay."""
+        self.history: list[dict[str, Any]] = []
+        """Of every pruning in training: epoch, achieved amount, widths by layer."""
+        self._epoch = -1  # of the last pruning in training
+        self._resolved: Steps | None = None  # the schedule, once the length of training is known
+        # The user's hooks that change what the network computes; the others only observe, are put aside in copies and
+        # see nothing of pruning.
+        self._changing: set[Hook] = set()
+        self._watched: dict[Hook, Callable[..., Any]] | None = None
+        self._graph: Graph | None = None
 
     @property
     def in_training(self) -> bool:
@@ -142,62 +172,129 @@ class PruningCallback(Callback):
         return self.schedule is not None or bool(self.finetune_epochs)
 
     @property
-    def dense_path(self) -> Path | None:
-        """The checkpoint of the dense network."""
-        return None if self.dense is None else self.dense.path
+    def achieved(self) -> float:
+        """Neurons that are pruned in training as a share of the neurons of the prunable layers."""
+        return float(self.history[-1]["achieved"]) if self.history else 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot go together, and let the module load masked and dense checkpoints alike."""
         self._fitting = stage == "fit"
         if self._fitting:
-            check_alone(self, trainer.callbacks)
-            if refused := refused_strategy(trainer.strategy):
+            if any(isinstance(other, type(self)) and other is not self for other in trainer.callbacks):
+                raise ValueError(
+                    "the trainer has two PruningCallbacks, and each would prune what the other has left, so that "
+                    "neither amount came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a "
+                    "mapping for several layers (amount={'fc1': 0.3, 'fc2': 0.5})"
+                )
+            if any(run.is_lightning(other, "ModelPruning") for other in trainer.callbacks):
+                raise ValueError(
+                    "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use "
+                    "one of them"
+                )
+            if refused := run.refused_strategy(trainer.strategy):
                 raise ValueError(refused)
-            self.masks, self.dense, self._finishing = training.TrainingMasks(self.settings), None, False
-        for module in [pl_module, *training.averaged_modules(trainer)]:
-            training.plain_state_dicts(module)
+            self._finishing = False
+            self._begin()
+        for module in [pl_module, *run.averaged_modules(trainer)]:
+            run.plain_state_dicts(module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the directory can be written to and the schedule fits; go on with the masks of a resumed run."""
         self._directory = run.run_directory(trainer, self.dirpath)
-        if not trainer.fast_dev_run:
-            run.check_writable(trainer, self._directory)
-        if self.masks.schedule is None and self.in_training:
+        if self._resolved is None and self.in_training:
             epochs = {"finetune_epochs": self.finetune_epochs, "max_epochs": trainer.max_epochs}
-            self.masks.schedule = Linear(0, 0) if trainer.fast_dev_run else resolve_schedule(self.schedule, **epochs)
-        for module in training.averaged_modules(trainer):
-            training.plain_state_dicts(module)
-        self.masks.hold(trainer, pl_module)
+            self._resolved = Linear(0, 0) if trainer.fast_dev_run else resolve_schedule(self.schedule, **epochs)
+        averaged = run.averaged_modules(trainer)
+        for module in averaged:
+            run.plain_state_dicts(module)
+        for module in [pl_module, *averaged] if self.rows else []:  # their weights have been read already
+            with without_compiled(module):
+                mask_rows(self._network(module), self.rows)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that pruning will work, and keep a resumed network's masks working."""
-        self.masks.check(trainer, pl_module)
-        self.masks.keep_working(trainer, pl_module)
+        """See that pruning will work; let a resumed run's masks work where weights are read without their layer."""
+        if run.has_data(trainer):
+            try:
+                self._check(trainer, pl_module)
+            except (TypeError, ValueError):
+                self._changing = set(users_hooks(pl_module))
+                if not self._changing:
+                    raise
+                self._check(trainer, pl_module)  # a hook may be what makes the inputs fit
+        if self.rows:
+            batches = self.settings.calibration(trainer, run.copied(pl_module, self._changing), limit=1)
+            with run.uncompiled(pl_module):
+                recompute_uncalled(self._network(pl_module), as_inputs(next(iter(batches))).first(1))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune as much as the schedule says."""
-        epoch = trainer.current_epoch
-        amount = self.masks.due(epoch)
-        if amount is None:
+        epoch, schedule = trainer.current_epoch, self._resolved
+        scheduled = -1 if schedule is None or schedule.end_epoch is None else min(epoch, schedule.end_epoch)
+        if schedule is None or self._epoch >= scheduled:
             return
-        if self.dense is None and not trainer.fast_dev_run:
-            self.dense = keep_dense(trainer, self._directory / "dense.ckpt")
-        self.masks.prune(trainer, pl_module, amount)
+        amount = schedule.at(scheduled, self.settings.amounts[0])
+        if amount is None or not (any(amount.values()) if isinstance(amount, Mapping) else amount):
+            return
+        if not self.dense_text and not trainer.fast_dev_run:
+            best, monitor = run.best_path(trainer), getattr(trainer.checkpoint_callback, "monitor", None)
+            self.dense_path = self._directory / "dense.ckpt"
+            if best is None or monitor is None:
+                trainer.save_checkpoint(self.dense_path, weights_only=True)
+                self.dense_text = f"the dense network after {epoch} epochs, when pruning began"
+            else:
+                if trainer.is_global_zero:
+                    with whole_file(self.dense_path) as temporary:
+                        shutil.copyfile(best, temporary)
+                trainer.strategy.barrier()
+                self.dense_text = f"{run.checkpoint_text(trainer, best)} before pruning began"
+        self.mask(trainer, pl_module, amount)
         for logger in trainer.loggers:
-            logger.log_metrics({"pruning/achieved_amount": self.masks.achieved}, step=trainer.global_step)
-        rank_zero_info(training.described(self.masks.history[-1]) + ".")
+            logger.log_metrics({"pruning/achieved_amount": self.achieved}, step=trainer.global_step)
+        rank_zero_info(described(self.history[-1]) + ".")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune a copy of the best weights, write and log what came out, and apply it to the trainer's module."""
-        schedule, self._finishing = self.masks.schedule, True
-        if schedule is not None and not self.masks.complete:
+        schedule, self._finishing = self._resolved, True
+        if schedule is not None and self._epoch < (schedule.end_epoch or 0):
             rank_zero_info(
                 f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of the way "
-                f"from {self.masks.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without "
+                f"from {self.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without "
                 "fine-tuning."
             )
         self.evaluations, self.files = [], []
         self._prune(trainer, pl_module)
+
+    def mask(self, trainer: Trainer, module: LightningModule, amount: Amount) -> None:
+        """Mask the run's module in place, up to an absolute amount; call it on all processes.
+
+        Parameters stay the same objects, so that an optimizer goes on with the state that it has for them.
+        """
+        pruning = self._read(trainer, run.copied(module, self._changing))
+        if isinstance(self.settings.recipe.compensation, Regression):
+            # No bias may be created: an optimizer would not know that parameter.
+            calls = ([dataclasses.replace(call, owner=None) for call in each.calls] for each in pruning.graph.layers)
+            both = zip(pruning.graph.layers, calls, strict=True)
+            layers = tuple(dataclasses.replace(layer, calls=tuple(own)) for layer, own in both)
+            pruning.graph = dataclasses.replace(pruning.graph, layers=layers)
+        result = pruning.run(amount=amount, refine=0)  # only masks are wanted
+        for name, kept in result.parameter_masks.items():
+            self.rows[name] = kept & self.rows[name].to(kept.device) if name in self.rows else kept
+        run.check_same_masks(trainer, self.rows)
+        before = dict(pruning.model.named_parameters())
+        after = {name: weight.detach() for name, weight in result.masked.named_parameters()}
+        changed = {name: weight for name, weight in after.items() if not torch.equal(weight, before[name])}
+        if trainer.world_size > 1:  # every process gets the first one's weights
+            changed = trainer.strategy.broadcast({name: weight.cpu() for name, weight in changed.items()})
+        for each in [module, *run.averaged_modules(trainer)]:  # averages start anew
+            with run.uncompiled(module), without_compiled(each):
+                network = self._network(each)
+                mask_rows(network, self.rows)
+                write_weights(network, changed)
+                if each is module:
+                    recompute_uncalled(network, result.example)
+        self._graph, self._epoch = pruning.graph, trainer.current_epoch
+        widths = {name: list(sizes) for name, sizes in result.widths.items()}
+        self.history.append({"epoch": self._epoch, "achieved": result.achieved, "widths": widths})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what an interrupted fit leaves behind.
@@ -205,18 +302,18 @@ class PruningCallback(Callback):
         Raises:
             ValueError: Where a process that the strategy has started refused to train; said here, in the first process.
         """
-        self.masks.hooks.stop(pl_module)
-        refused = refused_strategy(trainer.strategy)
+        self.on_train_batch_end(trainer, pl_module)
+        refused = run.refused_strategy(trainer.strategy)
         if refused and not isinstance(exception, ValueError | KeyboardInterrupt):
             raise ValueError(refused) from exception
         if isinstance(exception, KeyboardInterrupt):
-            best = best_path(trainer) or self.dense_path
+            best = run.best_path(trainer) or self.dense_path
             kept = f"the best checkpoint so far is {from_here(Path(best))}; mlprank prune takes it" if best else ""
             done = ", nothing was pruned"
             if self._finishing:
                 done = " while pruning, whose files were not written"
-            elif self.masks.rows:
-                share = f"{self.masks.achieved:.1%} of the neurons are pruned"
+            elif self.rows:
+                share = f"{self.achieved:.1%} of the neurons are pruned"
                 done = f", {share} and fit(ckpt_path=...) goes on from any checkpoint"
             rank_zero_info(f"Interrupted{done}: {kept or 'no checkpoint has been written yet'}.")
 
@@ -226,46 +323,84 @@ class PruningCallback(Callback):
         return self._generate_state_key(**self._plain())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a checkpoint that was written with other choices.
+        """Refuse to resume a checkpoint that was written with another amount, measure or other choice; it is named."""
 
-        Raises:
-            ValueError: If amount, measure or another choice differs; it is named.
-        """
-        for key, state in checkpoint.get("callbacks", {}).items():
-            if self._fitting and str(key).startswith(f"{type(self).__qualname__}{{"):
-                check_resumed(self._plain(), state["settings"])
+        def short(value: Any) -> str:
+            """A measure or method by its name, with its parameters."""
+            if not (isinstance(value, Mapping) and "name" in value):
+                return str(value)
+            parameters = ", ".join(f"{key}={own}" for key, own in value.items() if key != "name")
+            return f"{value['name']}({parameters})" if parameters else str(value["name"])
+
+        for key, state in checkpoint.get("callbacks", {}).items() if self._fitting else ():
+            before = state["settings"] if str(key).startswith(f"{type(self).__qualname__}{{") else {}
+            for name, value in self._plain().items():
+                if name in before and before[name] != value:
+                    raise ValueError(
+                        f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with "
+                        f"{name}={short(before[name])}; resume with that {name}, or start a new run from the "
+                        "checkpoint's weights"
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain types and tensors."""
         dense_path = None if self.dense_path is None else str(self.dense_path)
-        dense = None if self.dense is None else self.dense.what
-        return {"settings": self._plain(), "dense_path": dense_path, "dense": dense, **self.masks.state_dict()}
+        return {
+            "settings": self._plain(),
+            "dense_path": dense_path,
+            "dense": self.dense_text or None,
+            "masks": {name: kept.cpu() for name, kept in self.rows.items()},
+            "epoch": self._epoch,
+            "achieved": self.achieved,
+            "history": list(self.history),
+            "schedule": None if self._resolved is None else self._resolved.plain(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written; a checkpoint that is only tested changes nothing here."""
-        if self._fitting:
-            self.masks.load_state_dict(state_dict, self.schedule)
-            path, what = state_dict["dense_path"], state_dict.get("dense") or "the dense network when pruning began"
-            self.dense = None if path is None else Dense(Path(path), what)
+        if not self._fitting:
+            return
+        self.rows, self._epoch = dict(state_dict["masks"]), state_dict["epoch"]
+        known = [{"epoch": self._epoch, "achieved": state_dict["achieved"], "widths": {}}] if self.rows else []
+        self.history = list(state_dict.get("history", known))  # version 0.1.0 knew the last pruning only
+        shape, reached = self.schedule or Linear(), state_dict["schedule"] or {}
+        epochs: dict[str, Any] = {name: reached.get(name) for name in shape.epochs}
+        self._resolved = dataclasses.replace(shape, **epochs) if reached else None
+        path, what = state_dict["dense_path"], state_dict.get("dense") or "the dense network when pruning began"
+        self.dense_path, self.dense_text = (None, "") if path is None else (Path(path), what)
 
     def _plain(self) -> dict[str, Any]:
         schedule = None if self.schedule is None else self.schedule.plain()
         return {**self.settings.plain(), "schedule": schedule, "finetune_epochs": self.finetune_epochs}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Keep masks sharp where weights are averaged."""
-        self.masks.sharpen(trainer, pl_module)
+        """Undo what averaging did to the masks of the module and its averages, which trade places in validation.
+
+        Masked weights leave their autograd graph on the way, so that the module can be copied between epochs.
+        """
+        if self.rows:
+            refresh_masked(pl_module)
+        averaged = run.averaged_modules(trainer) if self.rows else []
+        for each in [pl_module, *averaged] if averaged else []:
+            with without_compiled(each):
+                restore_masks(self._network(each), self.rows)
 
     on_validation_epoch_start = on_train_end = on_save_checkpoint
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Compute masked weights that the module holds itself, and watch its hooks in the first step."""
         compute_own(pl_module)
-        self.masks.hooks.start(pl_module)
+        if self._watched is None:
+            with run.uncompiled(pl_module):
+                self._watched = HookWatch(self._changing).start(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Know which hooks change what the network computes, after the first step."""
-        self.masks.hooks.stop(pl_module)
+        """Let the hooks be as they were, after the first step: what they change is known."""
+        if self._watched:
+            with run.uncompiled(pl_module):
+                for place, hook in self._watched.items():
+                    replace_hook(pl_module, place, hook)
+            self._watched = {}
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Compute masked weights that the module holds itself: a trainer uses it without calling it."""
@@ -273,9 +408,39 @@ class PruningCallback(Callback):
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
+    def _network(self, module: nn.Module) -> nn.Module:
+        return run.find_network(module, self.settings.network)
+
+    def _read(self, trainer: Trainer, copy: nn.Module, *, limit: int | None = None) -> Pruning:
+        return Pruning(
+            self._network(copy),
+            self.settings.calibration(trainer, copy, limit=limit),
+            self.settings.recipe_of_rank(trainer),
+            reduce=partial(run.summed, trainer),
+            traced=self._graph,
+        )
+
+    def _check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Prune a copy on two real batches, and read the data that accuracy is measured on, before hours are spent.
+
+        What would be refused at the end of training is so refused at its beginning. Call it on all processes.
+        """
+        settings, refine, copy = self.settings, self.settings.recipe.refine, run.copied(module, self._changing)
+        pruning = self._read(trainer, copy, limit=2)
+        once = dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
+        for amount in settings.amounts:
+            pruning.run(amount=amount, refine=once)
+        settings.labelled(trainer, copy)
+        if settings.max_drop is not None and settings.labelled(trainer, copy, choosing=True)[0] is None:
+            raise ValueError(
+                f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; "
+                "give it a val_dataloader, or prune by an amount"
+            )
+        self._graph = pruning.graph if self._resolved is not None else None
+
     def _prune(self, trainer: Trainer, module: LightningModule) -> None:
         """Prune, write, log, print and apply; on all processes."""
-        if not run.has_calibration_data(trainer):
+        if not run.has_data(trainer):
             rank_zero_warn(
                 "Nothing was pruned: the run has no training data to calibrate on (is limit_train_batches=0?)."
             )
@@ -283,16 +448,16 @@ class PruningCallback(Callback):
         settings, reduce, path = self.settings, partial(run.summed, trainer), self.dense_path
         before = None  # the network before its first pruning, where that was in training
         if path is not None and path.is_file():
-            before = run.find_network(self._loaded(module, path), settings.network)
+            before = self._network(self._loaded(module, path))
         source = self._source(trainer, module)
-        network = run.find_network(source, settings.network)
+        network = self._network(source)
         labelled, split = settings.labelled(trainer, source)
         calibration = settings.calibration(trainer, source)
         if settings.max_drop is not None:
             validation, _ = settings.labelled(trainer, source, choosing=True)
             given = {name: value for name, value in vars(settings.recipe).items() if value != getattr(Recipe(), name)}
-            samples = given.get("num_samples", DEFAULTS["num_samples"]) or settings.num_samples
-            given["num_samples"] = run.samples_of_rank(trainer, samples)
+            samples = given.get("num_samples", DEFAULTS["num_samples"])
+            given["num_samples"] = settings.samples_of_rank(trainer, samples)
             try:
                 front = shrink(network, calibration, validation, max_drop=settings.max_drop, reduce=reduce, **given)
             except BudgetError as error:
@@ -319,7 +484,7 @@ class PruningCallback(Callback):
 
     def _source(self, trainer: Trainer, module: LightningModule) -> nn.Module:
         """Copy the module with the weights to prune: the best, after training under masks those with all masks."""
-        rows, best = self.masks.rows, best_path(trainer)
+        rows, best = self.rows, run.best_path(trainer)
         checkpoints: Any = trainer.checkpoint_callback
         paths = [] if best is None else [best]
         if rows and run.is_lightning(checkpoints, "ModelCheckpoint"):
@@ -332,45 +497,44 @@ class PruningCallback(Callback):
             except (ValueError, RuntimeError) as error:  # RuntimeError: it has other keys than the module
                 rank_zero_warn(f"{path}: {first_line(error)}; it is passed over")
                 continue
-            network = run.find_network(loaded, self.settings.network)
+            network = self._network(loaded)
             if rows:
                 bake_masks(network)
                 state = network_state(network)
                 if any(bool((state[name][~kept.to(state[name].device)] != 0).any()) for name, kept in rows.items()):
                     continue
             mask_rows(network, rows)
-            self.dense = self.dense or Dense(path, checkpoint_text(trainer, path))
+            if not self.dense_text:
+                self.dense_path, self.dense_text = path, run.checkpoint_text(trainer, path)
             return loaded
-        if self.dense is None:
-            written = None if trainer.fast_dev_run else self._directory / "dense.ckpt"
-            if written is not None:
-                trainer.save_checkpoint(written, weights_only=True)
-            self.dense = Dense(written, f"the dense network after {trainer.current_epoch} epochs, the last")
-        return run.copied(module, self.masks.hooks.changing)
+        if not self.dense_text:
+            if not trainer.fast_dev_run:
+                self.dense_path = self._directory / "dense.ckpt"
+                trainer.save_checkpoint(self.dense_path, weights_only=True)
+            self.dense_text = f"the dense network after {trainer.current_epoch} epochs, the last"
+        return run.copied(module, self._changing)
 
     def _loaded(self, module: LightningModule, path: Path) -> nn.Module:
         """Copy the module with a checkpoint's weights, and its masks."""
         state = read_weights(path)["state_dict"]
-        loaded = run.copied(module, self.masks.hooks.changing)
-        training.plain_state_dicts(loaded)
+        loaded = run.copied(module, self._changing)
+        run.plain_state_dicts(loaded)
         plain = {key.replace(f"{COMPILED}.", ""): value for key, value in state.items()}
         loaded.load_state_dict(plain, strict=module.strict_loading)
         return loaded
 
     def _write(self, trainer: Trainer) -> None:
         """Write and log what came out, and say where from; in the first process."""
-        assert self.dense is not None
-        source, schedule = self.dense_path, self.masks.schedule
+        source, schedule, settings = self.dense_path, self._resolved, self.settings
         if not trainer.fast_dev_run:
             data = None if trainer.datamodule is None else type(trainer.datamodule).__name__
-            recipe, num_samples = self.settings.recipe, self.settings.num_samples
             provenance = {
                 "source": None if source is None else str(source),
                 "source_sha256": None if source is None or not source.is_file() else sha256(source),
-                "dense": self.dense.what,
-                "calibration": {"data": data, "num_samples": num_samples, "seed": recipe.seed},
+                "dense": self.dense_text,
+                "calibration": {"data": data, "num_samples": settings.num_samples, "seed": settings.recipe.seed},
                 "schedule": None if schedule is None else schedule.plain(),
-                "pruned_in_training": self.masks.history,
+                "pruned_in_training": self.history,
             }
             several = len(self.evaluations) > 1
             for evaluation in self.evaluations:
@@ -379,9 +543,9 @@ class PruningCallback(Callback):
             for evaluation, files in zip(self.evaluations, self.files, strict=True):
                 log_pruning(trainer, evaluation, files, dense_path=source)
         after = "" if schedule is None else ", trained on under masks since then"
-        said = [f"Before: {self.dense.what}. After: the pruned network{after}."]
-        if self.masks.history:
-            said += ["Pruned while training:", *(f"  {training.described(each)}" for each in self.masks.history)]
+        said = [f"Before: {self.dense_text}. After: the pruned network{after}."]
+        if self.history:
+            said += ["Pruned while training:", *(f"  {described(each)}" for each in self.history)]
         rank_zero_info("\n".join(said))
         print_pruning(self.evaluations, self.files, dense=source, config=self._directory / "config.yaml")
 
@@ -391,7 +555,7 @@ class PruningCallback(Callback):
         if apply == "none":
             return
         with run.uncompiled(module):
-            network = run.find_network(module, self.settings.network)
+            network = self._network(module)
             if apply == "mask":
                 apply_masks(network, result)
                 recompute_uncalled(network, result.example)
@@ -405,7 +569,7 @@ class PruningCallback(Callback):
         checkpoints: Any = trainer.checkpoint_callback
         if run.is_lightning(checkpoints, "ModelCheckpoint") and checkpoints.best_model_path:
             path = self._directory / ("masked.ckpt" if apply == "mask" else "removed.ckpt")
-            with training.averaging_done(trainer):
+            with run.averaging_done(trainer):
                 trainer.save_checkpoint(path, weights_only=True)
             checkpoints.best_model_path = str(path)
 
@@ -413,123 +577,44 @@ class PruningCallback(Callback):
 PruningCallback.__doc__ = document_fields(PruningCallback.__doc__, skipped={"amount"})
 
 
-def check_resumed(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a choice of a resumed run differs from that in its checkpoint; both values are named."""
-
-    def short(value: Any) -> str:
-        """A measure or method by its name, with its parameters."""
-        if not (isinstance(value, Mapping) and "name" in value):
-            return str(value)
-        parameters = ", ".join(f"{key}={own}" for key, own in value.items() if key != "name")
-        return f"{value['name']}({parameters})" if parameters else str(value["name"])
-
-    for name, value in now.items():
-        if name in before and before[name] != value:
-            raise ValueError(
-                f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with "
-                f"{name}={short(before[name])}; resume with that {name}, or start a new run from the checkpoint's "
-                "weights"
-            )
-
-
-def check_alone(callback: Callback, callbacks: Sequence[Callback]) -> None:
-    """Raise a ValueError if another callback prunes the same network."""
-    if any(isinstance(other, type(callback)) and other is not callback for other in callbacks):
-        raise ValueError(
-            "the trainer has two PruningCallbacks, and each would prune what the other has left, so that neither "
-            "amount came out; use one, with a list for several networks (amount=[0.3, 0.5]) or a mapping for several "
-            "layers (amount={'fc1': 0.3, 'fc2': 0.5})"
-        )
-    if any(run.is_lightning(other, "ModelPruning") for other in callbacks):
-        raise ValueError(
-            "the trainer has a PruningCallback and Lightning's ModelPruning, which mask the same weights; use one of "
-            "them"
-        )
-
-
-def refused_strategy(strategy: Strategy) -> str | None:
-    """Say why pruning cannot go along with a strategy, and what to do; None where it can."""
-    name = type(strategy).__name__
-    if run.is_lightning(strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
-        return (
-            f"strategy: {name} splits the weights over processes, and ranking neurons needs whole layers; train without"
-            " the PruningCallback and prune the checkpoint (mlprank prune --ckpt_path ..., or mlprank.prune), or use"
-            ' strategy="ddp"'
-        )
-    if run.is_lightning(strategy.launcher, "_MultiProcessingLauncher"):
-        return (
-            f"strategy: {name} trains in processes of its own, which end with fit and take with them what the"
-            ' PruningCallback has measured and written down; in a script use strategy="ddp", in a notebook one device'
-            " (devices=1), or train without the callback and call mlprank.prune(module, data) afterwards"
-        )
-    return None
-
-
-def keep_dense(trainer: Trainer, path: Path) -> Dense:
-    """Write the dense network before the first pruning to a file; call it on all processes.
-
-    It is the best checkpoint so far, where the run has one of a monitored value; otherwise the network as it is now.
-    """
-    best, monitor = best_path(trainer), getattr(trainer.checkpoint_callback, "monitor", None)
-    if best is None or monitor is None:
-        trainer.save_checkpoint(path, weights_only=True)
-        return Dense(path, f"the dense network after {trainer.current_epoch} epochs, when pruning began")
-    if trainer.is_global_zero:
-        with whole_file(path) as temporary:
-            shutil.copyfile(best, temporary)
-    trainer.strategy.barrier()
-    return Dense(path, f"{checkpoint_text(trainer, best)} before pruning began")
-
-
-def checkpoint_text(trainer: Trainer, path: Path) -> str:
-    """Say which network a checkpoint holds."""
-    checkpoints: Any = trainer.checkpoint_callback
-    monitor, scores = getattr(checkpoints, "monitor", None), getattr(checkpoints, "best_k_models", {})
-    score = scores.get(str(path), getattr(checkpoints, "best_model_score", None))
-    epoch = read_weights(path).get("epoch", 0) + 1  # as the lines of the training count
-    value = "" if score is None or monitor is None else f" by {monitor} ({float(score):.4g})"
-    return f"the dense network of epoch {epoch}, " + (f"the best{value}" if monitor else "the last checkpoint")
-
-
-def best_path(trainer: Trainer) -> Path | None:
-    """Return the best checkpoint of a run, if there is one."""
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return Path(path) if path and Path(path).is_file() else None
+def described(pruning: Mapping[str, Any]) -> str:
+    """Say in words what an epoch has pruned, of an entry of `PruningCallback.history`."""
+    layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
+    epoch, achieved = pruning["epoch"] + 1, pruning["achieved"]  # as the lines of the training count
+    said = f"Epoch {epoch}: {achieved:.1%} of the neurons of the prunable layers are pruned"
+    return f"{said}: {layers}" if layers else said
 
 
 def log_pruning(
     trainer: Trainer, evaluation: Evaluation, files: Mapping[str, Path], *, dense_path: Path | None
 ) -> None:
     """Log the numbers of a pruning to every logger, and tables, histograms, picture and files where they fit."""
+    result = evaluation.result
     for logger in trainer.loggers:
         logger.log_metrics(scalars(evaluation), step=trainer.global_step)
-        if run.is_lightning(logger, "WandbLogger"):
-            _log_wandb(logger, evaluation, files, dense_path)
-        elif run.is_lightning(logger, "TensorBoardLogger"):
-            for name, score in evaluation.result.scores.items():
+        if run.is_lightning(logger, "TensorBoardLogger"):
+            for name, score in result.scores.items():
                 logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), trainer.global_step)
+        elif run.is_lightning(logger, "WandbLogger"):
+            import wandb
+
+            session: Any = logger.experiment
+            rows = [[name, wide, narrow] for name, (wide, narrow) in result.widths.items()]
+            content: dict[str, Any] = {
+                "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
+                "pruning/picture": wandb.Image(str(files["picture"])),
+            }
+            content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
+            session.log(content)
+            metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
+            if dense_path is not None and dense_path.is_file():
+                dense = wandb.Artifact(f"dense-{session.id}", type="model")
+                dense.add_file(str(dense_path))
+                session.log_artifact(dense)
+                if not session.offline:
+                    session.use_artifact(dense)
+            path = files["pruned network"]
+            pruned = wandb.Artifact(f"{path.stem}-{session.id}", type="pruned-model", metadata=metadata)
+            pruned.add_file(str(path))
+            session.log_artifact(pruned)
         logger.save()
-
-
-def _log_wandb(logger: Any, evaluation: Evaluation, files: Mapping[str, Path], dense_path: Path | None) -> None:
-    import wandb
-
-    result = evaluation.result
-    rows = [[name, wide, narrow] for name, (wide, narrow) in result.widths.items()]
-    content: dict[str, Any] = {
-        "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
-        "pruning/picture": wandb.Image(str(files["picture"])),
-    }
-    content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
-    session = logger.experiment
-    session.log(content)
-    metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
-    if dense_path is not None and dense_path.is_file():
-        dense = wandb.Artifact(f"dense-{session.id}", type="model")
-        dense.add_file(str(dense_path))
-        session.log_artifact(dense)
-        if not session.offline:
-            session.use_artifact(dense)
-    pruned = wandb.Artifact(f"{files['pruned network'].stem}-{session.id}", type="pruned-model", metadata=metadata)
-    pruned.add_file(str(files["pruned network"]))
-    session.log_artifact(pruned)

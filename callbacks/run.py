@@ -1,4 +1,4 @@
-"""A Lightning run as pruning sees it: the network in its module, its hooks, processes and directory, and its batches.
+"""A Lightning run as pruning sees it: network, checkpoints, processes, directory and batches.
 
 Modules, data modules, loggers and strategies may come from `lightning.pytorch` or from `pytorch_lightning`, which have
 a class hierarchy each; so what they are is told by the names of their classes.
@@ -11,40 +11,38 @@ import inspect
 import os
 import random
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed import ReduceOp, all_gather_object, all_reduce, broadcast
+from torch.distributed import all_gather_object
 from torch.utils.data import DataLoader
 
+from mlprank.artifact.checkpoint import read_weights
 from mlprank.callbacks.schedule import Amount
 from mlprank.costs.metrics import is_labelled
 from mlprank.graph.program import Inputs
 from mlprank.pruning.front import Budgets
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.copies import without_compiled
-from mlprank.surgery.masks import refresh_masked
+from mlprank.surgery.masks import masked_parameters, match_masks, refresh_masked
 from mlprank.surgery.narrow import with_state
 from mlprank.utils.errors import check_amount, check_choice, first_line
-from mlprank.utils.hooks import Hook, HookWatch, replace_hook, users_hooks
+from mlprank.utils.hooks import Hook, users_hooks
 from mlprank.utils.modules import device_of, evaluating
-from mlprank.utils.registry import imported
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
-_STEPS = ("forward", "training_step", "validation_step", "test_step", "predict_step")
-ToInputs = Callable[[Any], Any]
-"""Makes the network's inputs of a batch."""
 _STEP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, MisconfigurationException)
 """What a step may raise that is run outside of its loop."""
 _SILENCED = ("log", "log_dict", "print", "manual_backward", "clip_gradients", "toggle_optimizer", "untoggle_optimizer")
@@ -58,9 +56,7 @@ def is_lightning(value: object, *names: str) -> bool:
 
 def is_overridden(owner: object, method: str) -> bool:
     """Say whether a module or a data module has a method of its own and not only Lightning's."""
-    if method in vars(owner):
-        return True
-    function = getattr(type(owner), method, None)
+    function = vars(owner).get(method) or getattr(type(owner), method, None)
     return function is not None and str(function.__module__).partition(".")[0] not in _LIGHTNING
 
 
@@ -89,14 +85,15 @@ def find_network(module: nn.Module, name: str | None) -> nn.Module:
 @contextmanager
 def uncompiled(module: LightningModule) -> Iterator[None]:
     """Take back, for a while, what `torch.compile` did to a module or its submodules; weights stay."""
-    context = module._compiler_ctx
-    steps: dict[str, Any] = {name: module.__dict__.pop(name) for name in _STEPS if context and name in module.__dict__}
+    context, own = module._compiler_ctx, module.__dict__
+    names = ("forward", "training_step", "validation_step", "test_step", "predict_step")
+    steps: dict[str, Any] = {name: own.pop(name) for name in names if context and name in own}
     module._compiler_ctx = None
     try:
         with without_compiled(module):
             yield
     finally:
-        module.__dict__.update(steps)
+        own.update(steps)
         module._compiler_ctx = context
 
 
@@ -110,59 +107,26 @@ def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
     return copy
 
 
-class FirstStep:
-    """Finds out which of a user's hooks change what the network computes, in a training step, where they run anyway.
-
-    `changing` are those that do; the others only observe, are put aside in copies and see nothing of pruning.
-    """
-
-    def __init__(self) -> None:
-        self.changing: set[Hook] = set()
-        self._watched: dict[Hook, Callable[..., Any]] | None = None
-
-    def start(self, module: LightningModule) -> None:
-        """Look at every hook until `stop`, in the first step alone."""
-        if self._watched is None:
-            with uncompiled(module):
-                self._watched = HookWatch(self.changing).start(module)
-
-    def stop(self, module: LightningModule) -> None:
-        """Let the hooks be as they were."""
-        if self._watched:
-            with uncompiled(module):
-                for place, hook in self._watched.items():
-                    replace_hook(module, place, hook)
-            self._watched = {}
-
-
 def run_directory(trainer: Trainer, dirpath: str | None) -> Path:
     """Return the directory of a run: the user's, else the first logger's, else the trainer's `default_root_dir`.
 
-    Call it on all processes.
+    Something is written to it and taken away again, before hours are spent on what could not be kept. Call it on all
+    processes: the first one tries, and all of them fail together.
     """
-    if dirpath is not None:
-        return Path(dirpath)
-    logger = trainer.loggers[0] if trainer.loggers else None
-    root = Path(trainer.default_root_dir)
-    if logger is None:
-        return root
-    if is_lightning(logger, "CSVLogger", "TensorBoardLogger"):
-        return Path(trainer.log_dir or root)
-    saved = Path(logger.save_dir or root)
-    shared = saved.resolve() == Path.cwd() or saved.resolve() != root.resolve()
-    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    own = saved / str(logger.name) / version if shared else saved
-    return Path(trainer.strategy.broadcast(str(own)))
-
-
-def check_writable(trainer: Trainer, directory: Path) -> None:
-    """Write something to a directory and take it away again, before hours are spent on what could not be kept.
-
-    Call it on all processes: the first one tries, and all of them fail together.
-    """
+    logger, root = trainer.loggers[0] if trainer.loggers else None, Path(trainer.default_root_dir)
+    if dirpath is not None or logger is None:
+        directory = Path(dirpath or root)
+    elif is_lightning(logger, "CSVLogger", "TensorBoardLogger"):
+        directory = Path(trainer.log_dir or root)
+    else:
+        directory = Path(logger.save_dir or root)
+        if directory.resolve() == Path.cwd() or directory.resolve() != root.resolve():  # other runs may write there
+            version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+            directory = directory / str(logger.name) / version
+        directory = Path(trainer.strategy.broadcast(str(directory)))
     problem = None
     try:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
             directory.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=directory):
                 pass
@@ -175,6 +139,7 @@ def check_writable(trainer: Trainer, directory: Path) -> None:
     for each in gathered(trainer, problem):
         if isinstance(each, OSError):
             raise each
+    return directory
 
 
 def summed(trainer: Trainer, total: Tensor) -> Tensor:
@@ -182,8 +147,7 @@ def summed(trainer: Trainer, total: Tensor) -> Tensor:
     if trainer.world_size == 1:
         return total
     moved = total.detach().to(trainer.strategy.root_device, copy=True)
-    all_reduce(moved, op=ReduceOp.SUM)
-    return moved.to(total.device)
+    return trainer.strategy.reduce(moved, reduce_op="sum").to(total.device)
 
 
 def gathered(trainer: Trainer, value: object) -> list[object]:
@@ -194,43 +158,15 @@ def gathered(trainer: Trainer, value: object) -> list[object]:
     return values
 
 
-def share_weights(trainer: Trainer, weights: Iterable[Tensor]) -> None:
-    """Give every process the first one's weights, in place; call it on all of them."""
-    for weight in weights if trainer.world_size > 1 else ():
-        moved = weight.detach().to(trainer.strategy.root_device, copy=True).contiguous()
-        broadcast(moved, src=0)
-        with torch.no_grad():
-            weight.copy_(moved)
-
-
 def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
     """Compare a hash of the masks over all processes; call it on all of them."""
-    digest = hashlib.sha256()
-    for name in sorted(masks):
-        digest.update(name.encode() + b"\0" + bytes(masks[name].to(torch.uint8).cpu().flatten().tolist()))
-    digests = gathered(trainer, digest.hexdigest())
+    plain = repr([(name, masks[name].cpu().flatten().tolist()) for name in sorted(masks)])
+    digests = gathered(trainer, hashlib.sha256(plain.encode()).hexdigest())
     different = [rank for rank, each in enumerate(digests) if each != digests[0]]
     if different:
         raise RuntimeError(
             f"the ranks {different} chose other neurons to prune than rank 0; give every rank the same weights before "
             "pruning, and calibration data that can be read twice"
-        )
-
-
-def check_every_rank_has_data(trainer: Trainer, num_samples: int, *, what: str) -> None:
-    """Agree on whether every process has calibration data before any waits for the others; call it on all."""
-    counts = gathered(trainer, num_samples)
-    empty = ", ".join(str(rank) for rank, count in enumerate(counts) if count == 0)
-    own = "a calibration_dataloader(num_samples, seed)"
-    if empty and len(counts) == 1:
-        raise ValueError(
-            f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at least one "
-            "sample"
-        )
-    if empty:
-        raise ValueError(
-            f"calibration: rank {empty} of {len(counts)} has no batch of {what}; give every rank at least one, or the "
-            f"datamodule {own}"
         )
 
 
@@ -241,8 +177,8 @@ def own_randomness(seed: int, loader: Any) -> Iterator[None]:
     held = (getattr(holder, "generator", None) for holder in (loader, *samplers))
     states = [(each, each.get_state()) for each in {own for own in held if isinstance(own, torch.Generator)}]
     python, numpy = random.getstate(), np.random.get_state()
-    initialised = torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count() if initialised else 0)):
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with torch.random.fork_rng(devices=devices):
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)
@@ -273,73 +209,25 @@ class _Ignored:
         """Do nothing."""
 
 
-def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
-    raise _Called(args, kwargs)
-
-
-def recorded_call(
-    trainer: Trainer, module: nn.Module, network: nn.Module, batch: Any, *, step: str, index: int = 0
-) -> Inputs | None:
-    """Run a step of a module's copy, such as "training_step", up to its call of the network, and return what that gets.
-
-    Nothing of the step after that is run: no loss, no optimizer, no logging. None where the step cannot be run outside
-    of its loop, or calls the network by another way than its `__call__`.
-    """
-    own: Any = module
-    if not is_overridden(own, step):
-        return None
-    parameters = inspect.signature(getattr(own, step)).parameters
-    if "dataloader_iter" in parameters:
-        return None
-    given = (batch, index) if len(parameters) > 1 else (batch,)
-    several = len(trainer.optimizers) > 1
-    silenced: dict[str, Any] = dict.fromkeys(_SILENCED, _Ignored())
-    for name in ("optimizers", "lr_schedulers"):  # of manual optimization
-        silenced[name] = lambda *_, **__: [_Ignored() for _ in trainer.optimizers] if several else _Ignored()
-    handle = network.register_forward_pre_hook(_stop, with_kwargs=True, prepend=True)
-    own.__dict__.update(silenced)
-    own._trainer = trainer
-    try:
-        with evaluating(own), torch.no_grad(), trainer.precision_plugin.train_step_context():
-            getattr(own, step)(*given)
-    except _Called as called:
-        return Inputs(*called.args)
-    except _STEP_ERRORS as error:
-        rank_zero_warn(
-            f"{type(module).__name__}.{step} cannot be run outside of its loop ({first_line(error)}), so the "
-            "network's inputs are taken to be the first entry of every batch; if they are not, say so by "
-            "PruningCallback(network_inputs=...)"
-        )
-        return None
-    finally:
-        own._trainer = None
-        handle.remove()
-        for name in silenced:
-            del own.__dict__[name]
-    return None
-
-
 @dataclass(eq=False)
 class RunBatches:
     """A dataloader whose batches have gone through the transfer hooks of a run.
 
     It can be read again and gives the same batches every time: a loader that shuffles or augments draws from a random
     state of its own. The run's random state and the loader's are left as they were.
-
-    The inputs are what the function `inputs` makes of a batch, else what the network gets from a `step` of the module,
-    a copy, else the batch's first entry. At most `limit` batches are read; `alone` yields inputs without what comes
-    with them.
     """
 
     loader: Any
     trainer: Trainer
-    module: nn.Module
-    network: nn.Module
-    inputs: ToInputs | None = None
-    step: str | None = None
+    module: nn.Module  # a copy of the run's
+    network: nn.Module  # the one in it
+    # Makes the inputs of a batch; without it they are what the network gets from a step of the module, else the batch's
+    # first entry.
+    inputs: Callable[[Any], Any] | None = None
+    step: str | None = None  # such as "training_step"
     seed: int = 0
-    limit: int | None = None
-    alone: bool = False
+    limit: int | None = None  # read so many batches at most
+    alone: bool = False  # yield inputs without what comes with them
 
     def __post_init__(self) -> None:
         if isinstance(self.loader, DataLoader):  # one that shares no iterator with what the run is reading from
@@ -365,7 +253,27 @@ class RunBatches:
         batch = hooks.on_before_batch_transfer(batch, 0)
         batch = hooks.transfer_batch_to_device(batch, device_of(self.network), 0)
         batch = hooks.on_after_batch_transfer(batch, 0)
-        inputs = self._inputs(batch, index)
+        first, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+        if isinstance(batch, Mapping):
+            names = ("labels", "label", "y", "target", "targets")
+            rest = [batch[name] for name in names if name in batch][:1]
+        inputs = first
+        if self.inputs is not None:
+            match self.inputs(batch):  # (args, kwargs), keyword arguments, arguments in a sequence, or the only one
+                case (tuple() as args, Mapping() as kwargs):
+                    inputs = Inputs(args, kwargs).sole
+                case Mapping() as kwargs:
+                    inputs = Inputs((), kwargs).sole
+                case tuple() | list() as args:
+                    inputs = Inputs(tuple(args), {}).sole
+                case inputs:
+                    pass
+        elif self.step is not None:
+            call = self._recorded(batch, index, self.step)
+            if call is not None:
+                inputs = call.sole
+            else:
+                self.step = None  # it will not call the network for the other batches either
         dtype = next((each.dtype for each in self.network.parameters() if each.is_floating_point()), torch.float32)
 
         def cast(tensor: Tensor) -> Tensor:
@@ -373,40 +281,47 @@ class RunBatches:
 
         if isinstance(inputs, Inputs):
             inputs = inputs.mapped(cast)
-        rest = tuple(batch[1:]) if isinstance(batch, (tuple, list)) else ()
-        if isinstance(batch, Mapping):
-            names = ("labels", "label", "y", "target", "targets")
-            rest = tuple(batch[name] for name in names if name in batch)[:1]
         return cast(inputs) if isinstance(inputs, Tensor) else inputs, *rest
 
-    def _inputs(self, batch: Any, index: int) -> Any:
-        if self.inputs is not None:
-            given = self.inputs(batch)
-            match given:  # (args, kwargs), a dict of keyword arguments, arguments in a sequence, or the only argument
-                case (tuple() as args, Mapping() as kwargs):
-                    return Inputs(args, kwargs).sole
-                case Mapping():
-                    return Inputs((), given)
-                case tuple() | list():
-                    return Inputs(tuple(given), {}).sole
-            return given
-        if self.step is not None:
-            call = recorded_call(self.trainer, self.module, self.network, batch, step=self.step, index=index)
-            if call is not None:
-                return call.sole
-            self.step = None  # it will not call the network for the other batches either
-        return batch[0] if isinstance(batch, (tuple, list)) else batch
+    def _recorded(self, batch: Any, index: int, step: str) -> Inputs | None:
+        """Run a step up to its call of the network, and return what that gets.
 
+        Nothing of the step after that is run: no loss, no optimizer, no logging. None where the step cannot be run
+        outside of its loop, or calls the network by another way than its `__call__`.
+        """
+        own: Any = self.module
+        trainer = self.trainer
+        parameters = inspect.signature(getattr(own, step)).parameters if is_overridden(own, step) else None
+        if parameters is None or "dataloader_iter" in parameters:
+            return None
 
-def find_inputs(given: ToInputs | str | None) -> ToInputs | None:
-    """Return the function that `network_inputs` is or names, such as "my_project.data.inputs_of"."""
-    found = imported("network_inputs", given) if isinstance(given, str) else given
-    if found is not None and not callable(found):
-        raise TypeError(
-            f"network_inputs={given!r} is not a function; give one that makes the network's inputs of a batch, such as"
-            ' lambda batch: batch["image"], or its dotted path'
-        )
-    return found
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Called(args, kwargs)
+
+        ignored = [_Ignored() for _ in trainer.optimizers]
+        silenced: dict[str, Any] = dict.fromkeys(_SILENCED, _Ignored())
+        for name in ("optimizers", "lr_schedulers"):  # of manual optimization
+            silenced[name] = lambda *_, **__: ignored if len(ignored) > 1 else _Ignored()
+        handle = self.network.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+        own.__dict__.update(silenced)
+        own._trainer = trainer
+        try:
+            with evaluating(own), torch.no_grad(), trainer.precision_plugin.train_step_context():
+                getattr(own, step)(*((batch, index) if len(parameters) > 1 else (batch,)))
+        except _Called as called:
+            return Inputs(*called.args)
+        except _STEP_ERRORS as error:
+            rank_zero_warn(
+                f"{type(own).__name__}.{step} cannot be run outside of its loop ({first_line(error)}), so the "
+                "network's inputs are taken to be the first entry of every batch; if they are not, say so by "
+                "PruningCallback(network_inputs=...)"
+            )
+        finally:
+            own._trainer = None
+            handle.remove()
+            for name in silenced:
+                del own.__dict__[name]
+        return None
 
 
 @dataclass(frozen=True)
@@ -417,7 +332,7 @@ class Settings:
     recipe: Recipe  # all choices but the amount
     network: str | None
     apply: str
-    inputs: ToInputs | None = None
+    inputs: Callable[[Any], Any] | None = None
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
@@ -433,6 +348,12 @@ class Settings:
                     f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and "
                     f"max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
                 )
+        inputs: object = self.inputs
+        if inputs is not None and not callable(inputs):
+            raise TypeError(
+                f"network_inputs={inputs!r} is not a function; give one that makes the network's inputs of a batch, "
+                'such as lambda batch: batch["image"], or its dotted path'
+            )
 
     @property
     def num_samples(self) -> int:
@@ -445,33 +366,32 @@ class Settings:
         It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training
         data, with the inputs that the network gets in training unless a function makes them.
         """
-        draws, seed = _draws(trainer), self.recipe.seed
+        seed, loader, what = self.recipe.seed, trainer.train_dataloader, "the training data"
+        step: str | None = "training_step"
         data: Any = trainer.datamodule
-        loader = trainer.train_dataloader
-        if draws:
-            loader = data.calibration_dataloader(num_samples=self.num_samples, seed=seed)
+        own = "a calibration_dataloader(num_samples, seed)"
+        if draws(trainer):
+            loader, step = data.calibration_dataloader(num_samples=self.num_samples, seed=seed), None
+            what = f"{type(data).__name__}.calibration_dataloader"
         elif isinstance(loader, (list, tuple, dict)):
-            raise TypeError(
-                "calibration: there are several training dataloaders; give the datamodule a "
-                "calibration_dataloader(num_samples, seed)"
+            raise TypeError(f"calibration: there are several training dataloaders; give the datamodule {own}")
+        network = find_network(copied, self.network)
+        options: dict[str, Any] = {"inputs": self.inputs, "step": step, "seed": seed, "limit": limit, "alone": True}
+        batches = RunBatches(() if loader is None else loader, trainer, copied, network, **options)
+        first: Any = next(iter(batches), None)
+        sized = isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim())
+        sizes = gathered(trainer, len(first) if sized else int(first is not None))  # all agree before any waits
+        empty = ", ".join(str(rank) for rank, size in enumerate(sizes) if size == 0)
+        if empty and len(sizes) == 1:
+            raise ValueError(
+                f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at least "
+                "one sample"
             )
-        batches = RunBatches(
-            () if loader is None else loader,
-            trainer,
-            copied,
-            find_network(copied, self.network),
-            inputs=self.inputs,
-            step=None if draws else "training_step",
-            seed=seed,
-            limit=limit,
-            alone=True,
-        )
-        first = next(iter(batches), None)
-        size = int(first is not None)
-        if isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim()):
-            size = len(first)
-        what = f"{type(data).__name__}.calibration_dataloader" if draws else "the training data"
-        check_every_rank_has_data(trainer, size, what=what)
+        if empty:
+            raise ValueError(
+                f"calibration: rank {empty} of {len(sizes)} has no batch of {what}; give every rank at least one, or "
+                f"the datamodule {own}"
+            )
         return batches
 
     def labelled(
@@ -484,25 +404,36 @@ class Settings:
         without labels.
         """
         source: Any = trainer.datamodule or trainer.lightning_module  # the data may be in the module
-        splits: list[tuple[str, str, Any]] = [("validation", "validation_step", trainer.val_dataloaders)]
+        splits: list[tuple[str, Any]] = [("validation", trainer.val_dataloaders)]
         if not choosing and is_overridden(source, "test_dataloader"):
             if trainer.datamodule is not None:
                 source.setup("test")
-            splits.insert(0, ("test", "test_step", source.test_dataloader()))
+            splits.insert(0, ("test", source.test_dataloader()))
         network = find_network(copied, self.network)
-        for split, step, loader in splits:
+        for split, loader in splits:
             batches = None
             if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
-                batches = RunBatches(loader, trainer, copied, network, inputs=self.inputs, step=step)
+                batches = RunBatches(loader, trainer, copied, network, inputs=self.inputs, step=f"{split}_step")
             first: Any = next(iter(batches or ()), ())
-            known = _labelled(first, network)
-            if all(gathered(trainer, known or (choosing and len(first) > 0))):
+            fits = choosing and len(first) > 0
+            if not fits and is_labelled(first):  # does the network give logits for the inputs, one a class?
+                inputs, labels = first[:2]
+                with evaluating(network), torch.no_grad():
+                    logits = network(inputs[:1])
+                fits = isinstance(logits, Tensor) and logits.dim() == 2
+                fits = fits and 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
+            if all(gathered(trainer, fits)):
                 return batches, split
         return None, None
 
+    def samples_of_rank(self, trainer: Trainer, num_samples: int | None = None) -> int:
+        """Return how many calibration samples a process reads: all of a drawn set, its share of the training data."""
+        samples = num_samples or self.num_samples
+        return samples if draws(trainer) else -(-samples // trainer.world_size)
+
     def recipe_of_rank(self, trainer: Trainer) -> Recipe:
         """Return the recipe with the number of calibration samples that one process reads."""
-        return dataclasses.replace(self.recipe, num_samples=samples_of_rank(trainer, self.num_samples))
+        return dataclasses.replace(self.recipe, num_samples=self.samples_of_rank(trainer))
 
     def plain(self) -> dict[str, Any]:
         """Return what a resumed run must share, as plain types."""
@@ -511,29 +442,110 @@ class Settings:
         return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts, **budget}
 
 
-def _draws(trainer: Trainer) -> bool:
+def draws(trainer: Trainer) -> bool:
+    """Say whether the datamodule draws calibration data of its own."""
     return callable(getattr(trainer.datamodule, "calibration_dataloader", None))
 
 
-def has_calibration_data(trainer: Trainer) -> bool:
+def has_data(trainer: Trainer) -> bool:
     """Say whether a run has anything to calibrate on, without reading it."""
-    return _draws(trainer) or trainer.train_dataloader is not None
+    return draws(trainer) or trainer.train_dataloader is not None
 
 
-def samples_of_rank(trainer: Trainer, num_samples: int) -> int:
-    """Return how many calibration samples one process reads: all of a drawn set, its share of the training data."""
-    return num_samples if _draws(trainer) else -(-num_samples // trainer.world_size)
+def refused_strategy(strategy: Strategy) -> str | None:
+    """Say why pruning cannot go along with a strategy, and what to do; None where it can."""
+    name = type(strategy).__name__
+    if is_lightning(strategy, "DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"):
+        return (
+            f"strategy: {name} splits the weights over processes, and ranking neurons needs whole layers; train without"
+            " the PruningCallback and prune the checkpoint (mlprank prune --ckpt_path ..., or mlprank.prune), or use"
+            ' strategy="ddp"'
+        )
+    if is_lightning(strategy.launcher, "_MultiProcessingLauncher"):
+        return (
+            f"strategy: {name} trains in processes of its own, which end with fit and take with them what the"
+            ' PruningCallback has measured and written down; in a script use strategy="ddp", in a notebook one device'
+            " (devices=1), or train without the callback and call mlprank.prune(module, data) afterwards"
+        )
+    return None
 
 
-def _labelled(batch: tuple[Any, ...], network: nn.Module) -> bool:
-    """Whether a network gives logits for one tensor of inputs that has class indices."""
-    if not is_labelled(batch):
-        return False
-    inputs, labels = batch[:2]
-    with evaluating(network), torch.no_grad():
-        logits = network(inputs[:1])
-    return (
-        isinstance(logits, Tensor)
-        and logits.dim() == 2
-        and 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
+def checkpoint_text(trainer: Trainer, path: Path) -> str:
+    """Say which network a checkpoint holds."""
+    checkpoints: Any = trainer.checkpoint_callback
+    monitor, scores = getattr(checkpoints, "monitor", None), getattr(checkpoints, "best_k_models", {})
+    score = scores.get(str(path), getattr(checkpoints, "best_model_score", None))
+    epoch = read_weights(path).get("epoch", 0) + 1  # as the lines of the training count
+    value = "" if score is None or monitor is None else f" by {monitor} ({float(score):.4g})"
+    return f"the dense network of epoch {epoch}, " + (f"the best{value}" if monitor else "the last checkpoint")
+
+
+def best_path(trainer: Trainer) -> Path | None:
+    """Return the best checkpoint of a run, if there is one."""
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return Path(path) if path and Path(path).is_file() else None
+
+
+def plain_state_dicts(module: nn.Module) -> None:
+    """Let the state dict of a module have the module's own keys, with pruned rows at zero, whether it has masks or not.
+
+    Checkpoints can then be loaded by whoever knows nothing of masks. A module under masks takes such a state dict and
+    keeps the masks whose rows are zero in it; the others go. It takes state dicts with torch's masks as well.
+    """
+    if not any(hook is _without_masks for hook in module._state_dict_hooks.values()):
+        module.register_state_dict_post_hook(_without_masks)
+        module.register_load_state_dict_pre_hook(_match)
+        module.register_load_state_dict_post_hook(_refresh)
+
+
+def _without_masks(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    masks = {name.removesuffix("_mask") for name in state if name.startswith(prefix) and name.endswith("_mask")}
+    masked = {name for name in masks if f"{name}_orig" in state}
+    values = dict(state) if masked else {}
+    for key in values:  # in place, as the module around this one holds the same dict, and in the order of the entries
+        value, name = state.pop(key), key.removesuffix("_orig")
+        if key.endswith("_orig") and name in masked:
+            state[name] = value.detach() * (values[f"{name}_mask"] >= 0.5)  # an average of masks may be blurred
+        elif key.removesuffix("_mask") not in masked:
+            state[key] = value
+
+
+def _match(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give a state dict the masks of the module that fit, and the module the masks that the state dict has."""
+    for name, (owner, own) in masked_parameters(module).items():
+        value: Any = state.get(prefix + name)
+        mask = owner.get_buffer(f"{own}_mask")
+        fits = isinstance(value, Tensor) and value.shape == mask.shape
+        if fits and not bool((value.to(mask.device) != 0)[mask == 0].any()):
+            state[f"{prefix}{name}_orig"], state[f"{prefix}{name}_mask"] = state.pop(prefix + name), mask.clone()
+    match_masks(
+        module, {name.removeprefix(prefix): value for name, value in state.items() if isinstance(value, Tensor)}
     )
+
+
+def _refresh(module: nn.Module, incompatible: object) -> None:
+    refresh_masked(module)
+
+
+def averaged_modules(trainer: Trainer) -> list[LightningModule]:
+    """Return the averaged copies of the module that the trainer's callbacks keep."""
+    kept = [callback._average_model for callback in _averaging(trainer)]
+    modules = [average.module for average in kept if average is not None]
+    return [module for module in modules if is_lightning(module, "LightningModule")]
+
+
+def _averaging(trainer: Trainer) -> list[Any]:
+    return [callback for callback in trainer.callbacks if is_lightning(callback, "WeightAveraging")]
+
+
+@contextmanager
+def averaging_done(trainer: Trainer) -> Iterator[None]:
+    """Let a checkpoint hold the module although the trainer averages weights; the average is in it by then."""
+    averages = [(callback, callback._average_model) for callback in _averaging(trainer)]
+    for callback, _ in averages:
+        callback._average_model = None
+    try:
+        yield
+    finally:
+        for callback, average in averages:
+            callback._average_model = average

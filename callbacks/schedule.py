@@ -26,23 +26,16 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Steps(ABC):
-    """From one amount to another over some epochs.
+    """From one amount to another over some epochs, which are counted from 0.
 
-    Attributes:
-        start_epoch: The first epoch (from 0) that starts with a pruning; None for a third of the way to `end_epoch`.
-        end_epoch: The epoch that starts with the last pruning, which reaches the target; None for the last one that
-            leaves `finetune_epochs` for fine-tuning (a quarter of training where that is not given).
-        initial: The amount at `start_epoch`, in [0, 1).
-        every: Prune once in so many epochs.
-
-    Raises:
-        ValueError: If it ends before it starts, or a value is out of range.
+    `end_epoch` is by default the last one that leaves `finetune_epochs` for fine-tuning (a quarter of training where
+    that is not given), and `start_epoch` a third of the way to it.
     """
 
-    start_epoch: int | None = None
-    end_epoch: int | None = None
-    initial: float = 0.0
-    every: int = 1
+    start_epoch: int | None = None  # the first epoch that starts with a pruning
+    end_epoch: int | None = None  # the epoch that starts with the last pruning, which reaches the target
+    initial: float = 0.0  # the amount at `start_epoch`, in [0, 1)
+    every: int = 1  # prune once in so many epochs
 
     def __post_init__(self) -> None:
         for name in ("start_epoch", "end_epoch"):
@@ -60,15 +53,6 @@ class Steps(ABC):
     def share(self, progress: float) -> float:
         """Return the share of the way to the target, in [0, 1], after a share of the epochs."""
 
-    def check_target(self, target: Amount) -> None:
-        """Raise a ValueError if the amount would go down."""
-        for value in target.values() if isinstance(target, Mapping) else [target]:
-            if value < self.initial:
-                raise ValueError(
-                    f"schedule: it goes down from initial={self.initial} to amount={value}; pruned neurons do not "
-                    "come back, so lower initial or raise amount"
-                )
-
     def at(self, epoch: int, target: Amount) -> Amount | None:
         """Return the absolute amount that an epoch (from 0) starts with, or None where that epoch prunes nothing.
 
@@ -79,8 +63,7 @@ class Steps(ABC):
             [0.0, 0.25, 0.5, None]
         """
         start, end = self.start_epoch, self.end_epoch
-        assert start is not None
-        assert end is not None
+        assert start is not None and end is not None  # noqa: PT018
         if not start <= epoch <= end or (epoch != end and (epoch - start) % self.every):
             return None
         if epoch == end:
@@ -95,7 +78,7 @@ class Steps(ABC):
 
     def plain(self) -> dict[str, Any]:
         """Return name, parameters and epochs as plain types."""
-        return {**SCHEDULES.describe(self), **self.epochs}
+        return {**SCHEDULES.describe(getattr(self, "curve", self)), **self.epochs}
 
     @property
     def epochs(self) -> dict[str, Any]:
@@ -143,10 +126,6 @@ class Foreign(Steps):
     def share(self, progress: float) -> float:
         """Return what it says."""
         return self.curve.share(progress)
-
-    def plain(self) -> dict[str, Any]:
-        """Return its name and parameters, and epochs."""
-        return {**SCHEDULES.describe(self.curve), **self.epochs}
 
 
 SCHEDULES: Registry[Schedule] = Registry("schedule", Schedule, {"linear": Linear, "cubic": Cubic})

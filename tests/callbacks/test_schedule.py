@@ -69,8 +69,11 @@ def test_schedules_are_found_by_name_and_description():
     ("make", "message"),
     [
         (lambda: Linear(5, 3), "ends at end_epoch=3 before it starts at start_epoch=5"),
-        (lambda: Linear(0, 3, initial=0.5).check_target(0.3), "goes down from initial=0.5 to amount=0.3"),
-        (lambda: Linear(initial=0.5).check_target({"a": 0.6, "b": 0.4}), "goes down from initial=0.5 to amount=0.4"),
+        (lambda: PruningCallback(0.3, schedule=Linear(0, 3, initial=0.5)), "goes down from initial=0.5 to amount=0.3"),
+        (
+            lambda: PruningCallback({"a": 0.6, "b": 0.4}, schedule=Linear(initial=0.5)),
+            "goes down from initial=0.5 to amount=0.4",
+        ),
         (lambda: Linear(0, 3, initial=1.0), r"schedule: initial=1.0 is not in \[0, 1\)"),
         (lambda: Linear(0, 3, initial=float("nan")), r"initial=nan is not in \[0, 1\)"),
         (lambda: Linear(-1, 3), "start_epoch=-1 must be a whole number of at least 0"),

@@ -135,10 +135,7 @@ def test_a_checkpoint_from_the_middle_of_an_epoch_is_not_pruned_again(tmp_path):
     class Resumed(PruningCallback):
         def load_state_dict(self, state_dict):
             super().load_state_dict(state_dict)
-            prune, self.masks.prune = (
-                self.masks.prune,
-                lambda *given: epochs.append(given[0].current_epoch) or prune(*given),
-            )
+            mask, self.mask = self.mask, lambda *given: epochs.append(given[0].current_epoch) or mask(*given)
 
     resumed = Resumed(0.5, schedule=Linear(0, 3))
     state = torch.load(tmp_path / "step=12.ckpt", weights_only=True)

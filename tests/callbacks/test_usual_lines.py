@@ -168,7 +168,7 @@ def test_a_best_checkpoint_that_lacks_weights_is_passed_over_and_the_last_weight
     module, callback = Partial(), PruningCallback(0.5)
     with pytest.warns(UserWarning, match=r"\.ckpt: Error.* Missing key.* \"net.0.weight\".*it is passed over"):
         trainer_for(tmp_path, callback, max_epochs=2).fit(module, datamodule=Blobs())
-    assert callback.dense.what == "the dense network after 2 epochs, the last"
+    assert callback.dense_text == "the dense network after 2 epochs, the last"
     assert pruned_rows(module) == HALF
 
 
