@@ -38,7 +38,7 @@ def global_seed(seed: int, *, device: torch.device) -> Iterator[None]:
         yield
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class EpochSampler:
     """The order in which one rank sees the images of an epoch, cut into batches.
 
@@ -100,7 +100,7 @@ class EpochSampler:
         return torch.tensor_split(share, len(self))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TensorBatches:
     """An iterable of `(images, labels)` batches, as fast as indexing a tensor.
 

@@ -103,10 +103,14 @@ class MLP(Network):
 class TwoLayerMLP(Network):
     """784-256-10, the network for MNIST."""
 
+    _widths: tuple[int, ...] = (256,)
+
     def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
         super().__init__(in_features=in_features, num_classes=num_classes)
         self.flatten = nn.Flatten()
-        self.linear_relu_stack = nn.Sequential(nn.Linear(in_features, 256), nn.ReLU(), nn.Linear(256, num_classes))
+        sizes = zip((in_features, *self._widths), self._widths, strict=False)
+        hidden = [layer for size, width in sizes for layer in (nn.Linear(size, width), nn.ReLU())]
+        self.linear_relu_stack = nn.Sequential(*hidden, nn.Linear(self._widths[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape (N, num_classes), of a batch of shape (N, …)."""
@@ -114,16 +118,10 @@ class TwoLayerMLP(Network):
         return logits
 
 
-class ThreeLayerMLP(Network):
+class ThreeLayerMLP(TwoLayerMLP):
     """784-512-512-10, the network for FashionMNIST."""
 
-    def __init__(self, in_features: int = 784, num_classes: int = 10) -> None:
-        super().__init__(in_features=in_features, num_classes=num_classes)
-        self.flatten = nn.Flatten()
-        hidden = nn.Linear(in_features, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()
-        self.linear_relu_stack = nn.Sequential(*hidden, nn.Linear(512, num_classes))
-
-    forward = TwoLayerMLP.forward
+    _widths = (512, 512)
 
 
 class SixLayerMLP(Network):

@@ -1,5 +1,6 @@
 """From a config to the objects that it asks for: trainer, module and data."""
 
+import math
 import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.pruned import load_pruned
 from mlprank.models.classifier import ImageClassifier
-from mlprank.models.registry import check_state, fill, weights_of
+from mlprank.models.registry import fill, weights_of
 from mlprank.training.explain import root_of
 from mlprank.training.loggers import place_loggers, prepare_wandb
 from mlprank.training.parser import AddOptions, Config, Parser, module_of, parse, trainer_parser
@@ -47,10 +48,8 @@ def build_parts(
         if "WandbLogger" in str(options.trainer.logger):
             prepare_wandb()
     built = _instantiate(parser, options, values)
-    trainer = {**vars(built.trainer)}
-    for name in ("callbacks", "plugins"):
-        trainer[name] = _listed(trainer.get(name))
-    return built.model, built.get("data"), trainer
+    listed = {name: _listed(built.trainer.get(name)) for name in ("callbacks", "plugins")}
+    return built.model, built.get("data"), {**vars(built.trainer), **listed}
 
 
 def _instantiate(parser: Parser, options: Namespace, values: Mapping[str, Any]) -> Namespace:
@@ -71,26 +70,18 @@ def _instantiate(parser: Parser, options: Namespace, values: Mapping[str, Any]) 
         # Checkpoints of the image classifier describe the network as the config does; the config is logged whole.
         described = {name: values["model"][name] for name in ("model", "optimizer", "lr_scheduler")}
         built.model.save_hyperparameters({**built.model.hparams, **described}, logger=False)
-    check_fit(built.model, built.get("data"))
-    return built
-
-
-def check_fit(model: LightningModule, data: object) -> None:
-    """Refuse a network that does not fit the data."""
+    model, data = built.model, built.get("data")
     network, shape = getattr(model, "model", model), getattr(data, "in_shape", None)
-    features, classes = getattr(network, "in_features", None), getattr(data, "num_classes", None)
-    num_classes = getattr(model, "num_classes", None)
-    if shape is not None and isinstance(features, int) and shape[0] * shape[1] * shape[2] != features:
-        raise ValueError(
-            f"{type(network).__name__} takes in_features={features}, but {type(data).__name__} gives images of "
-            f"{'×'.join(map(str, shape))} = {shape[0] * shape[1] * shape[2]} values; give other data with --data, or "
-            "another network"
-        )
-    if classes is not None and isinstance(num_classes, int) and classes > num_classes:
-        raise ValueError(
-            f"{type(network).__name__} has num_classes={num_classes}, but {type(data).__name__} has {classes} "
-            "classes; give other data with --data, or another network"
-        )
+    features, num_classes = getattr(network, "in_features", None), getattr(model, "num_classes", None)
+    classes, problem = getattr(data, "num_classes", None), ""
+    if shape is not None and isinstance(features, int) and math.prod(shape) != features:
+        given = f"images of {'×'.join(map(str, shape))} = {math.prod(shape)} values"
+        problem = f"takes in_features={features}, but {type(data).__name__} gives {given}"
+    elif classes is not None and isinstance(num_classes, int) and classes > num_classes:
+        problem = f"has num_classes={num_classes}, but {type(data).__name__} has {classes} classes"
+    if problem:
+        raise ValueError(f"{type(network).__name__} {problem}; give other data with --data, or another network")
+    return built
 
 
 def with_weights(model: LightningModule, path: Path) -> LightningModule:
@@ -103,9 +94,8 @@ def with_weights(model: LightningModule, path: Path) -> LightningModule:
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     if not isinstance(model, ImageClassifier):
         if is_narrow:
-            narrow = load_pruned(path, model)
-            assert isinstance(narrow, LightningModule)
-            return narrow
+            narrow: Any = load_pruned(path, model)
+            return narrow  # type: ignore[no-any-return]
         if set(state) <= set(model.state_dict()):
             model.on_load_checkpoint({**content, "state_dict": state})
         fill(model, state, path)
@@ -116,29 +106,19 @@ def with_weights(model: LightningModule, path: Path) -> LightningModule:
             slices = {f"model.{name}": kept for name, kept in own["slices"].items()}
             own = {**own, "slices": slices, "biases": [f"model.{name}" for name in own.get("biases", ())]}
     model.on_load_checkpoint({**content, "state_dict": state, **({} if own is None else {"mlprank": own})})
-    check_state(model.state_dict(), state, source=str(path))
     model.load_state_dict(state)
     return model
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint with what a command needs to work on it.
-
-    `options` have instances in place of classes; the module is in evaluation mode, on the device that was asked for,
-    and the data is set up.
-    """
+    """A checkpoint with what a command needs to work on it."""
 
     config: Config
-    options: Namespace
-    module: LightningModule
-    data: Any
-
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint."""
-        assert self.config.checkpoint is not None
-        return self.config.checkpoint
+    checkpoint: Path
+    options: Namespace  # with instances in place of classes
+    module: LightningModule  # in evaluation mode, on the device that was asked for
+    data: Any  # set up
 
 
 def open_checkpoint(command: str, arguments: Sequence[str], add_options: AddOptions) -> Opened:
@@ -153,19 +133,11 @@ def open_checkpoint(command: str, arguments: Sequence[str], add_options: AddOpti
     data.prepare_data()
     for stage in ("fit", "test"):
         data.setup(stage)
-    return Opened(config, built, module, data)
+    return Opened(config, config.checkpoint, built, module, data)
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device that an accelerator's name stands for.
-
-    Args:
-        accelerator: "cpu", "gpu", "cuda", "mps", or "auto" for the best that there is; a number chooses one: "cuda:1".
-
-    Examples:
-        >>> device_of("cpu")
-        device(type='cpu')
-    """
+    """Return the device of "cpu", "gpu", "cuda", "mps" or "auto", the best that there is; "cuda:1" chooses one."""
     name, _, index = accelerator.partition(":")
     if index and not index.isdecimal():
         raise OptionError(f"accelerator={accelerator!r}: {index!r} is not the number of a device, as 0 is in cuda:0")
@@ -182,16 +154,10 @@ def build_trial(
     callbacks: Sequence[Callback] = (),
     trainer: Mapping[str, Any] | None = None,
 ) -> Built:
-    """Seed everything and build what a resolved config of `fit` asks for: silent, and writing nowhere by itself.
+    """Seed everything and build what `parse_fit` returned: silent, and writing nowhere by itself.
 
-    Args:
-        config: What `parse_fit` returned.
-        directory: Where loggers write; the trainer's root.
-        callbacks: To add to the config's.
-        trainer: Options of the Trainer that override the config's.
-
-    Raises:
-        ValueError: If an argument is out of range or network and data do not fit.
+    Loggers write to the directory, the trainer's root. `callbacks` are added to the config's, and options of the
+    `trainer` override them.
     """
     model, data, given = build_parts("fit", config, directory)
     ours: dict[str, Any] = {
@@ -207,7 +173,7 @@ def build_trial(
 
 
 @contextmanager
-def interruptible(trainer: Trainer, *, kept: str = "") -> Iterator[None]:
+def interruptible(trainer: Trainer) -> Iterator[None]:
     """Turn Lightning's exit after Ctrl-C into a KeyboardInterrupt."""
     try:
         yield
@@ -215,7 +181,7 @@ def interruptible(trainer: Trainer, *, kept: str = "") -> Iterator[None]:
         if not trainer.interrupted:
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt from None
 
 
 def _listed(value: Any) -> list[Any]:

@@ -6,8 +6,8 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union
 
@@ -23,8 +23,6 @@ Option = tuple[str, str | None]
 """A dotted option and what was typed for it; None where nothing was."""
 
 _PLAIN = (Tensor, bool, int, float, str, bytes, type(None), list, tuple, dict, set)
-_INJECTED = frozenset({"self", "params", "optimizer", "args", "kwargs"})
-_LONGEST = 60
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
@@ -33,11 +31,8 @@ def explain(
 ) -> NoReturn:
     """Raise for the first option that a parser does not take; where each is right by itself, in the parser's words."""
     checker = _Checker()
-    for config in configs:
-        for key, value in _leaves(parser, config):
-            checker.check(parser, key, value)
-    for key, text in options:
-        checker.check(parser, key, _Typed(text))
+    for key, value in (*(item for config in configs for item in config.items()), *((k, _Typed(v)) for k, v in options)):
+        checker.check(parser, key, value)
     if lacking := re.search(r'Parser key "([\w.]+)".*required: (\w+)', str(error), re.DOTALL):
         key, name = lacking.groups()
         owner = checker.chosen[key].__name__ if key in checker.chosen else key
@@ -76,17 +71,23 @@ class _Checker:
         if owner is None:
             within = [dest for dest in known if dest.startswith(f"{plain}.")]
             if within and isinstance(value, _Typed):
-                raise OptionError(
-                    f"{shown}{plain} is a group of options; give one of them, such as --{shown}{within[0]}"
-                )
-            raise OptionError(f"there is no option {shown + key!r}{did_you_mean(key, known)}")
-        name = ".".join(
-            word for word in plain.removeprefix(f"{owner}.").split(".") if word not in ("init_args", "dict_kwargs")
-        )
+                example = f"such as --{shown}{within[0]}"
+                raise OptionError(f"{shown}{plain} is a group of options; give one of them, {example}")
+            if not isinstance(value, Mapping) or not value:
+                raise OptionError(f"there is no option {shown + key!r}{did_you_mean(key, known)}")
+            for name, inner in value.items():
+                self.check(parser, f"{key}.{name}", inner, shown)
+            return
+        words = plain.removeprefix(f"{owner}.").split(".")
+        name = ".".join(word for word in words if word not in ("init_args", "dict_kwargs"))
         if name == "class_path":
             self._value(shown + owner, known[owner], value)
         elif name:
-            cls = self.chosen.get(shown + owner) or _default_class(parser, owner, known[owner])
+            cls, default = self.chosen.get(shown + owner), parser.get_default(owner)
+            if cls is None and isinstance(default, type):
+                cls = default
+            elif cls is None and hasattr(default, "get") and default.get("class_path"):
+                cls = find_class(str(default.get("class_path")), _bases(known[owner]), owner)
             if cls is None:
                 raise OptionError(
                     f"there is no {shown}{owner} that could have the option {name!r}; give --{shown}{owner} before it"
@@ -96,13 +97,12 @@ class _Checker:
     def _argument(self, cls: type, name: str, value: Any, shown: str) -> None:
         """Check an argument of a class."""
         parser = ArgumentParser(exit_on_error=False)
-        skipped = {each for each in inspect.signature(cls).parameters if each in _INJECTED}
-        parser.add_class_arguments(cls, fail_untyped=False, skip=skipped)
+        injected = {"self", "params", "optimizer", "args", "kwargs"} & set(inspect.signature(cls).parameters)
+        parser.add_class_arguments(cls, fail_untyped=False, skip=injected)
         names, first = list(dict.fromkeys(dest.partition(".")[0] for dest in _types(parser))), name.partition(".")[0]
         if first not in names:
-            raise OptionError(
-                f"{cls.__name__} has no option {first!r}{did_you_mean(first, names)}; it has {', '.join(names)}"
-            )
+            hint = did_you_mean(first, names)
+            raise OptionError(f"{cls.__name__} has no option {first!r}{hint}; it has {', '.join(names)}")
         self.check(parser, name, value, shown)
 
     def _value(self, key: str, hint: Any, value: Any) -> None:
@@ -119,81 +119,47 @@ class _Checker:
             for argument, inner in (arguments or {}).items() if key in self.chosen else ():
                 self._argument(self.chosen[key], str(argument), inner, f"{key}.")
         elif bases and isinstance(content, str):
-            if not _takes(hint, value):
+            takes = _takes(hint, value)
+            with suppress(OptionError) if takes else nullcontext():  # it may be a word of another kind, such as a path
                 self.chosen[key] = find_class(content, bases, key)
-                return  # its arguments are looked at with those of the others
-            with suppress(OptionError):  # a word of another kind, such as a path
-                self.chosen[key] = find_class(content, bases, key)
+            return  # the arguments of a class are looked at with those of the others
         elif bases and isinstance(content, list):
             opened = [typing.get_args(part) if typing.get_origin(part) is list else (part,) for part in _parts(hint)]
             for item in content:
                 self._value(key, Union[tuple(itertools.chain(*opened))], item)  # noqa: UP007  (made at run time)
         if not _takes(hint, value):
             shown = repr(value.text if isinstance(value, _Typed) else value)
-            shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"
+            shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
             near = did_you_mean(content, words) if (words := _words(hint)) and isinstance(content, str) else ""
             raise OptionError(f"{key}: {shown} is not {describe_type(hint)}{near}")
 
 
 def find_class(name: str, bases: Sequence[type], key: str) -> type[Any]:
-    """Import the class that an import path or a short name stands for.
+    """Import the class that an import path or a short name stands for, a subclass of one of the `bases`.
 
-    Args:
-        name: Import path, or the name of a class that is imported; of networks, the name of one of mlprank's.
-        bases: What it must inherit from, one of them.
-        key: The option that names it, for messages.
-
-    Raises:
-        OptionError: If there is none.
+    A short name is that of a class that is imported; of networks, of one of mlprank's. Errors name the option `key`.
 
     Examples:
         >>> find_class("torch.nn.Linear", [nn.Module], "model").__name__
         'Linear'
     """
-    if "." not in name:
-        known = _known(bases)
-        if name in known:
-            return known[name]
+    if "." in name:
+        found = imported(key, name)
+        if not isinstance(found, type) or not issubclass(found, tuple(bases)):
+            raise OptionError(f"{key}: {name} is not a {' or '.join(base.__name__ for base in bases)}")
+        return found
+    known: dict[str, type] = dict(MODELS) if nn.Module in bases else {}
+    rest = [] if known else list(bases)
+    while rest:
+        cls = rest.pop()
+        known.setdefault(cls.__name__, cls)
+        rest += type.__subclasses__(cls)
+    if name not in known:
         raise OptionError(
             f"{key}: {name!r} is not a class that is known here{did_you_mean(name, sorted(known))}; another needs its "
             "import path, as in my_package.MyModule"
         )
-    found = imported(key, name)
-    if not isinstance(found, type) or not issubclass(found, tuple(bases)):
-        raise OptionError(f"{key}: {name} is not a {' or '.join(base.__name__ for base in bases)}")
-    return found
-
-
-def _known(bases: Sequence[type]) -> dict[str, type]:
-    """The classes that a short name may stand for."""
-    if nn.Module in bases:
-        return dict(MODELS)
-    found: dict[str, type] = {}
-    rest = list(bases)
-    while rest:
-        cls = rest.pop()
-        found.setdefault(cls.__name__, cls)
-        rest += type.__subclasses__(cls)
-    return found
-
-
-def _default_class(parser: ArgumentParser, owner: str, hint: Any) -> type | None:
-    """The class that an option has where nothing is said about it."""
-    default = parser.get_default(owner)
-    path = None if isinstance(default, type) or not hasattr(default, "get") else default.get("class_path")
-    return default if isinstance(default, type) else find_class(str(path), _bases(hint), owner) if path else None
-
-
-def _leaves(parser: ArgumentParser, config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options of a config with their values, down to those that the parser knows."""
-    known = _types(parser)
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        owned = any(key.startswith(f"{dest}.") for dest, hint in known.items() if hint is not None)
-        if isinstance(value, Mapping) and value and key not in known and not owned:
-            yield from _leaves(parser, value, f"{key}.")
-        else:
-            yield key, value
+    return known[name]
 
 
 def _types(parser: ArgumentParser) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -39,32 +40,49 @@ class LeanEpochLoop(_TrainingEpochLoop):
         """Find out whether the steps of this epoch are plain, and who wants to hear of them."""
         super().on_run_start(data_fetcher)
         trainer = self.trainer
-        self._is_plain = _takes_plain_steps(trainer)
         self._module, self._data = trainer.lightning_module, trainer.datamodule
         self._precision, self._device = trainer.precision_plugin, trainer.strategy.root_device
-        self._listeners: dict[str, list[Callable[..., None]]] = {
-            hook: [
-                getattr(callback, hook)
-                for callback in trainer.callbacks
-                if _overrides(callback, hook) and not _saves_between_epochs_alone(callback)
-            ]
-            for hook in ("on_train_batch_start", "on_train_batch_end")
-        }
+        # A plain step is a forward pass, a backward pass and an optimizer's step on one device, and nothing else.
+        self._is_plain = (
+            type(self._module) is ImageClassifier
+            and self._data is not None
+            and type(trainer.strategy) is SingleDeviceStrategy
+            and type(self._precision) in _PRECISIONS
+            and getattr(self._precision, "scaler", None) is None
+            and type(trainer.profiler) is PassThroughProfiler
+            and trainer.accumulate_grad_batches == 1
+            and trainer._val_check_time_interval is None
+            and not any(_overrides(callback, hook) for callback in trainer.callbacks for hook in _HOOKS_WITHIN_A_STEP)
+        )
+        self._listeners: dict[str, list[Callable[..., None]]] = {"on_train_batch_start": [], "on_train_batch_end": []}
+        for callback, (hook, listeners) in product(trainer.callbacks, self._listeners.items()):
+            saves_between_epochs_alone = (
+                type(callback) is ModelCheckpoint
+                and callback._every_n_train_steps < 1
+                and callback._train_time_interval is None
+            )
+            if _overrides(callback, hook) and not saves_between_epochs_alone:
+                listeners.append(getattr(callback, hook))
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one step."""
         if self.restarting or not self._is_plain:
             super().advance(data_fetcher)
             return
-        progress, logs = self.batch_progress, self.trainer._logger_connector
+        progress, logs, trainer = self.batch_progress, self.trainer._logger_connector, self.trainer
         batch, _, _ = next(data_fetcher)
         progress.is_last_batch = data_fetcher.done
-        batch, batch_idx = self._transfer(batch), progress.current.ready
+        batch = self._data.on_before_batch_transfer(self._precision.convert_input(batch), 0)
+        batch = self._data.transfer_batch_to_device(batch, self._device, 0)
+        batch, batch_idx = self._data.on_after_batch_transfer(batch, 0), progress.current.ready
         progress.increment_ready()
         logs.on_batch_start(batch)
         self._tell("on_train_batch_start", batch, batch_idx)
         progress.increment_started()
-        self._step(batch, batch_idx)
+        step = self.automatic_optimization.optim_progress.optimizer.step
+        step.increment_ready()
+        trainer.optimizers[0].step(partial(self._differentiate, batch, batch_idx))
+        step.increment_completed()
         progress.increment_processed()
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
@@ -88,20 +106,6 @@ class LeanEpochLoop(_TrainingEpochLoop):
             super().on_advance_end(data_fetcher)
         else:
             self._batches_that_stepped += 1
-
-    def _transfer(self, batch: Any) -> Any:
-        """Return a batch on the model's device, as the data module's hooks leave it."""
-        batch = self._precision.convert_input(batch)
-        batch = self._data.on_before_batch_transfer(batch, 0)
-        batch = self._data.transfer_batch_to_device(batch, self._device, 0)
-        return self._data.on_after_batch_transfer(batch, 0)
-
-    def _step(self, batch: Any, batch_idx: int) -> None:
-        """Let the optimizer take a step."""
-        step = self.automatic_optimization.optim_progress.optimizer.step
-        step.increment_ready()
-        self.trainer.optimizers[0].step(partial(self._differentiate, batch, batch_idx))
-        step.increment_completed()
 
     @torch.enable_grad()
     def _differentiate(self, batch: Any, batch_idx: int) -> Tensor:
@@ -150,30 +154,6 @@ def lean_training(trainer: Trainer) -> Iterator[None]:
     finally:
         if value is not None:
             os.environ[_DEVICE_SEARCH] = value
-
-
-def _takes_plain_steps(trainer: Trainer) -> bool:
-    """Whether a step is a forward pass, a backward pass and an optimizer's step on one device, and nothing else."""
-    return (
-        type(trainer.lightning_module) is ImageClassifier
-        and trainer.datamodule is not None
-        and type(trainer.strategy) is SingleDeviceStrategy
-        and type(trainer.precision_plugin) in _PRECISIONS
-        and getattr(trainer.precision_plugin, "scaler", None) is None
-        and type(trainer.profiler) is PassThroughProfiler
-        and trainer.accumulate_grad_batches == 1
-        and trainer._val_check_time_interval is None
-        and not any(_overrides(callback, hook) for callback in trainer.callbacks for hook in _HOOKS_WITHIN_A_STEP)
-    )
-
-
-def _saves_between_epochs_alone(callback: Callback) -> bool:
-    """Whether a callback writes checkpoints, and none after a number of steps or minutes."""
-    return (
-        type(callback) is ModelCheckpoint
-        and callback._every_n_train_steps < 1
-        and callback._train_time_interval is None
-    )
 
 
 def _overrides(callback: Callback, hook: str) -> bool:

@@ -35,8 +35,12 @@ class RunLogger(CSVLogger):
         # a row an epoch is written when it is logged, so that nothing is lost with a process that is killed
         super().__init__(save_dir=str(path.parent), name="", version=path.name, flush_logs_every_n_steps=1)
         self._metrics_file, self._aside = path / "metrics.csv", path / ".metrics.csv"
+        self._earlier: list[dict[str, Any]] = []
         found = self._aside if self._aside.is_file() else self._metrics_file  # a process ended while it wrote
-        self._earlier = [row for row in _read_metrics(found) if int(row["step"]) < steps]
+        if found.is_file():
+            with found.open(newline="") as file:
+                rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+            self._earlier = [row for row in rows if int(row["step"]) < steps]
         epoch = {"epoch", "step"}.union(*[row for row in self._earlier if row.get("epoch") == str(logged.get("epoch"))])
         if set(logged) - epoch:
             row = {name: value for name, value in logged.items() if name in ("epoch", "step") or name not in epoch}
@@ -61,13 +65,6 @@ class RunLogger(CSVLogger):
         """Write nothing: the run directory has the full config."""
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
-
-
 def place_loggers(loggers: Any, run: Path) -> None:
     """Make the loggers of a parsed config write into the run directory, unless they were given a place."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -87,11 +84,16 @@ def reason_for_offline() -> str | None:
     if os.environ.get("WANDB_MODE"):
         return None
     url = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-    host = url.hostname or ""
-    if not (os.environ.get("WANDB_API_KEY") or _has_login(host)):
+    host, logins = url.hostname or "", os.environ.get("NETRC") or Path.home() / ".netrc"
+    try:
+        knows = bool(os.environ.get("WANDB_API_KEY") or netrc.netrc(str(logins)).authenticators(host))
+    except (OSError, netrc.NetrcParseError):
+        knows = False
+    if not knows:
         return f"no login for {host} (`wandb login` or WANDB_API_KEY)"
     try:
-        socket.create_connection((host, url.port or (80 if url.scheme == "http" else 443)), _CONNECT_TIMEOUT_S).close()
+        port = url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection((host, port), _CONNECT_TIMEOUT_S).close()
     except OSError as error:
         return f"{host} cannot be reached ({error})"
     return None
@@ -115,11 +117,3 @@ def finish_wandb(*, failed: bool) -> None:
     """End the W&B run of this process, where there is one, so that its files are whole."""
     if wandb_is_running():
         sys.modules["wandb"].finish(exit_code=1 if failed else 0)
-
-
-def _has_login(host: str) -> bool:
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -35,11 +35,6 @@ from mlprank.utils.errors import OptionError, did_you_mean
 from mlprank.utils.files import load_config
 
 AddOptions = Callable[[LightningArgumentParser], None]
-_OBJECTS = frozenset({"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"})
-_NEEDS_PLACE = ("CSVLogger", "TensorBoardLogger")
-_DATA = {"class_path": "mlprank.datamodules.DigitsDataModule"}
-_OF_FIT = ("trainer", "weights_only", "ckpt_path", "config")
-"""What a config of `mlprank fit` says of the training."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +62,17 @@ class Request:
             word = rest.pop(0)
             if not word.startswith("--") and word not in ("-c", "-h"):
                 raise OptionError(f"{word!r} is not an option; options start with --, as in --ckpt_path {word}")
-            key, equals, value = word.partition("=")
+            key, equals, value = word.lstrip("-").partition("=")
             values = [value] if equals else []
             while not equals and rest and not rest[0].startswith("--") and rest[0] not in ("-c", "-h"):
                 values.append(rest.pop(0))
-            key = key.lstrip("-")
-            if key in ("c", "config"):
-                if not values:
-                    raise OptionError(
-                        "--config needs a value: a file, or the name of a config that `mlprank configs` lists"
-                    )
+            if key not in ("c", "config"):
+                options.append((key, f"[{', '.join(values)}]" if len(values) > 1 else values[0] if values else None))
+            elif values:
                 configs += values
             else:
-                options.append((key, f"[{', '.join(values)}]" if len(values) > 1 else values[0] if values else None))
+                known = "a file, or the name of a config that `mlprank configs` lists"
+                raise OptionError(f"--config needs a value: {known}")
         return cls(tuple(configs), tuple(options))
 
     def typed(self, key: str) -> str | None:
@@ -101,9 +94,10 @@ class Request:
         """What the configs hold."""
         return [load_config(text) for text in self.configs]
 
-    def holding(self, contents: Sequence[Mapping[str, Any]]) -> Request:
-        """Return this command line with other contents of its configs."""
-        return dataclasses.replace(self, configs=tuple(yaml.safe_dump(each, sort_keys=False) for each in contents))
+    def holding(self, contents: Iterable[Mapping[str, Any]], options: Iterable[Option] | None = None) -> Request:
+        """Return this command line with other contents of its configs, and with other options."""
+        texts = tuple(yaml.safe_dump(each, sort_keys=False) for each in contents)
+        return Request(texts, self.options if options is None else tuple(options))
 
     @property
     def first_config(self) -> Path | None:
@@ -152,9 +146,10 @@ class Parser:
             arguments.add_argument("--accelerator", type=str, default="cpu", help="Where to compute: cpu, gpu or auto.")
         arguments.add_lightning_class_args(module, "model", required=False)
         arguments.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-        arguments.set_defaults({"data": dict(_DATA)})
+        arguments.set_defaults({"data": {"class_path": "mlprank.datamodules.DigitsDataModule"}})
         if add_options is None:
-            arguments.add_method_arguments(Trainer, command, skip=set(_OBJECTS))
+            objects = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+            arguments.add_method_arguments(Trainer, command, skip=objects)
 
     def parse(self, request: Request) -> Namespace:
         """Parse configs, then what was typed."""
@@ -203,27 +198,25 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
     those that were typed, else of the config that was typed, else of the config beside the checkpoint, else what the
     checkpoint says of itself.
 
-    Args:
-        command: The command: one of Trainer's, or one that works on a checkpoint.
-        arguments: Its options.
-        add_options: For a command that works on a checkpoint: adds its options to a parser. What a config says of the
-            training is passed over then; where it has a PruningCallback, its arguments are defaults of options of the
-            same names.
+    A command that works on a checkpoint adds its options to a parser by `add_options`. What a config says of the
+    training is passed over then; where it has a PruningCallback, its arguments are defaults of options of the same
+    names.
     """
     request = Request.of(arguments)
     base, resumed, taken, checkpoint = runs_of(request), None, None, None
     content: Mapping[str, Any] = {}
     fitted = request.contents[-1:]
     if not request.asks_only and (command != "fit" or request.typed("ckpt_path") is not None):
-        checkpoint = find_checkpoint(command, request)
+        checkpoint = _find_checkpoint(command, request, base)
         if request.typed("ckpt_path") == "last" and command == "fit":
             resumed = checkpoint.parent.parent
         content = runs.read_trained(checkpoint)
         beside = runs.beside_checkpoint(checkpoint)
         if beside is not None and not fitted:
             fitted = [load_config(str(beside))]
-        request, taken = with_checkpoint(request, checkpoint, content, whole=command == "fit")
-    module, request = choose_module(request)
+        if not request.configs:
+            request, taken = _with_checkpoint(request, checkpoint, content, beside, whole=command == "fit")
+    module, request = _choose_module(request)
     shared: Any = trainer_parser  # mypy does not know that classes can be hashed
     parser: Parser = Parser(command, module, add_options) if add_options else shared(command, module)
     if request.asks_help:
@@ -235,10 +228,16 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
         known = {action.dest.partition(".")[0] for action in parser.arguments._actions}
         recipes = [entry.get("init_args") or {} for content in fitted for entry in _pruning_callbacks(content)]
         defaults = {key: value for key, value in (recipes or [{}])[0].items() if key in known}
-        plain = [{key: value for key, value in each.items() if key not in _OF_FIT} for each in request.contents]
+        of_fit = ("trainer", "weights_only", "ckpt_path", "config")  # what a config says of the training
+        plain = [{key: value for key, value in each.items() if key not in of_fit} for each in request.contents]
         request = request.holding([defaults, *plain])
-    if not request.asks_only:
-        check_described(request, module)
+    named = any(key.split(".")[:2] == ["model", "model"] or key == "model" for key, _ in request.options)
+    named = named or any(each.get("model") for each in request.contents)
+    if not request.asks_only and module is ImageClassifier and not named:
+        raise OptionError(
+            "there is no network; give a config, as in --config quickstart, or --model MLP and its options, or "
+            "--model my_package.MyModule"
+        )
     options = parser.parse(request)
     values = {**parser.plain(options), "ckpt_path": None}  # a saved config starts anew
     steps, goes_on = int(content.get("global_step", 0)), command == "fit" and "optimizer_states" in content
@@ -252,7 +251,16 @@ def parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
     return dict(parse("fit", arguments).values)
 
 
-def find_checkpoint(command: str, request: Request) -> Path:
+def runs_of(request: Request) -> Path:
+    """Return the directory of a config's runs: `trainer.default_root_dir`, else `runs/` and the config's name."""
+    trainers = [content["trainer"] for content in request.contents if isinstance(content.get("trainer"), Mapping)]
+    given = [request.typed("trainer.default_root_dir"), *(trainer.get("default_root_dir") for trainer in trainers)]
+    config = request.first_config
+    usual = Path("runs") / (config.stem if config else "default")
+    return Path(next((str(path) for path in given if path), usual))
+
+
+def _find_checkpoint(command: str, request: Request, base: Path) -> Path:
     """Return the checkpoint that was typed, or found by `best` or `last`."""
     given = request.typed("ckpt_path")
     if given is None:
@@ -260,45 +268,19 @@ def find_checkpoint(command: str, request: Request) -> Path:
             if "." not in key and (hint := did_you_mean(key, ["ckpt_path"])):
                 raise OptionError(f"there is no option {key!r}{hint}")
         raise OptionError(f"mlprank {command} needs --ckpt_path: a file, or `best` or `last` of the newest run")
-    checkpoint = Path(given)
     if given in ("last", "best"):
-        base = runs_of(request)
-        checkpoint = runs.find_checkpoint(base, given, run=runs.run_of_config(request.first_config, base))
-    return checkpoint
+        return runs.find_checkpoint(base, given, run=runs.run_of_config(request.first_config, base))
+    return Path(given)
 
 
-def check_described(request: Request, module: type[LightningModule]) -> None:
-    """Refuse a command line that describes no network."""
-    typed = any(key.split(".")[:2] == ["model", "model"] or key == "model" for key, _ in request.options)
-    if module is ImageClassifier and not typed and not any(content.get("model") for content in request.contents):
-        raise OptionError(
-            "there is no network; give a config, as in --config quickstart, or --model MLP and its options, or "
-            "--model my_package.MyModule"
-        )
-
-
-def runs_of(request: Request) -> Path:
-    """Return the directory of a config's runs: `trainer.default_root_dir`, else `runs/` and the config's name."""
-    given = request.typed("trainer.default_root_dir")
-    for content in request.contents:
-        trainer = content.get("trainer")
-        if given is None and isinstance(trainer, Mapping) and trainer.get("default_root_dir"):
-            given = str(trainer["default_root_dir"])
-    config = request.first_config
-    return Path(given) if given else Path("runs") / (config.stem if config else "default")
-
-
-def with_checkpoint(
-    request: Request, checkpoint: Path, content: Mapping[str, Any], *, whole: bool
+def _with_checkpoint(
+    request: Request, checkpoint: Path, content: Mapping[str, Any], beside: Path | None, *, whole: bool
 ) -> tuple[Request, Path | None]:
     """Add what a checkpoint says of its network, where no config was typed; return where it was taken from, too.
 
     The config beside it counts `whole` for a training; an evaluation takes its model and data alone: callbacks, loggers
-    and plugins of someone's run have no place there.
+    and plugins of someone's run have no place there. Without one the checkpoint itself may record its module.
     """
-    if request.configs:
-        return request, None
-    beside = runs.beside_checkpoint(checkpoint)
     if beside is not None:
         saved = load_config(str(beside))
         if not whole:
@@ -310,34 +292,28 @@ def with_checkpoint(
         inline = str(beside) if whole else yaml.safe_dump(saved, sort_keys=False)
         typed_both = request.typed("model") is not None and request.typed("data") is not None
         return dataclasses.replace(request, configs=(inline,)), None if typed_both and not whole else beside
-    described = _described(checkpoint, content, request)
-    return (dataclasses.replace(request, configs=(yaml.safe_dump(described),)) if described else request), None
-
-
-def _described(checkpoint: Path, content: Mapping[str, Any], request: Request) -> dict[str, Any]:
-    """Return the options of the module that a checkpoint itself records; none where the network was typed."""
     recorded, own = content.get("hyper_parameters"), content.get("mlprank")
     hyper_parameters = dict(recorded) if isinstance(recorded, Mapping) else {}
     network = own.get("model") if isinstance(own, Mapping) else None
     name = request.typed("model")
     if name is not None and "model.model" not in dict(request.options):
-        cls = find_class(name, [nn.Module], "model")
-        names = inspect.signature(cls).parameters
-        return {"model": {key: value for key, value in hyper_parameters.items() if key in names and is_plain(value)}}
+        names = inspect.signature(find_class(name, [nn.Module], "model")).parameters
+        model = {key: value for key, value in hyper_parameters.items() if key in names and is_plain(value)}
+        return request.holding([{"model": model}]), None
     if isinstance(hyper_parameters.get("model"), Mapping):
         names = inspect.signature(ImageClassifier).parameters
-        described = {key: value for key, value in hyper_parameters.items() if key in names}
+        model = {key: value for key, value in hyper_parameters.items() if key in names}
     elif isinstance(network, Mapping):
-        described = {"model": dict(network)}
+        model = {"model": dict(network)}
     elif (known := recognise(state_of(content, source=str(checkpoint)))) is not None:
-        described = {"model": {"class_path": class_path_of(known)}}
+        model = {"model": {"class_path": class_path_of(known)}}
     else:
-        return {}
-    _check_classes(described, checkpoint)
-    return {"model": described}
+        return request, None
+    _check_classes(model, checkpoint)
+    return request.holding([{"model": model}]), None
 
 
-def choose_module(request: Request) -> tuple[type[Any], Request]:
+def _choose_module(request: Request) -> tuple[type[Any], Request]:
     """Find out whose module is meant, and write the options so that its parser takes them.
 
     `--model my_pkg.MyModule` is someone's LightningModule. `--model my_pkg.Net` is a plain network for the image
@@ -350,42 +326,30 @@ def choose_module(request: Request) -> tuple[type[Any], Request]:
     if name is None or name.endswith((".yaml", ".yml", ".json")):
         return ImageClassifier, request
     cls = find_class(name, [nn.Module], "model")
+    is_module, own = issubclass(cls, LightningModule), inspect.signature(ImageClassifier).parameters
+
+    def rewritten(config: dict[str, Any]) -> dict[str, Any]:
+        model = config.get("model")
+        if not isinstance(model, Mapping) or not model:
+            return config
+        if is_module and "class_path" in model:
+            same = find_class(str(model["class_path"]), [nn.Module], "model") is cls
+            return {**config, "model": dict(model.get("init_args") or {}) if same else {}}
+        if is_module or set(model) & (set(own) - {"class_path"}):
+            return config
+        network = dict(model) if "class_path" in model else {"init_args": dict(model)}
+        return {**config, "model": {"model": network}}
+
     options = [(key, value) for key, value in request.options if key != "model"]
-    if issubclass(cls, LightningModule):
-        contents = [_flattened(content, cls) for content in request.contents]
-        return cls, dataclasses.replace(request.holding(contents), options=tuple(options))
-    own = inspect.signature(ImageClassifier).parameters
-    if typed:
+    if typed and not is_module:  # arguments of the network, or at least not of the classifier around it
         names = inspect.signature(cls).parameters
-        options = [(f"model.{key}" if _of_network(key, names, own) else key, value) for key, value in options]
+        words = [key.split(".") for key, _ in options]
+        inner = [each[0] == "model" and len(each) > 1 and (each[1] in names or each[1] not in own) for each in words]
+        options = [
+            (f"model.{key}" if is_in else key, value) for is_in, (key, value) in zip(inner, options, strict=True)
+        ]
         options.insert(0, ("model.model", class_path_of(cls)))
-    contents = [_nested(content, own) for content in request.contents]
-    return ImageClassifier, dataclasses.replace(request.holding(contents), options=tuple(options))
-
-
-def _of_network(key: str, names: Iterable[str], own: Iterable[str]) -> bool:
-    """Whether an option under `model` is an argument of the network, or at least not of the classifier around it."""
-    words = key.split(".")
-    return words[0] == "model" and len(words) > 1 and (words[1] in names or words[1] not in own)
-
-
-def _nested(config: dict[str, Any], own: Iterable[str]) -> dict[str, Any]:
-    """Write a plain network under `model` as the network of the classifier."""
-    model = config.get("model")
-    if not isinstance(model, Mapping) or not model or set(model) & (set(own) - {"class_path"}):
-        return config
-    if "class_path" in model:
-        return {**config, "model": {"model": dict(model)}}
-    return {**config, "model": {"model": {"init_args": dict(model)}}}
-
-
-def _flattened(config: dict[str, Any], cls: type) -> dict[str, Any]:
-    """Write `class_path` and `init_args` of a module as the parser of its class takes them."""
-    model = config.get("model")
-    if not isinstance(model, Mapping) or "class_path" not in model:
-        return config
-    same = find_class(str(model["class_path"]), [nn.Module], "model") is cls
-    return {**config, "model": dict(model.get("init_args") or {}) if same else {}}
+    return (cls if is_module else ImageClassifier), request.holding(map(rewritten, request.contents), options)
 
 
 def _check_classes(content: object, source: Path, option: str = "") -> None:
@@ -415,7 +379,11 @@ def _completed(request: Request) -> Request:
         if key in ("model.model", "model.model.class_path") and value in MODELS:
             value = f"mlprank.models.{value}"
         options.append((key, value))
-        if key.rstrip("+") == "trainer.logger" and value and value.rpartition(".")[2] in _NEEDS_PLACE:
+        if (
+            key.rstrip("+") == "trainer.logger"
+            and value
+            and value.rpartition(".")[2] in ("CSVLogger", "TensorBoardLogger")
+        ):
             options.append(("trainer.logger.save_dir", "."))
     classes = ("model.model", "model.optimizer", "model.lr_scheduler", "data")
     options.sort(key=lambda typed: typed[0] not in classes)  # a class, then its options, wherever they stand
@@ -436,7 +404,7 @@ def _with_pruning(request: Request) -> Request:
     for content in reversed(contents):
         for entry in _pruning_callbacks(content):
             entry["init_args"] = {**(entry.get("init_args") or {}), **{k: text_value(v) for k, v in fields.items()}}
-            return dataclasses.replace(request.holding(contents), options=options)
+            return request.holding(contents, options)
     own: list[Option] = [("trainer.callbacks+", class_path_of(PruningCallback))]
     own += [(f"trainer.callbacks.{key}", value) for key, value in fields.items()]
     return dataclasses.replace(request, options=(*options, *own))
@@ -487,16 +455,11 @@ def full_help(parser: ArgumentParser) -> str:
             group = key.partition(".")[0]
             lines += [""] if lines else []
         kind = describe_type(getattr(action, "_typehint", None))
-        default = "" if action.default in (None, argparse.SUPPRESS) else f" (default {_shown(action.default)})"
+        default = action.default
+        path = default.get("class_path") if isinstance(default, (Mapping, Namespace)) else None
+        shown = path or getattr(default, "__name__", default)
         text = " ".join(str(action.help or "").split("%(")[0].split())
-        lines += [
-            f"--{key} {kind}",
-            *(textwrap.wrap(f"{text}{default}", 76, initial_indent="    ", subsequent_indent="    ")),
-        ]
+        text += "" if default in (None, argparse.SUPPRESS) else f" (default {shown})"
+        lines += [f"--{key} {kind}", *textwrap.wrap(text, 76, initial_indent="    ", subsequent_indent="    ")]
     lines += ["", "--data.help CLASS, --model.optimizer.help CLASS and so on show the options of a class"]
     return "\n".join(lines) + "\n"
-
-
-def _shown(default: object) -> str:
-    path = default.get("class_path") if isinstance(default, (Mapping, Namespace)) else None
-    return str(path or getattr(default, "__name__", default))

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 _REDRAW_S = 0.2
-_SHOWN = ("train_loss", "val_loss", "val_top1")
 
 
 class RunProgress(ProgressBar):
@@ -65,20 +64,17 @@ class RunProgress(ProgressBar):
         self._say_epoch(trainer)
         self.teardown()
         if self._enabled and self._is_live:
-            print(f"{trainer.current_epoch} epochs{self._numbers(trainer)}", flush=True)
+            spent = time.monotonic() - self._started_at
+            print(f"{trainer.current_epoch} epochs{_metrics(trainer)}  ({spent:.1f} s)", flush=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a validation by itself."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._show("validate", sum(trainer.num_val_batches))
+        """Begin a validation by itself, a test or a prediction."""
+        counts = {"validate": "num_val_batches", "test": "num_test_batches", "predict": "num_predict_batches"}
+        command = getattr(trainer.state.fn, "value", "")
+        if command in counts:
+            self._show(command, sum(getattr(trainer, counts[command])))
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self._show("test", sum(trainer.num_test_batches))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self._show("predict", sum(trainer.num_predict_batches))
+    on_test_start = on_predict_start = on_validation_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the bar away for good."""
@@ -96,7 +92,7 @@ class RunProgress(ProgressBar):
         if self._epoch is not None and self._bar is not None:
             self._bar.update(self._task, metrics=_metrics(trainer))
         elif self._epoch is not None and self._enabled and not self._is_live:
-            print(f"{self._epoch}{self._numbers(trainer)}", flush=True)
+            print(f"{self._epoch}{_metrics(trainer)}  ({time.monotonic() - self._started_at:.1f} s)", flush=True)
         self._epoch = None
 
     def _show(self, what: str, total: float) -> None:
@@ -112,12 +108,10 @@ class RunProgress(ProgressBar):
             self._bar.start()
         self._drawn_at = time.monotonic()
 
-    def _numbers(self, trainer: Trainer) -> str:
-        return f"{_metrics(trainer)}  ({time.monotonic() - self._started_at:.1f} s)"
-
 
 def _metrics(trainer: Trainer) -> str:
     """The metrics of the last epoch in a few words; those of someone else's module as they are called there."""
     values = trainer.callback_metrics
-    shown = [name for name in _SHOWN if name in values] or [name for name in values if "loss" in name][:3]
+    ours = [name for name in ("train_loss", "val_loss", "val_top1") if name in values]
+    shown = ours or [name for name in values if "loss" in name][:3]
     return "".join(f"  {name} {float(values[name]):.4f}" for name in shown)

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
             written = directory if config.command == "fit" else None
             built = build(config, directory)
             with interruptible(built.trainer):
-                _COMMANDS[config.command](config, built, directory)
+                _execute(config, built, directory)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept(written)) from None
     finally:
@@ -136,53 +136,37 @@ def _run_callbacks(config: Config, run: Path, given: Sequence[Callback]) -> list
     return ours
 
 
-def _fit(config: Config, built: Built, directory: Path | None) -> None:
-    if directory is not None:
-        _say(f"mlprank fit: {'goes on in' if config.resumed else 'writes to'} {directory}")
-    checkpoint = config.checkpoint if config.goes_on else None
-    if config.checkpoint is not None and checkpoint is None:
-        _say(f"mlprank fit: trains on from the weights of {config.checkpoint}")
-    with lean_training(built.trainer):
-        plain_types = config.values["weights_only"]
-        built.trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=checkpoint, weights_only=plain_types)
-
-
-def _evaluate(config: Config, built: Built, directory: Path | None) -> None:
-    evaluate = built.trainer.validate if config.command == "validate" else built.trainer.test
-    for result in evaluate(built.model, datamodule=built.datamodule):
-        for name, value in result.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{name} is {value}: the network of {config.checkpoint} gives values that are not finite; it has "
-                    "diverged, or the file is damaged, or the data is not what it was trained on"
-                )
-
-
-def _predict(config: Config, built: Built, directory: Path | None) -> None:
-    outputs = built.trainer.predict(built.model, datamodule=built.datamodule, return_predictions=True)
-    if directory is not None and outputs and is_first_process():
-        path = directory / "predictions.csv"
-        _say(f"mlprank predict: {write_predictions(outputs, path)} predictions in {path}")  # type: ignore[arg-type]
-
-
-_COMMANDS: dict[str, Callable[[Config, Built, Path | None], None]] = {
-    "fit": _fit,
-    "validate": _evaluate,
-    "test": _evaluate,
-    "predict": _predict,
-}
-
-
-def write_predictions(outputs: Sequence[Tensor], path: Path) -> int:
-    """Write a row per image: its index, the most probable class and that class's probability; return their number."""
-    if not all(isinstance(each, Tensor) and each.ndim == 2 for each in outputs):
-        raise TypeError(
-            f"predict_step returns {type(outputs[0]).__name__}; a table needs class probabilities, (N, num_classes)"
-        )
-    probabilities, classes = torch.cat(list(outputs)).max(dim=1)
-    found = enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True))
-    write_csv(path, [{"index": n, "class": label, "probability": f"{value:.6f}"} for n, (label, value) in found])
-    return len(classes)
+def _execute(config: Config, built: Built, directory: Path | None) -> None:
+    """Run the command of a config with what it asks for."""
+    trainer, command = built.trainer, config.command
+    if command == "fit":
+        if directory is not None:
+            _say(f"mlprank fit: {'goes on in' if config.resumed else 'writes to'} {directory}")
+        if config.checkpoint is not None and not config.goes_on:
+            _say(f"mlprank fit: trains on from the weights of {config.checkpoint}")
+        with lean_training(trainer):
+            options: Any = {"ckpt_path": config.checkpoint if config.goes_on else None}
+            options["weights_only"] = config.values["weights_only"]
+            trainer.fit(built.model, datamodule=built.datamodule, **options)
+    elif command == "predict":
+        outputs: Any = trainer.predict(built.model, datamodule=built.datamodule, return_predictions=True)
+        if directory is not None and outputs and is_first_process():
+            if not all(isinstance(each, Tensor) and each.ndim == 2 for each in outputs):
+                kind = type(outputs[0]).__name__
+                raise TypeError(f"predict_step returns {kind}; a table needs class probabilities, (N, num_classes)")
+            probabilities, classes = torch.cat(list(outputs)).max(dim=1)
+            found = enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True))
+            rows = [{"index": n, "class": label, "probability": f"{value:.6f}"} for n, (label, value) in found]
+            path = write_csv(directory / "predictions.csv", rows)
+            _say(f"mlprank predict: {len(rows)} predictions in {path}")
+    else:
+        for result in getattr(trainer, command)(built.model, datamodule=built.datamodule):
+            for name, value in result.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"{name} is {value}: the network of {config.checkpoint} gives values that are not finite; it "
+                        "has diverged, or the file is damaged, or the data is not what it was trained on"
+                    )
 
 
 def is_first_process() -> bool:
@@ -199,22 +183,11 @@ def quieten() -> None:
     """Leave out what Lightning says that nobody can act on; what callbacks say is shown."""
     for message in _UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    own = Path(sys.modules["lightning"].__file__ or "").parent
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).handlers = [_Stderr()]
+        # prints to what is `sys.stderr` at the time: a bar puts that above itself
+        logging.getLogger(name).handlers = [logging._StderrHandler()]  # type: ignore[attr-defined]
         messages = logging.getLogger(f"{name}.utilities.rank_zero")
         messages.setLevel(logging.INFO)
-        messages.addFilter(_of_callbacks)
-
-
-class _Stderr(logging.Handler):
-    """Prints to what is `sys.stderr` at the time: a bar puts that above itself."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
-
-
-def _of_callbacks(record: logging.LogRecord) -> bool:
-    """Whether a message is a warning, or does not come from Lightning's own sources."""
-    own = Path(sys.modules["lightning"].__file__ or "").parent
-    return record.levelno >= logging.WARNING or own not in Path(record.pathname).parents
+        messages.addFilter(lambda each: each.levelno >= logging.WARNING or own not in Path(each.pathname).parents)

@@ -49,10 +49,7 @@ def numbered_runs(base: Path) -> list[Path]:
 def held(run: Path) -> Iterator[Path]:
     """Hold a run directory for this process alone; take it away again where nothing was written to it.
 
-    What a killed process has left in it, files that it was writing, is deleted first.
-
-    Raises:
-        BusyError: If another process writes there.
+    What a killed process has left in it, files that it was writing, is deleted first. A BusyError says who holds it.
     """
     busy = f"{run} is in use by process {{holder}}; wait until it ends, or leave out --ckpt_path for a run of its own"
     ours = False  # a directory that another process holds is not ours to take away, however empty it is
@@ -86,25 +83,20 @@ def claimed(base: Path, *, run: Path | None = None) -> Iterator[Path]:
 
 def home_of(checkpoint: Path) -> Path:
     """Return the run directory that a checkpoint belongs to, or the directory that it lies in."""
-    config = beside_checkpoint(checkpoint)
-    return config.parent if config is not None else checkpoint.parent
+    return (beside_checkpoint(checkpoint) or checkpoint).parent
 
 
 def run_of_config(config: Path | None, base: Path) -> Path | None:
     """Return the run directory that a saved config lies in, or None for any other config."""
-    if config is None or config.name != CONFIG:
-        return None
-    run = config.parent
-    return run if run.resolve().parent == base.resolve() and run.resolve().name.isdecimal() else None
+    run = None if config is None or config.name != CONFIG else config.parent
+    return run if run and run.resolve().parent == base.resolve() and run.resolve().name.isdecimal() else None
 
 
 def find_checkpoint(base: Path, keyword: str, *, run: Path | None = None) -> Path:
     """Find the newest run's `last` or `best` checkpoint under `base`, or that of one run."""
     runs = numbered_runs(base)[::-1] if run is None else [run]
-    for candidate in runs:
-        found = _newest_checkpoint(candidate, f"{keyword}*.ckpt")
-        if found is not None:
-            return found
+    if found := next(filter(None, (_newest_checkpoint(each, f"{keyword}*.ckpt") for each in runs)), None):
+        return found
     place = f"{base} (no run is there)" if not runs else f"{', '.join(str(r / CHECKPOINTS) for r in runs[:3])}"
     raise FileNotFoundError(
         f"--ckpt_path {keyword}: there is no {keyword}.ckpt in {place}; train with `mlprank fit` first, without "
@@ -129,8 +121,8 @@ def _newest_checkpoint(run: Path, pattern: str) -> Path | None:
 def beside_checkpoint(checkpoint: str | os.PathLike[str]) -> Path | None:
     """Return the config of the run that wrote a checkpoint, or None where there is none beside it."""
     path = Path(checkpoint)
-    candidates = (path.parent.parent / CONFIG, path.parent / CONFIG)
-    return next((candidate for candidate in candidates if path.is_file() and candidate.is_file()), None)
+    places = (path.parent.parent / CONFIG, path.parent / CONFIG) if path.is_file() else ()
+    return next((place for place in places if place.is_file()), None)
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
