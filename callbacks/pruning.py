@@ -48,7 +48,7 @@ from mlprank.surgery.masks import (
 from mlprank.surgery.narrow import adopt_state, narrow, network_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file
-from mlprank.utils.hooks import Hook, HookWatch, replace_hook, users_hooks
+from mlprank.utils.modules import Hook, replace_hook, users_hooks, watch_hooks
 from mlprank.utils.registry import imported
 
 
@@ -392,7 +392,7 @@ class PruningCallback(Callback):
         compute_own(pl_module)
         if self._watched is None:
             with run.uncompiled(pl_module):
-                self._watched = HookWatch(self._changing).start(pl_module)
+                self._watched = watch_hooks(pl_module, self._changing)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Let the hooks be as they were, after the first step: what they change is known."""

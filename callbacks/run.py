@@ -39,8 +39,7 @@ from mlprank.surgery.copies import without_compiled
 from mlprank.surgery.masks import masked_parameters, match_masks, refresh_masked
 from mlprank.surgery.narrow import with_state
 from mlprank.utils.errors import check_amount, check_choice, first_line
-from mlprank.utils.hooks import Hook, users_hooks
-from mlprank.utils.modules import device_of, evaluating
+from mlprank.utils.modules import Hook, device_of, evaluating, users_hooks
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
 _STEP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, MisconfigurationException)

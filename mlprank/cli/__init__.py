@@ -5,13 +5,12 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
 from mlprank.cli.configs import with_files
-from mlprank.cli.help import HELP, render_help
+from mlprank.cli.help import HELP, help_parser
 from mlprank.cli.vocabulary import translate
 from mlprank.utils.errors import INTERRUPTED, USER_ERRORS, WRONG_INPUT, did_you_mean
 from mlprank.utils.files import BusyError
@@ -26,6 +25,7 @@ class Command(NamedTuple):
 
 
 _TRAINING = "mlprank.training.run"
+_ERRORS = "lightning.fabric.utilities.exceptions"
 # fmt: off
 COMMANDS: dict[str, Command] = {
     "fit": Command(f"{_TRAINING}:main", "train a network; with a PruningCallback, prune it at the end", _TRAINING),
@@ -74,63 +74,73 @@ MLPRANK_TRACEBACK=1 shows where an error or a warning came from.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        argv: The command and its options; None reads the command line.
+    """Run a command with its options, by default those of the command line.
 
     Returns:
         The exit code: 0, 2 for input that cannot be used, 130 after Ctrl-C, or what the command returned.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+    name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("--help", "-h", "help"):
         commands = "\n".join(f"  {name:<11} {command.help}" for name, command in COMMANDS.items())
         print(_HELP.format(version=version("mlprank"), commands=commands), end="")
         return 0
-    if arguments[0] in ("--version", "-V"):
+    if name in ("--version", "-V"):
         print(f"mlprank {version('mlprank')}")
         return 0
-    name = arguments[0]
     if name not in COMMANDS:
         print(f"mlprank: error: there is no command {name!r}{did_you_mean(name, COMMANDS)}", file=sys.stderr)
         print(f"mlprank: the commands are {', '.join(COMMANDS)}; see mlprank --help", file=sys.stderr)
         return WRONG_INPUT
+    shows_places, usual = os.environ.get("MLPRANK_TRACEBACK", "0") not in ("", "0"), warnings.formatwarning
+    if not shows_places:  # warnings are said as errors are, without the line of code that they came from
+        warnings.formatwarning = lambda message, *_, **__: f"mlprank {name}: warning: {message}\n"
     try:
-        with _warning_plainly(name):
-            return _run(name, arguments[1:])
+        return _run(name, arguments)
     except KeyboardInterrupt as interrupt:
         print(f"mlprank {name}: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG_INPUT
-    except _user_errors() as error:
-        if _shows_places():
+    # Lightning, where it was imported, has an error of its own for options that do not fit together.
+    except (
+        *USER_ERRORS,
+        BusyError,
+        getattr(sys.modules.get(_ERRORS), "MisconfigurationException", BusyError),
+    ) as error:
+        if shows_places:
             traceback.print_exc()
         print(f"mlprank {name}: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return WRONG_INPUT
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run(name: str, arguments: list[str]) -> int:
     """Import the command's module and call its function; the commands that share one get their name first."""
     command = COMMANDS[name]
     asked = bool({"-h", "--help"} & set(arguments))
-    if asked and "all" not in arguments and name in HELP:
-        print(render_help(name), end="")
-        return 0
-    if asked and name == "tune":  # its own options; the others are those of fit
-        from mlprank.training.parser import full_help
-        from mlprank.tuning.grid import option_parser
+    if asked and name in HELP and ("all" not in arguments or name == "tune"):
+        print(help_parser(name).format_help(), end="")
+        if "all" in arguments:  # tune's own options; the others are those of fit
+            from mlprank.training.parser import full_help
+            from mlprank.tuning.grid import option_parser
 
-        print(f"{render_help('tune')}\n{full_help(option_parser())}", end="")
+            print(f"\n{full_help(option_parser())}", end="")
         return 0
     if asked:
         arguments = [*(word for word in arguments if word not in ("-h", "--help", "all")), "--help"]
-    _find_modules_here()
+    # Modules in the current folder can be imported where an option names them, after all that is installed.
+    here = os.getcwd()
+    sys.path[:] = [*(path for path in sys.path if path not in ("", here)), here]
     arguments = with_files(translate(name, arguments))
     if command.needs and not (asked and name not in HELP):
-        with _saying(f"mlprank {name}: loading"):
+        shown = sys.stderr.isatty()
+        print(f"mlprank {name}: loading" if shown else "", end="", flush=True, file=sys.stderr)
+        try:
             importlib.import_module(command.needs)
+        finally:
+            print("\r\x1b[2K" if shown else "", end="", flush=True, file=sys.stderr)
     if command.needs == _TRAINING:
         from mlprank.training.run import quieten
 
@@ -139,44 +149,3 @@ def _run(name: str, arguments: list[str]) -> int:
     run = getattr(importlib.import_module(module), function)
     code: int | None = run([name, *arguments] if module == _TRAINING else arguments)
     return code or 0
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-    """What wrong input raises; Lightning has an error of its own for options that do not fit together."""
-    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    return (*USER_ERRORS, BusyError, *(() if lightning is None else (lightning.MisconfigurationException,)))
-
-
-def _find_modules_here() -> None:
-    """Let modules in the current folder be imported where an option names them, after all that is installed."""
-    here = os.getcwd()
-    sys.path[:] = [*(path for path in sys.path if path not in ("", here)), here]
-
-
-def _shows_places() -> bool:
-    return os.environ.get("MLPRANK_TRACEBACK", "0") not in ("", "0")
-
-
-@contextmanager
-def _warning_plainly(name: str) -> Iterator[None]:
-    """Say warnings as errors are said, without the line of code that they came from."""
-    usual = warnings.formatwarning
-    if not _shows_places():
-        warnings.formatwarning = lambda message, *_, **__: f"mlprank {name}: warning: {message}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
-
-
-@contextmanager
-def _saying(text: str) -> Iterator[None]:
-    """Show on a terminal that something is happening, and take it away again."""
-    shown = sys.stderr.isatty()
-    if shown:
-        print(text, end="", flush=True, file=sys.stderr)
-    try:
-        yield
-    finally:
-        if shown:
-            print("\r\x1b[2K", end="", flush=True, file=sys.stderr)

@@ -11,9 +11,19 @@ from mlprank.utils.files import write_whole
 FOLDER = Path(__file__).parent.parent / "configs"
 
 
+PARSER = CommandParser(
+    "configs",
+    "List the configs that come with mlprank, or copy one into the current folder, to be changed; `--config NAME` "
+    "finds them on every command.",
+    "mlprank configs quickstart --out mine.yaml",
+)
+PARSER.add_argument("name", nargs="?", metavar="NAME", help="the config to copy; without it, all are listed")
+PARSER.add("out", text="where to copy it to; default: the current folder")
+
+
 def main(argv: list[str]) -> int:
     """List the configs, or copy one."""
-    arguments = command_parser().parse_args(argv)
+    arguments = PARSER.parse_args(argv)
     if arguments.name is None:
         for name, about in described():
             print(name, textwrap.fill(about, 76, initial_indent="    ", subsequent_indent="    "), sep="\n")
@@ -28,18 +38,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def command_parser() -> CommandParser:
-    """Describe the command's arguments."""
-    about = (
-        "List the configs that come with mlprank, or copy one into the current folder, to be changed; `--config NAME` "
-        "finds them on every command."
-    )
-    parser = CommandParser("configs", about, "mlprank configs quickstart --out mine.yaml")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the config to copy; without it, all are listed")
-    parser.add_word("out", help="where to copy it to; default: the current folder")
-    return parser
-
-
 def find_config(name: str) -> Path:
     """Find a config.
 
@@ -52,7 +50,7 @@ def find_config(name: str) -> Path:
     wanted = name.removeprefix("configs/").removesuffix(".yaml")
     known = dict(_known())
     for candidate, path in known.items():
-        if candidate == wanted or (candidate.rpartition("/")[2] == wanted and "/" not in wanted):
+        if wanted in (candidate, path.stem):
             return path
     here = [path.name for path in Path().glob("*.yaml")]
     raise FileNotFoundError(
@@ -69,14 +67,13 @@ def described() -> list[tuple[str, str]]:
 def with_files(arguments: list[str]) -> list[str]:
     """Put the files of configs in place of their names in a command line."""
     found: list[str] = []
-    for place, argument in enumerate(arguments):
+    for before, argument in zip(["", *arguments], arguments, strict=False):
         key, equals, value = argument.partition("=")
         if key in ("--config", "-c") and equals:
-            found.append(f"{key}={find_config(value)}")
-        elif place and arguments[place - 1] in ("--config", "-c") and not argument.startswith("-"):
-            found.append(str(find_config(argument)))
-        else:
-            found.append(argument)
+            argument = f"{key}={find_config(value)}"
+        elif before in ("--config", "-c") and not argument.startswith("-"):
+            argument = str(find_config(argument))
+        found.append(argument)
     return found
 
 

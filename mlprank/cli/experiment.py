@@ -1,29 +1,82 @@
 """`mlprank experiment`: a grid of prunings over trained networks."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlprank.cli.vocabulary import WORDS, CommandParser
-from mlprank.experiments.config import (
-    PUBLISHED_AXES,
-    THESIS_PAIRS,
-    ExperimentConfig,
-    check_keys,
-    paired,
-    read_config,
-    write_config,
-)
+from mlprank.cli.vocabulary import CommandParser
+from mlprank.experiments.config import PUBLISHED_AXES, THESIS_PAIRS, ExperimentConfig, paired, read_config, write_config
 
 FAILED_CELLS = 1
 
 
+def _json(text: str) -> Mapping[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        example = '{"ChannelNorm": {"p": 2}}'
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping in JSON, such as '{example}'")
+    return value
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+PARSER = CommandParser(
+    "experiment",
+    "Prune trained networks in every combination of measure, method and amount, test what comes out, and record every "
+    "cell. The same command goes on where it was interrupted; more values extend the grid.",
+    "mlprank experiment --config experiments/thesis --report",
+)
+PARSER.add("config", text="the experiment, a file or a name; what is typed wins over it", type=Path)
+PARSER.add("name", "NAME", "what it is called; default: the config's file name")
+PARSER.add("out", "DIR", "results directory; default runs/experiments/NAME")
+PARSER.add("measure_args", "JSON", 'such as \'{"ChannelNorm": {"p": 2}}\'', type=_json)
+PARSER.add("recipe", "JSON", "further fields of the recipe, such as '{\"round_to\": [1, 8]}'", type=_json)
+PARSER.add("num_samples", text="calibration images; default 64", dest="calibration_samples", type=int)
+PARSER.add("checkpoint_root", "DIR", "holds runs/ or <model>_<data>.pth; default: here")
+PARSER.add("data_dir")
+PARSER.add("accelerator", "DEVICE", "cpu, cuda; default cpu", dest="device")
+PARSER.add("latency", text="measure latencies; on by default", action="store_true", default=None)
+PARSER.add("no_latency", text="measure none", dest="latency", action="store_false")
+PARSER.add("published", text="under all published conditions; see docs/tasks/thesis.md", action="store_true")
+PARSER.add("dry_run", text="list the cells and end", action="store_true")
+PARSER.add("report", text="write the report at the end", action="store_true")
+PARSER.begin("the grid; several values each")
+PARSER.add("model", "MODEL", "networks, such as ThreeLayerMLP or ThreeLayerMLP@MNIST", nargs="+")
+PARSER.add("data", "DATA", "their data sets; default: those of the thesis", nargs="+")
+PARSER.add("measure", dest="measures", nargs="+")
+PARSER.add("method", dest="methods", nargs="+")
+PARSER.add("amount", text="in [0, 1)", dest="amounts", nargs="+", type=float)
+PARSER.add("compensation", dest="compensations", nargs="+")
+PARSER.add("graph", text="chain, dag", dest="graphs", nargs="+")
+PARSER.add("protect_output", "BOOL", "true, false", nargs="+", type=_boolean)
+PARSER.add("seed", text="calibration draws", dest="calibration_seeds", nargs="+", type=int)
+PARSER.add("ckpt_path", text="trained networks of one model and data set", nargs="+")
+PARSER.begin("where cells run")
+PARSER.add("engine", "NAME", "local (default): here; ray: on all devices", choices=("local", "ray"))
+PARSER.add("address", "ADDRESS", "of a Ray cluster, or auto; default: Ray is started here")
+PARSER.add("cpus_per_cell", "N", "CPU cores for a unit of cells; default 1", type=float)
+PARSER.add("gpus_per_cell", "N", "GPUs, or a fraction of one, for a unit of cells", type=float)
+PARSER.begin("Weights & Biases")
+PARSER.add("wandb", text="log one run with a table of cells, tables and plots", action="store_true")
+PARSER.add("wandb_cells", text="log a run for every cell too", action="store_true")
+PARSER.add("wandb_project", "NAME", "default mlprank", default="mlprank")
+PARSER.add("wandb_entity", "NAME", "user or team; default: that of the login")
+
+
 def main(argv: list[str]) -> int:
     """Run `mlprank experiment`."""
-    arguments = command_parser().parse_args(argv)
+    arguments = PARSER.parse_args(argv)
     config = _config(arguments)
     from mlprank.experiments.cells import cells_of, find_networks
     from mlprank.experiments.records import RecordStore
@@ -38,16 +91,15 @@ def main(argv: list[str]) -> int:
             "no network of the grid has a checkpoint; train one by a command above, or name files by `checkpoints:` "
             "in the config or --ckpt_path"
         )
-    print(
-        f"{config.name}: {len(cells)} cells of {len(networks)} trained network{'s' * (len(networks) > 1)}", flush=True
-    )
+    plural = "s" * (len(networks) > 1)
+    print(f"{config.name}: {len(cells)} cells of {len(networks)} trained network{plural}", flush=True)
     if arguments.dry_run:
         print("".join(f"  {cell.label}\n" for cell in cells), end="")
         return 0
     with RecordStore(config.directory) as store:
         if store.notice:
             print(store.notice, file=sys.stderr)
-        write_whole(config.directory / "config.yaml", write_config(config).encode())
+        write_whole(config.directory / "config.yaml", write_config(config))
         _run(config, networks, cells, store)
         records = [record for record in store.records if record.key in {cell.key for cell in cells}]
         from mlprank.report.findings import print_findings
@@ -58,15 +110,10 @@ def main(argv: list[str]) -> int:
             from mlprank.training.loggers import prepare_wandb
 
             prepare_wandb()
-            count = log_experiment(
-                config,
-                records,
-                project=arguments.wandb_project,
-                entity=arguments.wandb_entity,
-                cells=arguments.wandb_cells,
-            )
+            project, entity = arguments.wandb_project, arguments.wandb_entity
+            count = log_experiment(config, records, project=project, entity=entity, cells=arguments.wandb_cells)
             own = f", {count} cells with runs of their own" if arguments.wandb_cells else ""
-            print(f"W&B: {len(records)} cells logged to project {arguments.wandb_project}, group {config.name}{own}")
+            print(f"W&B: {len(records)} cells logged to project {project}, group {config.name}{own}")
     if arguments.report:
         from mlprank.cli.report import main as report
 
@@ -77,6 +124,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: ExperimentConfig, networks: Any, cells: Sequence[Any], store: Any) -> None:
+    """Run the cells that are not finished, with a progress bar."""
     from rich.console import Console
 
     from mlprank.experiments.runner import Runner, run_on_ray
@@ -107,13 +155,13 @@ def _run(config: ExperimentConfig, networks: Any, cells: Sequence[Any], store: A
 def _config(arguments: argparse.Namespace) -> ExperimentConfig:
     """The config file with the flags on top."""
     values: dict[str, Any] = {} if arguments.config is None else read_config(arguments.config)
-    typed = {name: value for name, value in vars(arguments).items() if value is not None}
-    given = {name: value for name, value in typed.items() if name not in _NOT_CONFIG}
-    models, datasets, checkpoints = (typed.get(name) for name in ("model", "data", "ckpt_path"))
+    known = {field.name for field in dataclasses.fields(ExperimentConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+    models, datasets, checkpoints = arguments.model, arguments.data, arguments.ckpt_path
     if not (values or given or models or datasets):
         raise ValueError("nothing to run: give --config experiments/thesis, or networks by --model ThreeLayerMLP")
     if models or datasets:
-        given["networks"] = _networks(models, datasets, known=values.get("networks", ()))
+        given["networks"] = _networks(models, datasets or [], known=values.get("networks", ()))
         chosen = {paired(network) for network in given["networks"]}
         for name in ("checkpoints", "model_args", "data_args"):
             if isinstance(values.get(name), Mapping):
@@ -128,102 +176,23 @@ def _config(arguments: argparse.Namespace) -> ExperimentConfig:
     values |= given
     if arguments.published:
         values |= PUBLISHED_AXES
-    check_keys(values, place="command line")
     return ExperimentConfig(**values)
 
 
-def _networks(models: Sequence[str] | None, datasets: Sequence[str] | None, *, known: Sequence[str]) -> list[str]:
+def _networks(models: Sequence[str] | None, datasets: Sequence[str], *, known: Sequence[str]) -> list[str]:
     """Pair models with data sets as they stand: one by one, one for all, or those of the config or the thesis."""
     if models is None:
-        models = [model for model, dataset in THESIS_PAIRS.items() if dataset in (datasets or ())]
-        if len(models) != len(set(datasets or ())):
-            raise ValueError(f"--data {' '.join(datasets or ())}: give --model too")
-        return list(models)
-    if datasets is None:
-        return [
-            network
-            for model in models
-            for network in [each for each in known if each.partition("@")[0] == model] or [model]
-        ]
-    if len(datasets) == 1:
-        datasets = list(datasets) * len(models)
-    if len(datasets) != len(models):
+        models = [model for model, dataset in THESIS_PAIRS.items() if dataset in datasets]
+        if len(models) != len(set(datasets)):
+            raise ValueError(f"--data {' '.join(datasets)}: give --model too")
+        return models
+    if not datasets:
+        of_config = [[each for each in known if each.partition("@")[0] == model] or [model] for model in models]
+        return [network for networks in of_config for network in networks]
+    if len(datasets) not in (1, len(models)):
         raise ValueError(
             f"--model names {len(models)} networks and --data {len(datasets)} data sets; give one data set for each "
             "network, or one for all"
         )
-    return [f"{model}@{dataset}" for model, dataset in zip(models, datasets, strict=True)]
-
-
-def _json(text: str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        example = '{"ChannelNorm": {"p": 2}}'
-        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping in JSON, such as '{example}'")
-    return value
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
-_NOT_CONFIG = ("config", "model", "data", "ckpt_path", "published", "report", "dry_run",
-               "wandb", "wandb_project", "wandb_entity", "wandb_cells")  # fmt: skip
-
-
-def command_parser() -> CommandParser:
-    """Describe the command's arguments."""
-    about = (
-        "Prune trained networks in every combination of measure, method and amount, test what comes out, and record "
-        "every cell. The same command goes on where it was interrupted; more values extend the grid."
-    )
-    parser = CommandParser("experiment", about, "mlprank experiment --config experiments/thesis --report")
-    parser.add_word("config", type=Path, help="the experiment, a file or a name; what is typed wins over it")
-    parser.add_argument("--name", metavar="NAME", help="what it is called; default: the config's file name")
-    parser.add_word("out", metavar="DIR", help="results directory; default runs/experiments/NAME")
-    grid = parser.add_argument_group("the grid; several values each")
-    grid.add_argument(
-        "--model", nargs="+", metavar="MODEL", help="networks, such as ThreeLayerMLP or ThreeLayerMLP@MNIST"
-    )
-    grid.add_argument("--data", nargs="+", metavar="DATA", help="their data sets; default: those of the thesis")
-    grid.add_argument("--measure", dest="measures", nargs="+", metavar="MEASURE", help=WORDS["measure"].text)
-    grid.add_argument("--method", dest="methods", nargs="+", metavar="METHOD", help=WORDS["method"].text)
-    grid.add_argument("--amount", dest="amounts", nargs="+", type=float, metavar="SHARE", help="in [0, 1)")
-    grid.add_argument(
-        "--compensation", dest="compensations", nargs="+", metavar="NAME", help=WORDS["compensation"].text
-    )
-    grid.add_argument("--graph", dest="graphs", nargs="+", metavar="GRAPH", help="chain, dag")
-    grid.add_argument("--protect_output", nargs="+", type=_boolean, metavar="BOOL", help="true, false")
-    grid.add_argument("--seed", dest="calibration_seeds", nargs="+", type=int, metavar="SEED", help="calibration draws")
-    grid.add_argument("--ckpt_path", nargs="+", metavar="FILE", help="trained networks of one model and data set")
-    parser.add_argument("--measure_args", type=_json, metavar="JSON", help='such as \'{"ChannelNorm": {"p": 2}}\'')
-    parser.add_argument(
-        "--recipe", type=_json, metavar="JSON", help="further fields of the recipe, such as '{\"round_to\": [1, 8]}'"
-    )
-    parser.add_word("num_samples", dest="calibration_samples", type=int, help="calibration images; default 64")
-    parser.add_argument("--checkpoint_root", metavar="DIR", help="holds runs/ or <model>_<data>.pth; default: here")
-    parser.add_word("data_dir")
-    parser.add_word("accelerator", dest="device", metavar="DEVICE", help="cpu, cuda; default cpu")
-    parser.add_argument("--latency", action="store_true", default=None, help="measure latencies; on by default")
-    parser.add_argument("--no_latency", dest="latency", action="store_false", help="measure none")
-    parser.add_argument(
-        "--published", action="store_true", help="under all published conditions; see docs/tasks/thesis.md"
-    )
-    ray = parser.add_argument_group("where cells run")
-    ray.add_argument("--engine", choices=("local", "ray"), help="here, or by Ray on all devices; default local")
-    ray.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: Ray is started here")
-    ray.add_argument("--cpus_per_cell", type=float, metavar="N", help="CPU cores for a unit of cells; default 1")
-    ray.add_argument("--gpus_per_cell", type=float, metavar="N", help="GPUs, or a fraction of one, for a unit of cells")
-    parser.add_argument("--dry_run", action="store_true", help="list the cells and end")
-    parser.add_argument("--report", action="store_true", help="write the report at the end")
-    wandb = parser.add_argument_group("Weights & Biases")
-    wandb.add_argument("--wandb", action="store_true", help="log one run with a table of cells, tables and plots")
-    wandb.add_argument("--wandb_cells", action="store_true", help="log a run for every cell too")
-    wandb.add_argument("--wandb_project", default="mlprank", metavar="NAME", help="default mlprank")
-    wandb.add_argument("--wandb_entity", metavar="NAME", help="user or team; default: that of the login")
-    return parser
+    every = datasets if len(datasets) == len(models) else [*datasets] * len(models)
+    return [f"{model}@{dataset}" for model, dataset in zip(models, every, strict=True)]

@@ -3,7 +3,7 @@
 import textwrap
 from typing import NamedTuple
 
-from mlprank.cli.vocabulary import WORDS
+from mlprank.cli.vocabulary import WORDS, CommandParser
 
 _NETWORK = {"network and data": "model data data_dir batch_size"}
 _WHERE = {"where to compute": "accelerator devices precision seed"}
@@ -24,12 +24,12 @@ class Help(NamedTuple):
 
 
 _OWN = {
-    "grid.OPTION VALUES": "a list of values of any option of `mlprank fit`, as in --grid.lr '[0.1, 0.01]'",
-    "tune.engine NAME": "batched (all at once on one device), local, ray or auto (default)",
-    "tune.gpus_per_trial X": "GPUs, or a fraction of one, for a trial; ray only",
-    "tune.address ADDRESS": "of a Ray cluster; auto for this machine's",
-    "tune.retry_failed BOOL": "train trials again that failed (default false)",
-    "tune.top N": "how many of the best trials are shown (default 5)",
+    "grid.OPTION": ("VALUES", "a list of values of any option of `mlprank fit`, as in --grid.lr '[0.1, 0.01]'"),
+    "tune.engine": ("NAME", "batched (all at once on one device), local, ray or auto (default)"),
+    "tune.gpus_per_trial": ("X", "GPUs, or a fraction of one, for a trial; ray only"),
+    "tune.address": ("ADDRESS", "of a Ray cluster; auto for this machine's"),
+    "tune.retry_failed": ("BOOL", "train trials again that failed (default false)"),
+    "tune.top": ("N", "how many of the best trials are shown (default 5)"),
 }
 _EVALUATION = {"what to evaluate": "ckpt_path config"} | _NETWORK | _WHERE
 _RECIPE = "amount measure method compensation graph num_samples round_to protect refine"
@@ -108,30 +108,22 @@ HELP: dict[str, Help] = {
 }
 
 
-def render_help(command: str) -> str:
-    """Return the help of a command: what it does, the options that people use, and examples."""
+def help_parser(command: str) -> CommandParser:
+    """Return a parser that only knows what help shows: what a command does, the options that people use, examples."""
     shown = HELP[command]
-    lines = [f"mlprank {command} [options]", "", *textwrap.wrap(shown.about, 80)]
-    for title, names in shown.groups.items():
-        lines += ["", f"{title}:"]
-        for name in names.split():
-            lines += _option(*name.partition("=")[::2])
-    lines += ["", "examples:"]
+    lines = ["examples:"]
     for example, what in shown.examples.items():
         parts = textwrap.wrap(example, 76, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
         lines += ["  " + " \\\n  ".join(parts), f"      {what}"]
-    return "\n".join([*lines, "", f"mlprank {command} --help all shows every option"]) + "\n"
-
-
-def _option(name: str, default: str) -> list[str]:
-    """Return the lines of one option, which fit into 80 columns."""
-    word = WORDS.get(name)
-    if word is None:
-        head, text = next((own, text) for own, text in _OWN.items() if own.partition(" ")[0] == name)
-    else:
-        default = default or word.default
-        head, text = f"{name} {word.value}", word.text + (f" (default {default})" if default else "")
-    head = f"  --{head}"
-    wrapped = textwrap.wrap(text, 52)
-    lines = [head] if len(head) > 26 else [f"{head:<28}{wrapped.pop(0)}"]
-    return [*lines, *(" " * 28 + line for line in wrapped)]
+    parser = CommandParser(command, shown.about, "")
+    parser.epilog = "\n".join([*lines, "", f"mlprank {command} --help all shows every option"])
+    parser.usage = f"mlprank {command} [options]"
+    for title, names in shown.groups.items():
+        parser.begin(title)
+        for name, _, default in (entry.partition("=") for entry in names.split()):
+            if name in _OWN:
+                parser.add(name, *_OWN[name])
+            else:
+                default = default or WORDS[name].default
+                parser.add(name, text=WORDS[name].text + (f" (default {default})" if default else ""))
+    return parser

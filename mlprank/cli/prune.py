@@ -1,7 +1,7 @@
 """`mlprank prune` and `mlprank shrink`: a checkpoint, pruned without training by amounts or within a budget."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from mlprank.utils.errors import INTERRUPTED, OptionError
 from mlprank.utils.files import write_whole
 
 _BUDGETS = ("max_drop", "max_bytes", "max_params", "max_flops", "max_latency")
-_SECONDS_BETWEEN_LINES = 10.0
+_EVERY_S = 10.0  # between two lines of progress
 
 
 def main(argv: list[str]) -> int:
@@ -35,20 +35,18 @@ def main(argv: list[str]) -> int:
     amounts = options.amount if isinstance(options.amount, list) else [options.amount]
     if not amounts:
         raise OptionError("amount=[] holds no amount; give at least one, such as --amount 0.5")
-    fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name != "amount"}
-    recipe = make_recipe(None, {**fields, "amount": amounts[0]})
-    for amount in amounts:
-        dataclasses.replace(recipe, amount=amount)  # what is wrong with one is said before any is tried
+    fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe)}
+    recipes = [make_recipe(None, {**fields, "amount": amount}) for amount in amounts]  # each is checked before any runs
     with claimed(_place(opened, "prune")) as directory:
         evaluations = prune_amounts(
             opened.module,
-            calibration_of(data, recipe),
+            calibration_of(data, recipes[0]),
             amounts=amounts,
-            recipe=recipe,
+            recipe=recipes[0],
             labelled=labelled_split(data, options.split),
             split=options.split,
         )
-        files = write_results(opened, evaluations, recipe, directory)
+        files = write_results(opened, evaluations, recipes[0], directory)
         print_pruning(evaluations, files, dense=opened.checkpoint, config=directory / CONFIG)
     return 0
 
@@ -65,14 +63,10 @@ def shrink_main(argv: list[str]) -> int:
     Budgets(**given)  # what is wrong with them is said before anything is computed
     if not is_overridden("val_dataloader", data, LightningDataModule):
         raise OptionError(f"{type(data).__name__} has no validation split to choose by; give --data that has one")
-    recipe = Recipe(
-        **{field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name in options}
-    )
+    fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name in options}
+    recipe = Recipe(**fields)
     given |= {} if isinstance(options.refine, int) else {"refine": recipe.refine}  # its loss is the user's
-    with (
-        claimed(_place(opened, "shrink")) as directory,
-        shown_steps(" networks", every_s=_SECONDS_BETWEEN_LINES) as show,
-    ):
+    with claimed(_place(opened, "shrink")) as directory, shown_steps(" networks", every_s=_EVERY_S) as show:
         try:
             front = shrink(
                 opened.module,
@@ -140,25 +134,20 @@ def write_results(
     return files
 
 
-def calibration_of(data: Any, recipe: Recipe) -> Iterable[Any]:
+def calibration_of(data: Any, recipe: Recipe) -> Any:
     """The samples to calibrate on: those that the data module draws, else its training data."""
-    draws = hasattr(data, "calibration_dataloader")
-    loader: Iterable[Any] = (
-        data.calibration_dataloader(num_samples=recipe.num_samples, seed=recipe.seed)
-        if draws
-        else data.train_dataloader()
-    )
-    return loader
+    if hasattr(data, "calibration_dataloader"):
+        return data.calibration_dataloader(num_samples=recipe.num_samples, seed=recipe.seed)
+    return data.train_dataloader()
 
 
-def labelled_split(data: Any, split: str) -> Iterable[Any] | None:
+def labelled_split(data: Any, split: str) -> Any:
     """The split to measure accuracy on; None where its batches are not inputs and class indices."""
     if not is_overridden(f"{split}_dataloader", data, LightningDataModule):
         print(f"accuracy is not measured: {type(data).__name__} has no {split}_dataloader; choose another --split")
         return None
-    loader: Iterable[Any] = getattr(data, f"{split}_dataloader")()
-    batch = next(iter(loader), None)
-    if not is_labelled(batch):
+    loader = getattr(data, f"{split}_dataloader")()
+    if not is_labelled(next(iter(loader), None)):
         print(f"accuracy is not measured: the {split} batches are not (inputs, class indices)")
         return None
     return loader

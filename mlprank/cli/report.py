@@ -16,9 +16,32 @@ from mlprank.utils.charts import FORMATS
 UNREADABLE = 1
 
 
+PARSER = CommandParser(
+    "report",
+    "Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results of `mlprank "
+    "experiment`, `tune` and `shrink`. Needs neither a GPU nor the network.",
+    "mlprank report runs/thesis --out runs/thesis/report",
+)
+PARSER.add_argument(
+    "results", nargs="+", type=Path, metavar="RESULTS", help="results directories, or their records.jsonl"
+)
+PARSER.add("out", "DIR", "where to write; default: `report` in the first of them", type=Path)
+_KINDS = f"draw pictures too, half a second each: all, or {', '.join(PICTURE_KINDS)}"
+PARSER.add("pictures", "KIND", _KINDS, nargs="*", choices=PICTURE_KINDS)
+PARSER.add("no_png", text=argparse.SUPPRESS, action="store_true")  # pictures were once drawn unasked
+PARSER.add("formats", "FORMAT", "of pictures: png, svg, pdf", nargs="+", choices=FORMATS, default=["png"])
+PARSER.add("csv", text="write results.csv too, one row a cell", action="store_true")
+PARSER.add("baselines", "MEASURE", "compare weighted PageRank with these alone: random norm", nargs="+")
+PARSER.add(
+    "write_network", "CELL", "write the network of a cell, named by its key or the beginning of it, and no report"
+)
+_EFFECT = "the smallest difference of accuracy that counts, in points; default 0.2"
+PARSER.add("smallest_effect", "POINTS", _EFFECT, type=float, default=0.2)
+
+
 def main(argv: list[str]) -> int:
     """Run `mlprank report`."""
-    arguments = command_parser().parse_args(argv)
+    arguments = PARSER.parse_args(argv)
     first = arguments.results[0]
     output = arguments.out or (first.parent if first.is_file() else first) / "report"
     if arguments.write_network is not None:
@@ -67,45 +90,3 @@ def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:
     _, kept = read_scores(directory, record.key) or ({}, {})
     result = rebuild(record, config, kept=kept)
     return result.save(output / f"{record.key}.ckpt", cell=record.key, results=str(directory))
-
-
-def command_parser() -> CommandParser:
-    """Describe the command's arguments."""
-    about = (
-        "Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results of "
-        "`mlprank experiment`, `tune` and `shrink`. Needs neither a GPU nor the network."
-    )
-    parser = CommandParser("report", about, "mlprank report runs/thesis --out runs/thesis/report")
-    parser.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="results directories, or their records.jsonl"
-    )
-    parser.add_word("out", type=Path, metavar="DIR", help="where to write; default: `report` in the first of them")
-    pictures = parser.add_mutually_exclusive_group()
-    pictures.add_argument("--no_png", action="store_true", help=argparse.SUPPRESS)  # pictures were once drawn unasked
-    pictures.add_argument(
-        "--pictures",
-        nargs="*",
-        choices=PICTURE_KINDS,
-        metavar="KIND",
-        help=f"draw pictures too, half a second each: all, or {', '.join(PICTURE_KINDS)}",
-    )
-    parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=["png"], metavar="FORMAT", help="of pictures: png, svg, pdf"
-    )
-    parser.add_argument("--csv", action="store_true", help="write results.csv too, one row a cell")
-    parser.add_argument(
-        "--baselines", nargs="+", metavar="MEASURE", help="compare weighted PageRank with these alone: random norm"
-    )
-    parser.add_argument(
-        "--write_network",
-        metavar="CELL",
-        help="write the network of a cell, named by its key or the beginning of it, and no report",
-    )
-    parser.add_argument(
-        "--smallest_effect",
-        type=float,
-        default=0.2,
-        metavar="POINTS",
-        help="the smallest difference of accuracy that counts, in points; default 0.2",
-    )
-    return parser

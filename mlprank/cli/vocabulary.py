@@ -129,13 +129,8 @@ _ORIGINAL = {
 }
 """The original's options, values of options and flags, for LIGHTNING: what they are here, or where they went."""
 
-_PLAIN = (
-    *("seed_everything", "weights_only", "print_config", "help"),
-    *("min_neurons", "protect_output", "schedule", "finetune_epochs"),
-)
-"""Options of the parsers around Lightning which are not words and have no dot."""
-_GROUPS = ("trainer", "model", "data", "grid", "tune")
-"""What else may stand before a dot."""
+_GROUPS = ("trainer", "model", "data", "grid", "tune", "schedule")
+"""What else may stand before a dot, and an option that is near a word and is not one."""
 
 
 def words_of(command: str) -> list[str]:
@@ -162,12 +157,6 @@ def option_of(command: str, name: str) -> str:
     return means if means and has_it else name
 
 
-@functools.cache
-def _spellings(command: str) -> dict[str, str]:
-    """Every spelling of every word of a command, with what its parser calls it."""
-    return {spelling: option_of(command, name) for name in words_of(command) for spelling in (name, *WORDS[name].also)}
-
-
 def translate(command: str, arguments: Sequence[str]) -> list[str]:
     """Write a command line in the words of the command's parser: dashes or not, the original's spelling or ours.
 
@@ -175,39 +164,35 @@ def translate(command: str, arguments: Sequence[str]) -> list[str]:
         >>> translate("fit", ["--epochs", "3", "--data-path=/data", "--device", "cpu"])
         ['--trainer.max_epochs', '3', '--data.data_dir=/data', '--trainer.accelerator', 'cpu']
     """
-    known, original = _spellings(command), _ORIGINAL if command in LIGHTNING else {}
+    known = {spelling: option_of(command, name) for name in words_of(command) for spelling in (name, *WORDS[name].also)}
+    original = {key: meant for key, meant in _ORIGINAL.items() if command in LIGHTNING and key not in known}
     translated: list[str] = []
     rest = ["--config" if argument == "-c" else argument for argument in arguments]
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--") or argument == "--":
-            translated.append(argument)
-            continue
         typed, equals, value = argument.partition("=")
         key, plus = typed[2:].replace("-", "_").removesuffix("+"), "+" * typed.endswith("+")
-        meant = original.get(f"{key} {(value if equals else rest[0] if rest else '').lower()}")
-        if meant is not None:
-            translated += meant.split()
-            rest = rest if equals else rest[1:]
-            continue
-        meant = None if key in known else original.get(key)
-        if meant is not None and not meant.startswith("--"):
-            raise OptionError(f"{typed} {meant}")
-        if meant is not None and "=" in meant:
-            translated.append(meant)
-            continue
         head, dot, tail = key.partition(".")
-        if meant is None and command in (*LIGHTNING, *_PRUNE) and head not in (*known, *_PLAIN, *_GROUPS):
-            near = difflib.get_close_matches(
-                head, (*known, *_GROUPS) if dot else known, n=1, cutoff=0.7 if dot else 0.8
-            )
-            if near:
-                raise OptionError(f"there is no option {typed!r}; did you mean '--{near[0]}{dot}{tail}'?")
-        if head == "grid" and dot:
-            meant = f"--grid.{known.get(tail, tail)}"
-        elif meant is None:
-            meant = "--" + (known.get(key) or (f"{known[head]}.{tail}" if dot and head in known else key))
-        translated.append(f"{meant}{plus}{equals}{value}")
+        chosen = original.get(f"{key} {(value if equals else ''.join(rest[:1])).lower()}")
+        meant = original.get(key, "")
+        if not argument.startswith("--") or argument == "--":
+            translated.append(argument)
+        elif chosen:
+            translated += chosen.split()
+            rest = rest if equals else rest[1:]
+        elif meant and not meant.startswith("--"):
+            raise OptionError(f"{typed} {meant}")
+        elif "=" in meant:
+            translated.append(meant)
+        else:
+            if not meant and command in (*LIGHTNING, *_PRUNE) and head not in (*known, *_GROUPS):
+                likely = [*known, *(_GROUPS if dot else ())]
+                if near := difflib.get_close_matches(head, likely, n=1, cutoff=0.7 if dot else 0.8):
+                    raise OptionError(f"there is no option {typed!r}; did you mean '--{near[0]}{dot}{tail}'?")
+            if head == "grid" and dot:
+                meant = f"--grid.{known.get(tail, tail)}"
+            option = known.get(key) or (f"{known[head]}.{tail}" if dot and head in known else key)
+            translated.append(f"{meant or '--' + option}{plus}{equals}{value}")
     return translated
 
 
@@ -224,12 +209,18 @@ class CommandParser(argparse.ArgumentParser):
             exit_on_error=False,
             formatter_class=width,
         )
-        self.command = command
+        self.start = super().add_argument  # of the group that was begun last
 
-    def add_word(self, name: str, **options: Any) -> None:
-        """Add a word of the vocabulary."""
-        text = WORDS[name].text + (f"; default {options['default']}" if options.get("default") else "")
-        self.add_argument(f"--{name}", **{"metavar": WORDS[name].value, "help": text, **options})
+    def begin(self, title: str) -> None:
+        """Begin a group of options."""
+        self.start = self.add_argument_group(title).add_argument
+
+    def add(self, name: str, value: str = "", text: str = "", **options: Any) -> None:
+        """Add an option, with what stands behind it and what it means; those of a word are in the vocabulary."""
+        word = WORDS.get(name, Word(value, text, ()))
+        if not str(options.get("action")).startswith("store_"):
+            options["metavar"] = value or word.value
+        self.start(f"--{name}", help=text or word.text, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options."""
@@ -238,12 +229,11 @@ class CommandParser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             name = "" if error.argument_name is None else f"{error.argument_name.split('/')[-1]}: "
             raise OptionError(f"{name}{error.message}") from error
+        if unknown and unknown[0].startswith("-"):
+            option = unknown[0].partition("=")[0]
+            raise OptionError(f"there is no option {option!r}{did_you_mean(option, self._option_string_actions)}")
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            if unknown[0].startswith("-"):
-                option = unknown[0].partition("=")[0]
-                raise OptionError(f"there is no option {option!r}{did_you_mean(option, known)}")
-            raise OptionError(f"{unknown[0]!r} has no place here; see mlprank {self.command} --help")
+            raise OptionError(f"{unknown[0]!r} has no place here; see {self.prog} --help")
         return found
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -21,8 +21,17 @@ from mlprank.graph.program import Inputs, Program, as_inputs, ndim_of, operation
 from mlprank.graph.records import Call, Graph, Group, Layer, Place, Scale, describe_whole
 from mlprank.graph.rules import OUTPUT, Rules, is_stock
 from mlprank.utils.errors import first_line
-from mlprank.utils.hooks import Hook, HookWatch, Observer, replace_hook, users_hooks
-from mlprank.utils.modules import LOCK, config_of, evaluating, shell
+from mlprank.utils.modules import (
+    LOCK,
+    Hook,
+    Observer,
+    config_of,
+    evaluating,
+    replace_hook,
+    shell,
+    users_hooks,
+    watch_hooks,
+)
 
 _CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 _NO_NUMBERS = "take sizes as tensors give them (x.flatten(1), x.mean(0)), not as Python numbers"
@@ -143,7 +152,7 @@ def quiet_hooks(model: nn.Module, inputs: Inputs) -> None:
     if not users_hooks(model):
         return
     changing, tried = set[Hook](), shell(model)
-    HookWatch(changing).start(tried, unnoticed=True)
+    watch_hooks(tried, changing, unnoticed=True)
     with evaluating(tried), torch.no_grad():
         _check_call(tried, inputs)
     for place, hook in users_hooks(model).items():

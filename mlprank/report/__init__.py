@@ -1,33 +1,41 @@
 """The report of experiments and searches: one self-contained HTML page, Markdown, tables, pictures; needs no torch."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from mlprank.experiments.records import to_csv
-from mlprank.experiments.statistics import SMALLEST_EFFECT
-from mlprank.report.charts import PICTURE_KINDS, write_pictures
+from mlprank.experiments.statistics import SMALLEST_EFFECT, grouped
+from mlprank.report import tables
+from mlprank.report.charts import PICTURE_KINDS, figures_of, where_of, write_pictures
 from mlprank.report.content import Content, content_of
-from mlprank.report.findings import sentences_of, title_of
-from mlprank.report.page import HEADINGS, page_html
-from mlprank.report.tables import all_tables, csv_table, latex_table, markdown_table, slug
+from mlprank.report.findings import sentences_of, tiles_of, title_of
+from mlprank.utils.charts import specification
 from mlprank.utils.files import write_whole
 
-__all__ = ["PICTURE_KINDS", "ReportFiles", "write_report"]
+__all__ = ["PICTURE_KINDS", "ReportFiles", "page_html", "write_report"]
 
-_LONGEST_NAME = 80
-_SECTIONS = {
+_MARKDOWN = {
     "accuracy": "Top-1 accuracy",
     "claims": "Weighted PageRank against the others",
     "differences": "Weighted PageRank against the others, setting by setting",
-    **{kind: heading for kind, heading in HEADINGS.items() if kind not in ("accuracy", "differences")},
+    "latency": "Accuracy against measured latency",
+    "size": "Accuracy against size",
+    "lost": "What every layer lost",
+    "centralities": "Where the centralities lie",
+    "tuning": "Training runs",
+    "shrunk": "Smallest networks under a budget",
     "trials": "The best trials",
     "failed": "Failed cells",
     "configuration": "Configuration",
     "environment": "Environment",
 }
+"""The sections of the Markdown, by the kinds of their tables and pictures; those of the page stand in its template."""
 _PICTURES = {"claims": "differences", "differences": ""}
 """Which pictures stand in a section, where they are not those of its own kind."""
+_FILTERS = {"model": "models", "dataset": "data sets", "method": "methods", "conditions": "conditions"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class ReportFiles:
     csv: Path | None
     num_finished: int
     num_failed: int
-    problems: tuple[tuple[Path, str], ...]
+    problems: Sequence[tuple[Path, str]]
 
 
 def write_report(
@@ -73,39 +81,33 @@ def write_report(
     on_step("report.html")
     page, text = directory / "report.html", directory / "report.md"
     write_whole(page, page_html(content))
-    drawn = write_pictures(content, directory, kinds=pictures, formats=formats, on_picture=on_step)
+    on_step("pictures")
+    drawn = write_pictures(content, directory, kinds=pictures, formats=formats)
     on_step("tables")
     write_whole(text, _markdown(content, drawn))
-    tables = _write_tables(content, directory / "tables")
+    written: dict[Path, str] = {}
+    for table in tables.all_tables(content):  # long names are cut, and told apart by a number
+        name = "_".join(dict.fromkeys([table.kind, tables.slug(table.title)[:80]]))
+        name += f"_{len(written)}" if directory / "tables" / f"{name}.tex" in written else ""
+        written[directory / "tables" / f"{name}.tex"] = tables.latex_table(table)
+        written[directory / "tables" / f"{name}.csv"] = tables.csv_table(table)
+    for path, content_of_file in written.items():
+        write_whole(path, content_of_file)
     failed = sum(record.status == "failed" for record in content.records)
     rows = to_csv(content.records, directory / "results.csv") if csv else None
-    return ReportFiles(page, text, tables, drawn, rows, len(content.records) - failed, failed, content.problems)
-
-
-def _write_tables(content: Content, directory: Path) -> tuple[Path, ...]:
-    """Every table as LaTeX and CSV, named by what it shows; long names are cut and told apart by a number."""
-    written: dict[Path, str] = {}
-    for table in all_tables(content):
-        name = "_".join(dict.fromkeys([table.kind, slug(table.title)[:_LONGEST_NAME]]))
-        if directory / f"{name}.tex" in written:
-            name += f"_{len(written)}"
-        written |= {directory / f"{name}.tex": latex_table(table), directory / f"{name}.csv": csv_table(table)}
-    for path, text in written.items():
-        write_whole(path, text)
-    return tuple(written)
+    return ReportFiles(page, text, tuple(written), drawn, rows, len(content.records) - failed, failed, content.problems)
 
 
 def _markdown(content: Content, pictures: Sequence[Path]) -> str:
     """The report as Markdown, for a paper or a pull request; pictures are the files beside it."""
     blocks = [f"# {title_of(content)}", "  \n".join(sentences_of(content))]
-    tables = all_tables(content)
-    for kind, heading in _SECTIONS.items():
+    for kind, heading in _MARKDOWN.items():
         drawn = f"{_PICTURES.get(kind, kind)}_"
         shown = [f"![{heading}]({path.name})" for path in pictures if path.name.startswith(drawn)]
-        for table in tables:
+        for table in tables.all_tables(content):
             if table.kind == kind:
                 shown += [f"**{table.title}**"] if table.title != heading else []
-                shown.append(markdown_table(table))
+                shown.append(tables.markdown_table(table))
         if shown and kind in ("claims", "differences"):
             shown.append(
                 "Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark "
@@ -114,3 +116,37 @@ def _markdown(content: Content, pictures: Sequence[Path]) -> str:
             )
         blocks += [f"## {heading}", *shown] if shown else []
     return "\n\n".join(blocks) + "\n"
+
+
+def page_html(content: Content) -> str:
+    """The whole page."""
+    import jinja2
+    import vl_convert
+
+    figures = {f"chart-{number}": figure for number, figure in enumerate(figures_of(content))}
+    specs = {name: specification([figure.draw(title="", width=None)]) for name, figure in figures.items()}
+    config = [spec.pop("config") for spec in specs.values()]  # the same for all charts
+    data = json.dumps({"config": config[0] if config else {}, "charts": specs}, separators=(",", ":"))
+    kinds = grouped(figures.items(), lambda entry: entry[1].kind)
+    # Whatever varies between the panels can be filtered by.
+    varied = [
+        (name, said, {where_of(panel.setting)[name] for panel in content.panels}) for name, said in _FILTERS.items()
+    ]
+    template = files(__package__).joinpath("page.html").read_text("utf-8")
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return page.render(
+        title=title_of(content),
+        finding=sentences_of(content),
+        tiles=tiles_of(content),
+        filters=[(name, said, sorted(values)) for name, said, values in varied if len(values) > 1],
+        figures={kind: grouped(found, lambda entry: entry[1].group) for kind, found in kinds.items()},
+        effect=f"{100 * content.smallest_effect:g}",
+        differences=tables.difference_tables(content),
+        failed=tables.failed_table(content),
+        configuration=tables.configuration_table(content.records),
+        configs=content.configs,
+        environment=tables.environment_table(content.records),
+        directories=content.directories,
+        charts=data.replace("</", "<\\/"),
+        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+    )

@@ -6,24 +6,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from mlprank.experiments.statistics import Comparison, Setting, setting_of
-from mlprank.report.content import (
-    Content,
-    Curve,
-    Panel,
-    best_at_middle,
-    by_network,
-    conditions_text,
-    cost_points,
-    lost_maps,
-    subtitles,
-)
-from mlprank.report.findings import averaged_over
+from mlprank.experiments.statistics import Comparison, Setting, series_label, setting_of
+from mlprank.report.content import Content, Curve, Panel, by_network, conditions_text, cost_points, lost_maps, subtitles
+from mlprank.report.findings import averaged_over, best_at_middle
 from mlprank.report.tables import Table, accuracy_table, percent, search_tables, setting_title, slug
 from mlprank.utils import charts
-from mlprank.utils.charts import CostPoint, Drawing, HeatMap, Look, alt, display_name
+from mlprank.utils.charts import Drawing, Look, by_series, dimmed, display_name, layer, number, percentage
 
 PICTURE_KINDS = ("accuracy", "differences", "latency", "size", "lost", "centralities", "tuning", "shrunk")
 """The pictures of a report, by the first word of their names."""
@@ -33,7 +24,17 @@ _UNITS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
 }
 """What a network costs: how it is called, and its units with what one of them is in seconds or bytes."""
 _WIDTHS = {"accuracy": 380, "differences": 380, "lost": 260, "centralities": 300}
-_VERDICTS = {"better": "ahead", "worse": "behind", "undecided": "no clear difference", "": "too few trainings"}
+_VERDICTS: dict[str, tuple[str, Mapping[str, str]]] = {
+    "better": ("ahead", charts.GOOD),
+    "worse": ("behind", charts.BAD),
+    "undecided": ("no clear difference", charts.QUIET),
+    "": ("too few trainings", charts.DIM),
+}
+_POINTER = {
+    "name": "pointer",
+    "select": {"type": "point", "fields": ["amount"], "on": "pointerover", "clear": "pointerout"},
+    "views": ["pointed"],
+}
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ def figures_of(content: Content) -> list[Figure]:
                 dense = [(value, p.dense.top1.mean) for p in panels if (value := p.dense.cost(cost)) is not None]
                 draw = partial(_draw_front, points, dense, content.looks, cost)
                 found.append(Figure(cost, network, network, note, draw, where))
-        for label in content.looks:
-            for scores in content.scores:
-                if scores.network == network and scores.label == label and scores.layers:
-                    p = scores.record.parameters
-                    note = f"{p.method}, {100 * p.amount:g} %, {conditions_text(setting_of(p))}"
-                    draw = partial(charts.draw_scores, scores.layers)
-                    found.append(Figure("centralities", network, display_name(label), note, draw, where))
+        for record, layers in sorted(
+            content.scores, key=lambda entry: list(content.looks).index(series_label(entry[0].parameters))
+        ):
+            p = record.parameters
+            if layers and setting_of(p).network == network:
+                note = f"{p.method}, {100 * p.amount:g} %, {conditions_text(setting_of(p))}"
+                draw = partial(charts.draw_scores, layers)
+                found.append(Figure("centralities", network, display_name(series_label(p)), note, draw, where))
     for search, table in zip(content.searches, search_tables(content), strict=True):
         draw = partial(charts.draw_heat_map, search.map, search=True)
         name = str(search.directory)
@@ -107,33 +109,21 @@ def where_of(setting: Setting) -> dict[str, str]:
 
 
 def write_pictures(
-    content: Content,
-    directory: Path,
-    *,
-    kinds: Collection[str],
-    formats: Collection[str],
-    on_picture: Callable[[str], None] = lambda name: None,
+    content: Content, directory: Path, *, kinds: Collection[str], formats: Collection[str]
 ) -> tuple[Path, ...]:
     """Draw the figures of some kinds into `directory`, those of a group side by side, as `<kind>_<group>.<format>`."""
-    from altair.utils.schemapi import debug_mode
-
     files = []
-    for (kind, group), found in groupby(figures_of(content), key=lambda figure: (figure.kind, figure.group)):
-        if kind not in kinds:
-            continue
-        with debug_mode(False):  # the check of every part against the schema takes seconds; tests check the charts
-            drawn = [
-                figure.draw(
-                    title=figure.title if kind != "lost" else f"{figure.title}: {figure.note}",
-                    width=_WIDTHS.get(kind, 460),
-                )
-                for figure in found
-            ]
-            chart = charts.compose(drawn, columns=2 if len(drawn) in (2, 4) else 3)
-        for ending in formats:
-            path = directory / f"{kind}_{slug(group)}.{ending}"
-            on_picture(path.name)
-            files.append(charts.write_chart(chart, path))
+    chosen = (figure for figure in figures_of(content) if figure.kind in kinds)
+    for (kind, group), found in groupby(chosen, key=lambda figure: (figure.kind, figure.group)):
+        drawn = [
+            figure.draw(
+                title=f"{figure.title}: {figure.note}" if kind == "lost" else figure.title,
+                width=_WIDTHS.get(kind, 460),
+            )
+            for figure in found
+        ]
+        chart = charts.specification(drawn, columns=2 if len(drawn) in (2, 4) else 3)
+        files += [charts.write_chart(chart, directory / f"{kind}_{slug(group)}.{ending}") for ending in formats]
     return tuple(files)
 
 
@@ -142,73 +132,57 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
 
     Without a width it is interactive: the legend switches series, and the pointer tells all values at its amount.
     """
-    legend = charts.switch() if width is None else None
-    rows, table = _accuracy_rows(panel, looks)
-    top = 100 * panel.dense.top1.mean
-    low = min([top, *(row["low"] or row["top1"] for row in rows)])
-    high = max([top, *(row["high"] or row["top1"] for row in rows)])
-    right = min(10 * math.ceil(max((row["amount"] for row in rows), default=100) / 10), 100)
-    span = [max(5 * math.floor((low - 1) / 5), 0), min(5 * math.ceil((high + 1) / 5), 100)]
-    x = alt.X("amount:Q", title="neurons pruned, %", scale=alt.Scale(domain=[0, right], nice=False))
-    y = alt.Y("top1:Q", title="top-1 accuracy, %", scale=alt.Scale(domain=span, nice=False, zero=False))
-    base = charts.chart_of(rows).encode(x=x, color=charts.colors(looks))
-    dense = charts.chart_of([{"top1": round(top, 2)}]).encode(y=alt.Y("top1:Q"))
-    below = top > span[1] - 0.08 * (span[1] - span[0])
-    layers = [
-        base.transform_filter("isValid(datum.low)")
-        .mark_area()
-        .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), opacity=charts.dimmed(legend, 0.14, 0.0)),
-        dense.mark_rule(strokeDash=[2, 4], color=charts.QUIET),
-        base.mark_line(strokeWidth=2.2).encode(y=y, strokeDash=charts.dashes(looks), opacity=charts.dimmed(legend)),
-        base.transform_filter("datum.amount > 0")
-        .mark_point(filled=True, size=62, opacity=1)
-        .encode(y=y, shape=charts.shapes(looks), opacity=charts.dimmed(legend)),
-        *charts.written(
-            dense.encode(x=alt.XDatum(right)), f"dense {top:.1f} %",
-            align="right", dx=-2, dy=11 if below else -8, color=charts.QUIET,
-        ),
-    ]  # fmt: skip
-    if width is None:
-        pointer = alt.selection_point(
-            name="pointer", fields=["amount"], on="pointerover", clear="pointerout", empty=False
-        )
-        told = charts.chart_of(table)
-        shown = [look.name for look in looks.values() if any(look.name in row for row in table)]
-        tips = charts.tooltips("pruned, %:amount", *shown)
-        layers += [
-            told.mark_rule(strokeWidth=1.5, color=charts.QUIET).encode(
-                x=x, opacity=charts.dimmed(pointer, 1.0, 0.0, empty=False)
-            ),
-            told.mark_rect(opacity=0, clip=True)
-            .encode(x=alt.X("left:Q"), x2=alt.X2("right:Q"), tooltip=tips)
-            .add_params(pointer),
-        ]
-    return Drawing(layers, title, width, 270, legend)
-
-
-def _accuracy_rows(panel: Panel, looks: Mapping[str, Look]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the curves, which start at the dense network, and a row for every amount with all values as text."""
-    top1 = charts.percentage(panel.dense.top1.mean)
-    rows, table = [], {round(100 * amount, 6): dict[str, Any]() for amount in panel.amounts}
+    dense, rows, told = percentage(panel.dense.top1.mean), [], dict[float, dict[str, Any]]()
     for curve in panel.curves:
         name = looks[curve.label].name
-        rows.append({"series": name, "amount": 0, "top1": top1, "low": top1, "high": top1})
-        for point in curve.points:
-            at, amount = point.top1, round(100 * point.amount, 6)
-            table[amount][name] = f"{100 * at.mean:.2f} %"
+        rows.append({"series": name, "amount": 0, "top1": dense, "low": dense, "high": dense})
+        for point in (point for point in curve.points if point.amount > 0):
+            at, said = point.top1, f"{100 * point.top1.mean:.2f} %"
             if at.low is not None and at.high is not None and at.high - at.low >= 1e-4:
-                table[amount][name] += f" ({100 * at.low:.2f} to {100 * at.high:.2f})"
-            values = {
-                key: charts.percentage(value) for key, value in (("top1", at.mean), ("low", at.low), ("high", at.high))
-            }
-            rows += [{"series": name, "amount": amount} | values] if amount > 0 else []
-    # The pointer tells the amount that it is nearest to: each row holds the place between its neighbours.
-    amounts = [-math.inf, *table, math.inf]
-    told = [
-        row | {"amount": amount, "left": max((before + amount) / 2, 0), "right": min((amount + after) / 2, 100)}
-        for before, (amount, row), after in zip(amounts, table.items(), amounts[2:], strict=False)
+                said += f" ({100 * at.low:.2f} to {100 * at.high:.2f})"
+            values = {"top1": percentage(at.mean), "low": percentage(at.low), "high": percentage(at.high)}
+            amount = round(100 * point.amount, 6)
+            rows.append({"series": name, "amount": amount, **values})
+            told.setdefault(amount, {})[name] = said
+    low = min([dense, *(row["low"] or row["top1"] for row in rows)])
+    high = max([dense, *(row["high"] or row["top1"] for row in rows)])
+    right = min(10 * math.ceil(max((row["amount"] for row in rows), default=100) / 10), 100)
+    span = [max(5 * math.floor((low - 1) / 5), 0), min(5 * math.ceil((high + 1) / 5), 100)]
+    x = number("amount", title="neurons pruned, %", scale={"domain": [0, right], "nice": False})
+    y = number("top1", title="top-1 accuracy, %", scale={"domain": span, "nice": False, "zero": False})
+    at_dense, place = {"y": number("top1")}, {"x": x, "color": by_series(looks, "color")}
+    opacity = {"value": 1.0} if width else dimmed()
+    dot = {"filled": True, "size": 62, "opacity": 1}
+    below = dense > span[1] - 0.08 * (span[1] - span[0])
+    text = {"align": "right", "dx": -2, "dy": 11 if below else -8, "color": charts.QUIET}
+    ends = {"y": number("low"), "y2": {"field": "high"}, "opacity": {"value": 0.14} if width else dimmed(0.14, 0.0)}
+    line = [{"top1": round(dense, 2)}]
+    dashes, shapes = by_series(looks, "strokeDash"), by_series(looks, "shape")
+    layers = [
+        layer(rows, "area", {}, where="isValid(datum.low)", **ends, **place),
+        layer(line, "rule", {"strokeDash": [2, 4], "color": charts.QUIET}, **at_dense),
+        layer(rows, "line", {"strokeWidth": 2.2}, y=y, strokeDash=dashes, opacity=opacity, **place),
+        layer(rows, "point", dot, where="datum.amount > 0", y=y, shape=shapes, opacity=opacity, **place),
+        *charts.written(line, f"dense {dense:.1f} %", text, x={"datum": right}, **at_dense),
     ]
-    return rows, told
+    if width:
+        return {"layer": layers, "title": title, "width": width, "height": 270}
+    layers[0]["name"] = "switched"
+    # The pointer tells the amount that it is nearest to: each row holds the place between its neighbours.
+    amounts = [-math.inf, *sorted(told), math.inf]
+    table = [
+        told[at] | {"amount": at, "left": max((before + at) / 2, 0), "right": min((at + after) / 2, 100)}
+        for before, at, after in zip(amounts, amounts[1:], amounts[2:], strict=False)
+    ]
+    names = {row["series"] for row in rows}
+    tips = charts.tooltips("pruned, %:amount", *(look.name for look in looks.values() if look.name in names))
+    nearest = {"x": number("left"), "x2": {"field": "right"}, "tooltip": tips}
+    rule, at_pointer = {"strokeWidth": 1.5, "color": charts.QUIET}, dimmed(1.0, 0.0, by="pointer", empty=False)
+    layers += [
+        layer(table, "rule", rule, x=x, opacity=at_pointer),
+        layer(table, "rect", {"opacity": 0, "clip": True}, **nearest) | {"name": "pointed"},
+    ]
+    return {"layer": layers, "title": title, "width": None, "height": 270, "params": [charts.SWITCH, _POINTER]}
 
 
 def draw_differences(
@@ -218,37 +192,40 @@ def draw_differences(
     rows = [
         {
             "baseline": display_name(c.baseline),
-            "mean": charts.percentage(c.accuracy.mean),
-            "low": charts.percentage(c.accuracy.low),
-            "high": charts.percentage(c.accuracy.high),
-            "verdict": _VERDICTS[c.verdict],
+            "mean": percentage(c.accuracy.mean),
+            "low": percentage(c.accuracy.low),
+            "high": percentage(c.accuracy.high),
+            "verdict": _VERDICTS[c.verdict][0],
         }
         for c in comparisons
         if c.baseline
     ]
-    tones = dict(zip(_VERDICTS.values(), (charts.GOOD, charts.BAD, charts.QUIET, charts.DIM), strict=True))
-    tones = {name: tone for name, tone in tones.items() if any(row["verdict"] == name for row in rows)}
-    color = alt.Color("verdict:N", title=None, scale=alt.Scale(domain=list(tones), range=list(tones.values())))
-    base = charts.chart_of(rows).encode(y=alt.Y("baseline:N", title=None, sort=None), color=color)
-    zone = charts.chart_of([{"low": -100 * smallest_effect, "high": 100 * smallest_effect}])
-    ends = {"x": alt.X("low:Q"), "x2": alt.X2("high:Q")}
+    tones = {name: tone for name, tone in _VERDICTS.values() if any(row["verdict"] == name for row in rows)}
+    scale = {"domain": list(tones), "range": list(tones.values())}
+    color = {"field": "verdict", "type": "nominal", "title": None, "scale": scale}
+    place: dict[str, Any] = {"y": {"field": "baseline", "type": "nominal", "title": None, "sort": None}, "color": color}
+    zone = [{"low": -100 * smallest_effect, "high": 100 * smallest_effect}]
+    ends = {"x": number("low"), "x2": {"field": "high"}}
+    mean = number("mean", title="lead in top-1 accuracy, points", scale={"padding": 10})
+    tips = charts.tooltips("against:baseline", "points:mean", "from:low", "to:high", "verdict")
     layers = [
-        zone.mark_rect(color=charts.FAINT).encode(**ends),
-        charts.chart_of([{"zero": 0}]).mark_rule(color=charts.LINE).encode(x=alt.X("zero:Q")),
-        base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(**ends),
-        base.mark_point(filled=True, size=80, opacity=1).encode(
-            x=alt.X("mean:Q", title="lead in top-1 accuracy, points", scale=alt.Scale(padding=10)),
-            tooltip=charts.tooltips("against:baseline", "points:mean", "from:low", "to:high", "verdict"),
-        ),
+        layer(zone, "rect", {"color": charts.FAINT}, **ends),
+        layer([{"zero": 0}], "rule", {"color": charts.LINE}, x=number("zero")),
+        layer(rows, "rule", {"strokeWidth": 2}, where="isValid(datum.low)", **ends, **place),
+        layer(rows, "point", {"filled": True, "size": 80, "opacity": 1}, x=mean, tooltip=tips, **place),
     ]
-    return Drawing(layers, title, width, 26 * len(rows))
+    return {"layer": layers, "title": title, "width": width, "height": 26 * len(rows)}
 
 
 def _draw_front(
-    points: Sequence[CostPoint], dense: Sequence[tuple[float, float]], looks: Mapping[str, Look], cost: str, **look: Any
+    points: Sequence[charts.CostPoint],
+    dense: Sequence[tuple[float, float]],
+    looks: Mapping[str, Look],
+    cost: str,
+    **look: Any,
 ) -> Drawing:
     """Draw accuracy against cost, in the largest unit that fits; the dense network is the mean of several."""
-    whole = [sum(part) / len(dense) for part in zip(*dense, strict=True)]
+    whole = [fmean(part) for part in zip(*dense, strict=True)]
     name, units = _UNITS[cost]
     largest = max([point.cost for point in points] + whole[:1])
     divisor, unit = next((unit for unit in units if largest >= unit[0]), units[-1])
@@ -259,12 +236,7 @@ def _draw_front(
 
 def _draw_lost(curve: Curve, **look: Any) -> Drawing:
     amounts = sorted({amount for lost in curve.lost.values() for amount in lost})
-    table = HeatMap(
-        title="",
-        rows=tuple(charts.short_names(list(curve.lost))),
-        columns=tuple(f"{100 * amount:g}" for amount in amounts),
-        values=tuple(tuple(lost.get(amount) for amount in amounts) for lost in curve.lost.values()),
-        column_title="requested amount, %",
-        value_title="pruned",
-    )
+    names = zip(charts.short_names(list(curve.lost)), curve.lost.values(), strict=True)
+    values = {(name, f"{100 * amount:g}"): lost.get(amount) for name, lost in names for amount in amounts}
+    table = charts.HeatMap("", values, column_title="requested amount, %", value_title="pruned")
     return charts.draw_heat_map(table, **look)

@@ -64,15 +64,9 @@ class Panel:
         """All amounts that any curve has, ascending."""
         return tuple(sorted({point.amount for curve in self.curves for point in curve.points}))
 
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores of one cell: one measure on one network."""
-
-    network: str
-    label: str
-    record: CellRecord
-    layers: tuple[ScoredLayer, ...]
+    def is_good(self, point: Point) -> bool:
+        """Whether a pruned network loses at most `WITHIN` of the dense accuracy."""
+        return point.amount > 0.0 and self.dense.top1.mean - point.top1.mean <= WITHIN
 
 
 @dataclass(frozen=True)
@@ -114,23 +108,18 @@ class Content:
     comparisons: tuple[stats.Comparison, ...]  # within every setting
     claims: tuple[tuple[stats.Comparison, ...], ...]  # over settings
     smallest_effect: float  # the smallest difference of accuracy that counts, a fraction
-    directories: tuple[Path, ...] = ()  # where results were looked for
-    problems: tuple[tuple[Path, str], ...] = ()  # those that could not be read, with the reason
-    configs: tuple[tuple[str, str], ...] = ()  # the experiments' files with their text
-    scores: tuple[Scores, ...] = ()
-    searches: tuple[Search, ...] = ()
-    shrunk: tuple[Shrunk, ...] = ()
+    directories: Sequence[Path] = ()  # where results were looked for
+    problems: Sequence[tuple[Path, str]] = ()  # those that could not be read, with the reason
+    configs: Sequence[tuple[str, str]] = ()  # the experiments' files with their text
+    scores: Sequence[tuple[CellRecord, tuple[ScoredLayer, ...]]] = ()  # of one cell for every network and measure
+    searches: Sequence[Search] = ()
+    shrunk: Sequence[Shrunk] = ()
 
 
-def content_of(
-    results: Sequence[str | Path],
-    *,
-    baselines: Sequence[str] | None = None,
-    smallest_effect: float = stats.SMALLEST_EFFECT,
-) -> Content:
+def content_of(results: Sequence[str | Path], **options: Any) -> Content:
     """Read results directories of experiments, grid searches and shrinks; a bad one is a problem, not the end.
 
-    A cell that is in several directories counts once, the last one. The arguments are those of `write_report`.
+    A cell that is in several directories counts once, the last one. The options are those of `content_of_records`.
     """
     if not results:
         raise ValueError("report: give at least one results directory")
@@ -159,23 +148,43 @@ def content_of(
         raise FileNotFoundError("; ".join(text for _, text in problems))
     records = tuple(record for record, _ in cells.values())
     owners = {key: directory for key, (_, directory) in cells.items()}
-    for record in _one_of_each(records, owners):
+    shown: dict[tuple[str, ...], CellRecord] = {}  # local, repaired and near the amount 0.5, where there is such a cell
+    for record in sorted(stats.finished_cells(records), key=_distance):
+        p = record.parameters
+        if (owners[record.key] / "scores" / f"{record.key}.safetensors").is_file():
+            shown.setdefault((p.model, p.dataset, stats.series_label(p)), record)
+    for _, record in sorted(shown.items()):
         try:
-            scores.append(_scores_of(record, owners[record.key]))
+            scores.append((record, _scored_layers(record, owners[record.key])))
         except (OSError, ValueError) as error:
             problems.append((owners[record.key], str(error)))
-    return content_of_records(
-        records,
-        owners,
-        baselines=baselines,
-        smallest_effect=smallest_effect,
-        directories=tuple(directories),
-        problems=tuple(problems),
-        configs=tuple(configs),
-        scores=tuple(scores),
-        searches=tuple(searches),
-        shrunk=tuple(shrunk),
+    return replace(
+        content_of_records(records, owners, **options),
+        directories=directories,
+        problems=problems,
+        configs=configs,
+        scores=scores,
+        searches=searches,
+        shrunk=shrunk,
     )
+
+
+def _distance(record: CellRecord) -> tuple[object, ...]:
+    p = record.parameters
+    how = p.method.lower() != "local", p.compensation != "least_squares"
+    return *how, abs(p.amount - 0.5), p.compensation, p.calibration_seed, p.checkpoint, record.key
+
+
+def _scored_layers(record: CellRecord, directory: Path) -> tuple[ScoredLayer, ...]:
+    """A cell's scores and masks, layer by layer from input to output."""
+    scores, kept = read_scores(directory, record.key) or ({}, {})
+    order = [layer.name for layer in stats.metrics_of(record).layers]
+    layers = []
+    for name in sorted(scores, key=lambda name: order.index(name) if name in order else len(order)):
+        if scores[name].size:
+            numbers = np.nan_to_num(scores[name].astype(float)).tolist()
+            layers.append(ScoredLayer(name, tuple(numbers), tuple(kept[name].tolist()) if name in kept else ()))
+    return tuple(layers)
 
 
 def content_of_records(
@@ -184,19 +193,12 @@ def content_of_records(
     *,
     baselines: Sequence[str] | None = None,
     smallest_effect: float = stats.SMALLEST_EFFECT,
-    **found: Any,
 ) -> Content:
-    """What records alone give, as `content_of`; `owners` are their directories by key, `found` all other fields."""
-    return Content(
-        records=tuple(records),
-        owners=owners,
-        panels=panels_of(records),
-        looks=looks_of(stats.series_label(record.parameters) for record in stats.finished_cells(records)),
-        comparisons=stats.compare(records, baselines=baselines, smallest_effect=smallest_effect),
-        claims=stats.claims(records, baselines=baselines, smallest_effect=smallest_effect),
-        smallest_effect=smallest_effect,
-        **found,
-    )
+    """What records alone give; `owners` are their directories by key, the options are those of `write_report`."""
+    rules: dict[str, Any] = {"baselines": baselines, "smallest_effect": smallest_effect}
+    compared, claims = stats.compare(records, **rules), stats.claims(records, **rules)
+    looks = looks_of(stats.series_label(record.parameters) for record in stats.finished_cells(records))
+    return Content(tuple(records), owners, panels_of(records), looks, compared, claims, smallest_effect)
 
 
 def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
@@ -204,11 +206,33 @@ def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
     panels = []
     groups = stats.grouped(stats.finished_cells(records), lambda record: stats.setting_of(record.parameters))
     for setting, cells in sorted(groups.items(), key=lambda entry: entry[0]):
-        curves = stats.grouped(cells, lambda cell: stats.series_label(cell.parameters))
+        by_measure = stats.grouped(cells, lambda cell: stats.series_label(cell.parameters))
         top1 = fmean(stats.by_training(cells, [stats.metrics_of(cell).dense_top1 for cell in cells]))
         dense = replace(_point(0.0, cells, "before"), top1=stats.Estimate(top1, None, None, (top1,)), keys=())
-        panels.append(Panel(setting, dense, tuple(_curve(label, curves[label]) for label in looks_of(curves))))
+        curves = []
+        for label in looks_of(by_measure):
+            lost: dict[str, dict[float, float]] = {}
+            points = []
+            by_amount = stats.grouped(by_measure[label], lambda cell: round(cell.parameters.amount, 9))
+            for amount, found in sorted(by_amount.items()):
+                points.append(_point(amount, found, "after"))
+                layers = stats.grouped((y for c in found for y in stats.metrics_of(c).layers), lambda layer: layer.name)
+                for name, widths in layers.items():
+                    shares = [1.0 - layer.kept / layer.width if layer.width else 0.0 for layer in widths]
+                    lost.setdefault(name, {})[amount] = fmean(shares)
+            curves.append(Curve(label, tuple(points), lost))
+        panels.append(Panel(setting, dense, tuple(curves)))
     return tuple(panels)
+
+
+def _point(amount: float, cells: Sequence[CellRecord], when: str) -> Point:
+    """Means over cells of what networks cost before or after pruning, and of the accuracy after it."""
+    metrics = [stats.metrics_of(cell) for cell in cells]
+    top1 = stats.accuracy_interval(stats.by_training(cells, [m.top1 for m in metrics]))
+    size, parameters = (fmean(getattr(m, f"{n}_{when}") for m in metrics) for n in ("size_bytes", "num_parameters"))
+    latencies = [value for m in metrics if (value := getattr(m, f"latency_s_{when}")) is not None]
+    keys = tuple(cell.key for cell in cells)
+    return Point(amount, top1, size, parameters, fmean(latencies) if latencies else None, keys)
 
 
 def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
@@ -219,13 +243,11 @@ def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
 def conditions_text(setting: stats.Setting) -> str:
     """Compensation and conditions in words: `constant compensation, chain graph, 64 calibration images`."""
     said = {"graph": "{} graph", "protect_output": "output protected", "calibration_samples": "{} calibration images"}
-    parts = [
-        "output pruned too"
-        if (name, value) == ("protect_output", "false")
-        else said.get(name, f"{name} {{}}").format(value)
-        for name, value in setting.conditions
-    ]
-    return ", ".join([f"{setting.compensation} compensation".replace("_", " "), *parts])
+    parts = [f"{setting.compensation} compensation".replace("_", " ")]
+    for name, value in setting.conditions:
+        pruned = (name, value) == ("protect_output", "false")
+        parts.append("output pruned too" if pruned else said.get(name, f"{name} {{}}").format(value))
+    return ", ".join(parts)
 
 
 def subtitles(settings: Iterable[stats.Setting]) -> dict[stats.Setting, str]:
@@ -244,14 +266,17 @@ def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
     several = len({panel.setting.compensation for panel in panels}) > 1
     found = []
     for panel in panels:
-        words = [panel.setting.method, *([panel.setting.compensation.replace("_", " ")] if several else [])]
+        how = (
+            f"{panel.setting.method}, {panel.setting.compensation.replace('_', ' ')}"
+            if several
+            else panel.setting.method
+        )
         for curve in panel.curves:
             for point in curve.points:
                 value = point.cost(cost)
                 if value is not None and point.amount > 0.0:
-                    note = ", ".join([f"{100 * point.amount:g} %", *words])
-                    good = panel.dense.top1.mean - point.top1.mean <= WITHIN
-                    found.append(CostPoint(curve.label, value, point.top1.mean, note, good))
+                    note = f"{100 * point.amount:g} %, {how}"
+                    found.append(CostPoint(curve.label, value, point.top1.mean, note, panel.is_good(point)))
     if {point.cost for point in found} <= {panel.dense.cost(cost) for panel in panels}:
         return ()
     found.sort(key=lambda point: (point.cost, -point.top1))
@@ -259,38 +284,14 @@ def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
     return tuple(replace(point, chosen=place == chosen) for place, point in enumerate(found))
 
 
-def smallest_good(panels: Sequence[Panel]) -> tuple[Panel, str, Point] | None:
-    """The network with the fewest parameters, as a share of its dense one, that loses at most `WITHIN`."""
-    good = [
-        (point.num_parameters / panel.dense.num_parameters, panel, curve.label, point)
-        for panel in panels
-        for curve in panel.curves
-        for point in curve.points
-        if panel.dense.num_parameters and panel.dense.top1.mean - point.top1.mean <= WITHIN and point.amount > 0.0
-    ]
-    return min(good, key=lambda entry: (entry[0], -entry[3].top1.mean))[1:] if good else None
-
-
-def best_at_middle(panel: Panel) -> tuple[str, Point] | None:
-    """The highest mean at the amount nearest a half, of several measures that have enough trainings."""
-    amounts = [amount for amount in panel.amounts if amount > 0.0]
-    middle = min(amounts, key=lambda amount: (abs(amount - 0.5), amount), default=0.0)
-    found = [(curve.label, point) for curve in panel.curves if middle and (point := curve.at(middle)) is not None]
-    if len(found) < 2 or min(point.top1.num for _, point in found) < stats.MIN_TRAININGS:
-        return None
-    return max(found, key=lambda entry: (entry[1].top1.mean, entry[0]))
-
-
 def lost_maps(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
     """Curves with what they lost, those that lost the same in every layer joined: (labels, one of the curves)."""
-
-    def table(curve: Curve) -> str:
-        plain = {name: {a: round(v, 6) for a, v in lost.items()} for name, lost in curve.lost.items()}
-        return json.dumps(plain, sort_keys=True)
-
-    return [
-        (tuple(curve.label for curve in curves), curves[0]) for curves in stats.grouped(panel.curves, table).values()
-    ]
+    lost = {
+        curve.label: {(name, a): round(v, 6) for name, found in curve.lost.items() for a, v in found.items()}
+        for curve in panel.curves
+    }
+    groups = stats.grouped(panel.curves, lambda curve: frozenset(lost[curve.label].items()))
+    return [(tuple(curve.label for curve in curves), curves[0]) for curves in groups.values()]
 
 
 def read_search(directory: Path) -> Search:
@@ -299,14 +300,13 @@ def read_search(directory: Path) -> Search:
     for path in sorted(directory.glob("trials/*/result.json")) + sorted(directory.glob("trials/*/failed.json")):
         try:
             plain = json.loads(path.read_text("utf-8"))
-            point = dict(plain["point"])
             score = plain.get("val_top1")
             note = plain["error"] if "error" in plain else f"epoch {plain['best_epoch'] + 1}"
             if score is not None and not 0.0 <= float(score) <= 1.0:
                 raise ValueError(f"val_top1 must be in [0, 1], got {score}")
+            found.append((dict(plain["point"]), score, note if score is not None or "error" in plain else "diverged"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); delete it and run the same tune command again") from error
-        found.append((point, score, note if score is not None or "error" in plain else "diverged"))
     if not found:
         raise ValueError(f"{directory}: no trial has ended; run the same tune command to go on")
     values = {
@@ -314,38 +314,14 @@ def read_search(directory: Path) -> Search:
         for name in found[0][0]
     }
     varied = {name: texts for name, texts in values.items() if len(texts) > 1} or values
-    trials = [({name: format_value(point.get(name)) for name in varied}, score) for point, score, _ in found]
     names = dict(zip(varied, short_names(list(varied)), strict=True))
-    ranked = sorted(found, key=lambda trial: -math.inf if trial[1] is None else trial[1], reverse=True)
-    rows = tuple(
-        (", ".join(f"{names[name]} {format_value(point.get(name))}" for name in varied), score, note)
-        for point, score, note in ranked
-    )
-    return Search(directory, search_map(directory.name, varied, trials, score="validation accuracy"), rows)
-
-
-def read_front(directory: Path) -> Shrunk:
-    """Read the table that `mlprank shrink` leaves; the dense network is its first row."""
-    path = directory / FRONT_NAME
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            found = [
-                CostPoint(
-                    "shrink",
-                    int(row["bytes"]),
-                    float(row["score"]),
-                    f"{100 * float(row['amount']):.3g} % removed",
-                    row["chosen"] == "True",
-                )
-                for row in csv.DictReader(file)
-            ]
-        if not all(point.cost > 0 and math.isfinite(point.top1) for point in found):
-            raise ValueError("sizes must be positive and scores finite")
-        dense, *tried = found
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); run the same shrink command again") from error
-    percent = all(0.0 <= point.top1 <= 1.0 for point in found)
-    return Shrunk(directory, tuple(sorted(tried, key=lambda p: p.cost)), (dense.cost, dense.top1), percent)
+    points = [({name: format_value(point.get(name)) for name in varied}, score, note) for point, score, note in found]
+    rows = [
+        (", ".join(f"{names[n]} {text}" for n, text in texts.items()), score, note) for texts, score, note in points
+    ]
+    rows.sort(key=lambda row: -math.inf if row[1] is None else row[1], reverse=True)
+    trials = [(texts, score) for texts, score, _ in points]
+    return Search(directory, search_map(directory.name, varied, trials, score="validation accuracy"), tuple(rows))
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:
@@ -354,59 +330,17 @@ def _rank(value: Any) -> tuple[bool, float, str]:
     return not number, float(value) if number else 0.0, format_value(value)
 
 
-def _one_of_each(records: Sequence[CellRecord], owners: Mapping[str, Path]) -> list[CellRecord]:
-    """One cell with scores for every network and measure: local, repaired and near the amount 0.5 where it can be."""
-    chosen: dict[tuple[str, str, str], tuple[tuple[object, ...], CellRecord]] = {}
-    for record in stats.finished_cells(records):
-        if not (owners[record.key] / "scores" / f"{record.key}.safetensors").is_file():
-            continue
-        p = record.parameters
-        how = p.method.lower() != "local", p.compensation != "least_squares"
-        rank = (*how, abs(p.amount - 0.5), p.compensation, p.calibration_seed, p.checkpoint, record.key)
-        place = (p.model, p.dataset, stats.series_label(p))
-        if place not in chosen or rank < chosen[place][0]:
-            chosen[place] = (rank, record)
-    return [record for _, (_, record) in sorted(chosen.items(), key=lambda entry: entry[0])]
-
-
-def _scores_of(record: CellRecord, directory: Path) -> Scores:
-    found = read_scores(directory, record.key)
-    assert found is not None
-    scores, kept = found
-    layers_in_order = stats.metrics_of(record).layers  # from input to output
-    order = {layer.name: place for place, layer in enumerate(layers_in_order)}
-    layers = tuple(
-        ScoredLayer(
-            name,
-            tuple(np.nan_to_num(scores[name].astype(float)).tolist()),
-            tuple(kept[name].tolist()) if name in kept else (),
-        )
-        for name in sorted(scores, key=lambda name: order.get(name, len(order)))
-        if scores[name].size
-    )
-    p = record.parameters
-    return Scores(stats.setting_of(p).network, stats.series_label(p), record, layers)
-
-
-def _curve(label: str, cells: Sequence[CellRecord]) -> Curve:
-    groups = stats.grouped(cells, lambda cell: round(cell.parameters.amount, 9))
-    lost: dict[str, dict[float, float]] = {}
-    for amount in sorted(groups):
-        layers = (layer for cell in groups[amount] for layer in stats.metrics_of(cell).layers)
-        for name, found in stats.grouped(layers, lambda layer: layer.name).items():
-            shares = [1.0 - layer.kept / layer.width if layer.width else 0.0 for layer in found]
-            lost.setdefault(name, {})[amount] = fmean(shares)
-    return Curve(label, tuple(_point(amount, groups[amount], "after") for amount in sorted(groups)), lost)
-
-
-def _point(amount: float, cells: Sequence[CellRecord], when: str) -> Point:
-    """Means over cells of what networks cost before or after pruning, and of the accuracy after it."""
-
-    def mean(name: str) -> float | None:
-        found = [value for m in metrics if (value := getattr(m, f"{name}_{when}")) is not None]
-        return fmean(found) if found else None
-
-    metrics = [stats.metrics_of(cell) for cell in cells]
-    top1 = stats.accuracy_interval(stats.by_training(cells, [m.top1 for m in metrics]))
-    keys = tuple(cell.key for cell in cells)
-    return Point(amount, top1, mean("size_bytes") or 0.0, mean("num_parameters") or 0.0, mean("latency_s"), keys)
+def read_front(directory: Path) -> Shrunk:
+    """Read the table that `mlprank shrink` leaves; the dense network is its first row."""
+    path, found = directory / FRONT_NAME, []
+    try:
+        for row in csv.DictReader(path.read_text("utf-8").splitlines()):
+            note, chosen = f"{100 * float(row['amount']):.3g} % removed", row["chosen"] == "True"
+            found.append(CostPoint("shrink", int(row["bytes"]), float(row["score"]), note, chosen))
+        if not all(point.cost > 0 and math.isfinite(point.top1) for point in found):
+            raise ValueError("sizes must be positive and scores finite")
+        dense, *tried = found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); run the same shrink command again") from error
+    percent = all(0.0 <= point.top1 <= 1.0 for point in found)
+    return Shrunk(directory, tuple(sorted(tried, key=lambda p: p.cost)), (dense.cost, dense.top1), percent)

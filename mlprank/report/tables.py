@@ -4,19 +4,23 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlprank.experiments.records import DENSE, CellRecord
-from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Estimate, Setting
+from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Estimate, Setting, grouped
 from mlprank.report.content import Content, Panel, conditions_text, subtitles
 from mlprank.utils.charts import Look, display_name
 
-_SHOWN_TRIALS = 20
+_SHOWN = 20  # trials of a search
 _SIGNS = {"better": "▲ ", "worse": "▼ "}
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
-_TEX |= {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "…": r"\dots{}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+_TEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--"}
+    | {"▲": r"$\uparrow$", "▼": r"$\downarrow$", "…": r"\dots{}"}
+)
 _PARAMETERS = {
     "model": "Models", "dataset": "Data sets", "measure": "Measures", "measure_args": "Arguments of measures",
     "method": "Methods", "method_args": "Arguments of methods", "amount": "Amounts", "graph": "Graph",
@@ -58,8 +62,7 @@ def points(value: float, *, digits: int | None = None) -> str:
 
 def points_text(estimate: Estimate) -> str:
     """A difference in points, with its interval."""
-    digits = 1 if abs(estimate.mean) >= 0.01 else 2
-    return with_interval(estimate, lambda value: points(value, digits=digits))
+    return with_interval(estimate, lambda value: points(value, digits=1 if abs(estimate.mean) >= 0.01 else 2))
 
 
 def with_interval(estimate: Estimate, form: Callable[[float], str]) -> str:
@@ -114,24 +117,19 @@ def difference_tables(content: Content) -> tuple[Table, ...]:
     tables = []
     for claim in content.claims:
         if len(claim[0].settings) > 1:
-            rows: list[tuple[Cell, ...]] = [
-                (Cell(display_name(c.baseline) or "Average"), _lead(c), Cell(points_text(c.retention))) for c in claim
-            ]
+            named = [(display_name(c.baseline) or "Average", _lead(c), points_text(c.retention)) for c in claim]
             title = f"All settings with {conditions_text(claim[0].settings[0])}"
-            tables.append(Table("claims", title, ("Against", "Top-1, points", "Retention, points"), tuple(rows)))
+            tables.append(_table("claims", title, ("Against", "Top-1, points", "Retention, points"), named))
     about = subtitles(panel.setting for panel in content.panels)
-    by_setting: dict[Setting, dict[tuple[str, float | None], Comparison]] = {}
-    for c in content.comparisons:
-        by_setting.setdefault(c.settings[0], {})[c.baseline, c.amount] = c
-    for setting, found in by_setting.items():
-        amounts = sorted({amount for _, amount in found if amount is not None})
-        cells = {place: _lead(comparison) for place, comparison in found.items()}
+    for setting, found in grouped(content.comparisons, lambda comparison: comparison.settings[0]).items():
+        amounts = sorted({c.amount for c in found if c.amount is not None})
+        cells = {(c.baseline, c.amount): _lead(c) for c in found}
         rows = [
-            (Cell(display_name(baseline)), *(cells.get((baseline, amount), Cell("–")) for amount in (None, *amounts)))
-            for baseline in dict.fromkeys(baseline for baseline, _ in found)
+            (display_name(baseline), *(cells.get((baseline, amount), "–") for amount in (None, *amounts)))
+            for baseline in dict.fromkeys(c.baseline for c in found)
         ]
         columns = ("Against", "All amounts", *(f"{100 * amount:g} %" for amount in amounts))
-        tables.append(Table("differences", setting_title(setting, about), columns, tuple(rows)))
+        tables.append(_table("differences", setting_title(setting, about), columns, rows))
     return tuple(tables)
 
 
@@ -140,17 +138,20 @@ def _lead(comparison: Comparison) -> Cell:
     return Cell(points_text(comparison.accuracy), counts, comparison.verdict)
 
 
+def _table(kind: str, title: str, columns: Iterable[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
+    """A table whose cells are mostly plain text."""
+    cells = (tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row) for row in rows)
+    return Table(kind, title, tuple(columns), tuple(cells))
+
+
 def search_tables(content: Content) -> tuple[Table, ...]:
     """The best trials of every grid search."""
     return tuple(
-        Table(
+        _table(
             "trials",
             f"{search.map.title}: the best of {count(len(search.trials), 'trial')}",
             ("Trial", "Validation accuracy, %", "Note"),
-            tuple(
-                (Cell(label), Cell("–" if score is None else f"{100 * score:.2f}"), Cell(note))
-                for label, score, note in search.trials[:_SHOWN_TRIALS]
-            ),
+            [(text, "–" if top1 is None else f"{100 * top1:.2f}", note) for text, top1, note in search.trials[:_SHOWN]],
         )
         for search in content.searches
     )
@@ -158,61 +159,54 @@ def search_tables(content: Content) -> tuple[Table, ...]:
 
 def configuration_table(records: Sequence[CellRecord]) -> Table:
     """What was varied and what was held, from the pruned cells' own parameters."""
+
+    def written(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} = {entry}" for name, entry in sorted(value.items()))
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    def by_number(text: str) -> tuple[float, str]:
+        return (float(text) if re.fullmatch(r"[\d.e+-]+", text) else 0.0), text
+
     pruned = [record.parameters for record in records if record.parameters.measure != DENSE]
-    values: dict[str, set[str]] = {}
+    rows: list[tuple[str | Cell, ...]] = []
     for field in dataclasses.fields(pruned[0]) if pruned else ():
-        if field.name not in ("checkpoint", "checkpoint_sha256"):
+        values = {text for p in pruned if (text := written(getattr(p, field.name)))}
+        if values and field.name not in ("checkpoint", "checkpoint_sha256"):
             said = _PARAMETERS.get(field.name) or field.name.replace("_", " ").capitalize()
-            values[said] = {text for p in pruned if (text := _written(getattr(p, field.name)))}
-    rows = [(Cell(said), Cell(", ".join(sorted(found, key=_by_number)))) for said, found in values.items() if found]
+            rows.append((said, ", ".join(sorted(values, key=by_number))))
     checkpoints = sorted({(r.parameters.checkpoint, r.parameters.checkpoint_sha256) for r in records})
-    rows += [(Cell("Checkpoint"), Cell(path, note=f"sha256 {digest[:16]}…")) for path, digest in checkpoints]
-    return Table("configuration", "Configuration", ("Parameter", "Values"), tuple(rows))
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} = {entry}" for name, entry in sorted(value.items()))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _by_number(text: str) -> tuple[float, str]:
-    return (float(text) if re.fullmatch(r"[\d.e+-]+", text) else 0.0), text
+    rows += [("Checkpoint", Cell(path, note=f"sha256 {digest[:16]}…")) for path, digest in checkpoints]
+    return _table("configuration", "Configuration", ("Parameter", "Values"), rows)
 
 
 def environment_table(records: Sequence[CellRecord]) -> Table:
     """Versions, machine and times of the cells."""
-    found: dict[str, set[str]] = {}
-    spent: dict[str, float] = {}
+    found, spent = defaultdict[str, set[str]](set), defaultdict[str, float](float)
     for record in records:
-        for name, value in (dict(record.versions) | dict(record.machine)).items():
-            found.setdefault(name, set()).add(value)
+        for name, value in {**record.versions, **record.machine}.items():
+            found[name].add(value)
         for name, seconds in record.timings.items():
-            spent[name] = spent.get(name, 0.0) + seconds
-    rows = [(Cell(name), Cell(", ".join(sorted(values)))) for name, values in found.items()]
+            spent[name] += seconds
+    rows = [(name, ", ".join(sorted(values))) for name, values in found.items()]
     stamps = sorted(record.timestamp for record in records)
-    rows += [(Cell("run"), Cell(f"{stamps[0]} to {stamps[-1]}"))] if stamps else []
-    rows += [
-        (Cell(f"time, {name.removesuffix('_s')}"), Cell(f"{spent[name]:.1f} s over all cells"))
-        for name in sorted(spent)
-    ]
-    return Table("environment", "Environment", ("What", "Value"), tuple(rows))
+    rows += [("run", f"{stamps[0]} to {stamps[-1]}")] if stamps else []
+    rows += [(f"time, {name.removesuffix('_s')}", f"{spent[name]:.1f} s over all cells") for name in sorted(spent)]
+    return _table("environment", "Environment", ("What", "Value"), rows)
 
 
 def failed_table(content: Content) -> Table:
     """Cells that failed and directories that could not be read, each with the error."""
-    rows: list[tuple[Cell, ...]] = [
-        (Cell(str(directory), note="results directory"), Cell(text)) for directory, text in content.problems
-    ]
+    rows = [(Cell(str(directory), note="results directory"), text) for directory, text in content.problems]
     for record in content.records:
         if record.status == "failed":
             p = record.parameters
             what = f"{p.model} on {p.dataset}, {display_name(p.measure)}, {p.method}, {100 * p.amount:g} %"
             where = f"{content.owners[record.key]} · {record.key} · calibration seed {p.calibration_seed}"
-            rows.append((Cell(what, note=where), Cell(record.error or "")))
-    return Table("failed", "Failed cells", ("Cell", "Error"), tuple(rows))
+            rows.append((Cell(what, note=where), record.error or ""))
+    return _table("failed", "Failed cells", ("Cell", "Error"), rows)
 
 
 def all_tables(content: Content) -> tuple[Table, ...]:
@@ -238,23 +232,15 @@ def markdown_table(table: Table) -> str:
 def latex_table(table: Table) -> str:
     """A table in LaTeX, for the package booktabs; notes are left out."""
 
-    def written(text: str) -> str:
-        return "".join(_TEX.get(sign, sign) for sign in text.replace("\n", " "))
-
-    def row(cells: Sequence[str]) -> str:
-        return f"    {' & '.join(cells)} \\\\"
+    def row(cells: Sequence[Cell]) -> str:
+        texts = [(_SIGNS.get(cell.mark, "") + cell.text).replace("\n", " ").translate(_TEX) for cell in cells]
+        marked = [rf"\textbf{{{text}}}" if c.mark == "best" else text for text, c in zip(texts, cells, strict=True)]
+        return f"    {' & '.join(marked)} \\\\"
 
     numbers = ("r" if len(table.columns) > 2 else "l") * (len(table.columns) - 1)
-    body = [
-        row([
-            rf"\textbf{{{written(c.text)}}}" if c.mark == "best" else written(_SIGNS.get(c.mark, "") + c.text)
-            for c in cells
-        ])
-        for cells in table.rows
-    ]  # fmt: skip
-    head = [r"\begin{table}", rf"  \caption{{{written(table.title)}}}", rf"  \begin{{tabular}}{{l{numbers}}}"]
-    head += [r"    \toprule", row([written(column) for column in table.columns]), r"    \midrule"]
-    return "\n".join([*head, *body, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+    head = [r"\begin{table}", rf"  \caption{{{table.title.translate(_TEX)}}}", rf"  \begin{{tabular}}{{l{numbers}}}"]
+    head += [r"    \toprule", row([Cell(column) for column in table.columns]), r"    \midrule"]
+    return "\n".join([*head, *map(row, table.rows), r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 
 def csv_table(table: Table) -> str:

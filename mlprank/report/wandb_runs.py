@@ -1,16 +1,17 @@
 """Weights & Biases: an experiment as a run, on request one for every cell, and a workspace for the results."""
 
 import dataclasses
+import importlib
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlprank.experiments.config import ExperimentConfig
-from mlprank.experiments.records import DENSE, CellMetrics, CellRecord
+from mlprank.experiments.records import DENSE, CellRecord
 from mlprank.experiments.statistics import series_label
 from mlprank.report.charts import PICTURE_KINDS, write_pictures
-from mlprank.report.content import Content, conditions_text, content_of, smallest_good
-from mlprank.report.findings import averaged_over, sentences_of
+from mlprank.report.content import Content, conditions_text, content_of
+from mlprank.report.findings import averaged_over, sentences_of, smallest_good
 from mlprank.report.tables import accuracy_tables, difference_tables
 from mlprank.utils.errors import require
 from mlprank.utils.files import write_whole
@@ -41,7 +42,7 @@ def log_experiment(
     import wandb
 
     directory = config.directory
-    identity = directory / ID_NAME
+    identity, logged = directory / ID_NAME, directory / LOGGED_NAME
     if not identity.is_file():
         write_whole(identity, uuid.uuid4().hex[:12] + "\n")
     run_id = identity.read_text("utf-8").strip()
@@ -61,14 +62,13 @@ def log_experiment(
             settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
         )
 
-    logged = directory / LOGGED_NAME
     known = set(logged.read_text("utf-8").splitlines()) if logged.is_file() else set()
     pending = [record for record in records if cells and f"{record.key} {record.status}" not in known]
     for record in pending:
         kind = "dense" if record.parameters.measure == DENSE else "cell"
         run = start(record.parameters.label, kind, f"{run_id}-{record.key}", _parameters(record))
         if record.metrics is not None:
-            run.log(_numbers(record, record.metrics))
+            run.log(_numbers(record))
         else:
             run.summary["error"] = record.error
         run.finish(exit_code=0 if record.status == "ok" else 1)
@@ -76,26 +76,25 @@ def log_experiment(
             file.write(f"{record.key} {record.status}\n")
     content = content_of([directory])
     run = start(config.name, "experiment", run_id, config.plain())
-    shown = (*accuracy_tables(content), *difference_tables(content))
-    tables = {
+    (directory / "report").mkdir(exist_ok=True)
+    shown: dict[str, Any] = {
         f"tables/{table.kind}: {table.title}": wandb.Table(
             columns=list(table.columns),
             data=[[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in table.rows],
         )
-        for table in shown
+        for table in (*accuracy_tables(content), *difference_tables(content))
     }
-    (directory / "report").mkdir(exist_ok=True)
-    drawn = write_pictures(content, directory / "report", kinds=PICTURE_KINDS, formats=["png"])
-    pictures = {f"plots/{path.stem}": wandb.Image(str(path)) for path in drawn}
+    for path in write_pictures(content, directory / "report", kinds=PICTURE_KINDS, formats=["png"]):
+        shown[f"plots/{path.stem}"] = wandb.Image(str(path))
     rows: list[dict[str, Any]] = [
         {"key": record.key, "status": record.status}
         | {name: str(value) if isinstance(value, dict) else value for name, value in _parameters(record).items()}
-        | (_numbers(record, record.metrics) if record.metrics is not None else {"error": record.error})
+        | _numbers(record)
         for record in records
     ]
     columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
     every_cell = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
-    run.log({"cells": every_cell, **tables, **pictures})
+    run.log({"cells": every_cell, **shown})
     run.summary.update(_summary(content))
     run.finish()
     return len(pending)
@@ -103,30 +102,30 @@ def log_experiment(
 
 def _summary(content: Content) -> dict[str, Any]:
     """What W&B shows beside the run's name: the lead of weighted PageRank, and the smallest good network."""
+    failed = sum(record.status == "failed" for record in content.records)
     summary: dict[str, Any] = {
         "finding": " ".join(sentences_of(content)),
-        "cells_finished": sum(record.status == "ok" for record in content.records),
-        "cells_failed": sum(record.status == "failed" for record in content.records),
+        "cells_finished": len(content.records) - failed,
+        "cells_failed": failed,
     }
     for claim in content.claims[:1]:
         lead = claim[0].retention
         summary |= {"retention_lead": lead.mean, "retention_lead_low": lead.low, "retention_lead_high": lead.high}
         summary["retention_lead_over"] = f"{conditions_text(claim[0].settings[0])}; {averaged_over(claim[0])}"
-    best = smallest_good(content.panels)
-    if best is None:
-        return summary
-    panel, label, point = best
-    return summary | {
-        "best/network": panel.setting.network,
-        "best/measure": label,
-        "best/method": panel.setting.method,
-        "best/compensation": panel.setting.compensation,
-        "best/amount": point.amount,
-        "best/top1": point.top1.mean,
-        "best/dense_top1": panel.dense.top1.mean,
-        "best/num_parameters": point.num_parameters,
-        "best/cell": point.keys[0],
-    }
+    if best := smallest_good(content.panels):
+        panel, label, point = best
+        summary |= {
+            "best/network": panel.setting.network,
+            "best/measure": label,
+            "best/method": panel.setting.method,
+            "best/compensation": panel.setting.compensation,
+            "best/amount": point.amount,
+            "best/top1": point.top1.mean,
+            "best/dense_top1": panel.dense.top1.mean,
+            "best/num_parameters": point.num_parameters,
+            "best/cell": point.keys[0],
+        }
+    return summary
 
 
 def _parameters(record: CellRecord) -> dict[str, Any]:
@@ -134,15 +133,14 @@ def _parameters(record: CellRecord) -> dict[str, Any]:
     return dataclasses.asdict(cell) | {"network": f"{cell.model} on {cell.dataset}", "series": series_label(cell)}
 
 
-def _numbers(record: CellRecord, metrics: CellMetrics) -> dict[str, float]:
-    """The metrics; the amount is among them so that it can be the axis of a plot."""
+def _numbers(record: CellRecord) -> dict[str, Any]:
+    """The metrics, or the error; the amount is among them so that it can be the axis of a plot."""
+    metrics = record.metrics
+    if metrics is None:
+        return {"error": record.error}
     numbers = {
         "amount": record.parameters.amount,
-        "top1": metrics.top1,
-        "top5": metrics.top5,
-        "retention": metrics.retention,
-        "dense_top1": metrics.dense_top1,
-        "achieved_amount": metrics.achieved_amount,
+        **{name: getattr(metrics, name) for name in ("top1", "top5", "retention", "dense_top1", "achieved_amount")},
         "num_parameters": metrics.num_parameters_after,
         "flops": metrics.flops_after,
         "size_bytes": metrics.size_bytes_after,
@@ -160,13 +158,44 @@ def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
         if not value:
             raise ValueError(f"{argument} is empty; give its name")
     require("dashboard", "wandb_workspaces")
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
+    wr: Any = importlib.import_module("wandb_workspaces.reports.v2")  # it states no types
+    ws: Any = importlib.import_module("wandb_workspaces.workspaces")
 
+    # Accuracy against amount: mean over checkpoints and seeds with the standard error.
+    look = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr", "max_runs_to_show": 1000}
+    look |= {"x": "amount", "title_x": "share of neurons taken out"}
+    lines = [
+        ("top1", "Top-1 accuracy", "measure", "series"),
+        ("retention", "Accuracy retention", "measure", "series"),
+        ("top1", "Top-1 accuracy", "method", "method"),
+    ]
+    # Accuracy against what a pruned network costs; the running maximum is the front.
+    costs = [("latency_ms", "latency, ms", False), ("size_bytes", "size, bytes", True), ("flops", "FLOPs", True)]
+    top1, best = wr.SummaryMetric("top1"), wr.SummaryMetric(BEST)
+    columns = [
+        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(LEARNING_RATE), display_name="learning rate", log=True),
+        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(WEIGHT_DECAY), display_name="weight decay", log=True),
+        wr.ParallelCoordinatesPlotColumn(metric=best, display_name="best validation top-1"),
+    ]
     sections = {
-        "Pruning: accuracy": _accuracy_panels(wr),
-        "Pruning: latency and size": _cost_panels(wr),
-        "Tuning": _tuning_panels(wr),
+        "Pruning: accuracy": [
+            *(
+                wr.LinePlot(title=f"{said} by {by}", y=[metric], title_y=said, groupby=wr.Config(group), **look)
+                for metric, said, by, group in lines
+            ),
+            wr.ParameterImportancePlot(with_respect_to="top1"),
+        ],
+        "Pruning: latency and size": [
+            wr.ScatterPlot(
+                title=f"Top-1 accuracy against {said}", x=wr.SummaryMetric(cost), y=top1, log_x=log, running_ymax=True
+            )
+            for cost, said, log in costs
+        ],
+        "Tuning": [
+            wr.ParallelCoordinatesPlot(title="Learning rate, weight decay, accuracy", columns=columns),
+            wr.ParameterImportancePlot(with_respect_to=BEST),
+            wr.LinePlot(title="Validation accuracy", x="epoch", y=[VALIDATION], max_runs_to_show=100),
+        ],
     }
     shown = [ws.Section(name=title, is_open=True, panels=panels) for title, panels in sections.items()]
     return ws.Workspace(entity=entity, project=project, name=name, sections=shown, auto_generate_panels=True)
@@ -179,47 +208,3 @@ def describe_workspace(workspace: Any) -> Iterator[str]:
         for panel in section.panels:
             title = getattr(panel, "title", None) or f"what {panel.with_respect_to} depends on"
             yield f"    {type(panel).__name__}: {title}"
-
-
-def _accuracy_panels(wr: Any) -> list[Any]:
-    """Accuracy against amount: mean over checkpoints and seeds with the standard error."""
-    look = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr", "max_runs_to_show": 1000}
-    look |= {"x": "amount", "title_x": "share of neurons taken out"}
-    lines = [
-        ("top1", "Top-1 accuracy", "measure", "series"),
-        ("retention", "Accuracy retention", "measure", "series"),
-        ("top1", "Top-1 accuracy", "method", "method"),
-    ]
-    plots = [
-        wr.LinePlot(title=f"{said} by {by}", y=[metric], title_y=said, groupby=wr.Config(group), **look)
-        for metric, said, by, group in lines
-    ]
-    return [*plots, wr.ParameterImportancePlot(with_respect_to="top1")]
-
-
-def _cost_panels(wr: Any) -> list[Any]:
-    """Accuracy against what a pruned network costs; the running maximum is the front."""
-    costs = [("latency_ms", "latency, ms", False), ("size_bytes", "size, bytes", True), ("flops", "FLOPs", True)]
-    return [
-        wr.ScatterPlot(
-            title=f"Top-1 accuracy against {said}",
-            x=wr.SummaryMetric(metric),
-            y=wr.SummaryMetric("top1"),
-            log_x=log,
-            running_ymax=True,
-        )
-        for metric, said, log in costs
-    ]
-
-
-def _tuning_panels(wr: Any) -> list[Any]:
-    columns = [
-        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(LEARNING_RATE), display_name="learning rate", log=True),
-        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(WEIGHT_DECAY), display_name="weight decay", log=True),
-        wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(BEST), display_name="best validation top-1"),
-    ]
-    return [
-        wr.ParallelCoordinatesPlot(title="Learning rate, weight decay, accuracy", columns=columns),
-        wr.ParameterImportancePlot(with_respect_to=BEST),
-        wr.LinePlot(title="Validation accuracy", x="epoch", y=[VALIDATION], max_runs_to_show=100),
-    ]

@@ -1,16 +1,19 @@
-"""Copy somebody's modules, and run them in evaluation mode and give them back as they were."""
+"""Somebody's modules: run them in evaluation mode and give them back as they were, copy them, watch their hooks."""
 
 import copy
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from types import CellType, FunctionType
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mlprank.utils.errors import first_line
 
@@ -27,7 +30,7 @@ MEASURING: ContextVar[bool] = ContextVar("MEASURING", default=False)
 def evaluating(*models: object) -> Iterator[None]:
     """Put modules in evaluation mode, and restore every submodule's own mode and the random state afterwards.
 
-    One thread at a time does so, and hooks that only observe (`mlprank.utils.hooks`) see nothing of it. What is not an
+    One thread at a time does so, and hooks that only observe (`Observer`) see nothing of it. What is not an
     `nn.Module` (an exported program, an onnxruntime session) is passed over.
     """
     networks = [model for model in models if isinstance(model, nn.Module)]
@@ -103,9 +106,6 @@ def shell(model: nn.Module) -> nn.Module:
         return copy_module(model, own)
 
 
-_NOT_COPIED = ("_trainer", "_fabric", "_compiled_call_impl")
-
-
 def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copy a module by hand: `copy.deepcopy` would follow whatever its owner hangs on it.
 
@@ -114,22 +114,19 @@ def copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if id(module) in memo:
         known: nn.Module = memo[id(module)]
         return known
-    made = module.__class__.__new__(module.__class__)
-    memo[id(module)] = made
-    own: dict[str, Any] = made.__dict__
-    for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers"):
-            own[name] = type(value)(
-                (key, None if tensor is None else memo[id(tensor)]) for key, tensor in value.items()
-            )
-        elif name == "_modules":
-            own[name] = type(value)(
-                (key, None if child is None else copy_module(child, memo)) for key, child in value.items()
-            )
-        elif name in _NOT_COPIED:
+    made = memo[id(module)] = module.__class__.__new__(module.__class__)
+    theirs, own = module.__dict__, made.__dict__
+    for child in theirs.get("_modules", {}).values():
+        if child is not None:
+            copy_module(child, memo)
+    for name in ("_parameters", "_buffers", "_modules"):
+        if name in theirs:
+            held = theirs[name].items()
+            own[name] = type(theirs[name])((key, None if value is None else memo[id(value)]) for key, value in held)
+    for name, value in theirs.items():
+        if name in ("_trainer", "_fabric", "_compiled_call_impl"):
             own[name] = None
-    for name, value in module.__dict__.items():
-        if name not in own:
+        elif name not in own:
             own[name] = copied(value, memo)
     return made
 
@@ -141,9 +138,8 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, nn.Module):
-        own = {id(each): each.detach().clone() for each in tensors_of(value).values()}
-        return copy_module(value, {**own, **memo})
-    if isinstance(value, dict) and type(value) in (dict, OrderedDict):
+        return copy_module(value, {**{id(each): each.detach().clone() for each in tensors_of(value).values()}, **memo})
+    if type(value) in (dict, OrderedDict):
         return type(value)((key, copied(item, memo)) for key, item in value.items())
     if type(value) in (list, tuple, set):
         return type(value)(copied(item, memo) for item in value)
@@ -151,3 +147,80 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     except (TypeError, RuntimeError, ValueError, AttributeError, pickle.PicklingError):
         return value
+
+
+Hook: TypeAlias = tuple[str, str, int]
+"""A forward hook: its module's name, its kind, and its key there."""
+
+_KINDS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class Observer:
+    """A hook that only observes: it sees nothing while the network is read or measured."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Call the hook, unless the network is being measured."""
+        return None if MEASURING.get() else self.hook(*given, **named)
+
+
+def users_hooks(module: nn.Module) -> dict[Hook, Callable[..., Any]]:
+    """Return the forward hooks that are not torch's (masks, weight norm) or ours, which are parts of the network."""
+    return {
+        (name, kind, key): hook
+        for name, owner in module.named_modules()
+        for kind in _KINDS
+        for key, hook in getattr(owner, kind).items()
+        if not type(hook).__module__.startswith(("torch.nn.utils", "mlprank."))
+    }
+
+
+def replace_hook(module: nn.Module, place: Hook, hook: Callable[..., Any]) -> None:
+    """Put a hook in the place of another one that is still there."""
+    name, kind, key = place
+    hooks = getattr(module.get_submodule(name), kind)
+    if key in hooks:
+        hooks[key] = hook
+
+
+def watch_hooks(module: nn.Module, changing: set[Hook], *, unnoticed: bool = False) -> dict[Hook, Callable[..., Any]]:
+    """Look at every call of every user's hook from here on; return the hooks as they were.
+
+    `changing` gets those that change what the network computes: they return something, or write on what they are shown.
+    With `unnoticed` they remember what they see in copies of what they remember it in.
+    """
+
+    def called(place: Hook, hook: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        shown = [leaf for leaf in tree_leaves((given[1:], named)) if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in shown]
+        answer = hook(*given, **named)
+        new = {id(leaf) for leaf in tree_leaves(answer) if leaf is not None} - {id(tensor) for tensor in shown}
+        if new or versions != [tensor._version for tensor in shown]:
+            changing.add(place)
+        return answer
+
+    hooks = users_hooks(module)
+    for place, hook in hooks.items():
+        replace_hook(module, place, partial(called, place, _detached(hook) if unnoticed else hook))
+    return hooks
+
+
+def _detached(value: Any) -> Any:
+    """A function with variables of its own; methods and callable objects were copied with the network."""
+    if not isinstance(value, FunctionType):
+        return value
+    cells = []
+    for cell in value.__closure__ or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # it is not set yet
+            held = None
+        cells.append(CellType(_detached(held) if isinstance(held, FunctionType) else copied(held, {})))
+    seen = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+    own = {name: copied(held, {}) for name, held in seen.items() if type(held) in (list, dict, set)}
+    variables = {**value.__globals__, **own}
+    made = FunctionType(value.__code__, variables, value.__name__, value.__defaults__, tuple(cells))
+    made.__kwdefaults__ = value.__kwdefaults__
+    return made

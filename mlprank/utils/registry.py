@@ -16,11 +16,9 @@ _Kind = TypeVar("_Kind")
 class Registry(dict[str, type[Any]], Generic[_Kind]):
     """The classes of one kind by short name, open to classes of other packages.
 
-    Args:
-        kind: What the classes are, such as ``"measure"``.
-        protocol: What their instances satisfy: a runtime-checkable protocol or a base class.
-        classes: Our own, by short name.
-        published: Names of the thesis: a short name, and parameters that go with it unless others are given.
+    `kind` is what they are, such as "measure"; `protocol` what their instances satisfy, a runtime-checkable protocol or
+    a base class; `classes` are our own. `published` are names of the thesis: a short name, and parameters that go with
+    it unless others are given.
 
     Examples:
         >>> from mlprank.measures import MEASURES
@@ -45,10 +43,6 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
     def register(self, name: str, cls: type[Any]) -> None:
         """Make a class known by a name, for Python, YAML and the command line.
 
-        Args:
-            name: Its short name, not yet taken.
-            cls: A class whose instances are of this kind.
-
         Raises:
             TypeError: If `cls` is not a class, lacks a method of the protocol, or does not inherit from the base class.
             ValueError: If the name is empty or belongs to another class.
@@ -67,23 +61,21 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
 
     def _check_class(self, name: str, cls: Any) -> None:
         if getattr(self.protocol, "_is_protocol", False):
-            asked = {name for name, value in vars(self.protocol).items() if inspect.isfunction(value)}
-            lacking = [name for name in asked if (name == "__call__" or name[0] != "_") and name not in dir(cls)]
-            what = f"a class with {', '.join(lacking) or 'the methods of a ' + self.kind}"
+            functions = [name for name, value in vars(self.protocol).items() if inspect.isfunction(value)]
+            methods = [name for name in functions if name == "__call__" or name[0] != "_"]
+            fits, what = set(methods) <= set(dir(cls)), f"a class with {', '.join(methods)}"
         else:
-            lacking = [] if isinstance(cls, type) and issubclass(cls, self.protocol) else ["base"]
+            fits = isinstance(cls, type) and issubclass(cls, self.protocol)
             what = f"a subclass of {self.protocol.__name__}"
-        if not isinstance(cls, type) or lacking:
+        if not isinstance(cls, type) or not fits:
             raise TypeError(f'{self.kind} "{name}": {cls!r} is not {what}')
 
     def find(self, given: object, **parameters: Any) -> _Kind:
-        """Return the instance that a user means.
+        """Return the instance that a user means, with parameters given beside a name or a class.
 
-        Args:
-            given: A short name, a name of the thesis, a dotted path to a class or instance, a description as YAML has
-                it (``{name: norm, p: 2}`` or ``{class_path: Norm, init_args: {p: 2}}``), a class, or an instance, which
-                is returned as it is.
-            **parameters: Parameters given beside a name or a class.
+        `given` is a short name, a name of the thesis, a dotted path to a class or instance, a description as YAML has
+        it (`{name: norm, p: 2}` or `{class_path: Norm, init_args: {p: 2}}`), a class, or an instance, which is returned
+        as it is.
 
         Raises:
             TypeError: If it is none of these.
@@ -95,14 +87,20 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
             >>> get_method("Global")  # the thesis's, which does not normalise
             Global(normalise='none')
         """
+        called = given
         if isinstance(given, str | Mapping):
-            named, parameters = self.read(given, parameters)
-            if isinstance(named, str):
-                built: _Kind = self.build(given if isinstance(given, str) else named, self[named], parameters)
-                return built
-            given = named
+            given, parameters = self.read(given, parameters)
+            if isinstance(given, str):
+                called, given = called if isinstance(called, str) else given, self[given]
         if isinstance(given, type):
-            given, parameters = self.build(given.__name__, given, parameters), {}
+            signature = inspect.signature(given)
+            try:
+                signature.bind(**parameters)
+            except TypeError as error:
+                name = called if isinstance(called, str) else given.__name__
+                accepted = ", ".join(map(str, signature.parameters.values())) or "none"
+                raise ValueError(f'{self.kind} "{name}": {error}; its parameters: {accepted}') from error
+            given, parameters = given(**parameters), {}
         if not isinstance(given, self.protocol):
             raise TypeError(
                 f"{self.kind}={given!r} is not a name, a class or an instance of a {self.kind}; the names are "
@@ -117,11 +115,7 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
         return found
 
     def find_class(self, name: str) -> type[Any]:
-        """Return the class of a short name or a dotted path.
-
-        Raises:
-            ValueError: If the name is unknown; all are listed and the nearest is named.
-            TypeError: If the path leads to something else.
+        """Return the class of a short name or a dotted path, which must lead to one of this kind.
 
         Examples:
             >>> from mlprank.models import get_model
@@ -136,11 +130,7 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
     def read(
         self, given: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
     ) -> tuple[str | Any, dict[str, Any]]:
-        """Return what a name or description stands for, a short name or what a path leads to, and all parameters.
-
-        Raises:
-            ValueError: If the name is unknown, or the path cannot be imported.
-        """
+        """Return what a name or description stands for, a short name or what a path leads to, and all parameters."""
         if isinstance(given, str):
             named, own = given, dict(parameters or {})
         elif isinstance(given.get("class_path"), str) and set(given) <= {"class_path", "init_args"}:
@@ -163,32 +153,11 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
         hint = did_you_mean(named, known) or "."
         raise ValueError(f'unknown {self.kind} "{named}"{hint} Known names: {", ".join(known)}')
 
-    def build(self, name: str, cls: type[Any], parameters: Mapping[str, Any]) -> Any:
-        """Make an instance.
-
-        Args:
-            name: What the user called it.
-            cls: Its class.
-            parameters: Keyword arguments of the class.
-
-        Raises:
-            ValueError: If the class has no parameter of a name, needs one that is not given, or rejects a value.
-        """
-        signature = inspect.signature(cls)
-        try:
-            signature.bind(**parameters)
-        except TypeError as error:
-            accepted = ", ".join(str(parameter) for parameter in signature.parameters.values()) or "none"
-            raise ValueError(f'{self.kind} "{name}": {error}; its parameters: {accepted}') from error
-        return cls(**parameters)
-
     def describe(self, instance: Any) -> dict[str, Any]:
         """Return an instance as plain types, from which `find` makes it again: its name and its parameters."""
-        cls = type(instance)
-        name = next((short for short, known in self.items() if known is cls), f"{cls.__module__}.{cls.__qualname__}")
-        if inspect.isfunction(instance):
-            name = f"{instance.__module__}.{instance.__qualname__}"
-        given = dataclasses.asdict(instance) if dataclasses.is_dataclass(cls) else {}
+        named = instance if inspect.isfunction(instance) else type(instance)
+        name = next((short for short, cls in self.items() if cls is named), f"{named.__module__}.{named.__qualname__}")
+        given = dataclasses.asdict(instance) if dataclasses.is_dataclass(named) else {}
         plain = {key: value for key, value in given.items() if isinstance(value, bool | int | float | str | None)}
         return {"name": name, **plain}
 

@@ -13,7 +13,7 @@ import pytest
 
 from mlprank.callbacks import PruningCallback
 from mlprank.cli import COMMANDS, completion, prune
-from mlprank.cli.help import HELP, render_help
+from mlprank.cli.help import HELP, help_parser
 from mlprank.cli.vocabulary import _ORIGINAL, WORDS, CommandParser, option_of, translate, words_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.parser import Parser, trainer_parser
@@ -32,7 +32,7 @@ def _options_of(command: str) -> dict[str, Any]:
             command, ImageClassifier, prune.add_options if command == "prune" else prune.add_budgets
         ).arguments
     else:
-        parser = import_module(f"mlprank.cli.{command}").command_parser()
+        parser = import_module(f"mlprank.cli.{command}").PARSER
         return {option.lstrip("-"): a.default for a in parser._actions for option in a.option_strings}
     return {action.dest: action.default for action in parser._actions}
 
@@ -49,7 +49,7 @@ def test_every_word_stands_for_an_option_that_the_command_has(command: str) -> N
 
 @pytest.mark.parametrize("command", HELP)
 def test_help_fits_on_a_screen_or_two_and_into_80_columns(command: str) -> None:
-    lines = render_help(command).splitlines()
+    lines = help_parser(command).format_help().splitlines()
     assert len(lines) <= 100
     assert max(map(len, lines)) <= 80
     assert "examples:" in lines
@@ -59,7 +59,7 @@ def test_help_fits_on_a_screen_or_two_and_into_80_columns(command: str) -> None:
 @pytest.mark.parametrize("command", ["fit", "test", "prune", "shrink"])
 def test_the_defaults_of_help_are_those_of_the_parser(command: str) -> None:
     options = _options_of(command)
-    text = " ".join(render_help(command).split())
+    text = " ".join(help_parser(command).format_help().split())
     shown = dict(re.findall(r"--(\w+) [A-Z]+ [^-]*?\(default ([^)]+)\)", text))
     assert len(shown) >= 3
     checked = ("accelerator", "devices", "seed", "amount", "num_samples", "round_to", "split", "measure", "refine")
@@ -78,7 +78,7 @@ def test_the_help_of_plain_commands_explains_every_option_within_80_columns(
     text = capfd.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert f"example:\n  mlprank {command} " in text
-    actions = import_module(f"mlprank.cli.{command}").command_parser()._actions
+    actions = import_module(f"mlprank.cli.{command}").PARSER._actions
     assert not [action.dest for action in actions if not action.help]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlprank.experiments.records import LayerWidth, RecordStore
+from mlprank.report import page_html
 from mlprank.report.content import content_of, cost_points, lost_maps, panels_of, subtitles
-from mlprank.report.page import page_html
 from mlprank.utils.charts import pareto_front
 from tests.experiments.synthetic import MEASURES, metrics, record, training, write_experiment
 
@@ -50,8 +50,8 @@ def test_scores_come_layer_by_layer_with_their_masks(tmp_path):
     kept = scores > np.median(scores)
     with RecordStore(tmp_path) as store:
         store.append(record(), scores={"fc10": scores[:5], "fc1": scores, "fc2": scores[:7]}, kept={"fc1": kept})
-    (found,) = content_of([tmp_path]).scores
-    first, *others = found.layers
+    ((_, layers),) = content_of([tmp_path]).scores
+    first, *others = layers
     assert (first.name, first.scores, first.kept) == ("fc1", tuple(scores), tuple(kept))
     assert {(layer.name, len(layer.scores), layer.kept) for layer in others} == {("fc2", 7, ()), ("fc10", 5, ())}
 
@@ -59,7 +59,7 @@ def test_scores_come_layer_by_layer_with_their_masks(tmp_path):
 def test_of_many_cells_the_scores_of_the_one_nearest_a_half_are_shown(tmp_path):
     write_experiment(tmp_path, models=["SyntheticTwo"], measures=["norm", "wanda"], amounts=(0.1, 0.6), seeds=(0, 1))
     found = content_of([tmp_path]).scores
-    assert [(s.label, s.record.parameters.method, s.record.parameters.amount) for s in found] == [
+    assert [(cell.parameters.measure, cell.parameters.method, cell.parameters.amount) for cell, _ in found] == [
         ("norm", "local", 0.6),
         ("wanda", "local", 0.6),
     ]
@@ -124,13 +124,13 @@ def test_a_grid_search_is_read_and_shown(tmp_path):
     write_trials(tmp_path / "search", trials)
     content = content_of([tmp_path / "search"])
     (search,) = content.searches
-    assert (search.map.rows, search.map.columns) == (("0.01", "0.1", "1"), ("0", "0.25"))
     assert (search.map.row_title, search.map.column_title) == ("lr", "weight_decay")
-    assert search.map.values == ((None, None), (0.05, 0.3), (0.5, 0.75))
-    assert search.map.best == (2, 1)
+    values = {("0.01", "0"): None, ("0.01", "0.25"): None, ("0.1", "0"): 0.05, ("0.1", "0.25"): 0.3}
+    assert search.map.values == values | {("1", "0"): 0.5, ("1", "0.25"): 0.75}
     assert search.trials[0] == ("lr 1, weight_decay 0.25", 0.75, "epoch 2")
     assert {note for _, score, note in search.trials if score is None} == {"diverged", "RuntimeError: out of memory"}
     page = page_html(content)
+    assert '"of":"1","at":"0.25","value":75.0,"said":"75.0 %","best":true' in page
     assert "search: the best run reaches 75.0 % with lr 1, weight_decay 0.25." in page
     assert 'id="tuning"' in page
 
@@ -138,8 +138,9 @@ def test_a_grid_search_is_read_and_shown(tmp_path):
 def test_a_grid_search_without_a_good_run_has_no_best(tmp_path):
     write_trials(tmp_path, [(point(0.1, 0.0), None), (point(0.2, 0.0), None)])
     content = content_of([tmp_path])
-    assert content.searches[0].map.best is None
-    assert "every run failed" in page_html(content)
+    page = page_html(content)
+    assert "datum.best" not in page
+    assert "every run failed" in page
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_config_that_is_no_text_costs_only_itself(tmp_path):
     write_experiment(tmp_path, models=["SyntheticTwo"], methods=["local"], amounts=(0.5,), seeds=(0,), failures=0)
     (tmp_path / "config.yaml").write_bytes(b"name: \xff")
     content = content_of([tmp_path])
-    assert (len(content.records), len(content.problems), content.configs) == (len(MEASURES), 1, ())
+    assert (len(content.records), len(content.problems), content.configs) == (len(MEASURES), 1, [])
 
 
 def test_damaged_scores_cost_only_their_picture(tmp_path):
@@ -214,7 +215,7 @@ def test_experiments_grid_searches_and_shrinks_are_shown_together(tmp_path):
     page = page_html(content)
     assert all(f'<section id="{name}">' in page for name in ("accuracy", "tuning", "shrunk"))
     assert (
-        "shrunk: the chosen network has 25 % of the dense network&#x27;s bytes and scores 88.0, against 90.0 dense."
+        "shrunk: the chosen network has 25 % of the dense network&#39;s bytes and scores 88.0, against 90.0 dense."
         in page
     )
 

@@ -10,10 +10,9 @@ import pytest
 
 from mlprank.cli import main
 from mlprank.experiments.records import RecordStore
-from mlprank.report import PICTURE_KINDS, write_report
+from mlprank.report import PICTURE_KINDS, page_html, write_report
 from mlprank.report.content import content_of, content_of_records
 from mlprank.report.findings import sentences_of, tiles_of
-from mlprank.report.page import page_html
 from mlprank.report.tables import (
     Cell,
     Table,
@@ -168,7 +167,7 @@ def test_failed_cells_alone_still_make_a_report(tmp_path):
     assert (written.num_finished, written.num_failed) == (0, 1)
     page = written.html.read_text()
     assert "No cell finished" in page
-    assert "KeyError: &#x27;fc9&#x27;" in page
+    assert "KeyError: &#39;fc9&#39;" in page
     assert "KeyError: 'fc9'" in written.markdown.read_text()
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlprank.utils import charts
-from mlprank.utils.charts import CostPoint, HeatMap, ScoredLayer, compose
+from mlprank.utils.charts import CostPoint, HeatMap, ScoredLayer
 
 LOOKS = charts.looks_of(["weighted_pagerank", "norm"])
 POINTS = (
@@ -13,12 +13,13 @@ POINTS = (
     CostPoint("norm", 2.0, 0.87, "50 %", chosen=True),
     CostPoint("weighted_pagerank", 3.0, 0.86, "30 %"),
 )
-HEAT = HeatMap("Grid", ("0.1", "0.01"), ("0", "1e-5"), ((0.5, None), (0.9, 0.8)), "lr", "decay")
+FRACTIONS = {("0.1", "0"): 0.5, ("0.1", "1e-5"): None, ("0.01", "0"): 0.9, ("0.01", "1e-5"): 0.8}
+HEAT = HeatMap("Grid", FRACTIONS, "lr", "decay")
 SCORES = (ScoredLayer("net.0", (0.5, 0.3, 0.2), (True, False, True)), ScoredLayer("net.2", (1.0,)))
 ALL = {
-    "front": compose([charts.draw_front(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88))]),
-    "heat map": compose([charts.draw_heat_map(HEAT, title="Grid", search=True, width=200)]),
-    "scores": compose([charts.draw_scores(SCORES, title="Net")] * 2),
+    "front": [charts.draw_front(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88))],
+    "heat map": [charts.draw_heat_map(HEAT, title="Grid", search=True, width=200)],
+    "scores": [charts.draw_scores(SCORES, title="Net")] * 2,
 }
 
 
@@ -29,28 +30,38 @@ def values(spec):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_chart_is_valid_vega_lite(name):
-    assert ALL[name].to_dict(validate=True)["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+    assert (
+        charts.compose(ALL[name])
+        .to_dict(validate=True)["$schema"]
+        .startswith("https://vega.github.io/schema/vega-lite/")
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG\r\n\x1a\n"), ("svg", b"<svg"), ("pdf", b"%PDF")])
 def test_every_chart_becomes_a_whole_file(name, ending, start, tmp_path):
-    path = charts.write_chart(ALL[name], tmp_path / f"chart.{ending}")
+    path = charts.write_chart(charts.specification(ALL[name]), tmp_path / f"chart.{ending}")
     data = path.read_bytes()
     assert data.startswith(start)
     assert {"png": b"IEND", "svg": b"</svg>", "pdf": b"%%EOF"}[ending] in data[-12:]
 
 
+def test_a_chart_of_altair_becomes_the_same_file(tmp_path):
+    chart, spec = charts.compose(ALL["front"]), charts.specification(ALL["front"])
+    files = [charts.write_chart(c, tmp_path / f"{n}.svg").read_text() for n, c in enumerate((chart, spec))]
+    assert files[0] == files[1]
+
+
 def test_another_ending_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"chart\.jpg: a chart is written as one of \.png, \.svg, \.pdf, got '\.jpg'"):
-        charts.write_chart(ALL["front"], tmp_path / "chart.jpg")
+        charts.write_chart(charts.specification(ALL["front"]), tmp_path / "chart.jpg")
     assert not list(tmp_path.iterdir())
 
 
-def test_dark_ground_turns_ground_and_ink_and_keeps_the_rows(tmp_path):
-    light, dark = (charts.spec_of(ALL["front"], dark=dark) for dark in (False, True))
-    assert values(light) == values(dark)
-    texts = [charts.write_chart(ALL["front"], tmp_path / f"{d}.svg", dark=d).read_text() for d in (False, True)]
+def test_dark_ground_turns_ground_and_ink(tmp_path):
+    light = charts.specification(ALL["front"])
+    dark = light | {"params": [{"name": "dark", "value": True}, *light["params"][1:]]}
+    texts = [charts.write_chart(spec, tmp_path / f"{n}.svg").read_text() for n, spec in enumerate((light, dark))]
     assert ["#ffffff" in text and "#171e26" not in text for text in texts] == [True, False]
     assert [LOOKS["norm"].light in text for text in texts] == [True, False]
     assert [LOOKS["norm"].dark in text for text in texts] == [False, True]
@@ -58,35 +69,33 @@ def test_dark_ground_turns_ground_and_ink_and_keeps_the_rows(tmp_path):
 
 def test_fronts_end_at_100_percent_at_most():
     front = charts.draw_front([CostPoint("norm", 1.0, 1.0)], LOOKS, title="t", cost="MB", dense=(2.0, 1.0))
-    assert "'domain': [99, 100]" in str(charts.spec_of(compose([front])))
+    assert "'domain': [99, 100]" in str(charts.specification([front]))
 
 
 def test_the_legend_switches_series():
-    assert "'bind': 'legend'" in str(charts.spec_of(ALL["front"]))
+    assert "'bind': 'legend'" in str(charts.specification(ALL["front"]))
 
 
 def test_the_front_shows_the_useful_part_and_names_the_chosen_network(tmp_path):
-    spec = charts.spec_of(ALL["front"])
+    spec = charts.specification(ALL["front"])
     assert {row["top1"] for row in values(spec) if "front" in row} == {87.0, 86.0}, "50 % is out of reach of 88 %"
-    text = charts.write_chart(ALL["front"], tmp_path / "front.svg").read_text()
+    text = charts.write_chart(spec, tmp_path / "front.svg").read_text()
     assert "chosen: Norm" in text
     assert "50 %: 87.0 %" in text
 
 
 def test_sorted_scores_keep_their_sum_and_their_cut():
-    rows = [row for row in values(charts.spec_of(ALL["scores"])) if row.get("run", "").startswith("1.")][:6]
-    runs = {r["run"]: r["state"] for r in values(charts.spec_of(ALL["scores"])) if "state" in r}
-    steps = [row for row in rows if "x" in row]
-    assert [runs[row["run"]] for row in steps] == ["kept", "kept", "pruned", "pruned", "kept", "kept"]
+    steps = [row for row in values(charts.specification(ALL["scores"])) if row.get("run", "").startswith("1.")]
+    assert [row["state"] for row in steps] == ["kept", "kept", "pruned", "pruned", "kept", "kept"]
     assert [row["x"] for row in steps] == [0, 33.33, 33.33, 66.67, 66.67, 100]
     assert [round((row["y"] - 1) / 0.86 * 1.5 / 3, 3) for row in steps[::2]] == [0.5, 0.3, 0.2]
 
 
 def test_a_wide_layer_has_few_corners_and_the_right_cut():
     layer = ScoredLayer("fc", tuple(1.0 + i for i in range(5000)), tuple(i >= 1234 for i in range(5000)))
-    rows = values(charts.spec_of(compose([charts.draw_scores([layer], title="wide")])))
+    rows = values(charts.specification([charts.draw_scores([layer], title="wide")]))
     assert len(rows) < 100
-    (cut,) = [row["x"] for row in rows if row.get("run") == "0.1" and "x" in row][:1]
+    (cut,) = [row["x"] for row in rows if row.get("run") == "0.1"][:1]
     assert cut == pytest.approx(100 * (5000 - 1234) / 5000)
 
 
@@ -95,17 +104,16 @@ def test_the_map_of_a_search_has_the_best_of_every_pair_and_nothing_where_trials
     points = [{"opt.lr": lr, "opt.decay": decay, "seed": "7"} for lr in ("0.1", "0.2") for decay in ("0", "1")]
     found = charts.search_map("grid", options, zip([*points, points[0]], [0.5, 0.75, math.nan, 0.25, 0.4], strict=True))
     assert (found.row_title, found.column_title) == ("lr", "decay")
-    assert found.values == ((0.5, 0.75), (None, 0.25))
-    assert found.best == (0, 1)
+    assert found.values == {("0.1", "0"): 0.5, ("0.1", "1"): 0.75, ("0.2", "0"): None, ("0.2", "1"): 0.25}
     one = charts.search_map("grid", {"opt.lr": ["0.1", "0.2"]}, [({"opt.lr": "0.2"}, 0.75), ({"opt.lr": "0.1"}, None)])
-    assert one.values == ((None, 0.75),)
-    assert charts.search_map("grid", {"lr": ["1"]}, [({"lr": "1"}, None)]).best is None
+    assert one.values == {("", "0.1"): None, ("", "0.2"): 0.75}
 
 
-def test_labels_that_do_not_fit_the_values_are_refused():
-    for columns, values in ((("c",), ((0.1,),)), (("c", "d"), ((0.1, 0.2), (0.3,)))):
-        with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter"):
-            charts.draw_heat_map(HeatMap("t", ("a", "b"), columns, values), title="t")
+def test_the_best_of_a_search_is_outlined_where_there_is_one():
+    (best,) = [row for row in values(charts.specification(ALL["heat map"])) if row.get("best")]
+    assert (best["of"], best["at"]) == ("0.01", "0")
+    nothing = charts.search_map("grid", {"lr": ["1"]}, [({"lr": "1"}, None)])
+    assert "datum.best" not in str(charts.specification([charts.draw_heat_map(nothing, title="t", search=True)]))
 
 
 def test_every_measure_keeps_its_look_and_no_two_share_one():
