@@ -78,8 +78,8 @@ def main(argv: list[str]) -> int:
     """Run `mlprank experiment`."""
     arguments = PARSER.parse_args(argv)
     config = _config(arguments)
-    from mlprank.experiments.cells import cells_of, find_networks
     from mlprank.experiments.records import RecordStore
+    from mlprank.experiments.runner import cells_of, find_networks
     from mlprank.utils.files import write_whole
 
     networks, missing = find_networks(config)
@@ -127,7 +127,7 @@ def _run(config: ExperimentConfig, networks: Any, cells: Sequence[Any], store: A
     """Run the cells that are not finished, with a progress bar."""
     from rich.console import Console
 
-    from mlprank.experiments.runner import Runner, run_on_ray
+    from mlprank.experiments.runner import run_cells
     from mlprank.grids.progress import Progress
 
     keys = {cell.key for cell in cells}
@@ -141,10 +141,7 @@ def _run(config: ExperimentConfig, networks: Any, cells: Sequence[Any], store: A
     )
     try:
         with shown:
-            if config.engine == "ray":
-                run_on_ray(config, networks, store, shown, cells)
-            else:
-                Runner(config, networks, store, shown).run(cells)
+            run_cells(config, networks, store, shown, cells)
     except KeyboardInterrupt:
         kept = sum(cell.key in store.finished for cell in cells)
         raise KeyboardInterrupt(

@@ -1,9 +1,7 @@
-"""The configuration of an experiment: which networks are pruned in which ways; read from YAML, changed by flags.
-
-Nothing here needs torch, so that a wrong key is reported at once.
-"""
+"""The configuration of an experiment, read from YAML and changed by flags; needs no torch, so that errors come fast."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mlprank.grids.ray import check_share
+from mlprank.grids.store import check_share
 from mlprank.utils.errors import check_amount, check_choice, check_whole, did_you_mean, require
 from mlprank.utils.files import load_config
 
@@ -40,7 +38,6 @@ PUBLISHED_AXES = {
     "calibration_seeds": [0],
 }
 """What the published conditions leave no choice in; `--published` sets it."""
-_GRAPHS = ("chain", "dag", PUBLISHED)
 _OWN = {
     "amount": "amounts",
     "measure": "measures",
@@ -109,7 +106,7 @@ class ExperimentConfig:
             if not isinstance(protected, bool):
                 raise TypeError(f"protect_output: {protected!r} is neither true nor false")
         for graph in self.graphs:
-            check_choice("graphs", graph, _GRAPHS)
+            check_choice("graphs", graph, ("chain", "dag", PUBLISHED))
         if PUBLISHED in self.graphs and (self.compensations, self.protect_output) != (("constant",), (False,)):
             raise ValueError(
                 'graphs: "published" stands for all published conditions, which have compensations: [constant] and '
@@ -141,9 +138,7 @@ class ExperimentConfig:
 
     def plain(self) -> dict[str, Any]:
         """The configuration as plain types, for YAML and W&B."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        values["recipe"] = {name: list(found) for name, found in self.recipe.items()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return dict(json.loads(json.dumps(vars(self))))  # tuples as lists
 
     def _by_network(self, name: str) -> dict[str, Any]:
         given = getattr(self, name)

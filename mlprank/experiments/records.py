@@ -3,7 +3,6 @@
 ```
 DIRECTORY/records.jsonl              one line a finished cell
 DIRECTORY/scores/<key>.safetensors   the scores of that cell
-DIRECTORY/incoming/<key>.json        a cell of another process, until the writer has appended it
 DIRECTORY/lock                       held by the one process that writes
 ```
 
@@ -12,6 +11,7 @@ The schema is written down in `docs/records.md`.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -77,13 +77,9 @@ class CellParameters:
     @property
     def label(self) -> str:
         """The cell in one line."""
-        network = f"{self.model} on {self.dataset}"
-        if self.measure == DENSE:
-            return f"{network}, dense"
         output = "" if self.protect_output else ", output pruned too"
-        return (
-            f"{network}, {self.measure}, {self.method}, {100 * self.amount:g} %{output}, seed {self.calibration_seed}"
-        )
+        way = f"{self.measure}, {self.method}, {100 * self.amount:g} %{output}, seed {self.calibration_seed}"
+        return f"{self.model} on {self.dataset}, {DENSE if self.measure == DENSE else way}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +168,10 @@ def to_line(record: CellRecord) -> str:
         ) from error
 
 
-def from_line(line: str, where: str) -> CellRecord:
+def from_line(line: str | bytes, where: str) -> CellRecord:
     """Read one line, checking its digest, every field, its type, and that the key is that of the parameters.
 
-    Raises:
-        SchemaVersionError: If another schema version wrote it.
-        CorruptRecordError: If it is not a whole record.
+    A CorruptRecordError names `where` it is not a whole record, a ValueError one of another schema version.
     """
     plain = store.unsealed(line, where, version="schema_version")
     if plain.pop("schema_version", None) is None:
@@ -189,8 +183,7 @@ def from_line(line: str, where: str) -> CellRecord:
         if metrics is not None:
             if not isinstance(metrics["layers"], list):
                 raise TypeError(f"layers must be a list, got {metrics['layers']!r}")
-            layers = tuple(LayerWidth(**layer) for layer in metrics["layers"])
-            metrics = CellMetrics(**{**metrics, "layers": layers})
+            metrics = CellMetrics(**metrics | {"layers": tuple(LayerWidth(**layer) for layer in metrics["layers"])})
         record = CellRecord(**(plain | named | {"parameters": parameters, "metrics": metrics}))
     except (TypeError, ValueError, KeyError) as error:
         raise store.CorruptRecordError(f"{where}: {error}") from error
@@ -201,62 +194,25 @@ def from_line(line: str, where: str) -> CellRecord:
     return record
 
 
-class Outbox:
-    """Records of a process that does not write its directory: they wait in `incoming/` for the one that does."""
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-
-    def is_finished(self, key: str) -> bool:
-        """Whether this cell was recorded here and waits for the writer."""
-        return (self.directory / "incoming" / f"{key}.json").is_file()
-
-    def append(
-        self, record: CellRecord, *, scores: Mapping[str, Array] | None = None, kept: Mapping[str, Array] | None = None
-    ) -> None:
-        """Write the scores and the masks, then the record, whole and on the disk when this returns.
-
-        Raises:
-            ValueError: If the cell is recorded already.
-        """
-        if self.is_finished(record.key):
-            raise ValueError(f"cell {record.key} is already finished in {self.directory}; a cell is recorded once")
-        if scores is not None:
-            tensors = {SCORES_PREFIX + name: np.ascontiguousarray(value) for name, value in scores.items()}
-            for name, value in (kept or {}).items():
-                tensors[KEPT_PREFIX + name] = np.ascontiguousarray(value, dtype=np.bool_)
-            write_whole(self.directory / "scores" / f"{record.key}.safetensors", save(tensors))
-        self._write(record)
-
-    def _write(self, record: CellRecord) -> None:
-        write_whole(self.directory / "incoming" / f"{record.key}.json", to_line(record))
-
-
-class RecordStore(Outbox):
+class RecordStore:
     """The one writer of a results directory, which is made where it is missing.
 
     Opening takes the lock, takes away what a killed process left, and repairs a last line that kill -9 tore: its bytes
     are moved to `records.torn-N.jsonl` and `notice` says so. Closing, or the death of the process, gives the lock back.
-
-    Raises:
-        BusyError: If another process holds the directory.
-        SchemaVersionError: If another schema version wrote a record.
-        CorruptRecordError: If an inner line is no whole record.
+    A BusyError names another process that holds the directory; other errors are those of `read_records`.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        super().__init__(directory)
+        self.directory = Path(directory)
         self._path = self.directory / RECORDS_NAME
         with ExitStack() as stack:
             stack.enter_context(store.only_writer(self.directory, called="results directory"))
-            for folder in ("scores", "incoming"):
-                store.remove_drafts(self.directory / folder)
+            store.remove_drafts(self.directory / "scores")
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
             stack.callback(os.close, self._file)
             self.notice = self._repair()
             self._latest = {record.key: record for record in read_records(self._path)}
-            self.absorb()
-            self._open = stack.pop_all()
+            self.close = stack.pop_all().close
 
     @property
     def records(self) -> tuple[CellRecord, ...]:
@@ -266,31 +222,11 @@ class RecordStore(Outbox):
     @property
     def finished(self) -> frozenset[str]:
         """Keys of the cells that ended well; the others may be run and appended again."""
-        return frozenset(record.key for record in self.records if record.status == "ok")
+        return frozenset(filter(self.is_finished, self._latest))
 
     def is_finished(self, key: str) -> bool:
         """Whether a cell ended well."""
-        record = self._latest.get(key)
-        return record is not None and record.status == "ok"
-
-    def absorb(self) -> list[CellRecord]:
-        """Append what other processes of this experiment have recorded, and return it.
-
-        Raises:
-            CorruptRecordError: If a file is damaged; it is named.
-        """
-        found = []
-        for path in sorted((self.directory / "incoming").glob("[!.]*.json")):
-            record = from_line(path.read_text("utf-8"), str(path))
-            if not self.is_finished(record.key):
-                self._write(record)
-                found.append(record)
-            path.unlink()
-        return found
-
-    def close(self) -> None:
-        """Give the directory back to others. Closing twice is harmless."""
-        self._open.close()
+        return key in self._latest and self._latest[key].status == "ok"
 
     def __enter__(self) -> Self:
         return self
@@ -298,8 +234,17 @@ class RecordStore(Outbox):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write(self, record: CellRecord) -> None:
-        """Append one line, whole and on the disk when this returns."""
+    def append(
+        self, record: CellRecord, *, scores: Mapping[str, Array] | None = None, kept: Mapping[str, Array] | None = None
+    ) -> None:
+        """Write the scores and the masks, then one line, whole and on the disk when this returns; a cell once."""
+        if self.is_finished(record.key):
+            raise ValueError(f"cell {record.key} is already finished in {self.directory}; a cell is recorded once")
+        if scores is not None:
+            tensors = {SCORES_PREFIX + name: np.ascontiguousarray(value) for name, value in scores.items()}
+            for name, value in (kept or {}).items():
+                tensors[KEPT_PREFIX + name] = np.ascontiguousarray(value, dtype=np.bool_)
+            write_whole(self.directory / "scores" / f"{record.key}.safetensors", save(tensors))
         line, size = to_line(record).encode(), os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
@@ -312,16 +257,16 @@ class RecordStore(Outbox):
         self._latest[record.key] = record
 
     def _repair(self) -> str | None:
+        """Complete a last line that lacks its end, or move it aside; say what was done."""
         data = self._path.read_bytes()
         tail = data[data.rfind(b"\n") + 1 :]
         if not tail:
             return None
         try:
-            from_line(tail.decode(), str(self._path))
-        except (store.CorruptRecordError, UnicodeDecodeError):
-            number = 1
-            while (aside := self._path.with_suffix(f".torn-{number}.jsonl")).exists():
-                number += 1
+            from_line(tail, str(self._path))
+        except store.CorruptRecordError:
+            asides = (self._path.with_suffix(f".torn-{number}.jsonl") for number in itertools.count(1))
+            aside = next(path for path in asides if not path.exists())
             write_whole(aside, tail)
             os.ftruncate(self._file, len(data) - len(tail))
             notice = f"the last line was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
@@ -336,12 +281,8 @@ def read_records(source: str | Path) -> tuple[CellRecord, ...]:
     """Read the records of a results directory, without taking its lock or changing it.
 
     A last line without its end belongs to a writer that is still at it, or was killed; it is left out. Where a cell
-    was recorded more than once (failed, then run again), the latest counts.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        SchemaVersionError: If another schema version wrote a record.
-        CorruptRecordError: If an inner line is no whole record, with its number.
+    was recorded more than once (failed, then run again), the latest counts. Errors are those of `from_line`, with the
+    number of the line, and a FileNotFoundError.
     """
     path = Path(source)
     path = path / RECORDS_NAME if path.is_dir() else path
@@ -349,21 +290,13 @@ def read_records(source: str | Path) -> tuple[CellRecord, ...]:
         raise FileNotFoundError(f"no results at {source}: {path} is missing; `mlprank experiment --out DIR` makes it")
     data, latest = path.read_bytes(), dict[str, CellRecord]()
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        where = f"{path} line {number}"
-        try:
-            record = from_line(line.decode(), where)
-        except UnicodeDecodeError as error:
-            raise store.CorruptRecordError(f"{where}: not UTF-8 text ({error})") from error
+        record = from_line(line, f"{path} line {number}")
         latest[record.key] = record
     return tuple(latest.values())
 
 
 def read_scores(directory: str | Path, key: str) -> tuple[dict[str, Array], dict[str, Array]] | None:
-    """Scores and kept masks of a cell by layer name; None where the cell has no file, masks empty where not stored.
-
-    Raises:
-        CorruptRecordError: If the file is no safetensors file.
-    """
+    """Scores and kept masks of a cell by layer name; None where the cell has no file, masks empty where not stored."""
     path = Path(directory) / "scores" / f"{key}.safetensors"
     if not path.is_file():
         return None

@@ -1,52 +1,200 @@
-"""Run the cells of an experiment: what they share is done once, every one is recorded, a failed one stops nothing."""
+"""From a configuration to cells, every combination once, and from cells to records; a failed one stops nothing."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import glob
 import inspect
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mlprank.artifact.checkpoint import sha256
+from mlprank.artifact.checkpoint import read_checkpoint, sha256
 from mlprank.artifact.record import versions
-from mlprank.artifact.spec import construct
+from mlprank.artifact.spec import build_model, construct
+from mlprank.compensation import COMPENSATIONS
 from mlprank.costs.metrics import ModelMetrics, count_nonzero, measure_latency_for, measure_model, ranks_of
 from mlprank.datamodules import get_dataset
-from mlprank.experiments.cells import GIVE, NOT_PRUNED, Trained, load_network, recipe_of
 from mlprank.experiments.config import PUBLISHED, ExperimentConfig
-from mlprank.experiments.records import Array, CellMetrics, CellParameters, CellRecord, LayerWidth, Outbox, RecordStore
+from mlprank.experiments.records import DENSE, Array, CellMetrics, CellParameters, CellRecord, LayerWidth, RecordStore
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.grids.progress import Watcher
-from mlprank.grids.ray import ray_places, run_units
-from mlprank.measures import get_measure
-from mlprank.methods import get_method
+from mlprank.grids.ray import run_units
+from mlprank.measures import MEASURES, get_measure
+from mlprank.methods import METHODS, get_method
+from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning, prune
+from mlprank.pruning.recipe import Recipe, make_recipe
 from mlprank.pruning.result import PruningResult
-from mlprank.thesis import PublishedConditions
-from mlprank.utils.errors import FAILURES
+from mlprank.thesis import PublishedConditions, find_trained
+from mlprank.utils.errors import FAILURES, did_you_mean
 from mlprank.utils.modules import check_fit, evaluating, sole_tensor
+from mlprank.utils.registry import Registry
+
+GIVE = "; give its arguments under {} in the config"
+KINDS = ("measure", "method", "compensation")
+NOT_PRUNED = "none"
+"""Method, compensation and graph of the dense baseline."""
+
+
+class Choice(NamedTuple):
+    """A measure, method or compensation: its short name or dotted path, and the arguments that were given."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network: class and data, by name or dotted path with arguments, and its file with its SHA-256."""
+
+    model: str
+    dataset: str
+    model_args: Mapping[str, Any] | None
+    path: str
+    sha256: str
+    data_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], list[str]]:
+    """Look for the checkpoints of an experiment; say of networks without one what to do about it."""
+    found: dict[tuple[str, str], Trained] = {}
+    missing: list[str] = []
+    for network in config.networks:
+        model, _, dataset = network.partition("@")
+        get_model(model)
+        get_dataset(dataset)
+        files: list[str] = []
+        for pattern in config.checkpoints.get(network, ()):
+            matched = [str(Path(path)) for path in sorted(glob.glob(str(pattern))) if Path(path).is_file()]
+            if not matched:
+                remedy = "train one with mlprank fit"
+                missing.append(f"{network}: checkpoints: no file is there by the name {pattern}; {remedy}")
+            files += matched
+        if network not in config.checkpoints:
+            try:
+                files = [str(find_trained(model, dataset, Path(config.checkpoint_root)))]
+            except FileNotFoundError as error:
+                missing.append(f"{network}: {error}")
+        for path in files:
+            arguments = config.model_args.get(network), path, sha256(path), config.data_args.get(network, {})
+            trained = Trained(model, dataset, *arguments)
+            found.setdefault((network, trained.sha256), trained)
+    return tuple(found.values()), missing
+
+
+def load_network(trained: Trained) -> nn.Module:
+    """Build a network, as the config says or else its Lightning checkpoint, and load its weights."""
+    if trained.model_args is None:
+        hyper_parameters = read_checkpoint(trained.path).get("hyper_parameters")
+        spec = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
+        own = trained.model.rpartition(".")[2]
+        if isinstance(spec, Mapping) and str(spec.get("class_path", "")).rpartition(".")[2] == own:
+            return load_weights(trained.path, build_model(spec))
+    cls: Any = get_model(trained.model)
+    network = construct(cls, trained.model_args or {}, named=trained.model, remedy=GIVE.format("model_args"))
+    return load_weights(trained.path, network)
+
+
+def measures_of(config: ExperimentConfig) -> tuple[Choice, ...]:
+    """Return the measures of an experiment under their short names."""
+    chosen = choices(MEASURES, config.measures)
+    names = {choice.name for choice in chosen}
+    extra: dict[str, Mapping[str, Any]] = {}
+    for given, arguments in config.measure_args.items():
+        [choice] = choices(MEASURES, [given])
+        if choice.name not in names:
+            raise ValueError(
+                f"measure_args: {given!r} is not in the grid{did_you_mean(given, names)}; its measures are "
+                f"{', '.join(sorted(names))}"
+            )
+        extra[choice.name] = arguments
+    return choices(MEASURES, [{"name": y.name, **extra.get(y.name, {}), **y.arguments} for y in chosen])
+
+
+def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[CellParameters, ...]:
+    """Return every cell of the grid, the dense baseline of every checkpoint first.
+
+    Cells that share work stand together: checkpoint, then graph and calibration seed, then measure.
+    """
+    axes: dict[str, Any] = {
+        "graph": config.graphs,
+        "calibration_seed": config.calibration_seeds,
+        "compensation": choices(COMPENSATIONS, config.compensations),
+        "protect_output": config.protect_output,
+        "recipe_args": [dict(zip(config.recipe, values, strict=True)) for values in product(*config.recipe.values())],
+        "measure": measures_of(config),
+        "method": choices(METHODS, config.methods),  # the thesis's "Global" compares scores as they are
+        "amount": [float(amount) for amount in config.amounts],
+    }
+    for fields in axes["recipe_args"]:
+        make_recipe(None, fields)
+    cells: list[CellParameters] = []
+    for trained in networks:
+        of: dict[str, Any] = {"model": trained.model, "dataset": trained.dataset}
+        of |= {"checkpoint": trained.path, "checkpoint_sha256": trained.sha256}
+        nothing: dict[str, Any] = dict.fromkeys(("method", "compensation", "graph"), NOT_PRUNED)
+        nothing |= {"amount": 0.0, "protect_output": True, "calibration_samples": 0, "calibration_seed": 0}
+        cells.append(CellParameters(measure=DENSE, **nothing, **of))
+        for values in product(*axes.values()):
+            given = dict(zip(axes, values, strict=True)) | {"calibration_samples": config.calibration_samples}
+            for kind in KINDS:
+                given[kind], given[f"{kind}_args"] = given[kind]
+            if _draws(given["measure"]):  # seeds make replicates
+                given["measure_args"] = {"seed": given["calibration_seed"], **given["measure_args"]}
+            cells.append(CellParameters(**of, **given))
+    return tuple({cell.key: cell for cell in cells}.values())
+
+
+def _draws(measure: str) -> bool:
+    """Whether a measure takes a seed."""
+    found, _ = MEASURES.read(measure)
+    cls = MEASURES[found] if isinstance(found, str) else found
+    return isinstance(cls, type) and "seed" in inspect.signature(cls).parameters
+
+
+def recipe_of(cell: CellParameters) -> Recipe:
+    """Return how a cell is pruned."""
+    parts = {kind: {"name": getattr(cell, kind), **getattr(cell, f"{kind}_args")} for kind in KINDS}
+    drawn = {"num_samples": cell.calibration_samples, "seed": cell.calibration_seed}
+    same = {name: getattr(cell, name) for name in ("amount", "graph", "protect_output")}
+    return make_recipe(None, {**parts, **same, **drawn, **cell.recipe_args})
+
+
+def choices(registry: Registry[Any], many: Iterable[object]) -> tuple[Choice, ...]:
+    """Read names and descriptions, each once; a name of the thesis becomes the short one with its arguments."""
+    found: list[Choice] = []
+    for given in many:
+        if not isinstance(given, str | Mapping):
+            raise TypeError(f"{registry.kind} {given!r} is neither a name nor a mapping with one")
+        named, arguments = registry.read(given)
+        choice = Choice(named if isinstance(named, str) else f"{named.__module__}.{named.__qualname__}", arguments)
+        registry.find({"name": choice.name, **arguments})
+        if choice not in found:
+            found.append(choice)
+    return tuple(found)
+
 
 CELL_ERRORS = (*FAILURES, OSError)
 """What a network, a measure or data of somebody's can raise; such a cell is recorded as failed."""
 BATCH_SIZE = 64
 """As in `mlprank.prune_mlp`."""
 _CHUNK = 512
+Ended = tuple[CellRecord, dict[str, Array] | None, dict[str, Array] | None]
+"""The record of a cell, its scores and its masks."""
 
 
-@dataclass(frozen=True)
-class TestData:
-    """A data set: its test images (N, C, H, W) and labels (N,) in memory, and its module, ready for training too."""
+class TestData(NamedTuple):
+    """A data set: its module, ready for training too, and its test images (N, C, H, W) and labels (N,) in memory."""
 
     module: Any
     images: Tensor
@@ -58,14 +206,13 @@ class TestData:
         return self.module if draw is None else draw(num_samples, seed=seed)
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came out of a cell. Masks are True for kept neurons, times seconds."""
 
     metrics: CellMetrics
-    scores: Mapping[str, Tensor] = field(default_factory=dict)
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
-    timings: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+    timings: Mapping[str, float]
 
 
 def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, device: str) -> TestData:
@@ -122,8 +269,7 @@ class Workbench:
     def run(self, cell: CellParameters) -> Outcome:
         """Prune in the way of a cell and test; `calibrate` comes first."""
         if cell.graph == NOT_PRUNED:
-            whole = {layer.name: torch.ones(layer.out_features) for layer in self.graph.layers}
-            return Outcome(_metrics(self.dense, self.dense, self._measured(self.network), whole, achieved=0.0))
+            return self._outcome(self.dense, self.dense, self._measured(self.network), {}, {}, {})
         if isinstance(self._drawn, PublishedConditions):
             return self._run_published(self._drawn, cell)
         assert self._drawn is not None
@@ -139,11 +285,8 @@ class Workbench:
         result = self._drawn.run(recipe, scores=scores)
         pruned = time.perf_counter()
         top = self.test(result)
-        tested = time.perf_counter()
-        masks = {name: result.masks.get(name, torch.ones(len(found))) for name, found in result.scores.items()}
-        metrics = _metrics(top, self.dense, self._measured(result.model), masks, achieved=result.achieved)
-        timings = {"score_s": scored - started, "prune_s": pruned - scored, "evaluate_s": tested - pruned}
-        return Outcome(metrics, result.scores, result.masks, timings)
+        timings = {"score_s": scored - started, "prune_s": pruned - scored, "evaluate_s": time.perf_counter() - pruned}
+        return self._outcome(top, self.dense, self._measured(result.model), result.scores, result.masks, timings)
 
     def test(self, result: PruningResult) -> tuple[float, float]:
         """Test a narrow network; what a first layer computes that lost rows alone is looked up in the dense one's."""
@@ -156,11 +299,12 @@ class Workbench:
         rows = [(part, getattr(dense, name)) for name, part in first.named_parameters()]
         if not all(torch.equal(part, whole[kept]) for part, whole in rows):
             return accuracies(result.model, images, labels)
-        result.model.set_submodule(self._first, _Known(batch.index_select(-1, kept) for batch in self._known))
+        outputs = (batch.index_select(-1, kept) for batch in self._known)
+        first.__dict__["forward"] = lambda inputs: next(outputs)
         try:
             return accuracies(result.model, images, labels)
         finally:
-            result.model.set_submodule(self._first, first)
+            del first.__dict__["forward"]
 
     def _run_published(self, conditions: PublishedConditions, cell: CellParameters) -> Outcome:
         """Nothing is removed, as published: parameters and FLOPs after pruning are those that are not zero."""
@@ -173,10 +317,31 @@ class Workbench:
         zeros = sum(int((pruned.network.get_parameter(f"{name}.weight") == 0).sum()) for name in pruned.masks)
         left, flops = count_nonzero(pruned.network), self.before.flops - 2 * zeros
         costs = self.before, replace(self.before, num_parameters=left, flops=flops)
-        total = sum(map(len, pruned.masks.values()))
-        achieved = sum(int((~mask).sum()) for mask in pruned.masks.values()) / total if total else 0.0
-        metrics = _metrics((top[1], top[5]), (dense[1], dense[5]), costs, pruned.masks, achieved=achieved)
-        return Outcome(metrics, pruned.scores, pruned.masks, timings)
+        return self._outcome((top[1], top[5]), (dense[1], dense[5]), costs, pruned.scores, pruned.masks, timings)
+
+    def _outcome(
+        self,
+        top: tuple[float, float],
+        dense: tuple[float, float],
+        costs: tuple[ModelMetrics, ModelMetrics],
+        scores: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        timings: Mapping[str, float],
+    ) -> Outcome:
+        counted: dict[str, Any] = {
+            f"{name}_{when}": getattr(metrics, name)
+            for when, metrics in zip(("before", "after"), costs, strict=True)
+            for name in ("num_parameters", "flops", "size_bytes", "latency_s")
+        }
+        widths = {name: len(found) for name, found in scores.items()}
+        widths = widths or {layer.name: layer.out_features for layer in self.graph.layers}
+        kept = widths | {name: int(mask.sum()) for name, mask in masks.items()}
+        layers = tuple(LayerWidth(name=name, width=width, kept=kept[name]) for name, width in widths.items())
+        total = sum(map(len, masks.values()))
+        achieved = sum(len(mask) - kept[name] for name, mask in masks.items()) / total if total else 0.0
+        accuracy: dict[str, Any] = dict(zip(("top1", "top5", "dense_top1", "dense_top5"), (*top, *dense), strict=True))
+        metrics = CellMetrics(**accuracy, achieved_amount=achieved, **counted, layers=layers)
+        return Outcome(metrics, scores, masks, timings)
 
     def _measured(self, network: nn.Module) -> tuple[ModelMetrics, ModelMetrics]:
         """What the dense and a pruned network cost, timed in turns; measured once for all networks of its sizes."""
@@ -190,35 +355,6 @@ class Workbench:
                 after = replace(after, latency_s=timed["pruned"].median_s)
             self._costs[sizes] = before, after
         return self._costs[sizes]
-
-
-class _Known(nn.Module):
-    """Stands for a layer whose outputs are known, batch by batch."""
-
-    def __init__(self, outputs: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._outputs = iter(outputs)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return next(self._outputs)
-
-
-def _metrics(
-    top: tuple[float, float],
-    dense: tuple[float, float],
-    costs: tuple[ModelMetrics, ModelMetrics],
-    masks: Mapping[str, Tensor],
-    *,
-    achieved: float,
-) -> CellMetrics:
-    counted: dict[str, Any] = {
-        f"{name}_{when}": getattr(metrics, name)
-        for when, metrics in zip(("before", "after"), costs, strict=True)
-        for name in ("num_parameters", "flops", "size_bytes", "latency_s")
-    }
-    layers = tuple(LayerWidth(name=name, width=len(mask), kept=int(mask.sum())) for name, mask in masks.items())
-    accuracy: dict[str, Any] = {"top1": top[0], "top5": top[1], "dense_top1": dense[0], "dense_top5": dense[1]}
-    return CellMetrics(**accuracy, achieved_amount=achieved, **counted, layers=layers)
 
 
 def _sizes(network: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -245,134 +381,93 @@ def accuracies(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[T
     return top1, top5
 
 
-class Runner:
-    """Runs what is not finished yet."""
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        networks: Iterable[Trained],
-        store: Outbox,
-        watcher: Watcher,
-        *,
-        kept: tuple[dict[object, Graph], dict[object, TestData]] | None = None,
-    ) -> None:
-        self.config, self.store, self.watcher = config, store, watcher
-        self._networks = {(trained.model, trained.dataset, trained.sha256): trained for trained in networks}
-        self._graphs, self._data = kept or ({}, {})
-
-    def run(self, cells: Iterable[CellParameters]) -> None:
-        """Run cells, those of one checkpoint standing together, and record every one."""
-        pending = [cell for cell in cells if not self.store.is_finished(cell.key)]
-        for key, found in groupby(pending, key=lambda cell: (cell.model, cell.dataset, cell.checkpoint_sha256)):
-            together = list(found)
-            try:
-                bench = self._bench(self._networks[key])
-            except CELL_ERRORS as error:
-                self._record(together, error)
-                continue
-            for _, drawn in groupby(together, key=_drawn):
-                self._run_drawn(bench, list(drawn))
-
-    def _bench(self, trained: Trained) -> Workbench:
-        key, device = (trained.dataset, str(sorted(trained.data_args.items()))), self.config.device
-        if key not in self._data:
-            data_dir = self.config.data_dir
-            self._data[key] = load_data(trained.dataset, trained.data_args, data_dir=data_dir, device=device)
-        latency = self.config.latency
-        return Workbench(trained, self._data[key], graphs=self._graphs, device=device, latency=latency)
-
-    def _run_drawn(self, bench: Workbench, cells: list[CellParameters]) -> None:
-        try:
-            bench.calibrate(cells[0])
-        except CELL_ERRORS as error:
-            self._record(cells, error)
-            return
-        for cell in cells:
-            self.watcher.started([cell])
-            found: Outcome | BaseException
-            try:
-                found = bench.run(cell)
-            except CELL_ERRORS as error:
-                found = error
-            self._record([cell], found)
-
-    def _record(self, cells: Iterable[CellParameters], found: Outcome | BaseException) -> None:
-        """Record what came out, or why nothing did."""
-        done = found if isinstance(found, Outcome) else None
-        scores, kept = (None, None) if done is None else (_arrays(done.scores), _arrays(done.kept))
-        for cell in cells:
-            record = CellRecord(
-                parameters=cell,
-                status="ok" if done else "failed",
-                metrics=done.metrics if done else None,
-                error=None if done else f"{type(found).__name__}: {found}",
-                timings=done.timings if done else {},
-                versions=dict(versions()),
-                machine=describe_machine(self.config.device),
-            )
-            self.store.append(record, scores=scores, kept=kept)
-            tell(self.watcher, record)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one actor of Ray runs at a time: cells of one checkpoint, calibration draw and measure."""
-
-    config: ExperimentConfig
-    directory: str
-    trained: Trained
-    cells: tuple[CellParameters, ...]
-
-
-def run_on_ray(
+def run_cells(
     config: ExperimentConfig,
     networks: Iterable[Trained],
     store: RecordStore,
     watcher: Watcher,
     cells: Iterable[CellParameters],
 ) -> None:
-    """Run what is not finished yet on all devices of this machine or of a cluster.
-
-    All nodes see the results directory under the same path.
-    """
-    trained = {(found.model, found.dataset, found.sha256): found for found in networks}
+    """Run the cells that are not finished yet, here or on all devices of this machine or of a cluster; record each."""
     pending = [cell for cell in cells if not store.is_finished(cell.key)]
-    option = "{}_per_cell"
-    with ray_places(config.address, cpus=config.cpus_per_cell, gpus=config.gpus_per_cell, option=option) as places:
-        there = dataclasses.replace(config, device="cuda" if places.gpus else config.device)
-        directory = str(store.directory.resolve())
+
+    def record(ran: Sequence[CellParameters], ended: Iterable[Ended]) -> None:
+        for new, scores, kept in ended:
+            store.append(new, scores=scores, kept=kept)
+            if new.status == "ok":
+                watcher.finished(new.parameters, new)
+            else:
+                watcher.failed(new.parameters, str(new.error))
+
+    def units(slots: int, gpu: bool) -> list[tuple[tuple[CellParameters, ...], Callable[[], list[Ended]]]]:
+        run = functools.partial(_run_unit, replace(config, device="cuda" if gpu else config.device), tuple(networks))
         groups = (tuple(found) for _, found in groupby(pending, key=lambda cell: (_drawn(cell), cell.measure)))
-        units = [
-            Unit(there, directory, trained[group[0].model, group[0].dataset, group[0].checkpoint_sha256], group)
-            for group in groups
-        ]
-        watcher.note(f"ray: {len(units)} units of work on {places.slots} places")
+        return [(group, functools.partial(run, group)) for group in groups]
 
-        def look() -> None:
-            for record in store.absorb():
-                tell(watcher, record)
-
-        run_units(units, worker=f"{__name__}:UnitRunner", places=places, look=look)
-
-
-class UnitRunner:
-    """What an actor of Ray runs the units of one experiment with; data and graphs stay for the next unit."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[dict[object, Graph], dict[object, TestData]] = {}, {}
-
-    def run(self, unit: Unit) -> None:
-        """Run the cells of a unit that have no record yet."""
-        Runner(unit.config, [unit.trained], Outbox(unit.directory), Watcher(), kept=self._kept).run(unit.cells)
-
-
-def tell(watcher: Watcher, record: CellRecord) -> None:
-    """Tell a watcher of a record that is on the disk."""
-    if record.status == "ok":
-        watcher.finished(record.parameters, record)
+    if config.engine == "local":
+        record(pending, _run(config, networks, pending, started=watcher.started, graphs={}, data={}))
     else:
-        watcher.failed(record.parameters, str(record.error))
+        placed: dict[str, Any] = {"address": config.address, "cpus": config.cpus_per_cell, "gpus": config.gpus_per_cell}
+        run_units(units, record, watcher, option="{}_per_cell", **placed)
+
+
+_GRAPHS: dict[object, Graph] = {}
+_DATA: dict[object, TestData] = {}
+"""What a process of Ray's has met; it stays for its next units."""
+
+
+def _run_unit(config: ExperimentConfig, networks: Iterable[Trained], cells: Iterable[CellParameters]) -> list[Ended]:
+    return list(_run(config, networks, cells, started=lambda cells: None, graphs=_GRAPHS, data=_DATA))
+
+
+def _run(
+    config: ExperimentConfig,
+    networks: Iterable[Trained],
+    cells: Iterable[CellParameters],
+    *,
+    started: Callable[[list[CellParameters]], None],
+    graphs: dict[object, Graph],
+    data: dict[object, TestData],
+) -> Iterator[Ended]:
+    """Run cells, those of one checkpoint and draw standing together; give what came out of each, or why nothing did.
+
+    `graphs` and `data` are those that earlier cells have met; new ones are added.
+    """
+    by_key = {(trained.model, trained.dataset, trained.sha256): trained for trained in networks}
+
+    def bench_of(trained: Trained) -> Workbench:
+        place = trained.dataset, str(sorted(trained.data_args.items()))
+        if place not in data:
+            data[place] = load_data(trained.dataset, trained.data_args, data_dir=config.data_dir, device=config.device)
+        return Workbench(trained, data[place], graphs=graphs, device=config.device, latency=config.latency)
+
+    for key, found in groupby(cells, key=lambda cell: (cell.model, cell.dataset, cell.checkpoint_sha256)):
+        bench = _attempted(bench_of, by_key[key])
+        for _, group in groupby(found, key=_drawn):
+            drawn = list(group)
+            ready = bench if isinstance(bench, Exception) else _attempted(bench.calibrate, drawn[0])
+            for cell in drawn:
+                started([cell])
+                ended = ready if isinstance(ready, Exception) else _attempted(bench.run, cell)
+                done: Outcome | None = None if isinstance(ended, Exception) else ended
+                record = CellRecord(
+                    parameters=cell,
+                    status="ok" if done else "failed",
+                    metrics=done.metrics if done else None,
+                    error=None if done else f"{type(ended).__name__}: {ended}",
+                    timings=done.timings if done else {},
+                    versions=dict(versions()),
+                    machine=describe_machine(config.device),
+                )
+                yield (record, _arrays(done.scores), _arrays(done.kept)) if done else (record, None, None)
+
+
+def _attempted(function: Callable[[Any], Any], argument: Any) -> Any:
+    """What a function gives, or the error that makes its cells fail."""
+    try:
+        return function(argument)
+    except CELL_ERRORS as error:
+        return error
 
 
 def _drawn(cell: CellParameters) -> tuple[object, ...]:

@@ -10,11 +10,12 @@ are shown together.
 import dataclasses
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from mlprank.experiments.records import DENSE, CellMetrics, CellParameters, CellRecord
 
@@ -83,14 +84,7 @@ class Comparison:
 
 
 def mean_interval(values: Iterable[float]) -> Estimate:
-    """Mean and Student's t interval (95 %) of independent values.
-
-    Raises:
-        ValueError: If there is no value, or one is not finite.
-
-    Source:
-        Student 1908.
-    """
+    """Mean and Student's t interval (95 %; Student 1908) of independent values, which are finite and at least one."""
     numbers = [float(value) for value in values]
     if not numbers:
         raise ValueError("interval: values must hold at least one number, got none")
@@ -100,10 +94,7 @@ def mean_interval(values: Iterable[float]) -> Estimate:
 
 
 def accuracy_interval(values: Iterable[float]) -> Estimate:
-    """Mean of accuracies and an interval within [0, 1]: Student's t on the logit of the mean, by the delta method.
-
-    Raises:
-        ValueError: As `mean_interval`, or if a value is outside [0, 1].
+    """Mean of accuracies, fractions, and an interval within [0, 1]: Student's t on the logit of the mean, delta method.
 
     Source:
         Agresti 2013, Categorical Data Analysis, sections 3.1.6 and 16.1: standard error of logit(m) is that of m over m
@@ -143,41 +134,32 @@ def _average(groups: Sequence[Sequence[float]]) -> tuple[Estimate, float | None]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for the number of comparisons.
+    """Adjust p-values for the number of comparisons, in their order (Holm 1979).
 
-    Source:
-        Holm 1979, A simple sequentially rejective multiple test procedure.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
+    >>> holm([0.25, 0.5, 0.125])
+    [0.5, 0.5, 0.375]
     """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min((len(p_values) - rank) * p_values[index], 1.0))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    raised = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
+    return [float(value) for value in adjusted]
 
 
 def setting_of(parameters: CellParameters) -> Setting:
     """The setting that a cell belongs to."""
-    conditions = tuple(
-        (field.name, _plain(getattr(parameters, field.name)))
-        for field in dataclasses.fields(parameters)
-        if field.name not in _VARIES_WITHIN | _NAMED
-    )
     p = parameters
-    conditions += tuple((name, _plain(value)) for name, value in sorted(p.recipe_args.items()))
-    compensation = _with_arguments(p.compensation, p.compensation_args)
-    return Setting(p.model, p.dataset, _with_arguments(p.method, p.method_args), compensation, conditions)
 
+    def plain(given: Mapping[str, object]) -> list[tuple[str, str]]:
+        return [(name, v if isinstance(v, str) else json.dumps(v, sort_keys=True)) for name, v in given.items()]
 
-def _with_arguments(name: str, arguments: Mapping[str, object]) -> str:
-    return ", ".join([name, *(f"{key}={_plain(value)}" for key, value in sorted(arguments.items()))])
+    def called(name: str, arguments: Mapping[str, object]) -> str:
+        return ", ".join([name, *(f"{key}={value}" for key, value in plain(dict(sorted(arguments.items()))))])
 
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    names = [item.name for item in dataclasses.fields(p) if item.name not in _VARIES_WITHIN | _NAMED]
+    conditions = plain({name: getattr(p, name) for name in names} | dict(sorted(p.recipe_args.items())))
+    method, compensation = called(p.method, p.method_args), called(p.compensation, p.compensation_args)
+    return Setting(p.model, p.dataset, method, compensation, tuple(conditions))
 
 
 def series_label(parameters: CellParameters) -> str:
@@ -219,15 +201,21 @@ def find_reference(records: Iterable[CellRecord]) -> str | None:
     return min(labels, key=lambda label: (len(label), label), default=None)
 
 
-# Differences of accuracy and retention: [baseline][amount][training] -> one pair for every calibration draw.
-_Leads = dict[str, dict[float, dict[str, list[tuple[float, float]]]]]
+class _Lead(NamedTuple):
+    """The lead of the reference over a baseline at one amount, in one calibration draw of one training."""
+
+    baseline: str
+    amount: float
+    training: str
+    differences: tuple[float, float]  # of accuracy and of retention
+
+
+_Row = tuple[Sequence[tuple[Setting, Sequence[_Lead]]], str, float | None]
+"""Of a table: settings with their leads, the baseline's label, and the amount."""
 
 
 def compare(
-    records: Iterable[CellRecord],
-    *,
-    baselines: Sequence[str] | None = None,
-    smallest_effect: float = SMALLEST_EFFECT,
+    records: Iterable[CellRecord], *, baselines: Sequence[str] | None = None, smallest_effect: float = SMALLEST_EFFECT
 ) -> tuple[Comparison, ...]:
     """Compare weighted PageRank with every other measure within every setting, at every amount and over all amounts.
 
@@ -241,20 +229,19 @@ def compare(
     label, settings = _settings(records, baselines)
     found: list[Comparison] = []
     for setting, leads in settings:
-        compared = []
-        for baseline, by_amount in leads.items():
-            for amount in [*sorted(by_amount), None] if len(by_amount) > 1 else [None]:
-                chosen = {baseline: by_amount if amount is None else {amount: by_amount[amount]}}
-                compared.append(_comparison([(setting, chosen)], label, baseline, amount))
-        found += _judged(compared, smallest_effect)
+        rows: list[_Row] = []
+        for baseline, own in grouped(leads, lambda lead: lead.baseline).items():
+            amounts = sorted({lead.amount for lead in own})
+            rows += [
+                ([(setting, [lead for lead in own if amount in (None, lead.amount)])], baseline, amount)
+                for amount in ([*amounts, None] if len(amounts) > 1 else [None])
+            ]
+        found += _table(rows, label, smallest_effect)
     return tuple(found)
 
 
 def claims(
-    records: Iterable[CellRecord],
-    *,
-    baselines: Sequence[str] | None = None,
-    smallest_effect: float = SMALLEST_EFFECT,
+    records: Iterable[CellRecord], *, baselines: Sequence[str] | None = None, smallest_effect: float = SMALLEST_EFFECT
 ) -> tuple[tuple[Comparison, ...], ...]:
     """Average the comparisons over networks, methods and amounts, for each compensation and its conditions.
 
@@ -265,104 +252,86 @@ def claims(
     Returned is, for each compensation and its conditions, the average over the baselines first, then each baseline.
     """
     label, settings = _settings(records, baselines)
-    groups = grouped(settings, lambda each: (each[0].compensation, each[0].conditions))
     found = []
-    for conditions in sorted(groups):
-        common = sorted(set.intersection(*(set(leads) for _, leads in groups[conditions])))
-        compared = []
+    for _, group in sorted(grouped(settings, lambda each: (each[0].compensation, each[0].conditions)).items()):
+        common = sorted(set.intersection(*({lead.baseline for lead in leads} for _, leads in group)))
+        rows: list[_Row] = []
         for names in ([common] if len(common) > 1 else []) + [[name] for name in common]:
-            chosen = [(setting, {name: leads[name] for name in names}) for setting, leads in groups[conditions]]
-            compared.append(_comparison(chosen, label, names[0] if len(names) == 1 else "", None))
-        if judged := _judged(compared, smallest_effect):
-            found.append(tuple(judged))
-    return tuple(found)
+            chosen = [(setting, [lead for lead in leads if lead.baseline in names]) for setting, leads in group]
+            rows.append((chosen, names[0] if len(names) == 1 else "", None))
+        found.append(tuple(_table(rows, label, smallest_effect)))
+    return tuple(filter(None, found))
 
 
 def _settings(
     records: Iterable[CellRecord], baselines: Sequence[str] | None
-) -> tuple[str, list[tuple[Setting, _Leads]]]:
-    """The reference's label, and the leads of every setting in which there is something to pair."""
+) -> tuple[str, list[tuple[Setting, list[_Lead]]]]:
+    """The reference's label, and the leads in every setting in which there is something to pair, sorted."""
     cells = finished_cells(records)
     label = find_reference(cells)
     others = {series_label(cell.parameters) for cell in cells} - {label}
-    missing = sorted(set(baselines or ()) - others)
-    if missing:
+    if missing := sorted(set(baselines or ()) - others):
         raise ValueError(f"baselines {missing} have no finished cell; there are {sorted(others)}")
-    if label is None:
-        return "", []
-    groups = grouped((c for c in cells if c.parameters.amount > 0.0), lambda cell: setting_of(cell.parameters))
-    found = ((setting, _leads(groups[setting], label, baselines)) for setting in sorted(groups))
-    return label, [entry for entry in found if entry[1]]
+    wanted = others if baselines is None else set(baselines)
+    groups = grouped((cell for cell in cells if cell.parameters.amount > 0.0), lambda cell: setting_of(cell.parameters))
+    found = []
+    for setting, own in sorted(groups.items()):
+        means = {
+            place: tuple(fmean(getattr(metrics_of(cell), name) for cell in seeds) for name in ("top1", "retention"))
+            for place, seeds in grouped(own, lambda cell: _place(cell.parameters)).items()
+        }
+        leads = [
+            _Lead(*place[:3], (ours[0] - theirs[0], ours[1] - theirs[1]))
+            for place, theirs in sorted(means.items())
+            if place[0] in wanted and (ours := means.get((str(label), *place[1:])))
+        ]
+        if leads:
+            found.append((setting, leads))
+    return label or "", found
 
 
-def _leads(cells: Sequence[CellRecord], reference: str, baselines: Sequence[str] | None) -> _Leads:
-    gathered: dict[str, dict[tuple[float, str, int], list[CellMetrics]]] = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        p = cell.parameters
-        place = (round(p.amount, 9), p.checkpoint_sha256, p.calibration_seed)
-        gathered[series_label(p)][place].append(metrics_of(cell))
-    ours = gathered.pop(reference, {})
-    leads: _Leads = {}
-    for baseline in sorted(gathered) if baselines is None else [name for name in baselines if name in gathered]:
-        for place in sorted(ours.keys() & gathered[baseline].keys()):
-            amount, training, _ = place
-            top1, retention = (
-                fmean(getattr(m, name) for m in ours[place])
-                - fmean(getattr(m, name) for m in gathered[baseline][place])
-                for name in ("top1", "retention")
-            )
-            at_amount = leads.setdefault(baseline, {}).setdefault(amount, {})
-            at_amount.setdefault(training, []).append((top1, retention))
-    return leads
+def _place(p: CellParameters) -> tuple[str, float, str, int]:
+    """A measure's label, and what its cell must share with another's to be a pair; its seeds count once."""
+    return series_label(p), round(p.amount, 9), p.checkpoint_sha256, p.calibration_seed
 
 
-def _means(settings: Sequence[_Leads]) -> list[tuple[float, float]]:
+def _means(settings: Sequence[Sequence[_Lead]]) -> list[tuple[float, float]]:
     """One (accuracy, retention) for every training of a network; settings, baselines and amounts have equal weight."""
     # Only trainings that every setting and baseline has count, and of these only amounts that all of them have.
-    sides = [by_amount for leads in settings for by_amount in leads.values()]
-    trainings = sorted(set.intersection(*({t for found in by_amount.values() for t in found} for by_amount in sides)))
-    complete = [
-        [[found for found in by_amount.values() if found.keys() >= set(trainings)] for by_amount in leads.values()]
-        for leads in settings
-    ]
-    if not trainings or not all(amounts for setting in complete for amounts in setting):
-        return []
+    sides = [list(grouped(leads, lambda lead: lead.baseline).values()) for leads in settings]
+    trainings = sorted(set.intersection(*({lead.training for lead in own} for found in sides for own in found)))
 
-    def lead(training: str, part: int) -> float:
-        return fmean(
-            fmean(fmean(fmean(pair[part] for pair in found[training]) for found in amounts) for amounts in setting)
-            for setting in complete
-        )
-
-    return [(lead(training, 0), lead(training, 1)) for training in trainings]
+    found: list[list[Any]] = [[] for _ in sides]
+    for setting, own in ((setting, own) for setting, side in zip(found, sides, strict=True) for own in side):
+        drawn = grouped(own, lambda lead: (lead.amount, lead.training))
+        amounts = sorted({a for a, _ in drawn if all((a, training) in drawn for training in trainings)})
+        if not trainings or not amounts:
+            return []
+        table = [[np.mean([x.differences for x in drawn[a, t]], axis=0) for t in trainings] for a in amounts]
+        setting.append(np.mean(table, axis=0))
+    means = np.mean([np.mean(setting, axis=0) for setting in found], axis=0)
+    return [(float(accuracy), float(retention)) for accuracy, retention in means]
 
 
-def _comparison(
-    settings: Sequence[tuple[Setting, _Leads]], reference: str, baseline: str, amount: float | None
-) -> Comparison | None:
-    """A comparison before Holm's correction; None where no training has all of the settings."""
-    values = [_means([leads for _, leads in found]) for found in grouped(settings, lambda e: e[0].network).values()]
-    if not all(values):
-        return None
-    accuracy, p_value = _average([[pair[0] for pair in network] for network in values])
-    retention, _ = _average([[pair[1] for pair in network] for network in values])
-    amounts = (found for _, leads in settings for by_amount in leads.values() for found in by_amount.values())
-    pairs = [pair[0] for found in amounts for drawn in found.values() for pair in drawn]
-    wins, losses = sum(difference > 0 for difference in pairs), sum(difference < 0 for difference in pairs)
-    ties, averaged = len(pairs) - wins - losses, tuple(setting for setting, _ in settings)
-    return Comparison(averaged, reference, baseline, amount, wins, ties, losses, accuracy, retention, p_value, "")
-
-
-def _judged(compared: Sequence[Comparison | None], smallest_effect: float) -> list[Comparison]:
-    """The comparisons with corrected p-values and verdicts."""
-    comparisons = [comparison for comparison in compared if comparison is not None]
-    adjusted = iter(holm([c.p_value for c in comparisons if c.p_value is not None]))
-    judged = []
-    for comparison in comparisons:
-        if comparison.p_value is not None:
-            p_value, mean = next(adjusted), comparison.accuracy.mean
-            counts = p_value < SIGNIFICANCE and abs(mean) >= smallest_effect
-            verdict = "undecided" if not counts else "better" if mean > 0 else "worse"
-            comparison = dataclasses.replace(comparison, p_value=p_value, verdict=verdict)
-        judged.append(comparison)
-    return judged
+def _table(rows: Iterable[_Row], reference: str, smallest_effect: float) -> list[Comparison]:
+    """The comparisons of one table; those are left out where no training has all of the settings."""
+    found = []
+    for settings, baseline, amount in rows:
+        networks = grouped(settings, lambda each: each[0].network).values()
+        values = [_means([leads for _, leads in network]) for network in networks]
+        if all(values):
+            accuracy, p_value = _average([[pair[0] for pair in network] for network in values])
+            retention, _ = _average([[pair[1] for pair in network] for network in values])
+            pairs = [lead.differences[0] for _, leads in settings for lead in leads]
+            wins, losses = sum(difference > 0 for difference in pairs), sum(difference < 0 for difference in pairs)
+            counts = (wins, len(pairs) - wins - losses, losses)
+            averaged = tuple(setting for setting, _ in settings)
+            found.append(Comparison(averaged, reference, baseline, amount, *counts, accuracy, retention, p_value, ""))
+    adjusted = iter(holm([each.p_value for each in found if each.p_value is not None]))
+    for index, each in enumerate(found):
+        if each.p_value is not None:
+            p_value, mean = next(adjusted), each.accuracy.mean
+            counts_for = p_value < SIGNIFICANCE and abs(mean) >= smallest_effect
+            verdict = "undecided" if not counts_for else "better" if mean > 0 else "worse"
+            found[index] = dataclasses.replace(each, p_value=p_value, verdict=verdict)
+    return found

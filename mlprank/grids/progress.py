@@ -23,7 +23,7 @@ class Watcher:
     """Sees what happens to the cells of a grid, and says nothing.
 
     A cell has a `key` that tells it from all others, and a `label` in a few words; what came out of it a `status`, such
-    as "done", and `metrics`, numbers by name.
+    as "done", and `metrics`, numbers by name. It is recorded when `finished` or `failed` is called.
     """
 
     def started(self, items: Sequence[Any]) -> None:
@@ -33,28 +33,22 @@ class Watcher:
         """A cell has ended an epoch with these metrics."""
 
     def finished(self, item: Any, result: Any) -> None:
-        """A cell is recorded with this result."""
+        """A cell has ended well, or diverged."""
 
     def failed(self, item: Any, error: str) -> None:
-        """A cell is recorded as failed."""
+        """A cell could not be run."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
 
 
 class Progress(Watcher):
-    """Shows cells while they run.
+    """Shows the cells `items` of a whole grid while they run.
 
-    Args:
-        items: The whole grid.
-        unit: What a cell is called.
-        metric: The number that is shown of a cell; higher is better.
-        epochs: Epochs a cell.
-        finished: Results that are there already, by key.
-        on_finished: Called with a cell and its result after it is recorded.
-        every_s: Seconds between two lines of a summary where there is no terminal.
-        each: Whether every cell has lines of its own there; failed ones always have.
-        console: Where to show.
+    A cell is called a `unit`, has so many `epochs`, and is shown by its `metric`, of which higher is better. `finished`
+    are the results that are there already, by key; `on_finished` is called with a cell and its result after it is
+    recorded. Without a terminal a line sums up all cells every `every_s` seconds, and `each` of them has its own, which
+    failed ones always have.
     """
 
     def __init__(
@@ -78,44 +72,38 @@ class Progress(Watcher):
         }
         self._earlier = len(self.states)
         self._start = self._line_at = time.monotonic()
-        self._live: Live | None = None
+        self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=_REFRESH_PER_S)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=_REFRESH_PER_S)
             self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._live.stop()
 
     def started(self, items: Sequence[Any]) -> None:
         """Show that these cells are worked on."""
         self.states |= {item.key: (_RUNNING, None) for item in items}
-        if self._live is None and self.each and items:
+        if items and self.each and not self._live.is_started:
             self._print(f"running {items[0].label if len(items) == 1 else f'{len(items)} {self.unit}s'}")
 
     def epoch(self, item: Any, row: Mapping[str, float]) -> None:
         """Show a cell's last epoch."""
-        self.states[item.key] = (_RUNNING, dict(row))
-        self._line()
+        self._change(item, _RUNNING, dict(row))
 
     def finished(self, item: Any, result: Any) -> None:
         """Show what came out of a cell."""
-        self.states[item.key] = (result.status, result.metrics)
         self.on_finished(item, result)
         score = _number(result.metrics, self.metric)
-        if self._live is None and self.each:
-            shown = f"{self.metric} {score:.4f}" if math.isfinite(score) else result.status
-            self._print(f"{item.label}: {shown}")
-        self._line()
+        if self.each and not self._live.is_started:
+            self._print(f"{item.label}: {f'{self.metric} {score:.4f}' if math.isfinite(score) else result.status}")
+        self._change(item, result.status, result.metrics)
 
     def failed(self, item: Any, error: str) -> None:
         """Show that a cell failed."""
-        self.states[item.key] = (_FAILED, None)
         self._print(f"failed: {item.label}: {error.splitlines()[0]}")
-        self._line()
+        self._change(item, _FAILED, None)
 
     def note(self, text: str) -> None:
         """Show something that the user should know."""
@@ -126,20 +114,22 @@ class Progress(Watcher):
         counts = Counter(state for state, _ in self.states.values())
         done = sum(counts[state] for state in _QUIET)
         others = "".join(f", {n} {state}" for state, n in counts.items() if state not in (*_QUIET, _RUNNING, _FAILED))
-        text = (
-            f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed of {len(self.items)} "
-            f"{self.unit}s"
+        text = f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed "
+        text += f"of {len(self.items)} {self.unit}s"
+        if (best := max(map(self._score, self.items), default=-math.inf)) > -math.inf:
+            text += f"; best {self.metric} {best:.4f}"
+        shares = (((row or {}).get("epoch", -1) + 1) / self.epochs for s, row in self.states.values() if s == _RUNNING)
+        ended = len(self.states) - counts[_RUNNING] + sum(shares) - self._earlier
+        left = len(self.items) - self._earlier - ended
+        return text + (
+            f"; {time_left((time.monotonic() - self._start) * left / ended)} left" if ended > 0 and left > 0 else ""
         )
-        scores = [score for item in self.items if math.isfinite(score := self._score(item))]
-        best = f"; best {self.metric} {max(scores):.4f}" if scores else ""
-        left = self._seconds_left()
-        return text + best + (f"; {time_left(left)} left" if left is not None else "")
 
     def table(self) -> Table:
         """Return the live table: what runs, then the best of what is done."""
-        table = Table(title=self.summary(), title_justify="left", box=None)
-        for column in (self.unit, "state", *(["epoch"] if self.epochs > 1 else []), self.metric):
-            table.add_column(column, justify="left" if column in (self.unit, "state") else "right")
+        table = Table(self.unit, "state", title=self.summary(), title_justify="left", box=None)
+        for column in (*(["epoch"] if self.epochs > 1 else []), self.metric):
+            table.add_column(column, justify="right")
         for item in sorted(self.items, key=self._score, reverse=True)[:_ROWS]:
             state, row = self.states.get(item.key, ("waiting", None))
             epoch, score = _number(row, "epoch"), self._score(item)
@@ -149,24 +139,20 @@ class Progress(Watcher):
             table.add_row(f"… {len(self.items) - _ROWS} more")
         return table
 
+    def _change(self, item: Any, state: str, row: Any) -> None:
+        """Note a cell's state; where there is no table, a line now and then sums up all of them."""
+        self.states[item.key] = (state, row)
+        now = time.monotonic()
+        if not self._live.is_started and now - self._line_at > self.every_s:
+            self._line_at = now
+            self._print(self.summary())
+
     def _score(self, item: Any) -> float:
         score = _number(self.states.get(item.key, ("", None))[1], self.metric)
         return score if math.isfinite(score) else -math.inf
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _line(self) -> None:
-        now = time.monotonic()
-        if self._live is None and now - self._line_at > self.every_s:
-            self._line_at = now
-            self._print(self.summary())
-
-    def _seconds_left(self) -> float | None:
-        shares = (((row or {}).get("epoch", -1) + 1) / self.epochs for s, row in self.states.values() if s == _RUNNING)
-        done = sum(state != _RUNNING for state, _ in self.states.values()) + sum(shares) - self._earlier
-        left = len(self.items) - self._earlier - done
-        return (time.monotonic() - self._start) * left / done if done > 0 and left > 0 else None
 
 
 @contextmanager
@@ -196,12 +182,7 @@ def shown_steps(unit: str = "", *, every_s: float = 0.0) -> Iterator[Callable[[f
 
 
 def time_left(seconds: float) -> str:
-    """Say how long is left in a few letters.
-
-    Examples:
-        >>> time_left(45.4), time_left(200), time_left(9000)
-        ('45 s', '3 min', '2.5 h')
-    """
+    """Say how long is left in a few letters: "45 s", "3 min", "2.5 h"."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -25,46 +25,31 @@ class CorruptRecordError(ValueError):
     """A record that is not whole, or not what was written; the text names its place."""
 
 
-class SchemaVersionError(ValueError):
-    """A record that another version of the schema wrote."""
+def check_share(name: str, value: float | None) -> None:
+    """Raise a ValueError where a number of cores or GPUs is neither a fraction nor whole."""
+    if value is not None and not (0 < value < 1 or (value >= 1 and value == int(value))):
+        raise ValueError(f"{name}={value} must be a fraction in (0, 1) or a whole number of at least 1")
 
 
 def canonical(plain: Any) -> str:
-    """Return plain types as the JSON text that digests and keys are taken of.
-
-    Examples:
-        >>> canonical({"b": 1, "a": [0.5]})
-        '{"a":[0.5],"b":1}'
-    """
+    """Return plain types as the JSON text that digests and keys are taken of."""
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def short_hash(text: str) -> str:
-    """Return 16 hexadecimal digits that stand for a text.
-
-    Examples:
-        >>> short_hash("cell")
-        '39d02b42938b2b75'
-    """
+    """Return 16 hexadecimal digits that stand for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with its digest, the SHA-256 of its canonical JSON.
-
-    Examples:
-        >>> sealed({"score": 0.5})["digest"][:8]
-        '2e4c25ff'
-    """
+    """Return a record with its digest, the SHA-256 of its canonical JSON."""
     return {**record, DIGEST: hashlib.sha256(canonical(record).encode()).hexdigest()}
 
 
 def unsealed(text: str | bytes, where: str, *, version: str = "schema") -> dict[str, Any]:
     """Read a record and compare its digest, which is left out; `version` names the entry that has its schema's.
 
-    Raises:
-        CorruptRecordError: If it is damaged; `where` is named.
-        SchemaVersionError: If another version of mlprank wrote it.
+    A CorruptRecordError names `where` a damaged one is, a ValueError one that another version of mlprank wrote.
     """
     try:
         plain = json.loads(text)
@@ -75,7 +60,7 @@ def unsealed(text: str | bytes, where: str, *, version: str = "schema") -> dict[
     except (ValueError, TypeError) as error:
         raise CorruptRecordError(f"{where}: not a whole record ({error}); {_REMEDY}") from error
     if written not in (1, SCHEMA):
-        raise SchemaVersionError(
+        raise ValueError(
             f"{where}: schema version {written!r}, but this mlprank reads version {SCHEMA}; use the mlprank that wrote "
             "it, or another results directory"
         )
@@ -88,9 +73,7 @@ def unsealed(text: str | bytes, where: str, *, version: str = "schema") -> dict[
 def only_writer(directory: Path, *, called: str) -> Iterator[None]:
     """Hold a directory, made where it is missing, as its only writer for a block, and take away what a killed one left.
 
-    Raises:
-        BusyError: If another process holds it; its process id is named.
-        OSError: If the directory cannot be made.
+    A BusyError names the process that holds it.
     """
     busy = f"{called} {directory} is in use by process {{holder}}; wait until it ends, stop it, or give another"
     with ExitStack() as stack:
@@ -98,9 +81,8 @@ def only_writer(directory: Path, *, called: str) -> Iterator[None]:
             directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(directory / LOCK, busy=busy))
         except OSError as error:
-            raise type(error)(
-                f"{called} {directory} cannot be written: {error.strerror or error}; give another"
-            ) from error
+            why = error.strerror or error
+            raise type(error)(f"{called} {directory} cannot be written: {why}; give another") from error
         remove_drafts(directory)
         yield
 

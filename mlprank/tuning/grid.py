@@ -2,15 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mlprank.grids.ray import check_share
-from mlprank.grids.store import short_hash
+from mlprank.grids.store import check_share, short_hash
 from mlprank.pruning.front import Budgets
 from mlprank.training.explain import explain, text_value
 from mlprank.training.parser import Request as CommandLine
@@ -54,7 +53,7 @@ def read_request(argv: Sequence[str]) -> Request:
     grids: dict[str, Any] = {}
     tune: dict[str, Any] = {}
     for content in contents:
-        grids |= dict(_flat(content.pop(_GRID, None) or {}))
+        grids |= _flat(content.pop(_GRID, None) or {})
         tune |= content.pop(_TUNE, None) or {}
     configs = zip(line.holding(contents).configs, contents, strict=True)
     arguments = [f"--config={config}" for config, content in configs if content]
@@ -80,18 +79,17 @@ def read_request(argv: Sequence[str]) -> Request:
 
 def expand(request: Request) -> Grid:
     """Parse and check every point of a grid."""
-    keys = list(request.grid)
     trials: dict[str, Trial] = {}
-    configs = []
-    for point in itertools.product(*request.grid.values()):
-        options = [option(key, value) for key, value in zip(keys, point, strict=True)]
+    values: dict[str, list[Any]] = {key: [] for key in request.grid}
+    for point in (dict(zip(values, given, strict=True)) for given in itertools.product(*request.grid.values())):
         try:
+            options = [option(key, value) for key, value in point.items()]
             config = trial_config(parse_fit([*request.arguments, *options]))
-            resolved = {key: lookup(config, key) for key in keys}
+            resolved = {key: lookup(config, key) for key in values}
         except KeyError as error:
             raise ValueError(f"grid: an option takes no single value in the config ({error} is missing)") from error
         except (ValueError, TypeError) as error:
-            raise OptionError(f"grid: {label(dict(zip(keys, point, strict=True)))}: {error}") from error
+            raise OptionError(f"grid: {label(point)}: {error}") from error
         trial = Trial(key=trial_key(config), point=resolved, config=config)
         if trial.key in trials:
             raise ValueError(
@@ -99,12 +97,10 @@ def expand(request: Request) -> Grid:
                 "leave one of them out"
             )
         trials[trial.key] = trial
-        configs.append(config)
-    distinct: dict[str, list[Any]] = {key: [] for key in keys}
-    for key, value in ((key, trial.point[key]) for key in keys for trial in trials.values()):
-        if value not in distinct[key]:  # values may be lists, which have no hash
-            distinct[key].append(value)
-    return Grid(trials=tuple(trials.values()), values=distinct, base=_shared(configs, keys))
+        for key, value in resolved.items():
+            if value not in values[key]:  # values may be lists, which have no hash
+                values[key].append(value)
+    return Grid(tuple(trials.values()), values, _shared([trial.config for trial in trials.values()], values))
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:
@@ -122,14 +118,15 @@ def option(key: str, value: Any) -> str:
     return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted key."""
+    flat: dict[str, Any] = {}
     for key, value in node.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return pairs
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
-def _shared(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+def _shared(configs: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> str:
     """Return the hash of what the points share, the grid's options left out; more values leave it the same."""
     rows = []
     for config in configs:
@@ -139,9 +136,9 @@ def _shared(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
             parent = lookup(plain, path) if path else plain
             parent = parent["init_args"] if word not in parent and "init_args" in parent else parent
             parent.pop(word)
-            if word == "class_path":
+            if word == "class_path":  # its arguments go with it
                 parent.clear()
-        rows.append(dict(_flat(plain)))
+        rows.append(_flat(plain))
     common = {name: value for name, value in rows[0].items() if all(name in r and r[name] == value for r in rows)}
     return short_hash(json.dumps(common, sort_keys=True))
 

@@ -3,8 +3,8 @@
 import math
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +31,43 @@ PRUNED = "pruned_top1"
 PARAMETERS = "pruned_parameters"
 
 
-def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
-    """Train every trial of a grid that has no record yet, and show what is best.
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
-    Raises:
-        ValueError: If an option, a value or the directory cannot be used.
-        BusyError: If another driver is at work in the directory.
-        KeyboardInterrupt: After Ctrl-C; the text says how to go on.
+
+_COLUMNS: Mapping[str, Callable[[Any], str]] = {
+    PRUNED: _percent,
+    PARAMETERS: "{:,.0f}".format,
+    MONITOR: _percent,
+    "val_top5": _percent,
+    "val_loss": "{:.4f}".format,
+    "best_epoch": lambda epoch: str(epoch + 1),
+}
+"""What is shown of the best trials, and how."""
+
+
+def tune(argv: Sequence[str], *, console: Console | None = None) -> int:
+    """Train every trial of a grid that has no record yet, show what is best, and return the exit code.
+
+    A ValueError names an option, a value or a directory that cannot be used, a BusyError another driver that is at work
+    there, and a KeyboardInterrupt, after Ctrl-C, says how to go on.
     """
     request = read_request(argv)
     options = parse_options(request.tune)
-    search = Search(request, options, expand(request), Store(options.out), console or Console())
-    return search.run()
+    return _Search(request, options, expand(request), Store(options.out), console or Console()).run()
 
 
 @dataclass(frozen=True)
-class Search:
-    """A grid, its directory, and what its trials are ranked by: the dense network, or the pruned one."""
+class _Search:
+    """A grid and its directory; trials are ranked by the dense network, or by the pruned one."""
 
     request: Request
     options: TuneOptions
     grid: Grid
     store: Store
-    console: Console = field(repr=False)
-
-    @property
-    def metric(self) -> str:
-        """The name of what trials are ranked by."""
-        return MONITOR if self.options.cut is None else PRUNED
+    console: Console
 
     def run(self) -> int:
-        """Train what has no record yet, and show what is best; return the exit code."""
         store, trials, again = self.store, self.grid.trials, self.options.retry_failed
         store.check_grid(self.grid.identity)  # a grid that is refused leaves nothing behind
         for trial in trials:  # a value out of range is found before the first trial trains
@@ -83,28 +89,49 @@ class Search:
                 self._train(pending, earlier)
             return self._conclude()
 
+    def _train(self, pending: Sequence[Trial], earlier: Mapping[str, Outcome]) -> None:
+        trials, store = self.grid.trials, self.store
+
+        def measured(trial: Trial, outcome: Outcome) -> None:
+            if problem := self.measure(trial):
+                progress.note(f"{trial.label}: {problem}")
+            for worse in list(self.ranked())[self.options.keep_checkpoints :]:
+                (store.directory(worse) / BEST).unlink(missing_ok=True)
+
+        progress = Progress(
+            trials,
+            unit="trial",
+            metric=MONITOR,
+            epochs=int(trials[0].config["trainer"].get("max_epochs") or 1),
+            finished=earlier,
+            on_finished=measured,
+            console=self.console,
+        )
+        try:
+            engine = choose_engine(self.options, pending, progress)
+            with progress:
+                engine.run(pending, store, progress)
+        except KeyboardInterrupt:
+            done = len(self.outcomes())
+            raise KeyboardInterrupt(f"{done} of {len(trials)} trials are done; the same command goes on") from None
+
     def outcomes(self) -> dict[str, Outcome]:
         """What has come out of the trials so far, by their keys."""
         found = ((trial.key, self.store.outcome(trial.key)) for trial in self.grid.trials)
         return {key: outcome for key, outcome in found if outcome is not None}
 
-    def score(self, trial: Trial) -> float:
-        """The metric of a trial, in [0, 1]; NaN where it diverged, has not ended, or was not pruned."""
-        outcome = self.store.outcome(trial.key)
-        if outcome is None or not math.isfinite(outcome.score):
-            return math.nan
-        return outcome.score if self.options.cut is None else self.pruned(trial).get(PRUNED, math.nan)
-
-    def ranked(self) -> list[Trial]:
-        """The trials that ended well, the best first; of equal ones the first in the grid."""
-        scores = {trial.key: self.score(trial) for trial in self.grid.trials}
-        ended = [trial for trial in self.grid.trials if math.isfinite(scores[trial.key])]
-        return sorted(ended, key=lambda trial: -scores[trial.key])
-
     def pruned(self, trial: Trial) -> Mapping[str, float]:
         """What was measured of a trial's pruned network, by name; nothing where nothing is pruned, or could be."""
         cut = self.options.cut
         return {} if cut is None else self.store.pruned(trial.key, cut) or {}
+
+    def ranked(self) -> dict[str, float]:
+        """The metric, in [0, 1], of the trials that ended well, by their keys; the best first, equal ones as given."""
+        scores = {key: outcome.score for key, outcome in self.outcomes().items() if math.isfinite(outcome.score)}
+        if self.options.cut is not None:
+            found = ((trial.key, self.pruned(trial)) for trial in self.grid.trials if trial.key in scores)
+            scores = {key: measured[PRUNED] for key, measured in found if PRUNED in measured}
+        return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
     def measure(self, trial: Trial) -> str | None:
         """Prune the best epoch's network of a trial that ended well, and record what it reaches; once."""
@@ -128,107 +155,65 @@ class Search:
         self.store.record_pruned(trial.key, cut, {PRUNED: top1, PARAMETERS: count_parameters(found.model)})
         return None
 
-    def _train(self, pending: Sequence[Trial], earlier: Mapping[str, Outcome]) -> None:
-        trials, store = self.grid.trials, self.store
-
-        def measured(trial: Trial, outcome: Outcome) -> None:
-            if problem := self.measure(trial):
-                progress.note(f"{trial.label}: {problem}")
-            for worse in self.ranked()[self.options.keep_checkpoints :]:
-                (store.directory(worse.key) / BEST).unlink(missing_ok=True)
-
-        progress = Progress(
-            trials,
-            unit="trial",
-            metric=MONITOR,
-            epochs=int(trials[0].config["trainer"].get("max_epochs") or 1),
-            finished=earlier,
-            on_finished=measured,
-            console=self.console,
-        )
-        try:
-            engine = choose_engine(self.options, pending, progress)
-            with progress:
-                engine.run(pending, store, progress)
-        except KeyboardInterrupt:
-            done = len(self.outcomes())
-            raise KeyboardInterrupt(f"{done} of {len(trials)} trials are done; the same command goes on") from None
-
     def _conclude(self) -> int:
         """Show and write what has come out; return the exit code."""
-        store, ranked, outcomes = self.store, self.ranked(), self.outcomes()
-        table = write_csv(store.out / "trials.csv", [self._row(trial) for trial in self.grid.trials])
-        picture = write_chart(self._heat_map(), store.out / "heatmap.png")
-        lines = []
+        store, trials, ranked, outcomes = self.store, self.grid.trials, self.ranked(), self.outcomes()
+        rows = {trial.key: self._row(trial, outcomes.get(trial.key)) for trial in trials}
+        table = write_csv(store.out / "trials.csv", list(rows.values()))
+        picture = write_chart(self._heat_map(ranked), store.out / "heatmap.png")
+        lines = [f"all trials: {table}", f"picture: {picture}"]
         if ranked:
-            self.console.print(self._best_table(ranked))
-            checkpoint, config = self._copy_best(ranked[0])
+            by_key = {trial.key: trial for trial in trials}
+            columns = {name: form for name, form in _COLUMNS.items() if name in rows[next(iter(ranked))]}
+            shown = Table("trial", title=f"best of {len(ranked)} trials", title_justify="left")
+            for name in columns:
+                shown.add_column(name.removeprefix("best_"), justify="right")
+            for key in list(ranked)[: self.options.top]:
+                values = ((form, rows[key][name]) for name, form in columns.items())
+                shown.add_row(by_key[key].label, *("" if math.isnan(value) else form(value) for form, value in values))
+            self.console.print(shown)
+            checkpoint, config = self._copy_best(by_key[next(iter(ranked))])
             fit = shlex.join(["mlprank", "fit", "--config", str(config)])
             test = shlex.join(["mlprank", "test", "--config", str(config), "--ckpt_path", str(checkpoint)])
-            lines = [f"best weights: {checkpoint}", f"train the winner: {fit}", f"test it: {test}"]
-        diverged = [outcome for outcome in outcomes.values() if not math.isfinite(outcome.score)]
+            lines += [f"best weights: {checkpoint}", f"train the winner: {fit}", f"test it: {test}"]
+        diverged = sum(not math.isfinite(outcome.score) for outcome in outcomes.values())
         if diverged:
-            lines.append(f"diverged: {len(diverged)} of {len(self.grid.trials)} trials")
-        left = [trial for trial in self.grid.trials if trial.key not in outcomes]
-        for trial in left:
-            reason = store.failure(trial.key)
-            lines.append(
-                f"failed: {trial.label}: {reason}" if reason else f"unfinished: {trial.label}; the same command goes on"
-            )
+            lines.append(f"diverged: {diverged} of {len(trials)} trials")
+        for trial in trials:
+            if reason := store.failure(trial.key):
+                lines.append(f"failed: {trial.label}: {reason}")
+            elif trial.key not in outcomes:
+                lines.append(f"unfinished: {trial.label}; the same command goes on")
         if diverged and not ranked:
             lines.append("no trial ended well; try smaller learning rates")
-        for line in (f"all trials: {table}", f"picture: {picture}", *lines):
+        for line in lines:
             self._print(line)
-        return UNFINISHED if left or not ranked else 0
+        return UNFINISHED if len(outcomes) < len(trials) or not ranked else 0
 
-    def _heat_map(self) -> Any:
+    def _heat_map(self, ranked: Mapping[str, float]) -> Any:
         values = {key: [format_value(value) for value in found] for key, found in self.grid.values.items()}
-        outcomes = self.outcomes()
-        trials = [
-            (
-                {key: format_value(value) for key, value in trial.point.items()},
-                self.score(trial) if trial.key in outcomes else None,
-            )
-            for trial in self.grid.trials
-        ]
-        others = len(values) - 2
-        title = f"{self.metric}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
-        table = search_map(title, values, trials, score=self.metric)
+        points = [{key: format_value(value) for key, value in trial.point.items()} for trial in self.grid.trials]
+        trials = zip(points, (ranked.get(trial.key) for trial in self.grid.trials), strict=True)
+        others, metric = len(values) - 2, MONITOR if self.options.cut is None else PRUNED
+        title = f"{metric}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
+        table = search_map(title, values, trials, score=metric)
         return compose([draw_heat_map(table, title=title, search=True, width=460)])
-
-    def _best_table(self, ranked: Sequence[Trial]) -> Table:
-        table, outcomes = Table(title=f"best of {len(ranked)} trials", title_justify="left"), self.outcomes()
-        table.add_column("trial")
-        extra = [] if self.options.cut is None else [PRUNED, PARAMETERS]
-        for column in (*extra, MONITOR, "val_top5", "val_loss", "epoch"):
-            table.add_column(column, justify="right")
-        for trial in ranked[: self.options.top]:
-            outcome, found = outcomes[trial.key], self.pruned(trial)
-            row = outcome.metrics
-            measured = [f"{100 * found[PRUNED]:.2f} %", f"{found.get(PARAMETERS, math.nan):,.0f}"] if found else []
-            values = measured + [f"{100 * row[name]:.2f} %" if name in row else "" for name in (MONITOR, "val_top5")]
-            loss = f"{row['val_loss']:.4f}" if "val_loss" in row else ""
-            table.add_row(trial.label, *values, loss, str(outcome.best_epoch + 1))
-        return table
 
     def _copy_best(self, best: Trial) -> tuple[Path, Path]:
         """Copy the winner's checkpoint, and write its config with all that `fit` does, such as pruning at the end."""
-        source, target, config = (
-            self.store.directory(best.key) / BEST,
-            self.store.out / BEST,
-            self.store.out / "best.yaml",
-        )
+        source, target = self.store.directory(best.key) / BEST, self.store.out / BEST
         if not source.is_file():
             raise FileNotFoundError(_missing(source))
         with whole_file(target) as temporary:
             shutil.copyfile(source, temporary)
         winner = parse_fit([*self.request.arguments, *(option(key, value) for key, value in best.point.items())])
+        config = self.store.out / "best.yaml"
         write_whole(config, yaml.safe_dump(winner, sort_keys=False))
         return target, config
 
-    def _row(self, trial: Trial) -> dict[str, object]:
+    def _row(self, trial: Trial, outcome: Outcome | None) -> dict[str, Any]:
         """Return a trial's row of the table."""
-        outcome, failure = self.store.outcome(trial.key), self.store.failure(trial.key)
+        failure = self.store.failure(trial.key)
         metrics = outcome.metrics if outcome else {}
         extra = {} if self.options.cut is None else {PRUNED: math.nan, PARAMETERS: math.nan, **self.pruned(trial)}
         return {

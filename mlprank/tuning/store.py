@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -25,20 +25,14 @@ from typing import Any, Literal
 
 import yaml
 
-from mlprank.grids.store import (
-    LOCK,
-    only_writer,
-    read_record,
-    remove_drafts,
-    short_hash,
-    write_record,
-)
+from mlprank.grids.store import LOCK, only_writer, read_record, remove_drafts, short_hash, write_record
 from mlprank.utils.charts import short_names
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import locked, write_whole
 
 MONITOR = "val_top1"
 """The metric that trials are selected by; higher is better."""
+METRICS = ("train_loss", "val_loss", MONITOR, "val_top5", "lr")
 
 _PLACES = frozenset({"data_dir", "default_root_dir", "dirpath", "save_dir", "ckpt_path", "logger", "config"})
 _WITHOUT_EFFECT = ("PruningCallback", "ModelCheckpoint", "ProgressBar", "EpochLines")
@@ -85,11 +79,6 @@ class Outcome:
         """What trials are selected by; NaN for a diverged one."""
         return float(self.metrics.get(MONITOR, math.nan))
 
-    def plain(self) -> dict[str, Any]:
-        """Return the record in plain types, NaN as None."""
-        rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in self.history]
-        return {**vars(self), MONITOR: self.score if math.isfinite(self.score) else None, "history": rows}
-
 
 def label(point: Mapping[str, Any]) -> str:
     """Return a point in a few words: the shortest endings of the options that tell them apart, and their values."""
@@ -128,7 +117,7 @@ def without_places(value: Any) -> Any:
 
 
 GRID, RESULT, FAILED, PRUNED = "grid.json", "result.json", "failed.json", "pruned.json"
-CONFIG, BEST, PROGRESS, STACK, LAST = "config.yaml", "best.ckpt", "progress.json", "stack.json", "last.ckpt"
+CONFIG, BEST, STACK, LAST = "config.yaml", "best.ckpt", "stack.json", "last.ckpt"
 
 
 class Store:
@@ -141,10 +130,6 @@ class Store:
         """Return the directory of a trial."""
         return self.out / "trials" / key
 
-    def stack_directory(self, keys: Sequence[str]) -> Path:
-        """Return the directory of the stack of these trials, in order."""
-        return self.out / "stacks" / short_hash("\n".join(keys))
-
     def prepare(self, trial: Trial) -> Path:
         """Make a trial's directory with its config."""
         directory = self.directory(trial.key)
@@ -152,9 +137,9 @@ class Store:
             write_whole(directory / CONFIG, yaml.safe_dump(dict(trial.config), sort_keys=False))
         return directory
 
-    def load(self, key: str, point: Mapping[str, Any]) -> Trial:
-        """Read a prepared trial back."""
-        return Trial(key, dict(point), yaml.safe_load((self.directory(key) / CONFIG).read_text()))
+    def load(self, key: str) -> Trial:
+        """Read a prepared trial back, without its point."""
+        return Trial(key, {}, yaml.safe_load((self.directory(key) / CONFIG).read_text()))
 
     def outcome(self, key: str) -> Outcome | None:
         """Return what came out of a trial, or None where it has not finished."""
@@ -163,12 +148,10 @@ class Store:
         if record is None:
             return None
         try:
-            known = {field.name: record[field.name] for field in fields(Outcome)}
-            rows = (
-                {name: math.nan if value is None else value for name, value in row.items()} for row in known["history"]
-            )
-            return Outcome(**{**known, "history": tuple(rows)})
-        except (ValueError, KeyError, TypeError) as error:
+            nan = {None: math.nan}
+            rows = tuple({name: nan.get(value, value) for name, value in row.items()} for row in record["history"])
+            return Outcome(**{field.name: record[field.name] for field in fields(Outcome)} | {"history": rows})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again") from error
 
     def failure(self, key: str) -> str | None:
@@ -180,40 +163,15 @@ class Store:
         """Whether a trial has neither finished nor failed."""
         return self.outcome(key) is None and self.failure(key) is None
 
-    def pruned(self, key: str, cut: Mapping[str, Any]) -> dict[str, float] | None:
-        """Return what a trial's pruned network reaches, or None where that was not measured for this cut."""
-        record = read_record(self.directory(key) / PRUNED)
-        if record is None or record["metric"] != dict(cut):
-            return None
-        return {name: float(value) for name, value in record["values"].items()}
-
-    def record_pruned(self, key: str, cut: Mapping[str, Any], values: Mapping[str, float]) -> None:
-        """Record what a trial's pruned network reaches; nothing where it cannot be pruned so."""
-        write_record(self.directory(key) / PRUNED, {"key": key, "metric": dict(cut), "values": dict(values)})
-
-    def progress(self, key: str) -> dict[str, float] | None:
-        """Return the last epoch of a trial that another process trains now, or None."""
-        try:
-            row: dict[str, float] = json.loads((self.directory(key) / PROGRESS).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return row
-
-    def show_progress(self, key: str, row: Mapping[str, float] | None) -> None:
-        """Leave a trial's last epoch for the driver to show; None takes it away."""
-        path = self.directory(key) / PROGRESS
-        if row is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_whole(path, json.dumps(row))
-
     def finish(self, trial: Trial, outcome: Outcome) -> bool:
         """Record what came out of a trial, on the disk when this returns; say whether it had no record yet."""
         path = self.prepare(trial) / RESULT
         if path.is_file():
             return False
-        record = {"key": trial.key, "point": dict(trial.point), "mlprank": version("mlprank")}
-        write_record(path, record | outcome.plain())
+        score = outcome.score if math.isfinite(outcome.score) else None
+        rows = [{name: v if math.isfinite(v) else None for name, v in row.items()} for row in outcome.history]
+        record = {"key": trial.key, "point": dict(trial.point), "mlprank": version("mlprank"), MONITOR: score}
+        write_record(path, record | vars(outcome) | {"history": rows})
         self.forget_failure(trial.key)
         return True
 
@@ -227,22 +185,45 @@ class Store:
         """Let a failed trial run again."""
         (self.directory(key) / FAILED).unlink(missing_ok=True)
 
-    def forget_stack(self, keys: Sequence[str]) -> None:
-        """Delete the checkpoint of a stack whose trials have all finished."""
-        shutil.rmtree(self.stack_directory(keys), ignore_errors=True)
+    def pruned(self, key: str, cut: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return what a trial's pruned network reaches, or None where that was not measured for this cut."""
+        record = read_record(self.directory(key) / PRUNED)
+        return None if record is None or record["metric"] != dict(cut) else dict(record["values"])
 
-    def open_stacks(self) -> list[list[str]]:
-        """Return the keys of every stack that was interrupted after a checkpoint."""
-        stacks = [path.parent for path in sorted((self.out / "stacks").glob(f"*/{LAST}"))]
-        return [keys for stack in stacks if (keys := _keys_of(stack)) is not None]
+    def record_pruned(self, key: str, cut: Mapping[str, Any], values: Mapping[str, float]) -> None:
+        """Record what a trial's pruned network reaches; nothing where it cannot be pruned so."""
+        write_record(self.directory(key) / PRUNED, {"key": key, "metric": dict(cut), "values": dict(values)})
+
+    def stack_directory(self, keys: Sequence[str]) -> Path:
+        """Return the directory of the stack of these trials, in order."""
+        return self.out / "stacks" / short_hash("\n".join(keys))
+
+    def stacks(self) -> dict[Path, list[str]]:
+        """Return the directory of every stack that was begun, and the keys of its trials; not of damaged ones."""
+        found: dict[Path, list[str]] = {}
+        for path in sorted((self.out / "stacks").glob(f"*/{STACK}")):
+            with suppress(ValueError, KeyError):
+                found[path.parent] = list(json.loads(path.read_bytes())["keys"])
+        return found
 
     def check_grid(self, identity: Mapping[str, Any]) -> None:
         """Check that this is the directory of a grid, or of none yet; more values than before extend a grid."""
-        found = read_record(self.out / GRID)
-        if found is not None:
-            _check_same(self.out, found, identity)
-        elif self.out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(self.out)):
-            raise ValueError(f"--tune.out {self.out} holds other files and no grid.json; give a directory of its own")
+        found, out, remedy = read_record(self.out / GRID), self.out, "give another --tune.out"
+        if found is None:
+            if out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(out)):
+                raise ValueError(f"--tune.out {out} holds other files and no grid.json; give a directory of its own")
+            return
+        if list(found["grid"]) != list(identity["grid"]):
+            ours, theirs = (", ".join(grid) for grid in (identity["grid"], found["grid"]))
+            raise ValueError(f"{out} holds another grid, over {theirs}, not over {ours}; {remedy}")
+        if found["base"] != identity["base"]:
+            raise ValueError(f"{out} holds the same grid of another config (see its trials/*/config.yaml); {remedy}")
+        for key, values in found["grid"].items():
+            if missing := [value for value in values if value not in identity["grid"][key]]:
+                raise ValueError(
+                    f"{out} holds trials with {key} = {missing[0]}, which this grid leaves out; a grid can be "
+                    f"extended, not reduced: add the value or {remedy}"
+                )
 
     def claim_grid(self, identity: Mapping[str, Any]) -> None:
         """Make this the directory of a grid; `check_grid` raises where it is not."""
@@ -251,17 +232,11 @@ class Store:
 
     @contextmanager
     def driving(self) -> Iterator[None]:
-        """Hold the directory as its only driver for the time of a block; stacks that have ended are taken away.
-
-        Raises:
-            BusyError: If another driver holds it.
-            OSError: If the directory cannot be made.
-        """
+        """Hold the directory as its only driver for a block; errors are those of `only_writer`."""
         with only_writer(self.out, called="--tune.out"):
-            for path in (self.out / "stacks").glob("*"):
-                keys = _keys_of(path)
-                if keys is not None and all(self.outcome(key) is not None for key in keys):
-                    self.forget_stack(keys)
+            for stack, keys in self.stacks().items():
+                if all(self.outcome(key) is not None for key in keys):
+                    shutil.rmtree(stack, ignore_errors=True)
             try:
                 yield
             finally:  # trials that have ended are trained by nobody who would clean up
@@ -276,28 +251,3 @@ class Store:
         with locked(directory / LOCK, busy=None):
             remove_drafts(directory)
             yield
-
-
-def _keys_of(stack: Path) -> list[str] | None:
-    """The keys of an interrupted stack's trials; None where its file is missing or damaged."""
-    try:
-        keys: list[str] = json.loads((stack / STACK).read_text())["keys"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
-        return None
-    return keys
-
-
-def _check_same(out: Path, found: Mapping[str, Any], claimed: Mapping[str, Any]) -> None:
-    remedy = "give another --tune.out"
-    if list(found["grid"]) != list(claimed["grid"]):
-        ours, theirs = (", ".join(grid) for grid in (claimed["grid"], found["grid"]))
-        raise ValueError(f"{out} holds another grid, over {theirs}, not over {ours}; {remedy}")
-    if found["base"] != claimed["base"]:
-        raise ValueError(f"{out} holds the same grid of another config (see its trials/*/config.yaml); {remedy}")
-    for key, values in found["grid"].items():
-        missing = [value for value in values if value not in claimed["grid"][key]]
-        if missing:
-            raise ValueError(
-                f"{out} holds trials with {key} = {missing[0]}, which this grid leaves out; a grid can be extended, "
-                f"not reduced: add the value or {remedy}"
-            )

@@ -18,10 +18,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mlprank.datamodules import FashionMNISTDataModule
-from mlprank.experiments.cells import cells_of, find_networks
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.records import DENSE, RecordStore, read_records
-from mlprank.experiments.runner import Runner
+from mlprank.experiments.runner import cells_of, find_networks, run_cells
 from mlprank.grids.progress import Watcher
 from mlprank.measures import PUBLISHED_MEASURES
 from mlprank.models import ThreeLayerMLP
@@ -78,7 +77,7 @@ def test_sixty_cells_take_under_a_minute_and_an_eighth_of_one_by_one(
             networks, _ = find_networks(config)
             cells = cells_of(config, networks)
             with RecordStore(out) as store:
-                Runner(config, networks, store, Watcher()).run(cells)
+                run_cells(config, networks, store, Watcher(), cells)
             together[latency].append(now() - started)
         for measure, method in product(PUBLISHED_MEASURES, ("Local", "Global")):
             started = now()

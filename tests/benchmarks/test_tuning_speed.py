@@ -25,8 +25,8 @@ from torchvision.transforms import ToTensor
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.models import MODELS
 from mlprank.models.classifier import ImageClassifier
-from mlprank.tuning.stack.classifier import StackedClassifier, StackedDataModule
-from mlprank.tuning.stack.engine import keep_large_blocks
+from mlprank.tuning.engines import keep_large_blocks
+from mlprank.tuning.stack import StackedClassifier, StackedDataModule
 
 RATES = [0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001]
 DECAYS = [1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10]

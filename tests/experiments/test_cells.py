@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from mlprank.experiments.cells import Trained, cells_of, find_networks, load_network, measures_of, methods_of, recipe_of
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.records import DENSE
+from mlprank.experiments.runner import Trained, cells_of, choices, find_networks, load_network, measures_of, recipe_of
+from mlprank.methods import METHODS
 from mlprank.models import MLP, TwoLayerMLP
 from mlprank.models.classifier import ImageClassifier
 from mlprank.pruning.recipe import Recipe
@@ -32,11 +33,11 @@ def test_the_thesis_has_240_cells_and_a_baseline_a_network() -> None:
 def test_published_names_become_short_ones_with_their_arguments() -> None:
     config = ExperimentConfig(measures=["ChannelNorm", "wanda"], measure_args={"ChannelNorm": {"p": 2}})
     assert [(choice.name, choice.arguments) for choice in measures_of(config)] == [("norm", {"p": 2}), ("wanda", {})]
-    assert [(choice.name, choice.arguments) for choice in methods_of(ExperimentConfig())] == [
+    assert [(choice.name, choice.arguments) for choice in choices(METHODS, ExperimentConfig().methods)] == [
         ("local", {}),
         ("global", {"normalise": "none"}),
     ]
-    assert [choice.arguments for choice in methods_of(ExperimentConfig(methods=["global"]))] == [{}]
+    assert [choice.arguments for choice in choices(METHODS, ["global"])] == [{}]
 
 
 def test_a_name_twice_is_one_measure_and_two_arguments_are_two() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlprank.experiments.cells import Trained, cells_of
 from mlprank.experiments.config import ExperimentConfig, read_config, write_config
+from mlprank.experiments.runner import Trained, cells_of
 
 ROOT = Path(__file__).parents[2]
 

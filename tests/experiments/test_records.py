@@ -21,7 +21,7 @@ from mlprank.experiments.records import (
     to_csv,
     to_line,
 )
-from mlprank.grids.store import CorruptRecordError, SchemaVersionError, sealed
+from mlprank.grids.store import CorruptRecordError, sealed
 from mlprank.utils.files import BusyError
 from tests.experiments.synthetic import metrics, parameters, record
 
@@ -130,9 +130,7 @@ def test_a_number_that_is_not_finite_is_refused():
 
 def test_another_schema_version_is_named():
     line = edited(lambda plain: plain.update(schema_version=99))
-    with pytest.raises(
-        SchemaVersionError, match=r"r\.jsonl line 7: schema version 99, but this mlprank reads version 2"
-    ):
+    with pytest.raises(ValueError, match=r"r\.jsonl line 7: schema version 99, but this mlprank reads version 2"):
         from_line(line, where="r.jsonl line 7")
 
 
@@ -284,7 +282,7 @@ def test_bytes_that_are_no_text_name_the_line(tmp_path):
     write(tmp_path, record())
     with (tmp_path / "records.jsonl").open("ab") as file:
         file.write(b"\xff\xfe\n")
-    with pytest.raises(CorruptRecordError, match=r"line 2: not UTF-8"):
+    with pytest.raises(CorruptRecordError, match=r"line 2: not a whole record"):
         read_records(tmp_path)
 
 
@@ -294,7 +292,7 @@ def test_another_schema_version_is_refused_and_gives_the_lock_back(tmp_path):
     plain = json.loads(path.read_text())
     path.write_text(json.dumps(plain | {"schema_version": 3}) + "\n")
     for _ in range(2):
-        with pytest.raises(SchemaVersionError, match=r"line 1: schema version 3, but this mlprank reads version 2"):
+        with pytest.raises(ValueError, match=r"line 1: schema version 3, but this mlprank reads version 2"):
             RecordStore(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Cells run, are recorded, and give the numbers of `prune_mlp`."""
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,18 +12,16 @@ from torch import Tensor, nn
 from mlprank import measures
 from mlprank.costs.metrics import top_k_accuracy
 from mlprank.experiments import runner
-from mlprank.experiments.cells import cells_of, find_networks
 from mlprank.experiments.config import ExperimentConfig, read_config
 from mlprank.experiments.records import (
     DENSE,
     CellParameters,
     CellRecord,
-    Outbox,
     RecordStore,
     read_records,
     read_scores,
 )
-from mlprank.experiments.runner import Runner, Workbench, accuracies, run_on_ray
+from mlprank.experiments.runner import Workbench, accuracies, cells_of, find_networks, run_cells
 from mlprank.grids.progress import Watcher
 from mlprank.measures import PUBLISHED_MEASURES, LayerRecord
 from mlprank.models import SixLayerMLP, TwoLayerMLP
@@ -52,7 +51,7 @@ def run(config: ExperimentConfig, out: Path) -> tuple[CellRecord, ...]:
     networks, _ = find_networks(config)
     with RecordStore(out) as store:
         heard = Heard()
-        Runner(config, networks, store, heard).run(cells_of(config, networks))
+        run_cells(config, networks, store, heard, cells_of(config, networks))
         assert set(heard.keys) <= {record.key for record in store.records}
     return read_records(out)
 
@@ -257,19 +256,6 @@ def test_networks_data_and_measures_of_other_packages_run(tmp_path: Path) -> Non
     assert mine.metrics.num_parameters_after < mine.metrics.num_parameters_before
 
 
-def test_what_other_processes_recorded_is_appended_once(tmp_path: Path) -> None:
-    config = small(tmp_path)
-    networks, _ = find_networks(config)
-    cells = cells_of(config, networks)
-    Runner(config, networks, Outbox(tmp_path / "out"), Watcher()).run(cells)
-    assert len(list((tmp_path / "out" / "incoming").iterdir())) == len(cells)
-    (tmp_path / "out" / "incoming" / ".99-half.json").write_text("{")
-    records = run(config, tmp_path / "out")
-    assert {record.key for record in records} == {cell.key for cell in cells}
-    assert list((tmp_path / "out" / "incoming").iterdir()) == []
-    assert (tmp_path / "out" / "records.jsonl").read_bytes().count(b"\n") == len(cells)
-
-
 @pytest.mark.slow
 def test_ray_gives_what_this_process_gives_from_relative_paths_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -280,7 +266,7 @@ def test_ray_gives_what_this_process_gives_from_relative_paths_too(
     config = small(tmp_path, seeds=(0, 1), checkpoints={"MLP@Digits": ["mlp-0.pth", "mlp-1.pth"]})
     networks, _ = find_networks(config)
     with RecordStore(tmp_path / "ray") as store:
-        run_on_ray(config, networks, store, Watcher(), cells_of(config, networks))
+        run_cells(dataclasses.replace(config, engine="ray"), networks, store, Watcher(), cells_of(config, networks))
     ours = {record.key: record.metrics for record in run(config, tmp_path / "here")}
     assert {record.key: record.metrics for record in read_records(tmp_path / "ray")} == ours
 

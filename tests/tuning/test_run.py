@@ -14,7 +14,7 @@ import mlprank
 from mlprank.cli import main
 from mlprank.datamodules import DigitsDataModule
 from mlprank.models.classifier import ImageClassifier
-from mlprank.tuning import local
+from mlprank.tuning import engines
 from mlprank.tuning.run import tune
 from mlprank.tuning.store import Store
 
@@ -79,7 +79,7 @@ def test_the_same_command_trains_nothing_again_and_more_values_extend(config, tm
 
 
 def test_a_trial_that_cannot_be_trained_is_recorded_once_and_the_exit_code_says_so(config, tmp_path, monkeypatch):
-    real, tried = local.train, []
+    real, tried = engines.train, []
 
     def breaking(trial, *args, **options):
         tried.append(trial.label)
@@ -87,7 +87,7 @@ def test_a_trial_that_cannot_be_trained_is_recorded_once_and_the_exit_code_says_
             raise RuntimeError("broken on purpose")
         return real(trial, *args, **options)
 
-    monkeypatch.setattr(local, "train", breaking)
+    monkeypatch.setattr(engines, "train", breaking)
     grid = f"--grid.{LR}=[0.01, 0.02]"
     code, text = run(config, tmp_path / "out", grid, engine="local")
     assert code == 1
@@ -95,7 +95,7 @@ def test_a_trial_that_cannot_be_trained_is_recorded_once_and_the_exit_code_says_
     assert tried == ["lr=0.01", "lr=0.02"]
     assert run(config, tmp_path / "out", grid, engine="local")[0] == 1
     assert len(tried) == 2
-    monkeypatch.setattr(local, "train", real)
+    monkeypatch.setattr(engines, "train", real)
     assert run(config, tmp_path / "out", grid, "--tune.retry_failed=true", engine="local")[0] == 0
 
 
@@ -113,6 +113,18 @@ def test_trials_that_differ_in_the_network_are_separate_stacks(config, tmp_path)
     assert code == 0
     assert text.count("2 trials in 2 batches") == 2
     assert {result["engine"] for result in results(tmp_path / "out").values()} == {"batched"}
+
+
+@pytest.mark.parametrize(("free", "batches"), [(300, 2), (10, 4), (1000, 0)])
+def test_a_stack_takes_four_fifths_of_the_free_memory_and_one_trial_always_fits(
+    config, tmp_path, monkeypatch, free, batches
+):
+    monkeypatch.setattr(engines, "trial_bytes", lambda *arguments: 100)
+    monkeypatch.setattr(engines, "available_bytes", lambda device: free)
+    code, text = run(config, tmp_path / "out", f"--grid.{LR}=[0.01, 0.02, 0.03, 0.04]")
+    assert code == 0
+    assert (f"4 trials in {batches} batches" in text) == (batches > 0)
+    assert len(results(tmp_path / "out")) == 4
 
 
 def test_auto_says_what_it_chose(config, tmp_path):
@@ -139,7 +151,7 @@ def test_an_interruption_says_how_to_go_on(config, tmp_path, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(local, "train", interrupted)
+    monkeypatch.setattr(engines, "train", interrupted)
     with pytest.raises(KeyboardInterrupt, match="0 of 1 trials are done; the same command goes on"):
         run(config, tmp_path / "out", f"--grid.{LR}=[0.01]", engine="local")
 

@@ -128,7 +128,7 @@ def test_what_a_killed_process_leaves_is_taken_away(tmp_path):
         draft.touch()
     with store.driving(), store.training("k1"):
         assert not any(draft.exists() for draft in drafts)
-    assert store.open_stacks() == [["k2"]]
+    assert list(store.stacks().values()) == [["k2"]]
 
 
 def test_what_the_pruned_network_reaches_is_kept_by_what_was_asked_for(tmp_path):
@@ -175,16 +175,11 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
         raise AssertionError
 
 
-def test_open_stacks_are_those_with_a_checkpoint(tmp_path):
+def test_stacks_are_found_by_their_trials_and_damaged_ones_passed_over(tmp_path):
     store = Store(tmp_path)
-    for keys, checkpoint in ((["a", "b"], True), (["c"], False)):
-        directory = store.stack_directory(keys)
-        write_whole(directory / "stack.json", json.dumps({"keys": keys}).encode())
-        if checkpoint:
-            (directory / "last.ckpt").touch()
-    assert store.open_stacks() == [["a", "b"]]
-    store.forget_stack(["a", "b"])
-    assert store.open_stacks() == []
+    for keys, text in ((["a", "b"], '{"keys": ["a", "b"]}'), (["c"], '{"keys"')):
+        write_whole(store.stack_directory(keys) / "stack.json", text)
+    assert store.stacks() == {store.stack_directory(["a", "b"]): ["a", "b"]}
 
 
 def test_labels_use_the_shortest_endings_that_differ():

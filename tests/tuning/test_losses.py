@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from mlprank.costs.metrics import ranks_of
-from mlprank.tuning.stack.classifier import stacked_cross_entropy
+from mlprank.tuning.stack import stacked_cross_entropy
 
 SMOOTHING = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
 
