@@ -1,13 +1,11 @@
 """Axes: what runs along one dimension of a value or of a weight.
 
-An axis is a sequence of segments; a segment is a set of neurons (a *space*), each with a block of entries side by side,
-or entries that are no followed neurons. While a program is read, spaces are cut where an operation cuts them and tied
-where two axes meet; both is one
-mechanism: a space is *defined* by an axis of other spaces, and every axis that mentions it follows.
+While a program is read, sets of neurons (*spaces*) are cut where an operation cuts them and tied where two axes meet;
+both is one mechanism: a space is *defined* by an axis of other spaces, and every axis that mentions it follows.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,18 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of entries along an axis.
+    """A run of entries along an axis: neurons of one set, or, without a space, entries that are no followed neurons."""
 
-    Attributes:
-        space: Index of the set of neurons (of the group, in a finished graph), or None for entries that are no followed
-            neurons.
-        width: Number of neurons.
-        block: Entries of each neuron, side by side: H times W behind a flatten from (C, H, W).
-    """
-
-    space: int | None
-    width: int
-    block: int = 1
+    space: int | None  # index of the set of neurons; of the group, in a finished graph
+    width: int  # number of neurons
+    block: int = 1  # entries of each neuron, side by side: H times W behind a flatten from (C, H, W)
 
     @property
     def size(self) -> int:
@@ -48,23 +39,12 @@ def widened(axis: Axis, block: int) -> Axis:
 
 
 def entries(axis: Axis, kept: dict[int, Tensor], device: torch.device | None = None) -> Tensor:
-    """Expand masks of spaces to a mask of the entries along an axis.
-
-    Args:
-        axis: The axis.
-        kept: For some spaces, shape (width,), True for kept neurons; what is not in it is kept.
-        device: Where the mask is to be.
-
-    Returns:
-        Shape (size,), bool.
-    """
+    """Expand masks of spaces, shape (width,), to a mask of the entries along an axis; without a mask all are kept."""
     parts = []
     for segment in axis:
         mask = None if segment.space is None else kept.get(segment.space)
-        if mask is None:
-            parts.append(torch.ones(segment.size, dtype=torch.bool, device=device))
-        else:
-            parts.append(mask.to(device).repeat_interleave(segment.block))
+        mask = torch.ones(segment.width, dtype=torch.bool) if mask is None else mask
+        parts.append(mask.to(device).repeat_interleave(segment.block))
     return torch.cat(parts)
 
 
@@ -77,21 +57,14 @@ def pieces(axis: Axis, space: int) -> Iterable[tuple[int, Segment]]:
         start += segment.size
 
 
-@dataclass
 class Spaces:
-    """Sets of neurons while a program is read.
+    """Sets of neurons while a program is read."""
 
-    Attributes:
-        widths: Number of neurons of every space.
-        parts: The axis that a space has been found to be, or None as long as it stands for itself.
-        reasons: Why its neurons stay whole.
-        marks: What else was seen of it.
-    """
-
-    widths: list[int] = field(default_factory=list)
-    parts: list[Axis | None] = field(default_factory=list)
-    reasons: list[list[str]] = field(default_factory=list)
-    marks: list[set[str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.widths: list[int] = []
+        self.parts: list[Axis | None] = []  # the axis that a space has been found to be, if it is not itself
+        self.reasons: list[list[str]] = []  # why its neurons stay whole
+        self.marks: list[set[str]] = []  # what else was seen of it
 
     def new(self, width: int) -> Axis:
         """Start a space and return the axis along it."""
@@ -103,15 +76,12 @@ class Spaces:
 
     def resolve(self, axis: Axis) -> Axis:
         """Say what an axis is made of by now."""
-        if all(segment.space is None or self.parts[segment.space] is None for segment in axis):
-            return axis
         found: list[Segment] = []
         for segment in axis:
             parts = None if segment.space is None else self.parts[segment.space]
-            if parts is None:
+            if segment.space is None or parts is None:
                 found.append(segment)
             else:
-                assert segment.space is not None
                 self.parts[segment.space] = parts = self.resolve(parts)
                 found += widened(parts, segment.block)
         return tuple(found)
@@ -156,71 +126,50 @@ class Spaces:
     def tie(self, one: Axis, other: Axis, *, why: str) -> bool:
         """Let the neurons of two axes that meet entry by entry stay together.
 
-        Neurons that meet entries of no neuron stay whole, for the reason that is given.
-
-        Returns:
-            Whether that can be said by segments; where it cannot, the caller has to keep both whole.
+        Neurons that meet entries of no neuron stay whole, for the reason that is given. False where it cannot be said
+        by segments: the caller has to keep both whole.
         """
         left, right = self.resolve(one), self.resolve(other)
         if size_of(left) != size_of(right):
             return False
         while left and right:
             a, b = left[0], right[0]
-            if a == b:
-                left, right = left[1:], right[1:]
-            elif a.size != b.size:
-                longer, size = (a, b.size) if a.size > b.size else (b, a.size)
-                if longer.space is None:
-                    halves = (Segment(None, size), Segment(None, longer.size - size))
-                    left = (*halves, *left[1:]) if longer is a else left
-                    right = (*halves, *right[1:]) if longer is b else right
-                elif not self._split(longer, size):
+            if a.size < b.size:
+                left, right, a, b = right, left, b, a
+            if a.size > b.size:
+                if a.space is None:
+                    left = (Segment(None, b.size), Segment(None, a.size - b.size), *left[1:])
+                elif not self._split(a, b.size):
                     return False
             elif a.space is None or b.space is None:
                 self.keep_whole((a, b), why)
                 left, right = left[1:], right[1:]
-            elif not self._bind(a, b):
-                return False
+            elif a.space == b.space:
+                if a.block != b.block:
+                    return False
+                left, right = left[1:], right[1:]
+            else:
+                # The one of larger blocks, or else the earlier one, stands for both.
+                whole, part = sorted((a, b), key=lambda each: (-each.block, each.space or 0))
+                block, rest = divmod(whole.block, part.block)
+                if rest:
+                    return False
+                assert part.space is not None
+                self._define(part.space, (Segment(whole.space, whole.width, block),))
             left, right = self.resolve(left), self.resolve(right)
         return True
 
     def _split(self, segment: Segment, size: int) -> bool:
         """Cut a segment behind so many of its entries."""
         width, rest = divmod(size, segment.block)
-        if segment.space is None:
-            return True
-        if rest:
-            return False
-        self._define(segment.space, (*self.new(width), *self.new(segment.width - width)))
-        return True
-
-    def _bind(self, a: Segment, b: Segment) -> bool:
-        """Tie two segments of one size."""
-        assert a.space is not None
-        assert b.space is not None
-        if a.space == b.space:
-            return a.block == b.block
-        if a.block == b.block:
-            first, second = sorted((a.space, b.space))
-            self._define(second, (Segment(first, a.width),))
-        elif a.block % b.block == 0:
-            self._define(b.space, (Segment(a.space, a.width, a.block // b.block),))
-        elif b.block % a.block == 0:
-            self._define(a.space, (Segment(b.space, b.width, b.block // a.block),))
-        else:
-            return False
-        return True
+        if segment.space is not None and not rest:
+            self._define(segment.space, (*self.new(width), *self.new(segment.width - width)))
+        return segment.space is None or not rest
 
     def _define(self, space: int, axis: Axis) -> None:
         self.parts[space] = axis
         for segment in axis:
             assert segment.space is not None
-            self.reasons[segment.space] += [
-                reason for reason in self.reasons[space] if reason not in self.reasons[segment.space]
-            ]
+            own = self.reasons[segment.space]
+            own += [reason for reason in self.reasons[space] if reason not in own]
             self.marks[segment.space] |= self.marks[space]
-
-
-def joined(parts: Sequence[Axis]) -> Axis:
-    """One axis behind the other."""
-    return tuple(segment for part in parts for segment in part)

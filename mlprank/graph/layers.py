@@ -14,96 +14,75 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from mlprank.graph.program import as_node, ndim_of, operation
+from mlprank.graph.program import arguments, as_node, ndim_of, operation
 
 
 @dataclass(frozen=True)
 class Use:
-    """One operation through which weights make neurons.
+    """One operation through which weights make neurons."""
 
-    Attributes:
-        kind: The kind, with the geometry of this use.
-        source: The value that is read.
-        dim: Its dimension along the inputs.
-        weight: The weight, as an argument of the operation.
-        bias: The bias likewise, or None.
-        out_dim: The dimension of the operation's value along the outputs.
+    kind: Kind  # with the geometry of this use
+    source: fx.Node  # the value that is read
+    dim: int  # its dimension along the inputs
+    weight: fx.Node  # the weight, as an argument of the operation
+    bias: fx.Node | None  # likewise
+    out_dim: int  # the dimension of the operation's value along the outputs
+
+
+class Kind:
+    """What the engine asks of a kind of layer: an instance holds the geometry of one use and is frozen.
+
+    What stands here holds for one matrix.
     """
 
-    kind: Kind
-    source: fx.Node
-    dim: int
-    weight: fx.Node
-    bias: fx.Node | None
-    out_dim: int
-
-
-class Kind(Protocol):
-    """What the engine asks of a kind of layer; an instance holds the geometry of one use and is frozen.
-
-    Attributes:
-        unit: What its outputs are called, in the plural.
-        operations: Names of the operations of a traced program that may be of this kind.
-        weight_out: The weight's dimension along the outputs.
-        weight_in: The weight's dimension along the inputs.
-        groups: Into how many equal parts inputs and outputs fall that do not see each other.
-        pads: Whether positions at the border see zeros besides inputs, so that an input's constant has no place in a
-            bias.
-        refits: Whether `patches`, `outputs` and `flat` are known, so that whole weights can be fitted anew.
-    """
-
-    unit: ClassVar[str]
-    operations: ClassVar[frozenset[str]]
+    unit: ClassVar[str] = "neurons"  # what its outputs are called, in the plural
+    operations: ClassVar[frozenset[str]]  # names of the operations of a traced program that may be of this kind
+    weight_out: int = 0  # the weight's dimension along the outputs
+    groups: int = 1  # equal parts into which inputs and outputs fall that do not see each other
+    pads: bool = False  # positions at the border see zeros, too, so that an input's constant has no place in a bias
+    refits: bool = True  # `patches`, `outputs` and `flat` are known, so that whole weights can be fitted anew
 
     @property
-    def weight_out(self) -> int: ...  # noqa: D102
-    @property
-    def weight_in(self) -> int: ...  # noqa: D102
-    @property
-    def groups(self) -> int: ...  # noqa: D102
-    @property
-    def pads(self) -> bool: ...  # noqa: D102
-    @property
-    def refits(self) -> bool: ...  # noqa: D102
+    def weight_in(self) -> int:
+        """The weight's dimension along the inputs."""
+        return 1 - self.weight_out
 
     @classmethod
     def read(cls, node: fx.Node) -> Use | None:
         """Say how an operation uses its weight, or None if it is not of this kind after all."""
-        ...
+        raise NotImplementedError
 
     def flat(self, weight: Tensor) -> Float[Tensor, "groups outputs inputs patch"]:
         """The weight in order: of each group its outputs, its inputs, and the patch that an output sees of an input."""
-        ...
+        return (weight if self.weight_out == 0 else weight.T)[None, :, :, None]
 
     def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
         """The inverse of `flat`; `like` is a weight with the sizes of the patch."""
-        ...
+        return flat[0, ..., 0] if self.weight_out == 0 else flat[0, ..., 0].T
 
     def patches(
         self, value: Tensor, inputs: Tensor, positions: int | None
     ) -> Float[Tensor, "groups rows inputs patch"]:
         """What outputs see of given inputs (indices within a group), at all positions or so many of each sample."""
-        ...
+        raise NotImplementedError
 
     def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Float[Tensor, "groups rows outputs"]:
         """What a weight makes of a value at those positions, without a bias."""
-        ...
+        raise NotImplementedError
 
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """Sums of squares of what is read, over samples and positions, shape (n_in,)."""
-        ...
+        return squares(value, dim)
 
     def resize(self, module: nn.Module) -> None:
         """Make the attributes of a module of this kind agree with its weight."""
-        ...
 
 
 def matrix(kind: Kind, weight: Tensor) -> Float[Tensor, "n_out n_in"]:
@@ -129,69 +108,34 @@ def squares(value: Tensor, dim: int) -> Float[Tensor, " n"]:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Kind):
     """Weighted sums along the last dimension: `F.linear`, `addmm`, `x @ w`, `einsum` with a matrix."""
 
-    unit: ClassVar[str] = "neurons"
     operations: ClassVar[frozenset[str]] = frozenset({"linear", "addmm", "matmul", "mm", "einsum"})
     weight_out: int = 0
-    groups: ClassVar[int] = 1
-    pads: ClassVar[bool] = False
-    refits: ClassVar[bool] = True
-
-    @property
-    def weight_in(self) -> int:
-        """The other dimension."""
-        return 1 - self.weight_out
 
     @classmethod
     def read(cls, node: fx.Node) -> Use | None:
         """Read the arguments of any of the operations."""
-        name = operation(node)
-        if name == "linear":
-            source, weight, out = node.args[0], node.args[1], 0
-            bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        elif name == "addmm":
-            if any(float(node.kwargs.get(key, 1)) != 1 for key in ("alpha", "beta")):  # type: ignore[arg-type]
+        name, given = operation(node), arguments(node)
+        if name == "einsum":
+            # `...i,io->...o`: one index of the matrix is summed, the other one takes its place at the end.
+            inputs, _, result = given["equation"].replace(" ", "").partition("->")
+            left, _, right = inputs.partition(",")
+            other = right.replace(left[-1:], "", 1)
+            if len(given["tensors"]) != 2 or len(other) != 1 or other in left or result != left[:-1] + other:
                 return None
-            bias, source, weight, out = node.args[0], node.args[1], node.args[2], 1
-        elif name == "einsum":
-            return cls._einsum(node)
+            (source, weight), bias, out = given["tensors"], None, right.index(other)
         else:
-            source, weight, bias, out = node.args[0], node.args[1], None, 1
+            bias = given.get("bias") if name == "linear" else given.get("self") if name == "addmm" else None
+            source, weight = node.args[1:3] if name == "addmm" else node.args[:2]
+            out = int(name != "linear")
+            if given.get("alpha", 1) != 1 or given.get("beta", 1) != 1:
+                return None
         if not isinstance(weight, fx.Node) or ndim_of(weight) != 2:
             return None
-        return cls._use(node, as_node(source), weight, bias, out)
-
-    @classmethod
-    def _use(cls, node: fx.Node, source: fx.Node, weight: fx.Node, bias: Any, out: int) -> Use:
-        bias = None if bias is None else as_node(bias)
+        source = as_node(source)
         return Use(cls(out), source, ndim_of(source) - 1, weight, bias, ndim_of(node) - 1)
-
-    @classmethod
-    def _einsum(cls, node: fx.Node) -> Use | None:
-        """`...i,io->...o` and the like: one index of the matrix is summed, the other one takes its place at the end."""
-        equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-        inputs, _, result = equation.partition("->")
-        if not isinstance(operands, (list, tuple)) or len(operands) != 2 or inputs.count(",") != 1:
-            return None
-        source, weight = (as_node(operand) for operand in operands)
-        left, right = inputs.split(",")
-        if ndim_of(weight) != 2 or len(right) != 2:
-            return None
-        summed = left[-1]
-        other = right.replace(summed, "", 1)
-        if summed not in right or len(other) != 1 or other in left or result != left[:-1] + other:
-            return None
-        return cls._use(node, source, weight, None, right.index(other))
-
-    def flat(self, weight: Tensor) -> Tensor:
-        """Outputs first."""
-        return (weight if self.weight_out == 0 else weight.T)[None, :, :, None]
-
-    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
-        """Outputs where they were."""
-        return flat[0, ..., 0] if self.weight_out == 0 else flat[0, ..., 0].T
 
     def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
         """Rows; a position is a token."""
@@ -200,10 +144,6 @@ class Linear:
     def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
         """Products of the same rows with the matrix."""
         return (_tokens(value, positions) @ (weight.T if self.weight_out == 0 else weight))[None]
-
-    def input_norms(self, value: Tensor, dim: int) -> Tensor:
-        """Over all rows."""
-        return squares(value, dim)
 
     def resize(self, module: nn.Module) -> None:
         """Set `out_features` and `in_features` of `nn.Linear`, `nf` and `nx` of GPT-2's Conv1D."""
@@ -216,20 +156,21 @@ class Linear:
 
 def _tokens(value: Tensor, positions: int | None) -> Float[Tensor, "rows n"]:
     """All tokens, or so many of each sample."""
-    if positions is not None and value.dim() > 2 and positions < math.prod(value.shape[1:-1]):
-        tokens = value.flatten(1, -2)
-        value = tokens[:, spread(tokens.shape[1], positions)]
+    if value.dim() > 2:
+        value = value.flatten(1, -2)
+        value = value[:, _some(value.shape[1], positions)]
     return value.reshape(-1, value.shape[-1])
 
 
-def spread(total: int, count: int) -> list[int]:
-    """So many of `total` positions, evenly spread with an odd step, so that rows and columns of an image both vary."""
-    generator = torch.Generator().manual_seed(total)
-    return sorted(torch.randperm(total, generator=generator)[:count].tolist())
+def _some(total: int, count: int | None) -> Any:
+    """So many of `total` positions, spread at random, always the same ones; a slice of all where there are no more."""
+    if count is None or count >= total:
+        return slice(None)
+    return sorted(torch.randperm(total, generator=torch.Generator().manual_seed(total))[:count].tolist())
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(Kind):
     """A linear layer applied at every position, in one, two or three dimensions; transposed ones too.
 
     Depthwise convolutions do not mix channels: the rules pass channels through them.
@@ -246,46 +187,23 @@ class Convolution:
     groups: int = 1
     transposed: bool = False
 
-    @property
-    def weight_out(self) -> int:
-        """Outputs come first, but in transposed convolutions."""
-        return int(self.transposed)
-
-    @property
-    def weight_in(self) -> int:
-        """The other one of the first two dimensions."""
-        return 1 - self.weight_out
-
-    @property
-    def pads(self) -> bool:
-        """Transposed ones see fewer inputs at the border, whatever their padding, and between strides."""
-        return any(side for sides in self.padding for side in sides) or (
-            self.transposed and any(size > 1 for size in self.kernel)
-        )
-
-    @property
-    def refits(self) -> bool:
-        """What one output of a transposed convolution sees depends on its position."""
-        return not self.transposed
+    def __post_init__(self) -> None:
+        # Transposed ones see fewer inputs at the border, whatever their padding, and between strides; what one of their
+        # outputs sees depends on its position, and their outputs come second.
+        pads = any(map(any, self.padding)) or (self.transposed and max(self.kernel) > 1)
+        for name, value in (("weight_out", int(self.transposed)), ("pads", pads), ("refits", not self.transposed)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def read(cls, node: fx.Node) -> Use | None:
         """Read the arguments by the operation's schema."""
-        target = node.target
-        assert isinstance(target, torch._ops.OpOverload)
-        given: dict[str, Any] = {
-            argument.name: argument.default_value if argument.has_default_value() else None
-            for argument in target._schema.arguments
-        }
-        given |= {argument.name: value for argument, value in zip(target._schema.arguments, node.args, strict=False)}
-        given |= node.kwargs
-        source, weight, bias = as_node(given["input"]), as_node(given["weight"]), given["bias"]
+        given = arguments(node)
+        source, weight = as_node(given["input"]), as_node(given["weight"])
         kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])
-        num = len(kernel)
 
         def each(value: Any) -> tuple[int, ...]:
             values = [value] if isinstance(value, int) else list(value)
-            return tuple(int(one) for one in values * (num if len(values) == 1 else 1))
+            return tuple(int(one) for one in values * (len(kernel) if len(values) == 1 else 1))
 
         dilation = each(given["dilation"])
         if isinstance(given["padding"], str):
@@ -295,49 +213,31 @@ class Convolution:
             padding = tuple((one, one) for one in each(given["padding"]))
         transposed = "transpose" in operation(node)
         kind = cls(kernel, each(given["stride"]), padding, dilation, int(given["groups"]), transposed)
-        dim = ndim_of(source) - 1 - num
-        return Use(kind, source, dim, weight, None if bias is None else as_node(bias), dim)
+        dim = ndim_of(source) - 1 - len(kernel)
+        return Use(kind, source, dim, weight, given["bias"], dim)
 
     def flat(self, weight: Tensor) -> Tensor:
         """Split the groups, flatten the kernel."""
-        if self.transposed:  # (groups * inputs, outputs, *kernel)
-            parts = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
-            return parts.transpose(1, 2)
-        return weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
+        parts: Tensor = weight.unflatten(0, (self.groups, -1)).flatten(3)
+        return parts.transpose(1, 2) if self.transposed else parts
 
     def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
         """Join the groups, give the kernel its shape."""
-        if self.transposed:
-            flat = flat.transpose(1, 2)
+        flat = flat.transpose(1, 2) if self.transposed else flat
         return flat.reshape(-1, flat.shape[2], *like.shape[2:])
 
     def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
         """Gather the inputs under the kernel at output positions."""
-        num = len(self.kernel)
         value = self._padded(value)
         if inputs.numel() != value.shape[1]:
-            per_group = value.shape[1] // self.groups
-            starts = torch.arange(self.groups, device=value.device) * per_group
-            value = value[:, (starts[:, None] + inputs.to(value.device)).flatten()]
-        sizes = value.shape[2:]
-        geometry = list(zip(sizes, self.kernel, self.stride, self.dilation, strict=True))
-        starts_of = [range(0, size - d * (k - 1), s) for size, k, s, d in geometry]
-        total = math.prod(len(starts) for starts in starts_of)
-        # The index into the flattened positions is a sum of one part a dimension, for starts and for kernel offsets
-        # alike.
-        strides = [math.prod(sizes[axis + 1 :]) for axis in range(num)]
-        places = torch.tensor([sum(p * s for p, s in zip(at, strides, strict=True)) for at in product(*starts_of)])
-        if positions is not None and positions < total:
-            places = places[spread(total, positions)]
-        offsets_of = [range(0, d * k, d) for k, d in zip(self.kernel, self.dilation, strict=True)]
-        offsets = torch.tensor([sum(p * s for p, s in zip(at, strides, strict=True)) for at in product(*offsets_of)])
-        index = (places[:, None] + offsets).to(value.device)
-        seen = value.flatten(2)[:, :, index.flatten()].unflatten(
-            2, tuple(index.shape)
-        )  # (n, channels, positions, kernel)
-        seen = seen.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2, 4)
-        patches: Tensor = seen.reshape(self.groups, -1, seen.shape[3], seen.shape[4])
-        return patches
+            value = value.unflatten(1, (self.groups, -1))[:, :, inputs.to(value.device)].flatten(1, 2)
+        for dim, (size, step, gap) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True), start=2):
+            value = value.unfold(dim, gap * (size - 1) + 1, step)[..., ::gap]
+        sizes = value.shape[2 : 2 + len(self.kernel)]
+        places = torch.arange(math.prod(sizes), device=value.device)[_some(math.prod(sizes), positions)]
+        at: Any = (slice(None), slice(None), *torch.unravel_index(places, sizes))
+        seen: Tensor = value[at].flatten(3).unflatten(1, (self.groups, -1))  # (n, groups, inputs, positions, kernel)
+        return seen.permute(1, 0, 3, 2, 4).flatten(1, 2)
 
     def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
         """Convolve everywhere, take the positions."""
@@ -345,20 +245,14 @@ class Convolution:
         made: Tensor = convolve(
             self._padded(value), weight, stride=self.stride, dilation=self.dilation, groups=self.groups
         ).flatten(2)
-        if positions is not None and positions < made.shape[2]:
-            made = made[:, :, spread(made.shape[2], positions)]
-        made = made.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
-        return made.flatten(1, 2)
+        made = made[:, :, _some(made.shape[2], positions)].unflatten(1, (self.groups, -1))
+        return made.permute(1, 0, 3, 2).flatten(1, 2)
 
     def _padded(self, value: Tensor) -> Tensor:
         """A batch with its zeros around."""
         value = value[None] if value.dim() == len(self.kernel) + 1 else value
         pads = [side for sides in reversed(self.padding) for side in sides]
         return F.pad(value, pads) if any(pads) else value
-
-    def input_norms(self, value: Tensor, dim: int) -> Tensor:
-        """Over samples and positions."""
-        return squares(value, dim)
 
     def resize(self, module: nn.Module) -> None:
         """Set `in_channels`, `out_channels` and the groups of a depthwise convolution."""
@@ -375,31 +269,19 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Kind):
     """A table of rows, looked up by integers: makes neurons, reads none."""
 
-    unit: ClassVar[str] = "neurons"
     operations: ClassVar[frozenset[str]] = frozenset({"embedding"})
-    weight_out: ClassVar[int] = 1
-    weight_in: ClassVar[int] = 0
-    groups: ClassVar[int] = 1
-    pads: ClassVar[bool] = False
-    refits: ClassVar[bool] = False
     size: int = 0
+    weight_out: int = 1
+    refits: bool = False
 
     @classmethod
     def read(cls, node: fx.Node) -> Use | None:
         """The table comes first."""
         weight, indices = as_node(node.args[0]), as_node(node.args[1])
         return Use(cls(int(weight.meta["val"].shape[0])), indices, -1, weight, None, ndim_of(node) - 1)
-
-    def flat(self, weight: Tensor) -> Tensor:
-        """Outputs first."""
-        return weight.T[None, :, :, None]
-
-    def unflat(self, flat: Tensor, like: Tensor) -> Tensor:
-        """Outputs last."""
-        return flat[0, ..., 0].T
 
     def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
         """One row of zeros and a one for every lookup."""
@@ -433,13 +315,8 @@ def register_kind(kind: type[Any]) -> Callable[[], None]:
 
 def use_of(node: fx.Node) -> Use | None:
     """How an operation makes neurons by weights, or None if it is no layer that is known."""
-    name = operation(node)
-    for kind in KINDS:
-        if name in kind.operations:
-            found: Use | None = kind.read(node)
-            if found is not None:
-                return found
-    return None
+    uses = (kind.read(node) for kind in KINDS if operation(node) in kind.operations)
+    return next((use for use in uses if use is not None), None)
 
 
 def resize(module: nn.Module) -> None:

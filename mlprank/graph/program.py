@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -58,18 +58,15 @@ class Inputs:
         return Inputs(args, kwargs)
 
     def first(self, count: int) -> Inputs:
-        """The first samples: tensors that share the first tensor's number of samples are cut."""
-        size = len(self)
-        return self.mapped(lambda leaf: leaf[:count] if leaf.dim() and len(leaf) == size else leaf)
+        """The first samples."""
+        return self.taken(slice(count))
 
     def repeated(self, count: int) -> Inputs:
         """The only sample so many times."""
-        return self.mapped(
-            lambda leaf: leaf.repeat(count, *[1] * (leaf.dim() - 1)) if leaf.dim() and len(leaf) == 1 else leaf
-        )
+        return self.taken(torch.zeros(count, dtype=torch.long))
 
     def taken(self, index: Tensor | slice) -> Inputs:
-        """Some of the samples."""
+        """Some of the samples: of tensors that share the first tensor's number of samples."""
         size = len(self)
         return self.mapped(lambda leaf: leaf[index] if leaf.dim() and len(leaf) == size else leaf)
 
@@ -78,10 +75,8 @@ class Inputs:
         return self.mapped(torch.clone)
 
     def __str__(self) -> str:
-        shown = [_described(arg) for arg in self.args] + [
-            f"{key}={_described(arg)}" for key, arg in self.kwargs.items()
-        ]
-        return f"({', '.join(shown)})"
+        keywords = [f"{key}={_described(arg)}" for key, arg in self.kwargs.items()]
+        return f"({', '.join([*map(_described, self.args), *keywords])})"
 
 
 def joined(parts: Sequence[Inputs]) -> Inputs:
@@ -108,25 +103,20 @@ def _described(argument: Any) -> str:
 
 @dataclass(frozen=True)
 class Program:
-    """A traced network.
-
-    Attributes:
-        exported: What `torch.export` gave.
-        tensors: The state dict's name for every placeholder that is a parameter or a buffer.
-        reads: For every operation of a layer the value that it reads, in forward order.
-        created: For operations that add no bias: the name of the one that can be created, and the dimension of the
-            operation's value along it. Weights to run with that hold it are run with it.
-    """
+    """A traced network: what `torch.export` gave."""
 
     exported: ExportedProgram
-    tensors: Mapping[str, str]
-    reads: Mapping[str, str]
-    created: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    tensors: Mapping[str, str]  # the state dict's name for every placeholder that is a parameter or a buffer
+    # For operations that add no bias: the name of the one that can be created, and the dimension of the operation's
+    # value along it. Weights to run with that hold it are run with it.
+    created: Mapping[str, tuple[str, int]]
 
     @cached_property
     def overwrites(self) -> bool:
-        """Whether an operation overwrites a value in place."""
-        return any(is_in_place(node.target) for node in self.nodes)
+        """Whether an operation overwrites its first argument in place."""
+        schemas = [node.target._schema for node in self.nodes if isinstance(node.target, torch._ops.OpOverload)]
+        firsts = [schema.arguments[0].alias_info for schema in schemas if schema.arguments]
+        return any(alias is not None and alias.is_write for alias in firsts)
 
     @cached_property
     def nodes(self) -> list[fx.Node]:
@@ -139,17 +129,16 @@ class Program:
         return {node.name: index for index, node in enumerate(self.nodes)}
 
     @cached_property
-    def lifted(self) -> Mapping[str, str]:
-        """The constants' names by placeholder."""
-        signature = self.exported.graph_signature
-        return {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
+    def constants(self) -> Mapping[str, Any]:
+        """The constants by placeholder."""
+        signature, values = self.exported.graph_signature, self.exported.constants
+        names = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
+        return {placeholder: values[name] for placeholder, name in names.items()}
 
     @cached_property
-    def in_spec(self) -> pytree.TreeSpec:
+    def in_spec(self) -> Any:
         """The structure of a call; torch makes a new class of named tuples whenever it is asked."""
-        spec: pytree.TreeSpec | None = self.exported.call_spec.in_spec
-        assert spec is not None
-        return spec
+        return self.exported.call_spec.in_spec
 
     @cached_property
     def buffers(self) -> frozenset[str]:
@@ -157,219 +146,139 @@ class Program:
         return frozenset(self.exported.graph_signature.inputs_to_buffers)
 
     @cached_property
-    def last_uses(self) -> Mapping[fx.Node, tuple[fx.Node, ...]]:
+    def last_uses(self) -> Mapping[fx.Node, list[fx.Node]]:
         """For every operation the values that nothing behind it needs."""
-        last: dict[fx.Node, fx.Node] = {}
-        for node in self.nodes:
-            for argument in node.all_input_nodes:
-                last[argument] = node
-        dead: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        last = {argument: node for node in self.nodes for argument in node.all_input_nodes}
+        dead: dict[fx.Node, list[fx.Node]] = {}
         for argument, node in last.items():
-            dead[node] = (*dead.get(node, ()), argument)
+            dead.setdefault(node, []).append(argument)
         return dead
 
-    def start(self, state: Mapping[str, Tensor], inputs: Inputs) -> Run:
-        """Begin a run of the program on a batch; nothing is computed yet.
+    def start(self, state: Mapping[str, Tensor], inputs: Inputs, fills: Mapping[str, Fill] | None = None) -> Run:
+        """Begin a run of the program on a batch, with weights by the names of the state dict; nothing is computed yet.
 
-        Args:
-            state: The weights to run with, by the names of the state dict; left as they are.
-            inputs: A batch; left as it is.
-
-        Raises:
-            ValueError: If the program takes other arguments.
+        Both are left as they are. A ValueError says that the program takes other arguments.
         """
-        if self.overwrites:
-            inputs = inputs.cloned()
-        return Run(self, state, self._placeholders(inputs))
-
-    def _placeholders(self, inputs: Inputs) -> dict[str, Any]:
-        spec = self.in_spec
-        given: Any = (inputs.args, {key: inputs.kwargs[key] for key in _keyword_order(spec) if key in inputs.kwargs})
-        leaves, found = pytree.tree_flatten(given)
+        inputs = inputs.cloned() if self.overwrites else inputs
+        keywords = [key for key in self.in_spec.children()[1].context or [] if key in inputs.kwargs]
+        leaves, found = pytree.tree_flatten((inputs.args, {key: inputs.kwargs[key] for key in keywords}))
         wanted = [each.arg for each in self.exported.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
-        if len(leaves) != len(wanted) or found != spec:
+        if len(leaves) != len(wanted) or found != self.in_spec:
             raise ValueError(
                 f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one "
                 "structure"
             )
-        return {
-            argument.name: leaf
-            for argument, leaf in zip(wanted, leaves, strict=True)
-            if not isinstance(argument, ConstantArgument)
-        }
+        given = zip(wanted, leaves, strict=True)
+        values = {argument.name: leaf for argument, leaf in given if not isinstance(argument, ConstantArgument)}
+        return Run(self, state, values, fills or {})
 
     def observe(
         self,
         state: Mapping[str, Tensor],
         inputs: Inputs,
         *,
-        read: Mapping[str, str] | None = None,
-        on_read: Observer | None = None,
+        read: Mapping[str, str],
+        on_read: Observer,
         made: Collection[str] = (),
-        on_made: Observer | None = None,
+        on_made: Observer = lambda name, value: None,
         fills: Mapping[str, Fill] | None = None,
     ) -> None:
-        """Run the program on a batch as far as needed and show values on the way.
+        """Run the program on a batch as far as needed and show values on the way, which nobody may keep or change.
 
-        Args:
-            state: The weights to run with; left as they are.
-            inputs: A batch; left as it is.
-            read: Operations, and the value that each is watched reading: shown at the moment of reading, so that an
-                operation that later overwrites it in place changes nothing.
-            on_read: Called with the operation's name and the value; it must not keep or change it.
-            made: Values to show when they are made.
-            on_made: Called with the name and the value of those, likewise.
-            fills: What normalisations read in place of pruned neurons; see `Fill`.
-
-        Raises:
-            ValueError: If the program cannot run this batch.
+        `read` gives for operations the value that each is watched reading: it is shown with the operation's name at the
+        moment of reading, before another one overwrites it in place. Values that are `made` are shown with their names.
         """
-        read = read or {}
-        watched = [self.order[name] for name in (*read, *made) if name in self.order]
-        if not watched:
-            return
-        run = self.start(state, inputs)
-        run.fills = fills or {}
-        for node in self.nodes[: max(watched) + 1]:
-            if on_read is not None and node.name in read:
+        end = 1 + max((self.order[name] for name in (*read, *made) if name in self.order), default=-1)
+        run = self.start(state, inputs, fills)
+        for node in self.nodes[:end]:
+            if node.name in read:
                 on_read(node.name, run.argument(node, read[node.name]))
             run.step(node)
-            if on_made is not None and node.name in made:
+            if node.name in made:
                 on_made(node.name, run.value_of(node))
-            run.forget(node)
 
     def outputs(self, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
         """Run the program to its end and return every tensor that it returns."""
-        run = self.start(state, inputs)
-        for node in self.nodes:
-            if node.op == "output":
-                return run.returned(node)
-            run.step(node)
-            run.forget(node)
-        return []
-
-
-def _keyword_order(spec: pytree.TreeSpec) -> list[str]:
-    keywords = spec.children()[1]
-    return list(keywords.context or [])
+        run, last = self.start(state, inputs), self.nodes[-1]
+        run.until(last.name)
+        leaves = pytree.tree_leaves(fx.node.map_arg(last.args[0], run.value_of))
+        own = leaves[len(leaves) - len(self.exported.graph_signature.user_outputs) :]
+        return [leaf for leaf in own if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
 class Fill:
-    """What a normalisation reads in place of pruned neurons.
+    """What a normalisation reads in place of pruned neurons."""
 
-    Attributes:
-        kept: Which entries are kept, shape (n,).
-        dim: The dimension along them.
-        sets: Equal parts of the axis that are filled one by one.
-        centred: Fill with the mean of what is kept of the set, otherwise with 0.
-    """
-
-    kept: Tensor
-    dim: int
-    sets: int
-    centred: bool
+    kept: Tensor  # which entries are kept, shape (n,)
+    dim: int  # the dimension along them
+    sets: int  # equal parts of the axis that are filled one by one
+    centred: bool  # fill with the mean of what is kept of the set, otherwise with 0
 
     def __call__(self, value: Tensor) -> Tensor:
         """Return the value with its pruned entries filled."""
-        kept = self.kept.to(value.device)
-        shape = [1] * value.dim()
-        shape[self.dim] = len(kept)
-        mask = kept.view(shape)
+        dim, last = self.dim % value.dim(), value.dim() - 1
+        mask = self.kept.to(value.device).view(-1, *[1] * (last - dim))
         if not self.centred:
             return value * mask.to(value.dtype)
-        split = value.unflatten(self.dim, (self.sets, -1))
-        weights = mask.unflatten(self.dim, (self.sets, -1)).to(value.dtype)
+        split = value.unflatten(dim, (self.sets, -1))
+        weights = mask.to(value.dtype).unflatten(0, (self.sets, -1)).expand(split.shape)
         # A layer norm's mean runs along the neurons, a group norm's along their positions, too.
-        along = [self.dim % value.dim() + 1]
-        if self.dim % value.dim() != value.dim() - 1:
-            along += list(range(along[0] + 1, split.dim()))
-        count = weights.expand(split.shape).sum(along, keepdim=True)
-        mean = (split * weights).sum(along, keepdim=True) / count.clamp(min=1)
-        return torch.where(
-            mask, value, mean.expand(split.shape).flatten(self.dim % value.dim(), self.dim % value.dim() + 1)
-        )
+        along = list(range(dim + 1, split.dim()))
+        mean = (split * weights).sum(along, keepdim=True) / weights.sum(along, keepdim=True).clamp(min=1)
+        return torch.where(mask, value, mean.expand(split.shape).flatten(dim, dim + 1))
 
 
 class Run:
-    """A batch on its way through the program; weights are looked up when they are used, and can change behind it.
+    """A batch on its way through the program; weights are looked up when they are used, and can change behind it."""
 
-    Args:
-        program: The program.
-        state: The weights.
-        values: The inputs by placeholder.
-    """
-
-    def __init__(self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> None:
-        self.program, self.state, self.inputs = program, state, inputs
+    def __init__(
+        self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Any], fills: Mapping[str, Fill]
+    ) -> None:
+        self.program, self.state, self.inputs, self.fills = program, state, inputs, fills
         self.values: dict[fx.Node, Any] = {}
         self.position = 0
-        self.fills: Mapping[str, Fill] = {}
         self._buffers: dict[str, Tensor] = {}
 
     def until(self, name: str) -> None:
         """Run up to an operation, which is not run."""
-        stop = self.program.order[name]
-        while self.position < stop:
-            node = self.program.nodes[self.position]
-            self.step(node)
-            self.forget(node)
+        while self.position < self.program.order[name]:
+            self.step(self.program.nodes[self.position])
             self.position += 1
 
     def fork(self) -> Run:
         """A run that goes on from here and leaves this one where it is."""
-        other = Run(self.program, self.state, self.inputs)
-        overwrites = self.program.overwrites
-        other.values = {
-            node: value.clone() if overwrites and isinstance(value, Tensor) else value
-            for node, value in self.values.items()
-        }
-        other.position, other.fills = self.position, self.fills
+        other, copies = Run(self.program, self.state, self.inputs, self.fills), self.program.overwrites
+        for node, value in self.values.items():
+            other.values[node] = value.clone() if copies and isinstance(value, Tensor) else value
+        other.position = self.position
         other._buffers = {name: value.clone() for name, value in self._buffers.items()}
         return other
 
     def step(self, node: fx.Node) -> None:
-        """Compute one operation."""
-        if node.op in ("placeholder", "output"):
-            return
+        """Compute one operation, and let go of the values that nothing behind it needs."""
         if node.op == "get_attr":
             self.values[node] = getattr(self.program.exported.graph_module, str(node.target))
-            return
-        assert callable(node.target)
-        args: tuple[Any, ...] = fx.node.map_arg(node.args, self.value_of)
-        kwargs = fx.node.map_arg(node.kwargs, self.value_of)
-        if node.name in self.fills:
-            args = (self.fills[node.name](args[0]), *args[1:])
-        try:
-            with torch.no_grad():
-                self.values[node] = self._with_created_bias(node, node.target(*args, **kwargs))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError) as error:
-            shapes = [tuple(value.shape) for value in self.inputs.values() if isinstance(value, Tensor)]
-            shown = ", ".join(map(str, shapes))
-            raise ValueError(
-                f"calibration: the traced network cannot run a batch of shape {shown} ({first_line(error)}); give "
-                "batches of one shape, and write the forward for any batch size"
-            ) from error
-
-    def _with_created_bias(self, node: fx.Node, value: Any) -> Any:
-        """Add the bias that compensation has created for an operation that adds none of its own."""
-        name, dim = self.program.created.get(node.name, ("", 0))
-        if name not in self.state:
-            return value
-        shape = [1] * value.dim()
-        shape[dim] = -1
-        return value + self.state[name].view(shape)
-
-    def returned(self, node: fx.Node) -> list[Tensor]:
-        """The tensors that the network returns, at the program's last node."""
-        number = len(self.program.exported.graph_signature.user_outputs)
-        leaves = pytree.tree_leaves(fx.node.map_arg(node.args[0], self.value_of))
-        return [leaf for leaf in leaves[len(leaves) - number :] if isinstance(leaf, Tensor)]
-
-    def forget(self, node: fx.Node) -> None:
-        """Let go of the values that nothing behind an operation needs."""
+        elif node.op == "call_function":
+            args: tuple[Any, ...] = fx.node.map_arg(node.args, self.value_of)
+            kwargs = fx.node.map_arg(node.kwargs, self.value_of)
+            if node.name in self.fills:
+                args = (self.fills[node.name](args[0]), *args[1:])
+            try:
+                with torch.no_grad():
+                    value = node.target(*args, **kwargs)  # type: ignore[operator]
+                    bias, dim = self.program.created.get(node.name, ("", 0))
+                    if bias in self.state:  # compensation has created it
+                        value = value + self.state[bias].view(-1, *[1] * (value.dim() - 1 - dim))
+                    self.values[node] = value
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, IndexError) as error:
+                shapes = [str(tuple(value.shape)) for value in self.inputs.values() if isinstance(value, Tensor)]
+                raise ValueError(
+                    f"calibration: the traced network cannot run a batch of shape {', '.join(shapes)} "
+                    f"({first_line(error)}); give batches of one shape, and write the forward for any batch size"
+                ) from error
         for dead in self.program.last_uses.get(node, ()):
             self.values.pop(dead, None)
 
@@ -381,25 +290,19 @@ class Run:
         """A value that is there by now: a weight, an input, or what an operation gave."""
         if node in self.values:
             return self.values[node]
-        name = node.name
-        if name in self.program.tensors:
-            return self._tensor(self.program.tensors[name], name)
-        if name in self.inputs:
-            return self.inputs[name]
-        return self.program.exported.constants[self.program.lifted[name]]
-
-    def _tensor(self, name: str, placeholder: str) -> Tensor:
-        """A weight; of a buffer that a run may overwrite a copy of its own."""
-        if not self.program.overwrites or placeholder not in self.program.buffers:
+        name = self.program.tensors.get(node.name)
+        if name is None:
+            return self.inputs[node.name] if node.name in self.inputs else self.program.constants[node.name]
+        if not self.program.overwrites or node.name not in self.program.buffers:
             return self.state[name]
-        if name not in self._buffers:
+        if name not in self._buffers:  # a run may overwrite a buffer: it gets a copy of its own
             self._buffers[name] = self.state[name].clone()
         return self._buffers[name]
 
 
 # -- operations of a program, as rules see them --------------------------------------------------------------------
 
-_TORCH = os.path.dirname(torch.__file__)
+_TORCH, _STDLIB = (os.path.dirname(module.__file__ or "") for module in (torch, os))
 _ACTIVATIONS = {
     "leaky_relu", "hardswish", "hardsigmoid", "relu6", "log_sigmoid", "logsigmoid", "softsign", "tanhshrink", "silu",
     "mish", "rrelu",
@@ -408,31 +311,18 @@ _ACTIVATIONS = {
 
 def operation(node: fx.Node) -> str:
     """Name an operation as a person would: `aten.relu_.default` is `relu_`."""
-    return _name_of(node.target)
-
-
-def _name_of(target: Any) -> str:
+    target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).split("::")[-1]
     return str(getattr(target, "__name__", target))
 
 
-def is_pointwise(target: object) -> bool:
-    """Whether an operation of ATen works on every element for itself."""
-    plain = _name_of(target).rstrip("_")
-    overloads = [
-        target,
-        getattr(getattr(torch.ops.aten, plain, None), getattr(target, "_overloadname", "default"), None),
-    ]
-    return plain in _ACTIVATIONS or any(torch.Tag.pointwise in getattr(overload, "tags", ()) for overload in overloads)
-
-
-def is_in_place(target: object) -> bool:
-    """Whether an operation of ATen overwrites its first argument."""
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.arguments:
-        return False
-    alias = target._schema.arguments[0].alias_info
-    return alias is not None and alias.is_write
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether an operation of ATen works on every element for itself; in place likewise."""
+    name = operation(node).rstrip("_")
+    plain = getattr(getattr(torch.ops.aten, name, None), getattr(node.target, "_overloadname", "default"), None)
+    tags = (*getattr(node.target, "tags", ()), *getattr(plain, "tags", ()))
+    return name in _ACTIVATIONS or torch.Tag.pointwise in tags
 
 
 def owner_of(node: fx.Node) -> str:
@@ -441,9 +331,13 @@ def owner_of(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
+def _trace_of(node: fx.Node) -> list[str]:
+    return [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+
+
 def source_line(node: fx.Node) -> str:
     """The line of the forward pass that an operation came from, with its place."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    lines = _trace_of(node)
     return f"{lines[-1]} ({lines[-2]})" if len(lines) > 1 else operation(node)
 
 
@@ -453,18 +347,18 @@ def as_node(argument: Any) -> fx.Node:
     return argument
 
 
-def as_number(argument: Any) -> float:
-    """Narrow an argument that can only be a number."""
-    assert isinstance(argument, (int, float)), argument
-    return argument
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operation of ATen by name, defaults included."""
+    schema = node.target._schema.arguments if isinstance(node.target, torch._ops.OpOverload) else ()
+    defaults = {each.name: each.default_value if each.has_default_value() else None for each in schema}
+    return defaults | {each.name: given for each, given in zip(schema, node.args, strict=False)} | node.kwargs
 
 
-def shape_of(node: fx.Node) -> tuple[int | str, ...]:
-    """The shape of a value; sizes that depend on the batch are given by name."""
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """The shape of a value; sizes that depend on the batch as expressions, which can be multiplied and compared."""
     value = node.meta.get("val")
-    return (
-        tuple(size if isinstance(size, int) else str(size) for size in value.shape) if isinstance(value, Tensor) else ()
-    )
+    shape = value.shape if isinstance(value, Tensor) else ()
+    return tuple(size if isinstance(size, int) else size.node.expr for size in shape)
 
 
 def ndim_of(node: fx.Node) -> int:
@@ -472,19 +366,15 @@ def ndim_of(node: fx.Node) -> int:
     return len(shape_of(node))
 
 
-def sizes_of(node: fx.Node) -> list[Any]:
-    """The sizes of a value; those that depend on the batch as expressions, which can be multiplied and compared."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return []
-    return [size if isinstance(size, int) else size.node.expr for size in value.shape]
-
-
 def user_line(node: fx.Node) -> str:
     """The innermost line of someone's own code that an operation came from, with its place; empty if there is none."""
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    for place, line in reversed(list(itertools.pairwise(lines))):
+    for place, line in reversed(list(itertools.pairwise(_trace_of(node)))):
         if place.startswith("File ") and _TORCH not in place and not line.startswith("File "):
             file, number = place.split(", line ")[:2]
             return f"`{line}` ({file.removeprefix('File ').strip(chr(34))}:{number.split(',')[0]})"
     return ""
+
+
+def is_foreign(file: str) -> bool:
+    """Whether a source file is torch's or the standard library's."""
+    return file.startswith(_TORCH) or (file.startswith(_STDLIB) and "site-packages" not in file)

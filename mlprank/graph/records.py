@@ -26,10 +26,7 @@ Place = tuple[str, int]
 class Scale:
     """A per-channel factor between two values: an evaluation-mode normalisation, a learned gain, or a depthwise kernel.
 
-    Attributes:
-        weight: Name of the gain, shape (n,), or of the kernel, shape (n, ...), or None.
-        variance: Name of the running variance, shape (n,), or None.
-        eps: Added to the variance.
+    Its fields are names of tensors: the gain, shape (n,), or the kernel, shape (n, ...), and the running variance.
     """
 
     weight: str | None
@@ -47,31 +44,18 @@ class Scale:
 
 @dataclass(frozen=True)
 class Call:
-    """One use of a layer's weights in the forward pass.
+    """One use of a layer's weights in the forward pass."""
 
-    Attributes:
-        node: The operation, whose value is the layer's output before any activation.
-        source: The value that it reads.
-        dim: The dimension of `source` along the inputs.
-        out_dim: The dimension of the operation's value along the outputs.
-        emitted: What the neurons send on: the value after normalisation and activation.
-        emitted_dim: Its dimension along the neurons.
-        scales: The factors between `node` and the activation.
-        bias: Name of the bias that this use adds and that is its own, or None.
-        owner: Name of the module that this use belongs to, where a bias can be created; None for functional calls.
-        kind: How it uses the weights.
-    """
-
-    node: str
-    source: str
-    dim: int
-    out_dim: int
-    emitted: str
-    emitted_dim: int
-    scales: tuple[Scale, ...]
-    bias: str | None
-    owner: str | None
-    kind: Kind
+    node: str  # the operation, whose value is the layer's output before any activation
+    source: str  # the value that it reads
+    dim: int  # the dimension of `source` along the inputs
+    out_dim: int  # the dimension of the operation's value along the outputs
+    emitted: str  # what the neurons send on: the value after normalisation and activation
+    emitted_dim: int  # its dimension along the neurons
+    scales: tuple[Scale, ...]  # the factors between `node` and the activation
+    bias: str | None  # name of the bias that this use adds and that is its own
+    owner: str | None  # name of the module that this use belongs to, where a bias can be created
+    kind: Kind  # how it uses the weights
 
     @property
     def place(self) -> Place:
@@ -86,23 +70,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight and every use of it in one way.
+    """One weight and every use of it in one way."""
 
-    Attributes:
-        name: The module's name, or the parameter's where no module owns it.
-        weight: Name of the weight.
-        made: The axis along its outputs; segments name groups.
-        read: The axis along its inputs; entries that are no followed neurons are segments of None.
-        calls: Its uses, in forward order.
-        tied: Whether the weight is also used in another way, so that it cannot be fitted anew for this one.
-    """
-
-    name: str
-    weight: str
-    made: Axis
-    read: Axis
-    calls: tuple[Call, ...]
-    tied: bool = False
+    name: str  # the module's, or the parameter's where no module owns it
+    weight: str  # name of the weight
+    made: Axis  # along its outputs; segments name groups
+    read: Axis  # along its inputs; entries that are no followed neurons are segments of None
+    calls: tuple[Call, ...]  # in forward order
+    tied: bool = False  # the weight is also used in another way, so that it cannot be fitted anew for this one
 
     @property
     def kind(self) -> Kind:
@@ -139,75 +114,41 @@ class Layer:
         """Indices of the groups that it reads, each once."""
         return tuple(dict.fromkeys(segment.space for segment in self.read if segment.space is not None))
 
-    @property
-    def source_group(self) -> int | None:
-        """The group that it reads, if what it reads is the group's neurons one by one and nothing else."""
-        sole = self.read[0] if len(self.read) == 1 and self.read[0].block == 1 else None
-        return None if sole is None else sole.space
-
 
 @dataclass(frozen=True)
 class Group:
-    """Neurons that can only be removed together: neuron j of every layer here is the same channel.
+    """Neurons that can only be removed together: neuron j of every layer here is the same channel."""
 
-    Attributes:
-        name: The first layer's name, with the range of its outputs where it makes neurons of several groups.
-        layers: The layers that make the neurons, in forward order.
-        width: Number of neurons.
-        readers: The layers that read the neurons, in forward order.
-        whole: Why no neuron of the group can be removed, or None.
-        output: Whether the neurons are outputs of the network.
-        varying: Whether they are multiplied with other values of the input: what a zeroed one sends is a constant only
-            if it is 0.
-        moved: Whether other values of the input are added to them: what a zeroed one sends is no constant.
-        written: A source line at which their number may be written into the forward pass, or None.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    width: int
-    readers: tuple[str, ...]
-    whole: str | None
-    output: bool
-    varying: bool = False
-    moved: bool = False
-    written: str | None = None
+    name: str  # the first layer's, with the range of its outputs where it makes neurons of several groups
+    layers: tuple[str, ...]  # that make the neurons, in forward order
+    width: int  # number of neurons
+    readers: tuple[str, ...]  # the layers that read the neurons, in forward order
+    whole: str | None  # why no neuron of the group can be removed
+    output: bool  # the neurons are outputs of the network
+    varying: bool = False  # they are multiplied with other values of the input: a zeroed one sends a constant only if 0
+    moved: bool = False  # other values of the input are added to them: what a zeroed one sends is no constant
+    written: str | None = None  # a source line at which their number may be written into the forward pass
 
 
 @dataclass(frozen=True)
 class Part:
-    """One value that importance comes from.
-
-    Attributes:
-        value: Its name.
-        dim: The dimension along the neurons.
-        start: The first entry taken.
-        stop: The entry behind the last one taken.
-        block: Every entry becomes so many.
-        repeat: All of them come so many times.
-    """
+    """One value that importance comes from: entries from `start` to `stop` along `dim`."""
 
     value: str
     dim: int
     start: int
     stop: int
-    block: int = 1
-    repeat: int = 1
+    block: int = 1  # every entry becomes so many
+    repeat: int = 1  # all of them come so many times
 
 
 @dataclass(frozen=True)
 class Flow:
-    """How importance reaches a value from the values before it.
-
-    Attributes:
-        parts: The values that it is made of.
-        scale: The factor that it multiplies with, or None.
-        joined: Whether the parts lie side by side instead of meeting.
-    """
+    """How importance reaches a value from the values before it."""
 
     parts: tuple[Part, ...]
-    scale: Scale | None = None
-    joined: bool = False
+    scale: Scale | None = None  # the factor that it multiplies with
+    joined: bool = False  # the parts lie side by side instead of meeting
 
 
 @dataclass(frozen=True)
@@ -217,49 +158,29 @@ class Norm:
     A pruned neuron sends the mean of the kept ones of its set (layer and group norm) or 0 (RMS norm), so that over n
     entries of which k are kept the mean square is k/n times that over the kept: `gain * sqrt(n/k)` and `eps * n/k` over
     the kept give the same.
-
-    Attributes:
-        node: The operation.
-        module: The module that it belongs to.
-        weight: Name of its gain, shape (n,).
-        axis: The axis that it normalises.
-        dim: The dimension of its input along that axis.
-        sets: Into how many equal parts the axis falls that are normalised one by one.
-        centred: Whether the mean is taken off.
     """
 
-    node: str
-    module: str
-    weight: str
-    axis: Axis
-    dim: int
-    sets: int
-    centred: bool
+    node: str  # the operation
+    module: str  # that it belongs to
+    weight: str  # name of its gain, shape (n,)
+    axis: Axis  # that it normalises
+    dim: int  # the dimension of its input along that axis
+    sets: int  # equal parts of the axis that are normalised one by one
+    centred: bool  # the mean is taken off
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network as a directed acyclic graph of neurons.
+    """A network as a directed acyclic graph of neurons."""
 
-    Attributes:
-        layers: The layers in forward order.
-        groups: Their neurons, in the order of each group's first layer.
-        slots: For every (tensor name, dimension) that runs along neurons, its axis; biases yet to be created included.
-        flow: How importance flows between the values that layers emit and those that layers read.
-        program: The traced network, to run on calibration data with any weights.
-        others: Why parts that are no layers stay whole, by name.
-        reshapes: Source lines that reshape a layer's neurons: where a width may be written into the forward pass.
-        norms: Normalisations over neurons that can be removed.
-    """
-
-    layers: tuple[Layer, ...]
-    groups: tuple[Group, ...]
-    slots: Mapping[Place, Axis]
-    flow: Mapping[Place, Flow]
-    program: Program
-    others: Mapping[str, str]
-    reshapes: tuple[str, ...]
-    norms: tuple[Norm, ...] = ()
+    layers: tuple[Layer, ...]  # in forward order
+    groups: tuple[Group, ...]  # their neurons, in the order of each group's first layer
+    slots: Mapping[Place, Axis]  # of (tensor, dimension) along neurons the axis, of biases yet to be created, too
+    flow: Mapping[Place, Flow]  # of importance between the values that layers emit and those that layers read
+    program: Program  # the traced network, to run on calibration data with any weights
+    others: Mapping[str, str]  # why parts that are no layers stay whole, by name
+    reshapes: tuple[str, ...]  # source lines where a width may be written into the forward pass
+    norms: tuple[Norm, ...] = ()  # normalisations over neurons that can be removed
 
     @cached_property
     def by_name(self) -> Mapping[str, Layer]:
@@ -271,13 +192,9 @@ class Graph:
         """The groups' indices by name."""
         return {group.name: index for index, group in enumerate(self.groups)}
 
-    def groups_of(self, layer: str) -> tuple[Group, ...]:
-        """Return the groups that a layer's neurons belong to."""
-        return tuple(self.groups[index] for index in self.by_name[layer].made_groups)
-
     def group_of(self, layer: str) -> Group:
         """Return the (first) group that a layer's neurons belong to."""
-        return self.groups_of(layer)[0]
+        return self.groups[self.by_name[layer].made_groups[0]]
 
     def whole(self) -> dict[str, str]:
         """Return why each part that stays whole does, by name of the layer or module."""

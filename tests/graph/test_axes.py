@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlprank.graph.axes import Segment, Spaces, entries, joined, size_of, widened
+from mlprank.graph.axes import Segment, Spaces, entries, size_of, widened
 
 
 def blocks(spaces: Spaces, *axes: tuple[Segment, ...]) -> list[list[tuple[int | None, int, int]]]:
@@ -46,15 +46,15 @@ def test_a_block_of_entries_belongs_to_one_neuron() -> None:
 def test_joined_axes_meet_one_behind_the_other() -> None:
     spaces = Spaces()
     a, b, both = spaces.new(2), spaces.new(3), spaces.new(5)
-    assert spaces.tie(both, joined([a, b]), why="")
+    assert spaces.tie(both, a + b, why="")
     assert [each.width for each in spaces.resolve(both)] == [2, 3]
-    assert spaces.resolve(both) == joined([spaces.resolve(a), spaces.resolve(b)])
+    assert spaces.resolve(both) == spaces.resolve(a) + spaces.resolve(b)
 
 
 def test_neurons_that_meet_entries_of_no_neuron_stay_whole() -> None:
     spaces = Spaces()
     whole, free = spaces.new(2), spaces.new(2)
-    assert spaces.tie(joined([whole, free]), ((Segment(None, 2)), Segment(free[0].space, 2)), why="they meet the input")
+    assert spaces.tie(whole + free, ((Segment(None, 2)), Segment(free[0].space, 2)), why="they meet the input")
     assert spaces.reasons[whole[0].space or 0] == ["they meet the input"]
     assert not spaces.reasons[free[0].space or 0]
 

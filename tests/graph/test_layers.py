@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from mlprank.graph.layers import KINDS, Convolution, Embedding, Linear, Use, matrix, register_kind, resize
+from mlprank.graph.layers import KINDS, Convolution, Embedding, Kind, Linear, Use, matrix, register_kind, resize
 from mlprank.graph.program import as_node, ndim_of
 from mlprank.graph.trace import trace
 from mlprank.pruning.pipeline import prune
@@ -134,24 +134,18 @@ def test_sizes_that_modules_state_follow_their_weights(module: nn.Module, sizes:
 
 
 @dataclass(frozen=True)
-class Outer:
+class Outer(Kind):
     """A made-up kind: `torch.inner(x, weight)`, a linear layer by another name."""
 
     unit: ClassVar[str] = "inner products"
     operations: ClassVar[frozenset[str]] = frozenset({"inner"})
-    weight_out: int = 0
-    weight_in: int = 1
-    groups: int = 1
-    pads: bool = False
-    refits: bool = True
 
     @classmethod
     def read(cls, node: fx.Node) -> Use | None:
         source, weight = as_node(node.args[0]), as_node(node.args[1])
         return Use(cls(), source, ndim_of(source) - 1, weight, None, ndim_of(node) - 1)
 
-    flat, unflat, patches, outputs = Linear.flat, Linear.unflat, Linear.patches, Linear.outputs
-    input_norms, resize = Linear.input_norms, Linear.resize
+    patches, outputs = Linear.patches, Linear.outputs
 
 
 def test_a_new_kind_is_one_class() -> None:
