@@ -26,18 +26,12 @@ def own(total: Tensor) -> Tensor:
 class Calibration:
     """Calls of a network on calibration data.
 
-    Args:
-        source: A batch, an iterable of batches, a DataLoader, or a LightningDataModule, whose
-            `calibration_dataloader()` is read where it has one, otherwise the first 1,024 samples of
-            `train_dataloader()`. A batch is a tensor or a NumPy array of shape (N, ...), a dict of keyword arguments,
-            or a tuple of inputs and labels.
-        device: Where the network is.
-        num_samples: Read at most this many samples; None for all of them.
-        seed: Seed of the draw, where a LightningDataModule's `calibration_dataloader` makes one.
-        reduce: Sums a tensor over processes; the identity where there is one process.
-        inputs: Makes a call of a batch, `inputs=lambda batch: ((batch.ids,), {"mask": batch.mask})`, where the batch
-            does not say it.
-        model: The network, whose `forward` says how many entries of a tuple are inputs.
+    The source is a batch, an iterable of batches, a DataLoader, or a LightningDataModule, whose
+    `calibration_dataloader()`, drawn with `seed`, is read where it has one, otherwise `train_dataloader()`, at most
+    1,024 samples of it where `num_samples` says nothing else. A batch is a tensor or a NumPy array of shape (N, ...), a
+    dict of keyword arguments, or a tuple of inputs and labels; what it does not say of the call, `inputs` says:
+    `inputs=lambda batch: ((batch.ids,), {"mask": batch.mask})`. The `forward` of `model` says how many entries of a
+    tuple are inputs. `reduce` sums a tensor over processes.
     """
 
     def __init__(
@@ -56,7 +50,10 @@ class Calibration:
         self._signature = None if model is None else inspect.signature(model.forward)
         if hasattr(source, "train_dataloader"):
             self.num_samples = num_samples or DEFAULT_NUM_SAMPLES
-            source = _dataloader(source, num_samples=self.num_samples, seed=seed)
+            source.prepare_data()
+            source.setup("fit")
+            drawn = getattr(source, "calibration_dataloader", None)
+            source = drawn(num_samples=self.num_samples, seed=seed) if drawn else source.train_dataloader()
         if isinstance(source, (Tensor, Mapping, Inputs)) or type(source).__module__ == "numpy":
             source = [source]
         elif not isinstance(source, Iterable):
@@ -94,8 +91,14 @@ class Calibration:
         for batch in self.batches:
             inputs = self._call(batch).mapped(lambda tensor: tensor.to(self.device))
             inputs = inputs if left is None else inputs.first(left)
-            if len(inputs) > 0:
-                self._check(inputs)
+            for one, other in zip(inputs.tensors, self._first.tensors if self._first else (), strict=False):
+                if len(inputs) and (one.dim(), one.dtype) != (other.dim(), other.dtype):
+                    raise ValueError(
+                        f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the "
+                        f"first one of {tuple(other.shape[1:])} and {other.dtype}; give inputs of one dtype and number "
+                        "of dimensions"
+                    )
+            if len(inputs):
                 yield inputs
             if left is not None:
                 left -= len(inputs)
@@ -105,16 +108,19 @@ class Calibration:
     def _call(self, batch: Any) -> Inputs:
         """The call that a batch means."""
         given = _tensors(batch if self._to_inputs is None else self._to_inputs(batch))
+        entries = given if isinstance(given, (tuple, list)) else None
         if isinstance(given, Inputs):
             inputs = given
-        elif self._to_inputs is not None and _is_call(given):
-            inputs = Inputs(tuple(given[0]), dict(given[1]))
         elif isinstance(given, Mapping):
             inputs = self._of_mapping(given)
-        elif isinstance(given, (tuple, list)):
-            inputs = Inputs(tuple(given) if self._to_inputs is not None else self._of_tuple(given), {})
-        else:
+        elif entries is None:
             inputs = Inputs((given,), {})
+        elif self._to_inputs is None:
+            inputs = Inputs(self._of_tuple(entries), {})
+        elif len(entries) == 2 and isinstance(entries[0], (tuple, list)) and isinstance(entries[1], Mapping):
+            inputs = Inputs(tuple(entries[0]), dict(entries[1]))
+        else:
+            inputs = Inputs(tuple(entries), {})
         if not inputs.tensors:
             raise TypeError(
                 f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no "
@@ -140,53 +146,24 @@ class Calibration:
             return Inputs((dict(batch),), {})
         raise ValueError(
             f"calibration: a batch has the keys {', '.join(map(str, batch))}, the network takes {self._signature}; "
-            "say by inputs= how a"
-            ' batch becomes a call, such as inputs=lambda batch: ((batch["image"],), {})'
+            'say by inputs= how a batch becomes a call, such as inputs=lambda batch: ((batch["image"],), {})'
         )
 
     def _of_tuple(self, batch: Sequence[Any]) -> tuple[Any, ...]:
         """The inputs in a tuple of inputs and labels: as many as `forward` needs."""
-        if not batch:
-            return ()
         parameters = [] if self._signature is None else list(self._signature.parameters.values())
         positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-        needed = sum(each.default is each.empty for each in positional)
-        if needed > 1:
-            if len(batch) < needed:
-                raise ValueError(
-                    f"calibration: a batch has {len(batch)} entries, the network takes {self._signature}; say by "
-                    "inputs= how a batch becomes a call"
-                )
-            return tuple(batch[:needed])
-        optional = len(positional) > max(1, needed)
-        if optional and any(isinstance(entry, Tensor) and entry.dim() > 1 for entry in batch[1:]):
+        needed = max(1, sum(each.default is each.empty for each in positional))
+        has = f"calibration: a batch has {len(batch)} entries"
+        if 0 < len(batch) < needed:
+            raise ValueError(f"{has}, the network takes {self._signature}; say by inputs= how a batch becomes a call")
+        tensors = [entry for entry in batch[1:] if isinstance(entry, Tensor)]
+        if needed == 1 and len(positional) > 1 and any(tensor.dim() > 1 for tensor in tensors):
             raise ValueError(
-                f"calibration: a batch has {len(batch)} entries and the network takes {self._signature}: whether the "
-                "second one is an input is not clear; say by inputs= how a batch becomes a call, such as "
-                "inputs=lambda batch: (batch[:2], {})"
+                f"{has} and the network takes {self._signature}: whether the second one is an input is not clear; say "
+                "by inputs= how a batch becomes a call, such as inputs=lambda batch: (batch[:2], {})"
             )
-        return (batch[0],)
-
-    def _check(self, inputs: Inputs) -> None:
-        if self._first is None:
-            return
-        for one, other in zip(inputs.tensors, self._first.tensors, strict=False):
-            if one.dim() != other.dim() or one.dtype != other.dtype:
-                raise ValueError(
-                    f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the "
-                    f"first one of {tuple(other.shape[1:])} and {other.dtype}; give inputs of one dtype and number of "
-                    "dimensions"
-                )
-
-
-def _is_call(given: Any) -> bool:
-    """Whether this is `(args, kwargs)`."""
-    return (
-        isinstance(given, (tuple, list))
-        and len(given) == 2
-        and isinstance(given[0], (tuple, list))
-        and isinstance(given[1], Mapping)
-    )
+        return tuple(batch[:needed])
 
 
 def _tensors(value: Any) -> Any:
@@ -198,11 +175,3 @@ def _tensors(value: Any) -> Any:
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(_tensors(item) for item in value)
     return [_tensors(item) for item in value] if isinstance(value, list) else value
-
-
-def _dataloader(datamodule: Any, *, num_samples: int, seed: int) -> Any:
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    if hasattr(datamodule, "calibration_dataloader"):
-        return datamodule.calibration_dataloader(num_samples=num_samples, seed=seed)
-    return datamodule.train_dataloader()

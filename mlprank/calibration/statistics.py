@@ -1,13 +1,10 @@
-"""What calibration data shows of the neurons: norms, second moments, constants.
-
-Streaming: memory does not grow with the data.
-"""
+"""What calibration data shows of the neurons: norms, second moments, constants; memory does not grow with the data."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,23 +18,14 @@ from mlprank.graph.records import Graph, Group, Layer, Place, State
 
 # A neuron whose variance is below this share of its mean square does not vary.
 CONSTANT = 1e-12
-_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
 class Norms:
-    """L2 norms over all calibration samples and positions.
+    """L2 norms over all calibration samples and positions."""
 
-    Attributes:
-        read: Norm of every input of what a layer reads, shape (n_in,), by value and dimension; and of other values that
-            importance starts from.
-        made: Norm of every neuron's output, shape (n_out,), by the name of the layer's operation: of `relu(z)` in chain
-            mode, of what the neuron emits in dag mode.
-        num_samples: Number of samples.
-    """
-
-    read: Mapping[Place, Tensor]
-    made: Mapping[str, Tensor]
+    read: Mapping[Place, Tensor]  # of every input of what a layer reads, shape (n_in,), or importance starts from
+    made: Mapping[str, Tensor]  # of every neuron's output, shape (n_out,), by the layer's operation
     num_samples: int = 0
 
 
@@ -47,43 +35,34 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
     `chain` takes `relu(z)` of the layer's operation, whatever follows it, instead of what the neuron emits.
     """
     calls = {call.node: call for layer in graph.layers for call in layer.calls}
-    emitted: dict[str, list[tuple[str, int]]] = {}
-    for call in calls.values():
-        place = (call.node, call.out_dim) if chain else (call.emitted, call.emitted_dim)
-        emitted.setdefault(place[0], []).append((call.node, place[1]))
-    begins = set() if chain else set(_beginnings(graph)) - {call.place for call in calls.values()}
-    shown: dict[str, list[int]] = {}
-    for value, dim in sorted(begins):
-        shown.setdefault(value, []).append(dim)
-    read: dict[Place, Tensor] = {}
-    made: dict[str, Tensor] = {}
-    first_reader: dict[Place, str] = {}
+    readers = reading_nodes(graph, {call.place for call in calls.values()})
+    begins = set() if chain else set(_beginnings(graph)) - set(readers.values())
+    # Of every value that is watched when it is made: the operations that emit it, or none, and the dimensions.
+    watched: defaultdict[str, list[tuple[str | None, int]]] = defaultdict(list)
     for node, call in calls.items():
-        first_reader.setdefault(call.place, node)
+        watched[node if chain else call.emitted].append((node, call.out_dim if chain else call.emitted_dim))
+    for value, dim in sorted(begins):
+        watched[value].append((None, dim))
+    read: defaultdict[Place, Tensor | float] = defaultdict(float)
+    made: defaultdict[str, Tensor | float] = defaultdict(float)
 
     def on_read(node: str, value: Tensor) -> None:
-        call = calls[node]
-        _add(read, call.place, call.kind.input_norms(value, call.dim))
+        read[readers[node]] += calls[node].kind.input_norms(value, calls[node].dim)
 
     def on_made(name: str, value: Tensor) -> None:
-        for node, dim in emitted.get(name, ()):
-            _add(made, node, squares(value.clamp(min=0) if chain else value, dim))
-        for dim in shown.get(name, ()):
-            _add(read, (name, dim), squares(value.to(torch.get_default_dtype()), dim))
+        for node, dim in watched[name]:
+            if node is None:
+                read[name, dim] += squares(value.to(torch.get_default_dtype()), dim)
+            else:
+                made[node] += squares(value.clamp(min=0) if chain else value, dim)
 
     num_samples = 0
+    values = {node: place[0] for node, place in readers.items()}
     for batch in calibration:
         num_samples += len(batch)
-        graph.program.observe(
-            state,
-            batch,
-            read={node: place[0] for place, node in first_reader.items()},
-            on_read=on_read,
-            made={*emitted, *shown},
-            on_made=on_made,
-        )
-    norms_read = {place: calibration.reduce(total).sqrt() for place, total in sorted(read.items())}
-    norms_made = {node: calibration.reduce(total).sqrt() for node, total in sorted(made.items())}
+        graph.program.observe(state, batch, read=values, on_read=on_read, made=watched, on_made=on_made)
+    norms_read = {place: calibration.reduce(torch.as_tensor(total)).sqrt() for place, total in sorted(read.items())}
+    norms_made = {node: calibration.reduce(torch.as_tensor(total)).sqrt() for node, total in sorted(made.items())}
     for layer in graph.layers:
         for call in layer.calls:
             if not (torch.isfinite(norms_read[call.place]).all() and torch.isfinite(norms_made[call.node]).all()):
@@ -113,46 +92,31 @@ def _beginnings(graph: Graph) -> Iterable[Place]:
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments of what a layer reads.
+    """First and second moments of what a layer reads, float64."""
 
-    Attributes:
-        count: Number of samples times positions.
-        mean: Mean of every neuron, shape (n,), float64.
-        gram: Centred Gram matrix, shape (n, n), float64: the sum over samples of the products of deviations from the
-            mean.
-    """
-
-    count: float
+    count: float  # number of samples times positions
     mean: Float[Tensor, " n"]
-    gram: Float[Tensor, "n n"]
+    gram: Float[Tensor, "n n"]  # the sum over samples of the products of deviations from the mean
 
     def uncentred(self) -> Moments:
         """Return the same with deviations from zero, for a regression without an intercept."""
-        return Moments(
-            self.count, torch.zeros_like(self.mean), self.gram + self.count * torch.outer(self.mean, self.mean)
-        )
+        products = self.gram + self.count * torch.outer(self.mean, self.mean)
+        return Moments(self.count, torch.zeros_like(self.mean), products)
 
 
 @dataclass(frozen=True)
 class View:
-    """Neurons of one group in what a layer reads: a segment of its axis. Their blocks count as positions.
+    """Neurons of one group in what a layer reads: a segment of its axis. Their blocks count as positions."""
 
-    Attributes:
-        places: The values that the layer reads, pooled where it is used in several places.
-        start: The first entry.
-        width: Number of neurons.
-        block: Entries of each.
-    """
-
-    places: tuple[Place, ...]
-    start: int
-    width: int
-    block: int
+    places: tuple[Place, ...]  # the values that the layer reads, pooled where it is used in several places
+    start: int  # the first entry
+    width: int  # number of neurons
+    block: int  # entries of each
 
     def rows(self, value: Tensor, dim: int) -> Float[Tensor, "rows n"]:
         """The neurons' values, float64."""
         part = value.narrow(dim, self.start, self.width * self.block).movedim(dim, -1)
-        seen: Tensor = part.reshape(*part.shape[:-1], self.width, self.block).transpose(-1, -2)
+        seen: Tensor = part.unflatten(-1, (self.width, self.block)).transpose(-1, -2)
         return seen.reshape(-1, self.width).double()
 
 
@@ -177,22 +141,28 @@ class MomentSums:
             if place in view.places:
                 seen = view.rows(value, place[1])
                 seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-                total = seen.T @ seen
-                self._sums[view] = self._sums[view] + total if view in self._sums else total
+                self._sums[view] = self._sums.get(view, 0) + seen.T @ seen
 
     def moments(self, calibration: Calibration) -> dict[View, Moments]:
         """Sum over processes and work out the moments."""
-        return {view: _moments(calibration.reduce(self._sums[view])) for view in self.views if view in self._sums}
+        found = {}
+        for view in (view for view in self.views if view in self._sums):
+            sums = calibration.reduce(self._sums[view])
+            count, products = float(sums[-1, -1]), sums[:-1, :-1]
+            mean = sums[-1, :-1] / max(count, 1.0)
+            # What is left of a constant neuron is rounding, of either sign.
+            gram = products - count * torch.outer(mean, mean)
+            constant = gram.diagonal() <= CONSTANT * products.diagonal()
+            found[view] = Moments(count, mean, gram.masked_fill(constant[:, None] | constant[None, :], 0.0))
+        return found
 
 
 def reading_nodes(graph: Graph, places: Collection[Place]) -> dict[str, Place]:
     """For values that layers read, the operations that read them first."""
-    found: dict[Place, str] = {}
-    order = graph.program.order
     calls = [call for layer in graph.layers for call in layer.calls if call.place in places]
-    for call in sorted(calls, key=lambda call: order[call.node]):
-        found.setdefault(call.place, call.node)
-    return {node: place for place, node in found.items()}
+    calls.sort(key=lambda call: graph.program.order[call.node], reverse=True)
+    first = {call.place: call.node for call in calls}
+    return {node: place for place, node in reversed(first.items())}
 
 
 def measure_moments(
@@ -222,18 +192,11 @@ def measure_moments(
 
 @dataclass(frozen=True)
 class Arriving:
-    """What zeroed neurons send to a layer.
+    """What zeroed neurons send to a layer, per input."""
 
-    Attributes:
-        value: What arrives at the first position, shape (n_in,).
-        uniform: Whether the same arrives at every position of every sample, shape (n_in,); False where no sample
-            arrives.
-        finite: Whether it is finite everywhere, shape (n_in,).
-    """
-
-    value: Float[Tensor, " n_in"]
-    uniform: Bool[Tensor, " n_in"]
-    finite: Bool[Tensor, " n_in"]
+    value: Float[Tensor, " n_in"]  # at the first position
+    uniform: Bool[Tensor, " n_in"]  # the same arrives at every position of every sample; False where none arrives
+    finite: Bool[Tensor, " n_in"]  # it is finite everywhere
 
 
 def measure_constants(
@@ -249,12 +212,11 @@ def measure_constants(
 
     def on_read(node: str, value: Tensor) -> None:
         seen = rows(value, nodes[node][1])
-        if len(seen):
-            low, high = seen.amin(0), seen.amax(0)
-            arriving[nodes[node]] = Arriving(seen[0].clone(), low == high, torch.isfinite(low) & torch.isfinite(high))
-        else:
-            none = torch.zeros(seen.shape[1], dtype=torch.bool, device=seen.device)
-            arriving[nodes[node]] = Arriving(seen.new_zeros(seen.shape[1]), none, ~none)
+        arrives = len(seen) > 0
+        seen = seen if arrives else seen.new_zeros(1, seen.shape[1])
+        low, high = seen.amin(0), seen.amax(0)
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        arriving[nodes[node]] = Arriving(seen[0].clone(), (low == high) & arrives, finite)
 
     graph.program.observe(
         state,
@@ -282,16 +244,3 @@ def fills_of(graph: Graph, kept: Mapping[str, Tensor]) -> dict[str, Fill]:
 def nobody(graph: Graph, groups: Iterable[Group]) -> dict[str, Tensor]:
     """Masks that keep no neuron of groups."""
     return {group.name: torch.zeros(group.width, dtype=torch.bool) for group in groups}
-
-
-def _add(totals: dict[_Key, Tensor], key: _Key, values: Tensor) -> None:
-    totals[key] = totals[key] + values if key in totals else values
-
-
-def _moments(sums: Tensor) -> Moments:
-    count = float(sums[-1, -1])
-    mean, products = sums[-1, :-1] / max(count, 1.0), sums[:-1, :-1]
-    gram = products - count * torch.outer(mean, mean)
-    # What is left of a constant neuron is rounding, of either sign.
-    constant = gram.diagonal() <= CONSTANT * products.diagonal()
-    return Moments(count, mean, gram.masked_fill(constant[:, None] | constant[None, :], 0.0))
