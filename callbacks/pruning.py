@@ -34,8 +34,8 @@ from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, document_fields, make_recipe, takes_recipe
 from mlprank.pruning.refine import Refinement
 from mlprank.pruning.shrink import DEFAULTS, shrink
-from mlprank.surgery.copies import COMPILED, without_compiled
 from mlprank.surgery.masks import (
+    COMPILED,
     apply_masks,
     bake_masks,
     compute_own,
@@ -43,6 +43,7 @@ from mlprank.surgery.masks import (
     recompute_uncalled,
     refresh_masked,
     restore_masks,
+    without_compiled,
     write_weights,
 )
 from mlprank.surgery.narrow import adopt_state, narrow, network_state
@@ -557,7 +558,7 @@ class PruningCallback(Callback):
         with run.uncompiled(module):
             network = self._network(module)
             if apply == "mask":
-                apply_masks(network, result)
+                apply_masks(network, result.masked, result.parameter_masks)
                 recompute_uncalled(network, result.example)
             else:
                 bake_masks(network)

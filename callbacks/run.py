@@ -35,8 +35,7 @@ from mlprank.costs.metrics import is_labelled
 from mlprank.graph.program import Inputs
 from mlprank.pruning.front import Budgets
 from mlprank.pruning.recipe import Recipe
-from mlprank.surgery.copies import without_compiled
-from mlprank.surgery.masks import masked_parameters, match_masks, refresh_masked
+from mlprank.surgery.masks import masked_parameters, match_masks, refresh_masked, without_compiled
 from mlprank.surgery.narrow import with_state
 from mlprank.utils.errors import check_amount, check_choice, first_line
 from mlprank.utils.modules import Hook, device_of, evaluating, users_hooks

@@ -42,8 +42,7 @@ from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Scorer, Selection, amounts_by_name, readers_of, select
 from mlprank.pruning.self_check import check_agreement
-from mlprank.surgery.copies import is_plain, parametrised, plain_copy
-from mlprank.surgery.masks import fill_norms, masked_rows
+from mlprank.surgery.masks import fill_norms, is_plain, masked_rows, parametrised, plain_copy
 from mlprank.surgery.narrow import follow_config, network_state, plan_removal, removable_neurons, with_state
 from mlprank.utils.modules import LOCK, device_of, shell
 

@@ -1,4 +1,4 @@
-"""Masks on somebody's network, as `torch.nn.utils.prune` knows them.
+"""The network inside what training wraps around it: `torch.nn.utils.prune`'s masks, computed weights, compiled modules.
 
 Torch moves a masked parameter to the end of its module's parameters. Optimizers and averaged models know parameters by
 their place, so everything here puts them back where they were.
@@ -8,30 +8,24 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from mlprank.graph.program import Fill, Inputs, as_inputs
-from mlprank.surgery.narrow import NORMS, FillPruned, adopt_state, drop_fills
+from mlprank.surgery.narrow import NORMS, FillPruned, adopt_state, drop_fills, with_state
 from mlprank.utils.modules import evaluating, shell
 
-
-class Masked(Protocol):
-    """What `apply_masks` needs of a pruning: its masked network, and the rows that stay."""
-
-    @property
-    def masked(self) -> nn.Module: ...  # noqa: D102
-    @property
-    def parameter_masks(self) -> Mapping[str, Tensor]: ...  # noqa: D102
-
-
-_COMPILED = re.compile(r"\b_orig_mod\.")
+COMPILED = "_orig_mod"
+"""Where `torch.compile(module)` keeps the module; a part of the names in its state dict."""
 
 
 def masked_parameters(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
@@ -48,18 +42,17 @@ def masked_rows(module: nn.Module, dims: Mapping[str, int] = MappingProxyType({}
 
     `dims` names the dimension along the rows where it is not the first.
     """
-    masks = {name: owner.get_buffer(f"{own}_mask") for name, (owner, own) in masked_parameters(module).items()}
-    plain = {_COMPILED.sub("", name): mask.bool() for name, mask in masks.items()}
-    return {
-        name: mask.movedim(dims.get(name, 0), 0).flatten(1).any(1) if mask.dim() > 1 else mask
-        for name, mask in plain.items()
-    }
+    found = {}
+    for name, (owner, own) in masked_parameters(module).items():
+        plain, mask = re.sub(rf"\b{COMPILED}\.", "", name), owner.get_buffer(f"{own}_mask").bool()
+        found[plain] = mask.movedim(dims.get(plain, 0), 0).flatten(1).any(1) if mask.dim() > 1 else mask
+    return found
 
 
-def _along_rows(kept: Tensor, mask: Tensor) -> Tensor:
-    """Rows that stay in a shape that multiplies with a parameter's mask."""
+def _keep(mask: Tensor, kept: Tensor) -> None:
+    """Let a parameter's mask keep no more than these rows, or than a mask of all its dimensions."""
     kept = kept.to(mask.device)
-    return kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept
+    mask.mul_(kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept)
 
 
 def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
@@ -78,18 +71,16 @@ def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> 
     """
     masked = masked_parameters(module)
     for name, kept in rows.items():
-        path, _, own = name.rpartition(".")
-        if name not in masked:
-            shared = module.get_submodule(path)._parameters[own]
-            for owner, alias in _places(module, shared):
-                _mask(owner, alias)
-        places = (
-            [masked[name]] if name in masked else _places(module, module.get_submodule(path)._parameters[f"{own}_orig"])
-        )
-        for owner, alias in places:
-            mask = owner._buffers[f"{alias.removesuffix('_orig')}_mask"]
-            assert mask is not None
-            mask.mul_(_along_rows(kept, mask))
+        places = [masked[name]] if name in masked else []
+        if not places:  # several modules hold a tied weight
+            shared = module.get_parameter(name)
+            places = [
+                (each, key) for each in module.modules() for key, own in each._parameters.items() if own is shared
+            ]
+            for owner, own in places:
+                _mask(owner, own)
+        for owner, own in places:
+            _keep(owner.get_buffer(f"{own}_mask"), kept)
     refresh_masked(module)
 
 
@@ -98,9 +89,9 @@ def refresh_masked(module: nn.Module) -> None:
 
     Such weights can be copied (`copy.deepcopy`); the next forward pass computes them once more, with a graph.
     """
-    for owner, name in masked_parameters(module).values():
-        with torch.no_grad():
-            setattr(owner, name, owner.get_parameter(f"{name}_orig") * owner.get_buffer(f"{name}_mask"))
+    with torch.no_grad():
+        for owner, name in masked_parameters(module).values():
+            Recompute("", name)(owner, ())
 
 
 def restore_masks(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
@@ -109,15 +100,16 @@ def restore_masks(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]])
         mask = owner.get_buffer(f"{own}_mask")
         mask.copy_(mask >= 0.5)
         if name in rows:
-            mask.mul_(_along_rows(rows[name], mask))
+            _keep(mask, rows[name])
     refresh_masked(module)
 
 
+@dataclass(frozen=True)
 class Recompute:
     """Forward pre-hook that computes a masked weight of a submodule which is read, but never called itself."""
 
-    def __init__(self, path: str, name: str) -> None:
-        self.path, self.name = path, name
+    path: str
+    name: str
 
     def __call__(self, module: nn.Module, inputs: object) -> None:
         """Give the submodule its masked weight, with a fresh autograd graph."""
@@ -142,15 +134,14 @@ def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
     with evaluating(tried), torch.no_grad():
         as_inputs(example).feed(tried)
     for full, (_, name) in masked_parameters(module).items():
-        path = full.rpartition(".")[0]
-        outer = path
+        outer = path = full.rpartition(".")[0]
         while outer and tried.get_submodule(outer) not in called:
             outer = outer.rpartition(".")[0]
         inner = path[len(outer) :].removeprefix(".")
         place = module.get_submodule(outer)
-        present = {(each.path, each.name) for each in place._forward_pre_hooks.values() if isinstance(each, Recompute)}
-        if tried.get_submodule(path) not in called and (inner, name) not in present:
-            place.register_forward_pre_hook(Recompute(inner, name))
+        hook = Recompute(inner, name)
+        if tried.get_submodule(path) not in called and hook not in place._forward_pre_hooks.values():
+            place.register_forward_pre_hook(hook)
 
 
 def compute_own(module: nn.Module) -> None:
@@ -193,29 +184,19 @@ def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     refresh_masked(module)
 
 
-def apply_masks(module: nn.Module, result: Masked) -> None:
-    """Give a network the masked one's weights, and torch's own pruning masks that keep the pruned rows at zero."""
+def apply_masks(module: nn.Module, masked: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
+    """Give a network the masked one's weights, and torch's own pruning masks that keep all but these rows at zero."""
     bake_masks(module)
     for each in module.modules():
         drop_fills(each)
-    adopt_state(module, result.masked)
-    mask_rows(module, result.parameter_masks)
+    adopt_state(module, masked)
+    mask_rows(module, rows)
 
 
 def _masked_names(owner: nn.Module) -> Iterator[str]:
     for hook in owner._forward_pre_hooks.values():
         if isinstance(hook, prune.BasePruningMethod):
             yield hook._tensor_name
-
-
-def _places(module: nn.Module, parameter: nn.Parameter | None) -> list[tuple[nn.Module, str]]:
-    """Every module that holds a parameter, and its name there: several where weights are tied."""
-    return [
-        (owner, name)
-        for owner in module.modules()
-        for name, own in list(owner._parameters.items())
-        if own is parameter and own is not None
-    ]
 
 
 def _mask(owner: nn.Module, name: str) -> None:
@@ -246,16 +227,13 @@ def _make_copyable(owner: nn.Module) -> None:
 
 
 def _deepcopy(owner: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    graphs = {name: getattr(owner, name) for name in _masked_names(owner)}
-    for name, weight in graphs.items():
-        setattr(owner, name, weight.detach())
+    weights = [getattr(owner, name) for name in _masked_names(owner)]
+    memo |= {id(weight): weight.detach().clone() for weight in weights}
     del owner.__dict__["__deepcopy__"]
     try:
         copied = copy.deepcopy(owner, memo)
     finally:
         _make_copyable(owner)
-        for name, weight in graphs.items():
-            setattr(owner, name, weight)
     _make_copyable(copied)
     return copied
 
@@ -268,3 +246,79 @@ def _ordered(owner: nn.Module) -> Iterator[None]:
     for name in order:
         key = name if name in owner._parameters else f"{name}_orig"
         owner._parameters[key] = owner._parameters.pop(key)
+
+
+# -- compiled modules and computed weights ---------------------------------------------------------------------------
+
+
+@contextmanager
+def without_compiled(model: nn.Module) -> Iterator[None]:
+    """Put the plain submodules in the place of compiled ones for a while, so that names are the plain network's."""
+    compiled = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and COMPILED in child._modules
+    ]
+    try:
+        for parent, name, child in compiled:
+            parent._modules[name] = child._modules[COMPILED]
+        yield
+    finally:
+        for parent, name, child in compiled:
+            parent._modules[name] = child
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a network plainly: masked weights as zeros, computed weights as values, nothing compiled."""
+    refresh_masked(model)
+    with without_compiled(model):
+        copied = with_state(model, {})
+    bake_masks(copied)
+    # Computed weights become plain parameters with the values that they have in evaluation mode.
+    for module in list(copied.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        with evaluating(module), torch.no_grad():
+            names: Any = module.parametrizations
+            values = {name: getattr(module, name).detach().clone() for name in names}
+        # The class with the property of the computed weight is shared with the network that was copied: it stays.
+        module.__class__ = type(module).__bases__[0]
+        del module._modules["parametrizations"]
+        for name, value in values.items():
+            module.register_parameter(name, nn.Parameter(value))
+    for _, module, hook in _old_hooks(copied):
+        with evaluating(module), torch.no_grad():
+            hook(module, ())
+        for key in [key for key, each in module._forward_pre_hooks.items() if each is hook]:
+            del module._forward_pre_hooks[key]
+        with torch.no_grad():
+            hook.remove(module)
+    return copied
+
+
+def parametrised(model: nn.Module) -> list[str]:
+    """Name the weights that weight norm, spectral norm and the like compute before every forward pass."""
+    modules: list[tuple[str, Any]] = [each for each in model.named_modules() if parametrize.is_parametrized(each[1])]
+    computed = [(path, name) for path, module in modules for name in module.parametrizations]
+    computed += [(path, hook.name) for path, _, hook in _old_hooks(model)]
+    return [f"{path}.{name}" if path else name for path, name in computed]
+
+
+def _old_hooks(model: nn.Module) -> list[tuple[str, nn.Module, Any]]:
+    """The hooks of `torch.nn.utils.weight_norm` and `spectral_norm`."""
+    return [
+        (path, module, hook)
+        for path, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, (WeightNorm, SpectralNorm))
+    ]
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Say whether a network has neither masks nor parametrisations nor compiled submodules."""
+    return (
+        not masked_parameters(model)
+        and not parametrised(model)
+        and not any(COMPILED in module._modules for module in model.modules())
+    )

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from mlprank.calibration.statistics import Arriving
 from mlprank.graph.axes import pieces
 from mlprank.graph.layers import resize
 from mlprank.graph.program import Fill
-from mlprank.graph.records import Graph, Layer, Place, State
+from mlprank.graph.records import Graph, Place, State
 from mlprank.utils.modules import LOCK, config_of, copy_module, fresh_like, tensors_of
 
 Slices = Mapping[str, Mapping[int, Tensor]]
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,11 @@ class Removal:
 def removable_neurons(
     graph: Graph, arriving: Mapping[Place, Arriving], *, folds: bool
 ) -> dict[str, Bool[Tensor, " n"]]:
-    """Say which neurons of which group can be taken out without a trace.
+    """Say which neurons of every group that need not stay whole, by name, can be taken out without a trace.
 
-    A neuron's constant must be finite and have a place to go: every reader's bias, and the same amount for all uses of
-    that bias. A convolution that pads with zeros sees something else at the border, so that only 0 has a place there.
-
-    Args:
-        graph: The network's graph.
-        arriving: What zeroed neurons send to their readers (`mlprank.calibration.statistics.measure_constants`).
-        folds: Whether the constants will be folded; a regression leaves nobody listening to them.
-
-    Returns:
-        For every group that need not stay whole, by name, shape (width,), True for neurons that can go.
+    A neuron's constant, which arrives at its readers, must be finite and have a place to go: every reader's bias, and
+    the same amount for all uses of that bias. A convolution that pads with zeros sees something else at the border, so
+    that only 0 has a place there. Constants are not folded where a regression leaves nobody listening to them.
     """
     removable: dict[str, Tensor] = {}
     for index, group in enumerate(graph.groups):
@@ -58,16 +52,12 @@ def removable_neurons(
         for layer in graph.readers_of(group):
             expected: dict[str, Tensor] = {}
             for call in layer.calls:
-                seen = arriving[call.place]
-                value, place = seen.value.cpu(), call.bias_place
-                entries = seen.finite.cpu()
+                seen, place = arriving[call.place], call.bias_place
+                value, uniform, entries = seen.value.cpu(), seen.uniform.cpu(), seen.finite.cpu()
                 if folds and not layer.tied:
-                    silent = seen.uniform.cpu() & (value == 0)
-                    entries = entries & (not group.moved)
-                    if place is None or call.kind.pads or group.varying:
-                        entries = entries & silent
-                    else:
-                        entries = entries & seen.uniform.cpu() & (value == expected.setdefault(place, value))
+                    nowhere = place is None or call.kind.pads or group.varying
+                    sent = torch.zeros_like(value) if nowhere else expected.setdefault(str(place), value)
+                    entries = entries & uniform & (value == sent) & (not group.moved)
                 for start, segment in pieces(layer.read, index):
                     part = entries[start : start + segment.size]
                     fits &= part.unflatten(0, (segment.width, segment.block)).all(1)
@@ -76,25 +66,27 @@ def removable_neurons(
 
 
 def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Place, Arriving] | None) -> Removal:
-    """Work out the narrow network of a masked one.
+    """Work out the narrow network of a masked one: its weights, and which indices they keep.
 
     The constants that pruned neurons send are added to the biases of all layers that read them, from the input to the
-    output. A bias is created where there is none and the sum is not zero.
-
-    Args:
-        graph: The network's graph.
-        state: The masked network's weights: rows of pruned neurons are zero.
-        masks: For every pruned group that is not whole, by name, shape (width,), True for kept neurons.
-        arriving: What zeroed neurons send, or None where their readers do not listen to them any more.
-
-    Returns:
-        The narrow weights, and which indices they keep.
+    output; nothing is, where none arrive because readers do not listen any more. A bias is created where there is none
+    and the sum is not zero. `masks` are those of pruned groups by name, shape (width,), True for kept neurons; rows of
+    the others are zero in `state`.
     """
     folded = dict(state)
     masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-    if arriving is not None:
-        for layer in graph.layers:
-            _fold(graph, layer, state, folded, arriving, masks)
+    for layer in graph.layers if arriving is not None else ():
+        weight = state[layer.weight]
+        gone = ~graph.kept_entries(masks, layer.read, weight.device)
+        if layer.tied or not bool(gone.any()):
+            continue
+        flat = layer.kind.flat(weight).sum(3).double()  # (groups, outputs, inputs)
+        for place, source in {call.bias_place: call.place for call in layer.calls}.items():
+            sent = torch.where(gone, arriving[source].value.double().to(weight.device), 0.0)  # type: ignore[index]
+            shift = torch.einsum("goi,gi->go", flat, sent.view(len(flat), -1)).flatten()
+            if place is not None and bool(shift.any()):
+                shift = shift if place not in folded else folded[place].double() + shift
+                folded[place] = shift.to(weight.dtype)
     for norm in {norm.weight: norm for norm in graph.norms}.values():
         kept = graph.kept_entries(masks, norm.axis)
         if not bool(kept.all()):
@@ -124,53 +116,22 @@ def severed(graph: Graph, state: State, masks: State) -> dict[str, Tensor]:
     return changed
 
 
-def _fold(
-    graph: Graph,
-    layer: Layer,
-    state: State,
-    folded: dict[str, Tensor],
-    arriving: Mapping[Place, Arriving],
-    masks: State,
-) -> None:
-    """Add what the neurons that go send to the biases of a layer that reads them."""
-    weight = state[layer.weight]
-    gone = ~graph.kept_entries(masks, layer.read, weight.device)
-    if layer.tied or not bool(gone.any()):
-        return
-    flat = layer.kind.flat(weight).sum(3).double()  # (groups, outputs, inputs)
-    for place, source in {call.bias_place: call.place for call in layer.calls}.items():
-        sent = torch.where(gone, arriving[source].value.double().to(weight.device), 0.0)
-        shift = torch.einsum("goi,gi->go", flat, sent.view(len(flat), -1)).flatten()
-        if place is None or not bool(shift.any()):
-            continue
-        bias = folded.get(place)
-        folded[place] = (shift if bias is None else bias.double() + shift).to(weight.dtype)
-
-
 def with_state(model: nn.Module, state: State) -> nn.Module:
-    """Copy a network with other weights, of the same or of other sizes.
+    """Copy a network with other weights by name, of the same or of other sizes; biases that it has not are created.
 
-    Args:
-        model: The network; left untouched.
-        state: The new weights by name. Biases that the network does not have are created.
-
-    Returns:
-        The copy: modules, parameters, buffers, hooks and modes. Tied weights stay tied. What else hangs on a module is
-        copied where it can be, and shared where it cannot (locks, files, generators); tensors with a graph come without
-        it.
+    The copy has its modules, parameters, buffers, hooks and modes. Tied weights stay tied. What else hangs on a module
+    is copied where it can be, and shared where it cannot (locks, files, generators); tensors with a graph come without
+    it.
     """
     memo: dict[int, Any] = {}
     with LOCK:
         for name, tensor in tensors_of(model).items():
-            new = state.get(name)
-            if new is not None and new is not tensor and new.data_ptr() != tensor.data_ptr():
+            new = state.get(name, tensor)
+            if id(tensor) not in memo or (new is not tensor and new.data_ptr() != tensor.data_ptr()):
                 memo[id(tensor)] = fresh_like(tensor, new)
-            elif id(tensor) not in memo:
-                memo[id(tensor)] = fresh_like(tensor, tensor)
-        sizes = _gain_sizes(model)
         copied = copy_module(model, memo)
     _create_biases(copied, state)
-    _fix_widths(copied, sizes)
+    _fix_widths(copied)
     return copied
 
 
@@ -179,9 +140,7 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
 
     `biases` names those that the pruned network has and the dense one has not.
     """
-    tensors = tensors_of(model)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sizes = _gain_sizes(model)
+    tensors, shapes = tensors_of(model), _shapes(model)
     cut: dict[int, Tensor] = {}
     for name, dims in slices.items():
         tensor = tensors.get(name)
@@ -200,14 +159,13 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
                 )
             new = new.index_select(dim, index.to(new.device))
         cut[id(tensor)] = fresh_like(tensor, new)
-    for module in list(model.modules()):
-        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for own in holders:
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
             for key, tensor in own.items():
                 if id(tensor) in cut:
-                    own[key] = cut[id(tensor)]
-    _fix_widths(model, sizes)
-    _create_biases(model, {name: _zero_bias(_layer_of(model, name)) for name in biases})
+                    own[key] = cut[id(tensor)]  # type: ignore[assignment]
+    _fix_widths(model)
+    _create_biases(model, dict.fromkeys(biases))
     follow_config(model, shapes)
     return model
 
@@ -235,9 +193,9 @@ def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bo
         if config is None or id(config) in seen:
             continue
         seen.add(id(config))
-        wanted = {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
+        wanted = _shapes(module)
         dense = {name: shapes.get(f"{prefix}.{name}" if prefix else name, shape) for name, shape in wanted.items()}
-        if wanted != dense and _shapes(_built(module, config)) == dense:
+        if wanted != dense and _built(module, config)[1] == dense:
             found &= _follow(module, config, dense, wanted)
     return found
 
@@ -257,14 +215,11 @@ def _follow(module: nn.Module, config: Any, dense: Mapping[str, Any], wanted: Ma
         for new in sorted(set().union(*sizes.values()) if value is None else sizes.get(value, ()))
     ]
     for changes in itertools.chain.from_iterable(itertools.combinations(fields[:8], count) for count in (1, 2, 3)):
-        tried = copy.deepcopy(config)
-        for path, new in changes:
-            _set(tried, path, new)
-        built = _built(module, tried)
-        if _shapes(built) == wanted:
-            for path, new in changes:
-                _set(config, path, new)
-            for own, fresh in zip(module.modules(), built.modules(), strict=True) if built is not None else ():
+        tried = _changed(copy.deepcopy(config), changes)
+        built, shapes = _built(module, tried)
+        if built is not None and shapes == wanted:
+            _changed(config, changes)
+            for own, fresh in zip(module.modules(), built.modules(), strict=True):
                 own.__dict__.update({key: value for key, value in vars(fresh).items() if type(value) is int})
             return True
     return False
@@ -274,22 +229,25 @@ _WIDTH = re.compile("inner|inter|ffn|size|dim")
 """Fields that state a width, unless they are None and leave it to others."""
 
 
-def _set(config: Any, path: str, value: int) -> None:
-    *parts, key = path.split(".")
-    setattr(functools.reduce(getattr, parts, config), key, value)
+def _changed(config: Any, changes: Iterable[tuple[str, int]]) -> Any:
+    for path, value in changes:
+        *parts, key = path.split(".")
+        setattr(functools.reduce(getattr, parts, config), key, value)
+    return config
 
 
-def _built(module: nn.Module, config: Any) -> nn.Module | None:
-    """A network of a module's class on the meta device, or None where a configuration alone does not build it."""
+def _built(module: nn.Module, config: Any) -> tuple[nn.Module | None, Shapes]:
+    """A network of a module's class on the meta device, and its shapes; None where a configuration builds none."""
     try:
         with torch.device("meta"):
-            return type(module)(config)
+            made = type(module)(config)
+        return made, _shapes(made)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, ZeroDivisionError):
-        return None
+        return None, {}
 
 
-def _shapes(model: nn.Module | None) -> dict[str, tuple[int, ...]] | None:
-    return None if model is None else {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+def _shapes(model: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
 
 
 def network_state(model: nn.Module) -> dict[str, Tensor]:
@@ -297,26 +255,16 @@ def network_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
 
 
-def _create_biases(model: nn.Module, state: State) -> None:
+def _create_biases(model: nn.Module, biases: Mapping[str, Tensor | None]) -> None:
+    """Give layers the biases that they have not, zeros where it is not said what."""
     present = tensors_of(model)
-    for name, tensor in state.items():
+    for name, bias in biases.items():
         if name not in present:
-            module = _layer_of(model, name)
-            module.bias = nn.Parameter(tensor.detach().clone(), requires_grad=module.weight.requires_grad)
-
-
-def _layer_of(model: nn.Module, bias: str) -> Any:
-    """The layer that a bias belongs to."""
-    module = model.get_submodule(bias.removesuffix(".bias"))
-    assert isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)), bias
-    return module
-
-
-def _zero_bias(module: Any) -> Tensor:
-    """A bias of zeros for a layer that has none."""
-    size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-    bias: Tensor = module.weight.new_zeros(size)
-    return bias
+            module: Any = model.get_submodule(name.removesuffix(".bias"))
+            assert isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)), name
+            size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            bias = module.weight.new_zeros(size) if bias is None else bias.detach().clone()
+            module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
 
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -336,9 +284,8 @@ class FillPruned:
         mask = norm._buffers.get("weight_mask")
         if self.fill is not None or mask is None:
             return self.fill
-        grouped = isinstance(norm, nn.GroupNorm)
-        sets = norm.num_groups if isinstance(norm, nn.GroupNorm) else 1
-        return Fill(mask >= 0.5, 1 if grouped else -1, sets, not isinstance(norm, nn.RMSNorm))
+        dim, sets = (1, norm.num_groups) if isinstance(norm, nn.GroupNorm) else (-1, 1)
+        return Fill(mask >= 0.5, dim, sets, not isinstance(norm, nn.RMSNorm))
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Fill the first input."""
@@ -352,33 +299,26 @@ def drop_fills(norm: nn.Module) -> None:
         del norm._forward_pre_hooks[key]
 
 
-def _gain_sizes(model: nn.Module) -> dict[str, int]:
-    """The number of entries that every normalisation normalises."""
-    return {
-        name: module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, NORMS) and isinstance(module.weight, Tensor)
-    }
-
-
-def _fix_widths(model: nn.Module, sizes: Mapping[str, int]) -> None:
+def _fix_widths(model: nn.Module) -> None:
     """Make the sizes that modules state agree with the tensors that they hold.
 
-    A normalisation over k of n entries has `eps * n/k`; see `mlprank.graph.records.Norm`. The dense network's sizes say
-    what n was.
+    A normalisation over k of n entries has `eps * n/k`; see `mlprank.graph.records.Norm`.
     """
-    for name, module in model.named_modules():
+    for module in model.modules():
         resize(module)
         if isinstance(module, nn.modules.batchnorm._NormBase):
             running = module.running_mean if module.running_mean is not None else module.weight
             module.num_features = module.num_features if running is None else len(running)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
-        elif name in sizes and isinstance(module, NORMS) and module.weight.numel() != sizes[name]:
+        elif isinstance(module, NORMS) and isinstance(module.weight, Tensor):
             size = module.weight.numel()
+            before = module.num_channels if isinstance(module, nn.GroupNorm) else math.prod(module.normalized_shape)
+            if size == before:
+                continue
             drop_fills(module)
             eps = module.eps if module.eps is not None else torch.finfo(module.weight.dtype).eps
-            module.eps = eps * sizes[name] / size
+            module.eps = eps * before / size
             if isinstance(module, nn.GroupNorm):
                 module.num_channels = size
             else:

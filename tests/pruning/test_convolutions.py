@@ -267,7 +267,7 @@ def test_masks_go_onto_a_convolutional_network_and_come_back() -> None:
     network = settled(nn.Sequential(*NETWORKS["group norm"]()))
     result = prune(network, images(), amount=0.5)
     live = copy.deepcopy(network)
-    apply_masks(live, result)
+    apply_masks(live, result.masked, result.parameter_masks)
     assert difference(outputs(live, images()), outputs(result.model, images())) < 1e-11
     again = prune(live, images(), amount=0.5)
     assert difference(outputs(again.masked, images()), outputs(again.model, images())) < 1e-11

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import mlprank
-from mlprank.surgery.copies import is_plain, plain_copy
 from mlprank.surgery.masks import (
     apply_masks,
     bake_masks,
+    is_plain,
     mask_rows,
     masked_rows,
     match_masks,
+    plain_copy,
     recompute_uncalled,
     restore_masks,
     write_weights,
@@ -166,7 +167,7 @@ def test_amounts_are_absolute_and_masked_neurons_stay_pruned(method, measure):
         assert sum(int((~mask).sum()) for mask in result.masks.values()) == count
         assert all(not bool(mask[gone[name]].any()) for name, mask in result.masks.items() if name in gone)
         gone = {name: ~mask for name, mask in result.masks.items()}
-        apply_masks(module, result)
+        apply_masks(module, result.masked, result.parameter_masks)
         torch.testing.assert_close(result.model(inputs), module(inputs), atol=1e-5, rtol=0)
 
 
@@ -180,7 +181,7 @@ def test_masks_of_gains_say_that_a_network_normalises_over_kept_neurons_alone(no
     )
     inputs = torch.randn(40, 6)
     result = mlprank.prune(module, inputs, amount=0.5)
-    apply_masks(module, result)
+    apply_masks(module, result.masked, result.parameter_masks)
     expected = result.model(inputs)
     torch.testing.assert_close(module(inputs), expected, atol=1e-5, rtol=0)
     state = module.state_dict()
