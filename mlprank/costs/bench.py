@@ -22,16 +22,9 @@ BATCH_SIZES = (1, 64, 1024)
 _THREADS_A_CORE = 8
 _NO_LIMIT = 64  # one compilation for each model and batch size, more than torch's default of 8
 
+_MICRO = ("µs", 1e6)
+
 Runners = Mapping[str, Callable[[Tensor], object]]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One backend at one batch size; `latency` is by model."""
-
-    backend: str
-    batch_size: int
-    latency: Mapping[str, Latency]
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Bench:
     """What was measured; ratios refer to the first model, and `skipped` says why a backend did not run."""
 
     metrics: Mapping[str, ModelMetrics]
-    timings: tuple[Timing, ...]
+    timings: Mapping[tuple[str, int], Mapping[str, Latency]]  # by backend and batch size, and by model
     skipped: Mapping[str, str] = field(default_factory=dict)
     threads: int = 1
 
@@ -61,7 +54,16 @@ def bench(
     `warmup` untimed and `repeats` timed runs. What cannot run (no C++ compiler, no onnxruntime) is skipped with its
     reason.
     """
-    _check(models, backends, batch_sizes, repeats=repeats, threads=threads)
+    if not models:
+        raise ValueError("bench: models is empty; give at least one model to measure")
+    for backend in backends:
+        check_choice("bench: backend", backend, BACKENDS)
+    if not batch_sizes:
+        raise ValueError("bench: batch_sizes is empty; give at least one size, such as 64")
+    for size in batch_sizes:
+        check_whole("bench: ", batch_size=size)
+    check_whole("bench: ", repeats=repeats)
+    check_whole("bench: ", most=_THREADS_A_CORE * (os.cpu_count() or 1), threads=1 if threads is None else threads)
     on_step("counts")
     # A model in half or double precision takes inputs of its own precision.
     floats = (each.dtype for model in models.values() for each in model.parameters() if each.is_floating_point())
@@ -69,7 +71,7 @@ def bench(
     for name, model in models.items():
         check_fit(model, example, who=f"bench: {name}")
     metrics = {name: measure_model(model, example) for name, model in models.items()}
-    timings: list[Timing] = []
+    timings: dict[tuple[str, int], Mapping[str, Latency]] = {}
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory())
@@ -83,8 +85,7 @@ def bench(
                 for size in batch_sizes:
                     on_step(f"{backend}, batch {size}")
                     images = _images(size, input_shape, dtype=example.dtype)
-                    latency = measure_latency(runners, images, repeats=repeats, warmup=warmup)
-                    timings.append(Timing(backend, size, latency))
+                    timings[backend, size] = measure_latency(runners, images, repeats=repeats, warmup=warmup)
             except ImportError as error:
                 skipped[backend] = str(error)
             except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -92,11 +93,11 @@ def bench(
                 remedy = "; install one, such as g++" if "Compiler" in text else ""
                 skipped[backend] = f"torch.compile failed ({text}){remedy}"
         num_threads = torch.get_num_threads()
-    return Bench(metrics, tuple(timings), skipped, num_threads)
+    return Bench(metrics, timings, skipped, num_threads)
 
 
 def num_steps(backends: Sequence[str], batch_sizes: Sequence[int]) -> int:
-    """Say how often `bench` calls `on_step` when nothing is skipped."""
+    """How often `bench` calls `on_step` when nothing is skipped."""
     return 1 + len(dict.fromkeys(backends)) * (1 + len(batch_sizes))
 
 
@@ -110,9 +111,9 @@ def as_json(result: Bench) -> dict[str, Any]:
             name: {count: getattr(metrics, count) for count in counts} for name, metrics in result.metrics.items()
         },
         "latency": [
-            {"backend": timing.backend, "batch_size": timing.batch_size, "model": name, **asdict(latency)}
-            for timing in result.timings
-            for name, latency in timing.latency.items()
+            {"backend": backend, "batch_size": size, "model": name, **asdict(latency)}
+            for (backend, size), latencies in result.timings.items()
+            for name, latency in latencies.items()
         ],
         "skipped": dict(result.skipped),
     }
@@ -135,26 +136,6 @@ def _images(num: int, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
     return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def _check(
-    models: Mapping[str, nn.Module],
-    backends: Sequence[str],
-    batch_sizes: Sequence[int],
-    *,
-    repeats: int,
-    threads: int | None,
-) -> None:
-    if not models:
-        raise ValueError("bench: models is empty; give at least one model to measure")
-    for backend in backends:
-        check_choice("bench: backend", backend, BACKENDS)
-    if not batch_sizes:
-        raise ValueError("bench: batch_sizes is empty; give at least one size, such as 64")
-    for size in batch_sizes:
-        check_whole("bench: ", batch_size=size)
-    check_whole("bench: ", repeats=repeats)
-    check_whole("bench: ", most=_THREADS_A_CORE * (os.cpu_count() or 1), threads=1 if threads is None else threads)
-
-
 def bench_table(result: Bench) -> Table:
     """Lay out a bench: one row a number, one column a model, and each model's ratio to the first."""
     names = list(result.metrics)
@@ -162,11 +143,9 @@ def bench_table(result: Bench) -> Table:
         title=f"{' against '.join(names)}, {result.threads} CPU thread{'s' * (result.threads != 1)}",
         caption="latency: median ± half the interquartile range of runs that take turns",
     )
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for name in names[1:]:
-        table.add_column("ratio" if len(names) == 2 else f"{name} ratio", justify="right")
+    ratios = ["ratio"] if len(names) == 2 else [f"{name} ratio" for name in names[1:]]
+    for title in ("", *names, *ratios):
+        table.add_column(title, justify="right" if title else "left")
     metrics = list(result.metrics.values())
     counts = {"parameters": "num_parameters", "FLOPs of one image": "flops", "bytes": "size_bytes"}
     if any(each.num_nonzero != each.num_parameters for each in metrics):
@@ -174,14 +153,19 @@ def bench_table(result: Bench) -> Table:
     for title, attribute in counts.items():
         values = [getattr(each, attribute) for each in metrics]
         table.add_row(title, *(f"{value:,}" for value in values), *_ratios(values))
-    backend = ""
-    for timing in result.timings:
-        if timing.backend != backend:
+    shown = ""
+    for (backend, size), timing in result.timings.items():
+        if backend != shown:
             table.add_section()
-            backend = timing.backend
-        latencies = [timing.latency[name] for name in names]
-        ratios = _ratios([latency.median_s for latency in latencies])
-        table.add_row(f"{backend}, batch {timing.batch_size}", *map(_time, latencies), *ratios)
+            shown = backend
+        latencies = [timing[name] for name in names]
+        times = []
+        for each in latencies:
+            unit, factor = next(
+                ((unit, by) for unit, by in (("s", 1.0), ("ms", 1e3)) if each.median_s * by >= 1), _MICRO
+            )
+            times.append(f"{each.median_s * factor:.3g} ± {each.iqr_s / 2 * factor:.2g} {unit}")
+        table.add_row(f"{backend}, batch {size}", *times, *_ratios([each.median_s for each in latencies]))
     for skipped in result.skipped:
         table.add_section()
         table.add_row(skipped, *["not run"] * len(names), *[""] * (len(names) - 1))
@@ -190,9 +174,3 @@ def bench_table(result: Bench) -> Table:
 
 def _ratios(values: Sequence[float]) -> list[str]:
     return [f"{value / values[0]:.3f}" if values[0] else "-" for value in values[1:]]
-
-
-def _time(latency: Latency) -> str:
-    units = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
-    unit, factor = next(((unit, factor) for unit, factor in units if latency.median_s * factor >= 1.0), units[-1])
-    return f"{latency.median_s * factor:.3g} ± {latency.iqr_s / 2 * factor:.2g} {unit}"

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlprank.calibration.data import own
@@ -45,9 +44,6 @@ def measure_model(model: nn.Module, example: Tensor | Inputs) -> ModelMetrics:
     """Count everything that needs no data; FLOPs are those of one sample of the example, shape (N, ...)."""
     flops, flops_nonzero = _flops(model, example)
     return ModelMetrics(count_parameters(model), count_nonzero(model), flops, flops_nonzero, size_bytes(model))
-
-
-# -- parameters and bytes --------------------------------------------------------------------------------------------
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -83,15 +79,8 @@ def size_bytes(model: nn.Module) -> int:
     return file.tell()
 
 
-# -- FLOPs -----------------------------------------------------------------------------------------------------------
-
-
 def count_flops(model: nn.Module, example: Tensor | Inputs) -> int:
-    """Count the FLOPs of one sample with torch's own counter.
-
-    The model runs once in evaluation mode on the example, shape (N, ...), N at least 1; the count, 2 for each
-    multiply-accumulate, is divided by N.
-    """
+    """Count the FLOPs of one sample: the model runs once on the example, shape (N, ...), N at least 1."""
     return _flops(model, example)[0]
 
 
@@ -99,9 +88,9 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
     """All FLOPs of one sample, and those of non-zero weights, from one run of the model."""
     inputs = as_inputs(example)
     if len(inputs) == 0:
-        shape = tuple(inputs.tensors[0].shape)
         raise ValueError(
-            f"example of shape {shape}: counting FLOPs needs a batch of at least one sample, shape (N, ...)"
+            f"example of shape {tuple(inputs.tensors[0].shape)}: counting FLOPs needs a batch of at least one sample, "
+            "shape (N, ...)"
         )
     # The counter cannot look into compiled code; where nothing was compiled, importing the compiler would take seconds.
     compiled = "torch._dynamo" in sys.modules
@@ -115,54 +104,33 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
             eager,
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
-            _ZeroProducts(model) as zeros,
             FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping=_without_zeros(model)) as nonzero,
         ):
             inputs.to(device_of(model)).feed(getattr(model, "_orig_mod", model))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    total = counter.get_total_flops()
-    return total // len(inputs), (total - 2 * zeros.num_macs) // len(inputs)
+    return counter.get_total_flops() // len(inputs), nonzero.get_total_flops() // len(inputs)
 
 
-class _ZeroProducts(TorchDispatchMode):
-    """Counts the multiply-accumulates with weights that are exactly zero."""
+def _without_zeros(model: nn.Module) -> dict[Any, Callable[..., int]]:
+    """The FLOPs of matrix products by operation, without those with weights that are exactly zero."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.num_macs = 0
-        self._model = model
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        operands = _PRODUCTS.get(func)
-        if operands is not None:
-            left, right = args[operands], args[operands + 1]
-            if self._is_weight(right):
-                self.num_macs += left.shape[-2] * int((right == 0).sum())
-            elif self._is_weight(left):
-                self.num_macs += right.shape[-1] * int((left == 0).sum())
-        return func(*args, **(kwargs or {}))
-
-    def _is_weight(self, operand: Tensor) -> bool:
-        """Whether it lives in a parameter, or in the plain tensor that a mask of `torch.nn.utils.prune` leaves."""
-        plain = (value for module in self._model.modules() for value in vars(module).values())
-        weights = (*self._model.parameters(), *(value for value in plain if isinstance(value, Tensor)))
+    def is_weight(operand: Tensor) -> bool:
+        # It lives in a parameter, or in the plain tensor that a mask of `torch.nn.utils.prune` leaves.
+        plain = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
         storage = operand.untyped_storage()._cdata
-        return any(storage == tensor.untyped_storage()._cdata for tensor in weights)
+        return any(storage == tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *plain))
 
+    def count(*operands: Tensor, **_: object) -> int:
+        left, right = operands[-2:]  # a sum comes before its product
+        if is_weight(right):
+            return 2 * left.shape[-2] * int(right.count_nonzero())
+        return 2 * right.shape[-1] * (int(left.count_nonzero()) if is_weight(left) else left.numel())
 
-# Operation -> position of its left operand; the right one follows.
-_PRODUCTS: Mapping[Callable[..., Any], int] = {
-    torch.ops.aten.mm.default: 0,
-    torch.ops.aten.bmm.default: 0,
-    torch.ops.aten.addmm.default: 1,
-    torch.ops.aten.baddbmm.default: 1,
-}
-
-
-# -- latency ---------------------------------------------------------------------------------------------------------
+    count._get_raw = True  # type: ignore[attr-defined]  # the counter gives it tensors in place of shapes
+    aten = torch.ops.aten
+    return dict.fromkeys((aten.mm, aten.bmm, aten.addmm, aten.baddbmm), count)
 
 
 @dataclass(frozen=True)
@@ -203,23 +171,19 @@ def measure_latency(
 
     times: dict[str, list[float]] = {name: [] for name in models}
     with evaluating(*models.values()), torch.inference_mode():
-        for turn in range(warmup + repeats):
+        for _ in range(warmup + repeats):
             for name, model in models.items():
                 wait()
                 start = time.perf_counter()
                 inputs.feed(model)
                 wait()
-                if turn >= warmup:
-                    times[name].append(time.perf_counter() - start)
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+                times[name].append(time.perf_counter() - start)
     found = {}
     for name, seconds in times.items():
-        first, median, third = torch.tensor(seconds, dtype=torch.float64).quantile(quartiles).tolist()
+        timed, shares = torch.tensor(seconds[warmup:], dtype=torch.float64), (0.25, 0.5, 0.75)
+        first, median, third = (float(timed.quantile(share)) for share in shares)
         found[name] = Latency(median_s=median, iqr_s=third - first, repeats=repeats)
     return found
-
-
-# -- accuracy --------------------------------------------------------------------------------------------------------
 
 
 def top_k_accuracy(
@@ -229,11 +193,10 @@ def top_k_accuracy(
     *,
     reduce: Callable[[Tensor], Tensor] = own,
 ) -> dict[int, float]:
-    """Measure the share of images whose true class is among the k largest logits.
+    """Measure the share of images whose true class is among the k largest logits, in [0, 1] by k.
 
     Batches are pairs of images (N, ...) and labels (N,), integers in [0, num_classes). A k above num_classes is counted
-    as num_classes. Returned is k to accuracy in [0, 1], over all images of this process, or of all whose counts
-    `reduce` sums.
+    as num_classes. `reduce` sums counts over processes.
     """
     if not k or min(k) < 1:
         raise ValueError(f"top_k_accuracy: k={tuple(k)} must hold integers of at least 1, such as (1, 5)")
@@ -245,10 +208,20 @@ def top_k_accuracy(
                 continue
             logits = sole_tensor(model(images.to(device)), who="top_k_accuracy")
             labels = labels.to(device)
-            _check_labels(logits, labels)
+            if logits.dim() != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+                raise ValueError(
+                    f"top_k_accuracy: logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; "
+                    "they must be (N, num_classes) with at least 2 classes, and (N,)"
+                )
+            classes, low, high = logits.shape[1], int(labels.min()), int(labels.max())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"top_k_accuracy: label {low if low < 0 else high} names no class of a model with {classes} "
+                    f"classes (0 to {classes - 1}); is it a checkpoint for another data set?"
+                )
             ranks = ranks_of(labels, logits)
             for each in hits:
-                hits[each] += int((ranks < min(each, logits.shape[1])).sum())
+                hits[each] += int((ranks < min(each, classes)).sum())
             num_images += len(images)
     if not num_images:
         raise ValueError("top_k_accuracy: batches holds no image; give at least one (images, labels) pair")
@@ -276,17 +249,3 @@ def ranks_of(labels: Tensor, logits: Tensor) -> Tensor:
     lower = torch.arange(classes, device=logits.device)[:, None] < index
     ranks = ((logits > own) | ((logits == own) & lower)).sum(-2)
     return torch.where(logits.isfinite().all(-2), ranks, classes)
-
-
-def _check_labels(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"top_k_accuracy: logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; they "
-            "must be (N, num_classes) with at least 2 classes, and (N,)"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(
-            f"top_k_accuracy: label {low if low < 0 else high} names no class of a model with {logits.shape[1]} "
-            f"classes (0 to {logits.shape[1] - 1}); is it a checkpoint for another data set?"
-        )
