@@ -23,7 +23,6 @@ from mlprank.utils.errors import FAILURES, first_line
 DIGEST = "mlprank_digest"
 """The entry of a checkpoint that holds the digest of all others that mlprank reads."""
 _DIGESTED = ("state_dict", "mlprank", "hyper_parameters")
-_CHUNK = 1 << 20
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -59,8 +58,13 @@ def _loaded(path: Path, **options: Any) -> dict[str, Any]:
             f"checkpoint {path} does not exist; give the path of a file that training or pruning wrote"
         )
     try:
-        if compressed := _check_zip(path):
-            raise ValueError(f"its part {compressed!r:.80} is compressed")
+        if zipfile.is_zipfile(path):  # older files are bare pickles
+            with zipfile.ZipFile(path) as file:
+                for part in file.infolist():
+                    if part.compress_type != zipfile.ZIP_STORED:
+                        raise ValueError(f"its part {part.filename!r:.80} is compressed")
+                if broken := file.testzip():  # `torch.load` does not compare the parts with their CRCs
+                    raise ValueError(f"its part {broken!r:.80} is not what its CRC says")
         checkpoint = torch.load(path, map_location="cpu", **options)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -76,19 +80,6 @@ def _loaded(path: Path, **options: Any) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
-
-
-def _check_zip(path: Path) -> str | None:
-    """Compare every part of a zip with its CRC, as `torch.load` does not; name one that is compressed."""
-    if zipfile.is_zipfile(path):  # older files are bare pickles
-        with zipfile.ZipFile(path) as file:
-            for part in file.infolist():
-                if part.compress_type != zipfile.ZIP_STORED:
-                    return part.filename
-                with file.open(part) as data:
-                    while data.read(_CHUNK):
-                        pass
-    return None
 
 
 def digest_of(checkpoint: Mapping[str, Any]) -> str:
@@ -137,22 +128,16 @@ def sha256(path: str | Path) -> str:
 
 
 class Unread:
-    """Stands for an object that is not a tensor or a plain type: nothing of it is imported, built or called."""
+    """Stands for an object that is not a tensor or a plain type: nothing of it is imported, built, called or kept."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Unread:
         """Take whatever the object was made of, and keep none of it."""
         return super().__new__(cls)
 
-    def __setstate__(self, state: object) -> None:
-        """Take whatever the object held, and keep none of it."""
+    def append(self, *given: object) -> None:
+        """Take an entry or a state, and keep none of it."""
 
-    def __setitem__(self, key: object, value: object) -> None:
-        """Take an entry, and keep none of it."""
-
-    def append(self, value: object) -> None:
-        """Take an entry, and keep none of it."""
-
-    extend = update = add = append
+    __setstate__ = __setitem__ = extend = update = add = append
 
 
 _READ: dict[tuple[str, str], Any] = {

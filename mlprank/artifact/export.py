@@ -1,16 +1,11 @@
-"""Take a model out of Python: ONNX, safetensors, or torch.export's own archive.
-
-Every file is checked before it takes its place: what it computes (ONNX, pt2) or holds (safetensors) is compared with
-the model.
-"""
+"""Take a model out of Python: as ONNX, safetensors, or torch.export's archive, checked before it takes its place."""
 
 import errno
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +22,19 @@ from mlprank.utils.files import whole_file
 from mlprank.utils.modules import evaluating
 
 FORMATS = ("onnx", "safetensors", "pt2")
-SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "safetensors": ".safetensors", "pt2": ".pt2"}
 TOLERANCE = 1e-4
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 """The packages that ONNX needs."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A file that was written and checked.
-
-    `max_difference` is the largest absolute one between its logits and the model's, on batches of other sizes than the
-    example's; 0 for safetensors, whose tensors are compared bit by bit.
-    """
+class Exported(NamedTuple):
+    """A file that was written and checked."""
 
     path: Path
     format: str
     num_bytes: int
+    # largest absolute one between its outputs and the model's, on batches of other sizes than the example's; 0 for
+    # safetensors, whose tensors are compared bit by bit
     max_difference: float
 
 
@@ -71,13 +62,8 @@ def _outputs(inputs: Inputs, model: Callable[..., object]) -> list[Tensor]:
 class Preprocessed(nn.Module):
     """A model that takes pixels as they are in image files.
 
-    Args:
-        model: Takes images whose pixels are in [0, 1], or normalised by mean and standard deviation.
-        mean: Of every channel, of pixels in [0, 1]; None where the model takes them as they are.
-        std: Standard deviations likewise.
-
-    Raises:
-        ValueError: If there is only one of mean and std, their lengths differ, or a standard deviation is not positive.
+    `model` takes images whose pixels are in [0, 1], or normalised by every channel's `mean` and standard deviation
+    `std`, which are of one length, the latter above 0, or both None.
 
     Examples:
         >>> import torch
@@ -117,55 +103,49 @@ def export_model(
     """Write a model, which is left as it was, to one file that needs none of this package to run.
 
     ONNX and pt2 files take any batch size, run in evaluation mode on the CPU, and are checked on two other batch sizes
-    than the example's. Masks of `torch.nn.utils.prune` are made permanent in the file. An existing file is replaced,
-    and only by a whole one.
+    than the example's. Masks of `torch.nn.utils.prune` are made permanent in it. Only a whole file replaces another.
 
     Args:
         model: Any network.
-        example: One call of it with at least one sample: a tensor (N, ...), a tuple of arguments, a dict of keyword
-            arguments, or what has `args` and `kwargs`. Tensors that share the first one's number of samples get a free
-            batch axis.
+        example: One call of it: a tensor (N, ...), a tuple of arguments, a dict of keyword arguments, or what has
+            `args` and `kwargs`. Tensors that share the first one's number of samples get a free batch axis.
         path: The file.
         format: "onnx" (needs the extra `export`), "safetensors" or "pt2" (read by `torch.export.load`).
-        metadata: How the model is built and what its inputs mean, plain types; safetensors and ONNX files hold it as
-            strings of JSON. Shape, dtype and range of the inputs are added from the example.
+        metadata: How the model is built and what its inputs mean, plain types, as JSON in safetensors and ONNX files;
+            shape, dtype and range of the inputs are added.
 
     Raises:
-        ValueError: If `example` holds no sample or does not fit the model, the model fixes its batch size or cannot be
-            traced, or the file computes something else than the model.
+        ValueError: If `example` does not fit the model, the model fixes its batch size or cannot be traced, or the file
+            computes something else than the model.
         TypeError: If the example is not a call, or the model returns no tensor.
         ImportError: If a package that ONNX needs is missing.
         OSError: If the file cannot be written, as on a full disk; it is named.
     """
     check_format(format)
     given = inputs_of(example)
-    network = _standalone(model)
+    network = with_state(getattr(model, "_orig_mod", model), {}).cpu()
+    bake_masks(network)
     inputs = given.mapped(lambda tensor: tensor.detach().cpu())
     if len(inputs) == 1:  # torch.export would take a batch of one for a constant
         inputs = inputs.taken(torch.tensor([0, 0]))
     notes = {"inputs": describe_inputs(given.args, given.kwargs), **(metadata or {})}
     with evaluating(network), torch.no_grad(), whole_file(path) as temporary:
-        _check_fit(network, inputs)
+        try:
+            outputs = _outputs(inputs, network)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs.tensors)
+            raise ValueError(
+                f"export: {type(model).__name__} cannot take inputs of shape {shown} ({first_line(error)}); give an "
+                "example as the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
+            ) from error
+        if not outputs:
+            raise TypeError(f"export: {type(model).__name__} returned no tensor; wrap it in a module that returns some")
         try:
             difference = _WRITERS[format](network, inputs, temporary, notes)
         except OSError as error:
             raise OSError(error.errno, f"{path} cannot be written: {error.strerror}; is there room for it?") from error
         num_bytes = temporary.stat().st_size
     return Exported(Path(path), format, num_bytes, difference)
-
-
-def _check_fit(network: nn.Module, inputs: Inputs) -> None:
-    """Run a network once, to see that it takes the example and gives tensors."""
-    try:
-        outputs = _outputs(inputs, network)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs.tensors)
-        raise ValueError(
-            f"export: {type(network).__name__} cannot take inputs of shape {shown} ({first_line(error)}); give an "
-            "example as the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
-        ) from error
-    if not outputs:
-        raise TypeError(f"export: {type(network).__name__} returned no tensor; wrap it in a module that returns some")
 
 
 def check_format(format: str) -> None:  # noqa: A002
@@ -175,18 +155,10 @@ def check_format(format: str) -> None:  # noqa: A002
         require("export", *ONNX)
 
 
-def _standalone(model: nn.Module) -> nn.Module:
-    """Copy the model to the CPU, uncompiled, with its pruning masks made permanent."""
-    network = with_state(getattr(model, "_orig_mod", model), {}).cpu()
-    bake_masks(network)
-    return network
-
-
 def _trace(network: nn.Module, inputs: Inputs) -> ExportedProgram:
-    size, batch = len(inputs), Dim("batch", min=1)
-    shapes = ShapesCollection()
+    shapes, batch = ShapesCollection(), Dim("batch", min=1)
     for tensor in inputs.tensors:
-        if tensor.dim() and len(tensor) == size:
+        if tensor.dim() and len(tensor) == len(inputs):
             shapes[tensor] = {0: batch}
     try:
         return export_program(network, inputs, shapes)
@@ -212,33 +184,20 @@ def _write_onnx(network: nn.Module, inputs: Inputs, path: Path, metadata: Mappin
         _trace(network, inputs),
         dynamo=True,
         verbose=False,
+        # the free axis is called so, not by the tracer's symbol
+        dynamic_shapes=[{0: "batch"} if tensor.dim() else {} for tensor in inputs.tensors],
         input_names=["images"] if len(inputs.tensors) == 1 and not inputs.kwargs else None,
         output_names=["logits"] if len(_outputs(inputs, network)) == 1 else None,
     )
     assert written is not None
     proto = written.model_proto
-    _name_batch_axis(proto)
     onnx.helper.set_model_props(proto, {f"mlprank.{name}": json.dumps(note) for name, note in metadata.items()})
     onnx.save(proto, str(path))
     return _compare(network, onnx_function(path), inputs, "onnx")
 
 
-def _name_batch_axis(proto: Any) -> None:
-    """Call the free axis "batch" instead of the tracer's symbol."""
-    dims = [dim for value in proto.graph.input for dim in value.type.tensor_type.shape.dim]
-    symbol = next((dim.dim_param for dim in dims if dim.dim_param), None)
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if symbol is not None and dim.dim_param == symbol:
-                dim.dim_param = "batch"
-
-
 def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[..., Any]:
-    """Load an ONNX file as a function of CPU tensors.
-
-    It takes the file's inputs by position or by name, and gives one tensor, or a tuple where the file has several
-    outputs.
-    """
+    """Load an ONNX file as a function of CPU tensors, by position or by name; several outputs come as a tuple."""
     require("export", "onnxruntime")
     import onnxruntime
 
@@ -267,7 +226,19 @@ def _write_safetensors(network: nn.Module, inputs: Inputs, path: Path, metadata:
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    tensors, shared = _distinct_tensors(network)
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    names: dict[tuple[Any, ...], str] = {}  # of every tensor that is held, by what tells that another is the same
+    for name, tensor in network.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"export: {name} of the state dict is a {type(tensor).__name__}, and safetensors hold tensors only"
+            )
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
+        if names.setdefault(key, name) == name:
+            tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
+        else:
+            shared[name] = names[key]
     notes = {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "modules": {name: repr(module) for name, module in network.named_modules() if not list(module.children())},
@@ -284,24 +255,6 @@ def _write_safetensors(network: nn.Module, inputs: Inputs, path: Path, metadata:
     if changed:
         raise ValueError(f"export: {changed} came back changed from the safetensors file; is the disk full or failing?")
     return 0.0
-
-
-def _distinct_tensors(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state with every tensor once, and for each other name of a tensor the name that holds it."""
-    tensors: dict[str, Tensor] = {}
-    shared: dict[str, str] = {}
-    names: dict[tuple[Any, ...], str] = {}
-    for name, tensor in network.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"export: {name} of the state dict is a {type(tensor).__name__}, and safetensors hold tensors only"
-            )
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
-        if names.setdefault(key, name) == name:
-            tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-        else:
-            shared[name] = names[key]
-    return tensors, shared
 
 
 def _compare(network: nn.Module, exported: Callable[..., object], inputs: Inputs, format: str) -> float:  # noqa: A002

@@ -6,7 +6,7 @@ refused, and everything in it is checked before anything is built.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,24 +18,22 @@ from torch import Tensor, nn
 from mlprank.artifact.checkpoint import DIGEST, digest_of, read_checkpoint
 from mlprank.artifact.record import FORMAT, Artifact, checked, is_plain, record_of, remember, versions
 from mlprank.artifact.spec import build_model, construct, describe_model, resolve_class
-from mlprank.surgery.narrow import narrow, with_state
+from mlprank.surgery.narrow import follow_config, with_state
 from mlprank.utils.errors import FAILURES, first_line, require
 from mlprank.utils.files import whole_file, write_whole
+from mlprank.utils.modules import tensors_of
 
 
 def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
     """Write a narrow network with its weights of today to a file, whole or not at all.
 
-    It may have been pruned by `mlprank.prune` or loaded by `mlprank.load_pruned`, and trained and pruned again since.
-
     Args:
-        model: A narrow network, or a module around one.
+        model: What `mlprank.prune` or `load_pruned` gave, trained and pruned again since, or a module around it.
         path: The file, `pruned.ckpt` by custom.
-        **provenance: Further plain values that say where the network came from.
+        **provenance: Further plain values that say where the network came from; other ones are a TypeError.
 
     Raises:
         ValueError: If the network was never pruned, or its layers have been changed since.
-        TypeError: If the provenance holds anything but plain values.
         OSError: If the file cannot be written; it is named.
 
     Examples:
@@ -55,17 +53,12 @@ def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
             f"model: {type(network).__name__} was never pruned, so there is no record to save; call mlprank.prune, or "
             "torch.save(model.state_dict(), path) for a dense network"
         )
-    return write_pruned(network, replace(record, provenance={**record.provenance, **provenance}), path)
-
-
-def write_pruned(model: nn.Module, record: Artifact, path: str | Path) -> Path:
-    """Write a narrow network and the record of its pruning to a file; as `save_pruned`, which looks the record up."""
-    path = Path(path)
-    if not is_plain(record.provenance, tensors=True):
+    path, provenance = Path(path), {**record.provenance, **provenance}
+    if not is_plain(provenance, tensors=True):
         raise TypeError(f"provenance of {path} must hold plain values only: numbers, texts, lists and dicts")
-    record = replace(record, format=FORMAT, versions=dict(versions()))
+    record = replace(record, format=FORMAT, versions=dict(versions()), provenance=provenance)
     content: dict[str, Any] = {
-        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()},
+        "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()},
         "mlprank": record.plain(),
         "pytorch-lightning_version": versions()["lightning"],
         "epoch": 0,
@@ -77,7 +70,7 @@ def write_pruned(model: nn.Module, record: Artifact, path: str | Path) -> Path:
         checked(content["mlprank"], content["state_dict"], path="model")
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers "
+            f"{type(network).__name__} does not fit the record of its pruning ({first_line(error)}); were its layers "
             "changed after it was pruned? prune it again, or save its state_dict"
         ) from error
     content[DIGEST] = digest_of(content)
@@ -127,13 +120,12 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
             holds. Networks of mlprank need neither.
 
     Returns:
-        The narrow network, on the CPU, in evaluation mode. It can be trained, pruned again and saved
-        (`mlprank.save_pruned`).
+        The narrow network, on the CPU, in evaluation mode. It can be trained, pruned again and saved by
+        `mlprank.save_pruned`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read (see `read_artifact`), or is of another network; layer and sizes are
-            named.
+        ValueError: If it cannot be read (see `read_artifact`), or is of another network; layer and sizes are named.
 
     Examples:
         >>> import mlprank, torch
@@ -145,166 +137,108 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
     path = located(path)
     artifact, state = _read(path)
     if isinstance(model, nn.Module):
-        narrowed = with_state(model, {})
-        state, artifact = _matched(state, artifact, narrowed)
-        narrowed = _narrowed(narrowed, state, artifact, path)
-    else:
-        narrowed, state, artifact = _built(artifact, state, path, model)
-    try:
-        missing, unexpected = narrowed.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} is damaged, its weights do not fit what it says of them: {first_line(error)}"
-        ) from error
-    missing = [name for name in missing if not name.endswith("_extra_state")]
-    if missing or unexpected:
-        raise ValueError(
-            f"{path}: {type(narrowed).__name__} is not the pruned class: the file lacks {missing}, and has "
-            f"{unexpected} besides"
-        )
-    remember(narrowed, artifact)
-    return narrowed.eval()
-
-
-def _narrowed(network: nn.Module, state: Mapping[str, Tensor], artifact: Artifact, path: str | Path) -> nn.Module:
-    """Cut an instance to the sizes of the file; it may be dense, or narrow from an earlier pruning."""
-    earlier = record_of(network)
-    if earlier is None or earlier.shapes != artifact.shapes:
-        _check_shapes(artifact, state, network, path)
-        return narrow(network, artifact.slices, biases=tuple(artifact.biases))
-    try:
-        rest = artifact.since(earlier, _tensors(network))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; give a dense instance") from error
-    network = narrow(network, rest.slices, biases=tuple(rest.biases))
-    for name in earlier.biases:  # they were created by the earlier pruning, and go with their rows
-        owner = network.get_submodule(name.rpartition(".")[0])
-        if name in state and owner.bias is not None and owner.bias.shape != state[name].shape:
-            owner.bias = nn.Parameter(state[name].clone())
-    return network
-
-
-# -- building from what the file says --------------------------------------------------------------------------------
-
-
-def _built(
-    artifact: Artifact, state: Mapping[str, Tensor], path: str | Path, cls: type[nn.Module] | None
-) -> tuple[nn.Module, Mapping[str, Tensor], Artifact]:
-    """Build the narrow network, on the meta device until shapes agree: no file makes us allocate what it lacks."""
+        return _filled(model, artifact, state, path)
     with torch.random.fork_rng(devices=[]):  # constructors draw weights
         with torch.device("meta"):
-            network = _constructed(artifact, path, cls)
-        if network is not None:
-            state, artifact = _matched(state, artifact, network)
-            _check_shapes(artifact, state, network, path)
-            if _is_all_state(network):
-                network = narrow(network, artifact.slices, biases=tuple(artifact.biases))
-                return _filled(network, state), state, artifact
-        # What is not in the state dict (buffers that are not saved, tensors on modules) only a constructor can make.
-        real = _constructed(artifact, path, cls)
-        assert real is not None
-    if network is None:
-        state, artifact = _matched(state, artifact, real)
-        _check_shapes(artifact, state, real, path)
-    return narrow(real, artifact.slices, biases=tuple(artifact.biases)), state, artifact
+            dense = _constructed(artifact, path, model)
+        if dense is not None:
+            _fitted(dense, artifact, state, path)  # no file makes us allocate what it lacks
+            if type(dense).__module__.startswith("mlprank."):
+                network = _filled(dense, artifact, state, path)
+                hanging = (value for module in network.modules() for value in vars(module).values())
+                tensors = [value for value in (*tensors_of(network).values(), *hanging) if isinstance(value, Tensor)]
+                if not any(tensor.is_meta for tensor in tensors):
+                    return network
+        with torch.device("cpu"):  # only a constructor can make what is not in the state dict
+            dense = _constructed(artifact, path, model)
+    assert dense is not None
+    return _filled(dense, artifact, state, path)
 
 
 def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | None) -> nn.Module | None:
-    """Call the constructor that the file names; None where a foreign one cannot run on the meta device."""
-    on_meta = torch.get_default_device().type == "meta"
+    """Call the constructor that the file names; None where it cannot run on the meta device."""
+    named = artifact.class_path if artifact.model is None else artifact.model["class_path"]
     try:
         if cls is None and artifact.model is not None:
             return build_model(artifact.model)
-        if cls is None and artifact.hyper_parameters is not None:
-            cls = resolve_class(artifact.class_path, nn.Module)
-        if cls is None:
+        if cls is None and artifact.hyper_parameters is None:
             raise ValueError(
-                f"{path} does not say how {artifact.class_path} is built; give a dense instance: "
-                f"load_pruned({str(path)!r}, {artifact.class_path.split('.')[-1]}(...))"
+                f"{path} does not say how {named} is built; give a dense instance: "
+                f"load_pruned({str(path)!r}, {named.split('.')[-1]}(...))"
             )
-        named = f"{path}: {cls.__name__}"
-        return construct(cls, artifact.hyper_parameters or {}, named=named, remedy="; give a dense instance")
+        cls = resolve_class(named, nn.Module) if cls is None else cls
+        place, remedy = f"{path}: {cls.__name__}", "; give a dense instance"
+        return construct(cls, artifact.hyper_parameters or {}, named=place, remedy=remedy)
     except FAILURES as error:
-        named = (artifact.model or {}).get("class_path", artifact.class_path) if cls is None else cls.__module__
-        if on_meta and isinstance(error, RuntimeError) and not str(named).startswith("mlprank."):
-            return None  # its constructor reads numbers out of tensors, say
+        if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":
+            return None  # it reads numbers out of tensors, say
         if isinstance(error, ValueError) and (str(path) in str(error) or "class_path" in str(error)):
             raise
         raise ValueError(f"{path}: {named} cannot be built from what the file says: {first_line(error)}") from error
 
 
-def _is_all_state(network: nn.Module) -> bool:
-    """Whether the state dict holds every tensor of a network of ours, so that no constructor has to fill one."""
-    if not type(network).__module__.startswith("mlprank."):
-        return False
-    tensors = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
-    hanging = (value for module in network.modules() for value in vars(module).values())
-    saved = network.state_dict()
-    return all(name in saved for name, _ in tensors) and not any(isinstance(value, Tensor) for value in hanging)
+def _filled(dense: nn.Module, artifact: Artifact, state: Mapping[str, Tensor], path: str | Path) -> nn.Module:
+    """Copy a dense network, or one that was pruned before, with the weights and the sizes of a file."""
+    artifact, state = _fitted(dense, artifact, state, path)
+    own = _tensors(dense)
+    cast = dict(state)
+    for name, tensor in state.items():
+        like = own.get(name, own.get(f"{name.removesuffix('bias')}weight", tensor))  # a created bias is as its weight
+        cast[name] = tensor if like.is_meta else tensor.to(like)
+    try:
+        network = with_state(dense, cast)
+    except FAILURES as error:
+        raise ValueError(f"{path} does not fit {type(dense).__name__}: {first_line(error)}") from error
+    follow_config(network, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    remember(network, artifact)
+    return network.eval()
 
 
-def _filled(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Give a network on the meta device tensors on the CPU, of the file's dtypes; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
-    for prefix, module in network.named_modules(remove_duplicate=False):
-        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for holder in holders:
-            for key, tensor in holder.items():
-                if tensor is None or tensor.device.type != "meta":
-                    continue
-                if id(tensor) not in made:
-                    name = f"{prefix}.{key}" if prefix else key
-                    dtype = state[name].dtype if name in state else tensor.dtype
-                    new = torch.empty(tensor.shape, dtype=dtype)
-                    parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad) if parameter else new
-                holder[key] = made[id(tensor)]
-    return network
-
-
-# -- whether file and dense network belong together ------------------------------------------------------------------
-
-
-def _matched(
-    state: Mapping[str, Tensor], artifact: Artifact, dense: nn.Module
-) -> tuple[Mapping[str, Tensor], Artifact]:
-    """Let a file of a wrapped network fit the bare one, and the other way round."""
-    stored, own, created = set(artifact.shapes), set(_tensors(dense)), set(artifact.biases)
-    names: dict[str, str] = {}
-    if stored != own:
-        for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)})[::-1]:
-            if {prefix + name for name in stored} == own:
-                names = {name: prefix + name for name in stored | created}
-        for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)})[::-1]:
-            if {prefix + name for name in own} <= stored:
-                inner = own | {name.removeprefix(prefix) for name in created}
-                names = {prefix + name: name for name in inner}
-    if not names:
-        return state, artifact
-    return {names[name]: tensor for name, tensor in state.items() if name in names}, artifact.renamed(names)
-
-
-def _check_shapes(artifact: Artifact, state: Mapping[str, Tensor], dense: nn.Module, path: str | Path) -> None:
-    """Raise a ValueError that names the layer and the sizes if a dense network is not the one that was pruned."""
-    tensors = _tensors(dense)
-    own = {name: list(tensor.shape) for name, tensor in tensors.items()}
+def _fitted(
+    dense: nn.Module, artifact: Artifact, state: Mapping[str, Tensor], path: str | Path
+) -> tuple[Artifact, Mapping[str, Tensor]]:
+    """Give record and weights the names of a network; a ValueError says where it is not the one that was pruned."""
+    own, what = _tensors(dense), type(dense).__name__
+    names = _matching_names(set(artifact.shapes), set(own), set(artifact.biases))
+    if names is not None:
+        state = {names[name]: tensor for name, tensor in state.items() if name in names}
+        artifact = artifact.renamed(names)
+    shapes: Mapping[str, Sequence[int]] = {name: list(tensor.shape) for name, tensor in own.items()}
+    earlier = record_of(dense)
+    if earlier is not None and earlier.shapes == artifact.shapes:
+        shapes = earlier.shapes
     for name, shape in artifact.shapes.items():
-        layer = name.rpartition(".")[0] or name
+        place = f'{path}: layer "{name.rpartition(".")[0] or name}"'
         if name not in own:
             raise ValueError(
-                f'{path}: layer "{layer}" of the pruned network is not in {type(dense).__name__}; give the class that'
-                f" was pruned, {artifact.class_path}"
+                f"{place} of the pruned network is not in {what}; give the class that was pruned, {artifact.class_path}"
             )
-        if own[name] != shape:
+        if shapes[name] != shape:
             raise ValueError(
-                f'{path}: layer "{layer}": {name} has shape {tuple(shape)} in the network that was pruned,'
-                f" {tuple(own[name])} in this {type(dense).__name__}; give one of the same sizes"
+                f"{place}: {name} has shape {tuple(shape)} in the network that was pruned, {tuple(shapes[name])} in "
+                f"this {what}; give one of the same sizes"
             )
-        if name in state and state[name].is_floating_point() != tensors[name].is_floating_point():
+        if state[name].is_floating_point() != own[name].is_floating_point():
             raise ValueError(
-                f'{path}: layer "{layer}": {name} is {state[name].dtype} in the file, {tensors[name].dtype} in this'
-                f" {type(dense).__name__}; the file is damaged or of another network"
+                f"{place}: {name} is {state[name].dtype} in the file, {own[name].dtype} in this {what}; the file is "
+                "damaged or of another network"
             )
+    if missing := [name for name in own if name not in state and not name.endswith("_extra_state")]:
+        raise ValueError(f"{path}: {what} is not the pruned class: the file lacks {missing}")
+    return artifact, state
+
+
+def _matching_names(stored: set[str], own: set[str], created: set[str]) -> dict[str, str] | None:
+    """Names in a network by those in a file, where one of them is wrapped and the other bare; None where they agree."""
+    if stored == own:
+        return None
+    for prefix in sorted({name[: -len(end)] for name in own for end in stored if name.endswith("." + end)}):
+        if {prefix + name for name in stored} == own:
+            return {name: prefix + name for name in stored | created}
+    for prefix in sorted({name[: -len(end)] for name in stored for end in own if name.endswith("." + end)}):
+        if {prefix + name for name in own} <= stored:
+            return {prefix + name: name for name in own | {name.removeprefix(prefix) for name in created}}
+    return None
 
 
 # -- folders and the Hugging Face Hub ---------------------------------------------------------------------------------
@@ -337,26 +271,18 @@ def save_pretrained(
 ) -> Path:
     """Write a narrow network and its model card into a folder, which is made, as the Hub lays them out.
 
-    `metrics` are shown in the card: by name the numbers of the dense and of the pruned network. Errors are those of
+    The card shows the `metrics`: by name the numbers of the dense and of the pruned network. Errors are those of
     `save_pruned`.
     """
-    folder = Path(folder)
-    save_pruned(model, folder / "pruned.ckpt")
-    record = record_of(getattr(model, "_orig_mod", model))
-    assert record is not None
-    write_whole(folder / "README.md", model_card(record, metrics or {}))
-    return folder
+    path = save_pruned(model, Path(folder) / "pruned.ckpt")
+    write_whole(path.with_name("README.md"), model_card(read_artifact(path), metrics or {}))
+    return path.parent
 
 
 def from_pretrained(source: str | Path, model: nn.Module | type[nn.Module] | None = None) -> nn.Module:
-    """Load a narrow network from a folder, or from the Hub.
+    """Load a narrow network from a folder that `save_pretrained` wrote, or from "hf://user/name" on the Hub.
 
-    Args:
-        source: A folder that `save_pretrained` wrote, or "hf://user/name", which needs the extra `mlprank[hub]`.
-        model: As for `mlprank.load_pruned`.
-
-    Raises:
-        ImportError: If the extra is missing; other errors, and what is returned, are those of `mlprank.load_pruned`.
+    The latter needs the extra `mlprank[hub]`; `model`, errors and what is returned are those of `mlprank.load_pruned`.
 
     Examples:
         >>> import mlprank, torch
@@ -371,10 +297,9 @@ def from_pretrained(source: str | Path, model: nn.Module | type[nn.Module] | Non
 def push_to_hub(
     model: nn.Module, name: str, *, metrics: Mapping[str, tuple[Any, Any]] | None = None, private: bool = False
 ) -> str:
-    """Upload a narrow network and its model card to the Hub as "user/name", and return the address.
+    """Upload what `save_pretrained` writes to the Hub as "user/name", and return the address.
 
-    Needs the extra `mlprank[hub]` (an ImportError says so) and a log-in there; model, metrics and errors are those of
-    `save_pretrained`.
+    Needs the extra `mlprank[hub]` (an ImportError says so) and a log-in there.
     """
     api = _hub().HfApi()
     with TemporaryDirectory() as folder:
@@ -386,15 +311,14 @@ def push_to_hub(
 def model_card(record: Artifact, metrics: Mapping[str, tuple[Any, Any]]) -> str:
     """Return the text of a model card: the record, and by name the numbers of the dense and of the pruned network."""
     name = record.class_path.rpartition(".")[2]
-    call = "" if record.model is not None else f", {name}(...)"
+    removed, call = f"{100 * record.achieved:.0f} %", "" if record.model is not None else f", {name}(...)"
     table = ["| | dense | pruned |", "|---|---:|---:|"] if metrics else []
-    table += [f"| {key} | {_shown(before)} | {_shown(after)} |" for key, (before, after) in metrics.items()]
-    achieved = f"{record.achieved:.0%}".replace("%", " %")
+    for key, pair in metrics.items():
+        table.append(f"| {key} | {' | '.join(f'{v:,}' if isinstance(v, int) else f'{v:.4g}' for v in pair)} |")
     return "\n".join(
         [
-            "---\nlibrary_name: mlprank\ntags: [pruning]\n---\n",
-            f"# {name}, pruned\n",
-            f"{achieved} of the neurons of its prunable layers were removed; the network is narrow and dense.\n",
+            f"---\nlibrary_name: mlprank\ntags: [pruning]\n---\n\n# {name}, pruned\n",
+            f"{removed} of the neurons of its prunable layers were removed; the network is narrow and dense.\n",
             *table,
             *[""] * bool(table),
             "## How it was pruned\n",
@@ -404,7 +328,3 @@ def model_card(record: Artifact, metrics: Mapping[str, tuple[Any, Any]]) -> str:
             "```\n",
         ]
     )
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -24,28 +25,123 @@ _DEEPEST = 30
 _RECORD = "_pruned_record"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.([^\W\d]\w*|<locals>))+")
 
+# -- rules of fields -------------------------------------------------------------------------------------------------
+
+
+def is_plain(value: object, *, tensors: bool = False) -> bool:
+    """Say whether a value holds numbers, texts, None, lists and dicts only, and not too many of them."""
+    seen = itertools.count()
+
+    def fits(item: object, depth: int) -> bool:
+        if next(seen) > _MOST_VALUES or depth > _DEEPEST:
+            return False
+        if isinstance(item, Mapping):
+            named = all(key is None or isinstance(key, str | int | float) for key in item)
+            return named and all(fits(each, depth + 1) for each in item.values())
+        if isinstance(item, list | tuple):
+            return all(fits(each, depth + 1) for each in item)
+        return item is None or isinstance(item, str | int | float) or (tensors and isinstance(item, Tensor))
+
+    return fits(value, 0)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)[:6]}"
+    return f"{value!r:.60}" if isinstance(value, (int, float, str)) or value is None else f"a {type(value).__name__}"
+
+
+def _fits(value: Any, rule: Any) -> bool:
+    """Whether a value is of a type, passes a test, or is a list or a mapping of what does; `{str: …}` is by name."""
+    if isinstance(rule, list):
+        return isinstance(value, list) and all(_fits(each, rule[0]) for each in value)
+    if isinstance(rule, dict):
+        if not isinstance(value, Mapping):
+            return False
+        kind = next(iter(rule))
+        if isinstance(kind, type):
+            return all(type(name) is kind and _fits(each, rule[kind]) for name, each in value.items())
+        return value.keys() == rule.keys() and all(_fits(value[name], each) for name, each in rule.items())
+    return isinstance(value, rule) if isinstance(rule, type) else bool(rule(value))
+
+
+def _is_whole(tensor: object) -> bool:
+    """Whether a tensor has its own numbers, each one once: a shape of a million that repeats one number is refused."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _is_sizes(value: Any) -> bool:
+    return _fits(value, [lambda size: type(size) is int and 0 <= size < 2**40]) and len(value) <= 16
+
+
+def _is_index(value: object) -> bool:
+    if not isinstance(value, Tensor) or not _is_whole(value) or value.dtype != torch.int64 or value.dim() != 1:
+        return False
+    return not len(value) or (int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all()))
+
+
+def _is_dims(value: Any) -> bool:
+    """Whether something is kept indices by dimension."""
+    return _fits(value, {int: lambda index: _is_index(index) and len(index)}) and all(0 <= dim < 16 for dim in value)
+
+
+def _is_arguments(value: object) -> bool:
+    return _fits(value, {str: object}) and is_plain(value)
+
+
+def _is_dtype(value: object) -> bool:
+    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+_SPEC = {"class_path": str, "init_args": Mapping}
+_INPUT = {"place": str, "shape": _is_sizes, "dtype": _is_dtype, "min": float, "max": float}
+
+
+def _holds(rule: Any, **options: Any) -> Any:
+    """A field of a record with the rule that its value passes (see `_fits`)."""
+    return field(metadata={"rule": rule}, **options)
+
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """What a pruned file says of itself."""
+    """What a pruned file says of itself. Kept indices are one-dimensional int64 tensors, ascending."""
 
-    format: int  # of this layout
-    class_path: str  # of the network
-    model: Mapping[str, Any] | None  # class_path and init_args that build the dense network, if it recorded them
-    hyper_parameters: Mapping[str, Any] | None  # arguments of a LightningModule's constructor
-    slices: Mapping[str, Mapping[int, Tensor]]  # of every tensor cut, the kept indices by dimension, int64, ascending
-    biases: list[str]  # names of those that the dense network did not have
-    shapes: Mapping[str, list[int]]  # the dense network's, by name
-    kept: Mapping[str, Tensor]  # by pruned layer, the indices of the neurons that its last mask keeps
-    whole: Mapping[str, str]  # why each other layer stays whole
-    recipe: Mapping[str, Any]  # the fields of `mlprank.Recipe` as plain types
-    achieved: float  # share of neurons that were pruned, in [0, 1]
-    max_difference: float  # the largest between masked and narrow network on a calibration batch
-    example_shape: list[int]  # of the first input, with a batch dimension of 1
-    example_dtype: str  # such as "float32"
-    provenance: Mapping[str, Any]  # calibration, source checkpoint and whatever the caller added
-    versions: Mapping[str, str]  # of the packages that wrote the file
-    inputs: list[Mapping[str, Any]] = field(default_factory=list)  # what `describe_inputs` gave
+    format: int = _holds(int)  # of this layout
+    class_path: str = _holds(lambda value: isinstance(value, str) and _DOTTED.fullmatch(value))  # of the network
+    # class_path and init_args that build the dense network, if it recorded them
+    model: Mapping[str, Any] | None = _holds(lambda value: value is None or (_fits(value, _SPEC) and is_plain(value)))
+    # arguments of a LightningModule's constructor
+    hyper_parameters: Mapping[str, Any] | None = _holds(lambda value: value is None or _is_arguments(value))
+    slices: Mapping[str, Mapping[int, Tensor]] = _holds({str: _is_dims})  # of every tensor cut, indices by dimension
+    # names of those that the dense network did not have
+    biases: Sequence[str] = _holds(lambda value: _fits(value, [str]) and len(set(value)) == len(value))
+    shapes: Mapping[str, Sequence[int]] = _holds({str: _is_sizes})  # the dense network's, by name
+    kept: Mapping[str, Tensor] = _holds({str: _is_index})  # by pruned layer, indices that its last mask keeps
+    whole: Mapping[str, str] = _holds({str: str})  # why each other layer stays whole
+    recipe: Mapping[str, Any] = _holds(_is_arguments)  # the fields of `mlprank.Recipe` as plain types
+    achieved: float = _holds(lambda value: _is_number(value) and value <= 1)  # share of neurons that were pruned
+    max_difference: float = _holds(_is_number)  # the largest between masked and narrow network on a calibration batch
+    # of the first input, with a batch dimension of 1
+    example_shape: Sequence[int] = _holds(lambda value: _is_sizes(value) and bool(value))
+    example_dtype: str = _holds(_is_dtype)  # such as "float32"
+    # calibration, source checkpoint and whatever the caller added
+    provenance: Mapping[str, Any] = _holds(lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True))
+    versions: Mapping[str, str] = _holds({str: str})  # of the packages that wrote the file
+    # what `describe_inputs` gave
+    inputs: Sequence[Mapping[str, Any]] = _holds(
+        lambda value: _fits(value, [_INPUT]) and len(value) < 1000, default_factory=list
+    )
 
     def plain(self) -> dict[str, Any]:
         """Return the fields by name, as a file holds them."""
@@ -65,23 +161,6 @@ class Artifact:
             biases=[*earlier.biases, *self.biases],
             shapes=dict(earlier.shapes),
         )
-
-    def since(self, earlier: Artifact, state: Mapping[str, Tensor]) -> Artifact:
-        """Describe the pruning from a network on that was narrow already; the inverse of `after`."""
-        slices: dict[str, dict[int, Tensor]] = {}
-        for name, dims in self.slices.items():
-            for dim, index in dims.items():
-                before = earlier.slices.get(name, {}).get(dim)
-                if before is None:
-                    slices.setdefault(name, {})[dim] = index
-                elif not bool(torch.isin(index, before).all()):
-                    raise ValueError(f"{name} of the given network lacks some of the neurons that the file keeps")
-                elif len(index) < len(before):
-                    slices.setdefault(name, {})[dim] = torch.searchsorted(before, index)
-        created = set(self.biases)
-        shapes = {name: list(tensor.shape) for name, tensor in state.items() if name not in created}
-        biases = [name for name in self.biases if name not in earlier.biases]
-        return replace(self, slices=slices, biases=biases, shapes=shapes)
 
     def renamed(self, names: Mapping[str, str]) -> Artifact:
         """Return the record with other names for tensors; those without one are left out."""
@@ -148,9 +227,6 @@ def versions() -> Mapping[str, str]:
     return found
 
 
-# -- checks ----------------------------------------------------------------------------------------------------------
-
-
 def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
     """Check every field of a record by itself and against the weights beside it, and return it."""
     written = own.get("format")
@@ -158,55 +234,35 @@ def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
         raise ValueError(
             f"{path} has format {_shown(written)}, this version of mlprank reads {FORMAT}; install a matching mlprank"
         )
-    names = {each.name for each in fields(Artifact)} - ({"inputs"} if written == 1 else set())
-    if set(own) != names:
-        raise ValueError(
-            f"{path} is damaged: its mlprank entry lacks {sorted(names - set(own))} or has "
-            f"{sorted(map(str, set(own) - names))} besides"
-        )
-    for name, (rule, words) in _CHECKS.items():
-        if name in own and not _fits(own[name], rule):
-            raise ValueError(
-                f"{path} is damaged: {name} of its mlprank entry must be {words}, and is {_shown(own[name])}; write it "
-                "again"
-            )
+    if problem := _damage(own, state):
+        raise ValueError(f"{path} is damaged: {problem}; write it again")
     artifact = Artifact(**own)
-    if problem := _disagreement(artifact, _weights(state, path)):
+    if problem := _disagreement(artifact, state):  # type: ignore[arg-type]  # a mapping of tensors, as was checked
         raise ValueError(f"{path} is damaged, its weights do not fit what it says of them: {problem}; write it again")
     return artifact
 
 
-def _weights(state: object, path: object) -> Mapping[str, Tensor]:
+def _damage(own: Mapping[str, Any], state: object) -> str | None:
+    """What is wrong with a field or a tensor by itself."""
+    rules = {each.name: each.metadata for each in fields(Artifact) if each.name != "inputs" or own["format"] > 1}
+    if set(own) != set(rules):
+        lacking, besides = sorted(set(rules) - set(own)), sorted(map(str, set(own) - set(rules)))
+        return f"its mlprank entry lacks {lacking} or has {besides} besides"
+    for name, rule in rules.items():
+        if not _fits(own[name], rule["rule"]):
+            return f"{name} of its mlprank entry is {_shown(own[name])}, which it cannot be"
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path} is damaged: its state_dict is a {type(state).__name__}; write it again")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not _is_whole(tensor):
-            raise ValueError(
-                f"{path} is damaged: {str(name)[:80]} of its state_dict is not a whole tensor; write it again"
-            )
-    return state
-
-
-def _is_whole(tensor: object) -> bool:
-    """Whether a tensor has its own numbers, each one once: a shape of a million that repeats one number is refused."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and not tensor.is_quantized
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
+        return f"its state_dict is a {type(state).__name__}"
+    broken = (name for name, tensor in state.items() if not isinstance(name, str) or not _is_whole(tensor))
+    return next((f"{str(name)[:80]} of its state_dict is not a whole tensor" for name in broken), None)
 
 
 def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None:
     """What contradicts itself between the sizes of the dense network, the kept indices and the weights."""
-    if created := sorted(set(artifact.biases) & set(artifact.shapes)):
-        return f"{created[0]} is both a bias that was created and one of the dense network"
-    if foreign := sorted(set(artifact.slices) - set(artifact.shapes)):
-        return f"{foreign[0]} was cut and is not in the dense network"
-    expected = set(artifact.shapes) | set(artifact.biases)
-    if expected != set(state):
+    dense = set(artifact.shapes)
+    if strange := sorted(dense & set(artifact.biases)) + sorted(set(artifact.slices) - dense):
+        return f"{strange[0]} is a bias that was created in the dense network, or was cut and is not in it"
+    if (expected := dense | set(artifact.biases)) != set(state):
         lacking, besides = sorted(expected - set(state))[:3], sorted(set(state) - expected)[:3]
         return f"the weights lack {lacking} and have {besides} besides"
     for name, shape in artifact.shapes.items():
@@ -222,96 +278,3 @@ def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None
             return f"{name} has shape {tuple(state[name].shape)}, and should have {tuple(narrow)}"
     flat = (name for name in artifact.biases if state[name].dim() != 1)
     return next((f"{name} has {state[name].dim()} dimensions" for name in flat), None)
-
-
-def is_plain(value: object, *, tensors: bool = False) -> bool:
-    """Say whether a value holds numbers, texts, None, lists and dicts only, and not too many of them."""
-    left, waiting = _MOST_VALUES, [(value, 0)]
-    while waiting:
-        item, depth = waiting.pop()
-        if isinstance(item, Mapping):
-            if not all(key is None or isinstance(key, str | int | float) for key in item):
-                return False
-            item = list(item.values())
-        if isinstance(item, list | tuple):
-            left -= len(item)
-            if left < 0 or depth == _DEEPEST:
-                return False
-            waiting += [(each, depth + 1) for each in item]
-        elif not (item is None or isinstance(item, str | int | float) or (tensors and isinstance(item, Tensor))):
-            return False
-    return True
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} and shape {tuple(value.shape)[:6]}"
-    return f"{value!r:.60}" if isinstance(value, (int, float, str)) or value is None else f"a {type(value).__name__}"
-
-
-def _fits(value: Any, rule: Any) -> bool:
-    """Whether a value is of a type, passes a test, or is a list or a mapping of what does; `{str: …}` is by name."""
-    if isinstance(rule, list):
-        return isinstance(value, list) and all(_fits(each, rule[0]) for each in value)
-    if isinstance(rule, dict):
-        if not isinstance(value, Mapping):
-            return False
-        kind = next(iter(rule))
-        if isinstance(kind, type):
-            return all(type(name) is kind and _fits(each, rule[kind]) for name, each in value.items())
-        return value.keys() == rule.keys() and all(_fits(value[name], each) for name, each in rule.items())
-    return isinstance(value, rule) if isinstance(rule, type) else bool(rule(value))
-
-
-def _is_sizes(value: Any) -> bool:
-    return _fits(value, [lambda size: type(size) is int and 0 <= size < 2**40]) and len(value) <= 16
-
-
-def _is_index(value: object) -> bool:
-    if not isinstance(value, Tensor) or not _is_whole(value) or value.dtype != torch.int64 or value.dim() != 1:
-        return False
-    return not len(value) or (int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all()))
-
-
-def _is_dims(value: Any) -> bool:
-    """Whether something is kept indices by dimension."""
-    return _fits(value, {int: lambda index: _is_index(index) and len(index)}) and all(0 <= dim < 16 for dim in value)
-
-
-def _is_arguments(value: object) -> bool:
-    return _fits(value, {str: object}) and is_plain(value)
-
-
-def _is_dtype(value: object) -> bool:
-    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-_INDICES = "one-dimensional int64 tensors of ascending indices"
-_SPEC = {"class_path": str, "init_args": Mapping}
-_INPUT = {"place": str, "shape": _is_sizes, "dtype": _is_dtype, "min": float, "max": float}
-_CHECKS: Mapping[str, tuple[Any, str]] = {
-    "class_path": (lambda value: isinstance(value, str) and _DOTTED.fullmatch(value), "an import path"),
-    "model": (
-        lambda value: value is None or (_fits(value, _SPEC) and is_plain(value)),
-        "None, or class_path and init_args of plain values",
-    ),
-    "hyper_parameters": (lambda value: value is None or _is_arguments(value), "None, or plain values by name"),
-    "slices": ({str: _is_dims}, f"{_INDICES} by dimension by name"),
-    "biases": (lambda value: _fits(value, [str]) and len(set(value)) == len(value), "a list of names"),
-    "shapes": ({str: _is_sizes}, "lists of sizes by name"),
-    "kept": ({str: _is_index}, f"{_INDICES} by layer"),
-    "whole": ({str: str}, "reasons by layer"),
-    "recipe": (_is_arguments, "plain values by name"),
-    "achieved": (lambda value: _is_number(value) and value <= 1, "a number in [0, 1]"),
-    "max_difference": (_is_number, "a number of at least 0"),
-    "example_shape": (lambda value: _is_sizes(value) and bool(value), "a list of sizes"),
-    "example_dtype": (_is_dtype, "the name of a dtype"),
-    "provenance": (lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True), "plain values by name"),
-    "versions": ({str: str}, "versions by package"),
-    "inputs": (lambda value: _fits(value, [_INPUT]) and len(value) < 1000, "a list of descriptions of tensors"),
-}
-"""What every field holds, as a test and in words."""

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     model, rest = typed_model(argv)
     args = PARSER.parse_args(rest)
-    from mlprank.artifact.export import SUFFIXES, check_format, export_model
+    from mlprank.artifact.export import check_format, export_model
     from mlprank.models.loading import load_network
 
     checkpoint = args.ckpt_path or args.checkpoint
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         raise OptionError("mlprank export needs a checkpoint: pruned.ckpt, or what `mlprank fit` wrote")
     check_format(args.format)
     network = load_network(checkpoint, input_shape=args.input_shape, model=model)
-    output = Path(args.out or Path(checkpoint).with_suffix(SUFFIXES[args.format]))
+    output = Path(args.out or Path(checkpoint).with_suffix(f".{args.format}"))
     exported, example, meaning = _prepared(network, args)
     metadata = {**network.metadata, **meaning}
     written = export_model(exported, example, output, args.format, metadata=metadata)

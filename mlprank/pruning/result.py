@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from mlprank.artifact.pruned import describe_network, push_to_hub, save_pretrained, write_pruned
+from mlprank.artifact.pruned import describe_network, push_to_hub, save_pretrained, save_pruned
 from mlprank.artifact.record import Artifact, describe_inputs, record_of, remember
 from mlprank.costs.metrics import ModelMetrics, measure_model
 from mlprank.graph.program import Fill, Inputs
@@ -96,7 +96,7 @@ class PruningResult:
 
         It is `pruned.ckpt` by custom; `provenance` are further plain values that say where the network came from.
         """
-        return write_pruned(self.model, self.record(**provenance), path)
+        return save_pruned(self.model, path, **provenance)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Upload the narrow network and a model card to the Hugging Face Hub as "user/name"; return the address."""
