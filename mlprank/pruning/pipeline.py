@@ -36,12 +36,11 @@ from mlprank.methods import get_method
 from mlprank.methods.adaptive import Adaptive, Costs, Term, error_curve, spend
 from mlprank.methods.ranked import sole_amount
 from mlprank.pruning.masked_weights import MaskedWeights
-from mlprank.pruning.reading import read_network
+from mlprank.pruning.reading import check_agreement, read_network
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe
-from mlprank.pruning.refine import OnStep, Refinement, lifted, refine
+from mlprank.pruning.refine import OnStep, Refinement, refine
 from mlprank.pruning.result import PruningResult
 from mlprank.pruning.selection import Scorer, Selection, amounts_by_name, readers_of, select
-from mlprank.pruning.self_check import check_agreement
 from mlprank.surgery.masks import fill_norms, is_plain, masked_rows, parametrised, plain_copy
 from mlprank.surgery.narrow import follow_config, network_state, plan_removal, removable_neurons, with_state
 from mlprank.utils.modules import LOCK, device_of, shell
@@ -337,14 +336,7 @@ class Pruning:
 
     def selection(self, recipe: Recipe) -> Selection:
         """What a recipe may prune, and how much of it; an adaptive method has spent its budget there."""
-        selection = select(
-            self.graph,
-            amount=recipe.amount,
-            protect=recipe.protect,
-            protect_output=recipe.protect_output,
-            chain=recipe.chain,
-            already=self.already,
-        )
+        selection = select(self.graph, recipe, already=self.already)
         method = get_method(recipe.method)
         if not isinstance(method, Adaptive):
             return selection
@@ -486,11 +478,21 @@ class Pruning:
             # The gain of a narrower normalisation is larger than the masked one's by this factor.
             factor = math.sqrt(len(after[norm.weight]) / len(masked[norm.weight]))
             before[norm.weight], after[norm.weight] = before[norm.weight] * factor, after[norm.weight] * factor
+        for name, new in after.items():
+            if new.is_floating_point():
+                weight = f"{name.removesuffix('.bias')}.weight"
+                # A bias that only the narrow network has holds what pruned neurons send; the masked network has them.
+                full = masked[name].clone() if name in masked else new.new_zeros(len(masked[weight]))
+                rows = {dim: index for dim, index in result.slices.get(weight, {}).items() if dim == 0}
+                kept = result.slices.get(name, rows)
+                places = [kept.get(dim, torch.arange(size)).to(full.device) for dim, size in enumerate(full.shape)]
+                full[torch.meshgrid(*places, indexing="ij")] += (new - before[name]).to(full.dtype)
+                masked[name] = full
         return replace(
             result,
             recipe=replace(result.recipe, refine=by),
             model=refined,
-            masked=with_state(result.masked, lifted(masked, before, after, result.slices)),
+            masked=with_state(result.masked, masked),
             losses=losses,
         )
 

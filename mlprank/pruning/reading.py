@@ -1,6 +1,11 @@
-"""From a network to the graph that it is pruned by: read once, and remembered as long as the network is there."""
+"""From a network to the graph that it is pruned by, and the proof that a narrower one computes the same.
 
+A network is read once, and what was read is remembered as long as the network is there.
+"""
+
+import math
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,16 +16,17 @@ from torch.utils import _pytree as pytree
 
 from mlprank.calibration.statistics import fills_of
 from mlprank.graph.layers import KINDS
-from mlprank.graph.program import Inputs, operation
+from mlprank.graph.program import Inputs, as_inputs, operation
 from mlprank.graph.records import Graph, State
 from mlprank.graph.trace import agrees, trace
-from mlprank.pruning.self_check import check_agreement
 from mlprank.surgery.masks import fill_norms
 from mlprank.surgery.narrow import plan_removal, severed, with_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.modules import evaluating, tensors_of
 
 _read: WeakKeyDictionary[nn.Module, tuple[list[Any], Graph]] = WeakKeyDictionary()
+_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_NUM_SAMPLES = 256
 _SIZED = {
     "view", "reshape", "_unsafe_view", "unflatten", "split", "split_with_sizes", "chunk", "tensor_split", "slice",
     "narrow", "expand", "repeat", "zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty",
@@ -82,26 +88,18 @@ def _keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs)
         return graph
     suspects = [index for index, group in enumerate(graph.groups) if group.whole is None and group.width > 1]
     suspects.sort(key=lambda index: (graph.groups[index].written or "", index))
-    groups = list(graph.groups)
-    for index, fault in _culprits(model, graph, state, suspects, example).items():
-        line = groups[index].written
-        why = (
-            f"a width is written into the forward pass: {line}" if line else f"without one of them the network {fault}"
-        )
-        groups[index] = replace(groups[index], whole=why)
+    groups, pending = list(graph.groups), [suspects]
+    while pending:  # all are tried together, then halves
+        tried = pending.pop()
+        fault = _fault_without(model, graph, state, tried, example) if tried else None
+        if fault is not None and len(tried) > 1:
+            pending += [tried[: len(tried) // 2], tried[len(tried) // 2 :]]
+        elif fault is not None:
+            line = groups[tried[0]].written
+            why = f"without one of them the network {fault}"
+            why = f"a width is written into the forward pass: {line}" if line else why
+            groups[tried[0]] = replace(groups[tried[0]], whole=why)
     return replace(graph, groups=tuple(groups))
-
-
-def _culprits(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> dict[int, str]:
-    """Those of some groups that cannot lose a neuron, with what goes wrong: all are tried together, then halves."""
-    fault = _fault_without(model, graph, state, groups, example) if groups else None
-    if fault is None or len(groups) == 1:
-        return {} if fault is None else {groups[0]: fault}
-    first, second = groups[: len(groups) // 2], groups[len(groups) // 2 :]
-    return {
-        **_culprits(model, graph, state, first, example),
-        **_culprits(model, graph, state, second, example),
-    }
 
 
 def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequence[int], example: Inputs) -> str | None:
@@ -125,3 +123,62 @@ def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequenc
             except (RuntimeError, ValueError, IndexError) as error:
                 faults[name] = first_line(error)
     return f"cannot be trained ({faults['narrow']})" if [*faults] == ["narrow"] else None
+
+
+# -- the self-check: the removed network must give what the masked one gives ------------------------------------------
+
+
+def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inputs, graph: Graph) -> float:
+    """Run both networks on a calibration batch and compare their outputs.
+
+    Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on
+    the way. Returned is the largest absolute difference of two outputs.
+    """
+    inputs = as_inputs(example).first(_NUM_SAMPLES)
+    suspects = "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
+    if graph.reshapes:
+        suspects = (
+            f"a width is written into the forward pass: {'; '.join(graph.reshapes)}; take sizes from the tensor "
+            "(x.flatten(1), x.shape[-1]) or protect the layer"
+        )
+    expected = _outputs(masked, inputs)
+    try:
+        got = _outputs(narrow, inputs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ValueError(f"the narrow network cannot run ({first_line(error)}); {suspects}") from error
+    fault, difference = _compared(expected, got)
+    dtypes = [tensor.dtype for tensor in (*masked.parameters(), *inputs.tensors) if tensor.is_floating_point()]
+    if fault and dtypes and dtypes[0] != torch.float64:
+        wide = inputs.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        with suppress(RuntimeError):  # of a network that casts to float32 on its own
+            one, other = (_outputs(with_state(model, {}).double(), wide) for model in (masked, narrow))
+            fault = fault if _compared(one, other, tolerance=_TOLERANCES.get(dtypes[0], 0.0))[0] else ""
+    if fault:
+        raise ValueError(f"the narrow network {fault}; {suspects}")
+    return difference
+
+
+def _compared(expected: list[Tensor], got: list[Tensor], *, tolerance: float | None = None) -> tuple[str, float]:
+    """Say how outputs differ by more than rounding, if they do, and the largest difference."""
+    fault, largest = "", 0.0
+    for one, other in zip(expected, got, strict=True):
+        if one.shape != other.shape:
+            return f"gives shape {tuple(other.shape)} instead of {tuple(one.shape)}", math.inf
+        if one.numel():
+            scale = max(1.0, float(one.double().abs().max()))
+            difference = float((one.double() - other.double()).abs().max())
+            largest = max(largest, difference)
+            if not difference <= (_TOLERANCES.get(one.dtype, 0.0) if tolerance is None else tolerance) * scale:
+                fault = fault or f"differs from the masked one by {difference:.2g} on outputs up to {scale:.3g}"
+    return fault, largest
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a network in evaluation mode; draws that it makes there, too, are the same for every network."""
+    # torch.manual_seed notes the whole stack for a CUDA that may come later, which takes longer than a small network.
+    on_cpu = all(tensor.device.type == "cpu" for tensor in inputs.tensors)
+    seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+    inputs = inputs.cloned()
+    with evaluating(model), torch.no_grad():
+        seed(0)
+        return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]

@@ -18,8 +18,7 @@ from torch.utils import _pytree as pytree
 
 from mlprank.calibration.data import Calibration
 from mlprank.graph.program import Inputs, joined
-from mlprank.graph.records import State
-from mlprank.surgery.narrow import Slices, network_state, with_state
+from mlprank.surgery.narrow import network_state, with_state
 from mlprank.utils.errors import check_choice, check_whole
 from mlprank.utils.modules import evaluating
 
@@ -141,26 +140,6 @@ def _train(learner: nn.Module, parameters: list[nn.Parameter], lesson: _Lesson, 
         optimizer.step()
         if on_step is not None:
             on_step(step + 1, by.steps)
-
-
-def lifted(masked: State, before: State, after: State, slices: Slices) -> dict[str, Tensor]:
-    """Give a masked network the changes that its narrow one has gone through, so that both are one function again.
-
-    `slices` are the kept indices by dimension of every tensor that is narrower. Biases that only the narrow network has
-    are in the result.
-    """
-    state = dict(masked)
-    for name, new in after.items():
-        if not new.is_floating_point():
-            continue
-        owner = f"{name.removesuffix('.bias')}.weight"
-        # A bias that only the narrow network has holds what pruned neurons send; the masked network has them.
-        full = state[name].clone() if name in state else new.new_zeros(len(masked[owner]))
-        kept = slices[name] if name in slices else {dim: at for dim, at in slices.get(owner, {}).items() if dim == 0}
-        places = [kept.get(dim, torch.arange(size)).to(full.device) for dim, size in enumerate(full.shape)]
-        full[torch.meshgrid(*places, indexing="ij")] += (new - before[name]).to(full.dtype)
-        state[name] = full
-    return state
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

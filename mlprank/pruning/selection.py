@@ -20,6 +20,7 @@ from mlprank.graph.layers import Linear, matrix
 from mlprank.graph.records import Call, Graph, Group, Layer, Part, Place, State, describe_whole, quoted
 from mlprank.measures.record import LayerRecord, Measure, Reader, normalise_scores
 from mlprank.methods import Method
+from mlprank.pruning.recipe import Recipe
 
 Readers = Callable[[Group], tuple[Reader, ...]]
 _LEAST = 1e-300
@@ -251,22 +252,14 @@ class Selection:
     already: Mapping[str, Tensor]
 
 
-def select(
-    graph: Graph,
-    *,
-    amount: float | Mapping[str, float],
-    protect: Sequence[str],
-    protect_output: bool,
-    chain: bool,
-    already: Mapping[str, Tensor] | None = None,
-) -> Selection:
-    """Work out what may be pruned: at least one unit. Arguments are those of `Recipe`.
+def select(graph: Graph, recipe: Recipe, *, already: Mapping[str, Tensor]) -> Selection:
+    """Work out what may be pruned by a recipe: at least one unit.
 
     `already` is what is left of layers that have been pruned before, shape (n_out,), False for neurons that are gone.
     """
-    names = [layer.name for layer in graph.layers]
-    protected = set(_matches(protect, names, argument="protect"))
-    requested, already = amounts_by_name(amount, names), already or {}
+    names, chain = [layer.name for layer in graph.layers], recipe.chain
+    protected = set(_matches(recipe.protect, names, argument="protect"))
+    requested = amounts_by_name(recipe.amount, names)
     units: dict[str, tuple[str, ...]] = {}
     amounts: dict[str, float] = {}
     reasons: dict[str, str] = {}
@@ -275,7 +268,7 @@ def select(
         layers = [graph.by_name[name] for name in group.layers]
         asked = {name: requested[name] for name in group.layers if name in requested}
         reason = group.whole
-        if group.output and not protect_output and len(layers) == 1:
+        if group.output and not recipe.protect_output and len(layers) == 1:
             reason = None
         if chain and not all(
             isinstance(each.kind, Linear) and each.kind.weight_out == 0 and len(each.made) == 1 for each in layers

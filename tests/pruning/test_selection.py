@@ -10,7 +10,8 @@ import torch
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.models import MLP, SixLayerMLP
-from mlprank.pruning.selection import amounts_by_name, describe_whole, select
+from mlprank.pruning.recipe import Recipe
+from mlprank.pruning.selection import Selection, amounts_by_name, describe_whole, select
 from mlprank.utils.errors import check_amount
 
 OUTPUT = "its neurons are outputs of the network"
@@ -26,9 +27,8 @@ def six() -> Graph:
     return trace(SixLayerMLP(in_features=20).eval(), torch.randn(3, 20))
 
 
-def chosen(graph: Graph, **arguments: Any) -> Any:
-    defaults: dict[str, Any] = {"amount": 0.5, "protect": (), "protect_output": True, "chain": False}
-    return select(graph, **{**defaults, **arguments})
+def chosen(network: Graph, **fields: Any) -> Selection:
+    return select(network, Recipe(**fields), already={})
 
 
 def test_every_group_but_the_output_is_chosen(six: Graph) -> None:
@@ -36,7 +36,7 @@ def test_every_group_but_the_output_is_chosen(six: Graph) -> None:
     assert selection.units == {"fc1": ("fc1", "fc2"), "fc3": ("fc3", "fc4"), "fc5": ("fc5",)}
     assert selection.amounts == {"fc1": 0.5, "fc3": 0.5, "fc5": 0.5}
     assert selection.whole == {"fc_last": OUTPUT}
-    chain = chosen(six, chain=True)
+    chain = chosen(six, graph="chain")
     assert chain.units == {name: (name,) for name in ("fc1", "fc2", "fc3", "fc4", "fc5")}
 
 
@@ -73,7 +73,7 @@ def test_tied_layers_take_one_amount_in_dag_and_several_in_chain(six: Graph) -> 
     with pytest.raises(ValueError, match=r"amount=.*'fc1': 0\.3, 'fc2': 0\.4.*share their neurons.*graph=\"chain\""):
         chosen(six, amount={"fc1": 0.3, "fc2": 0.4})
     assert chosen(six, amount={"fc1": 0.3}).amounts == {"fc1": 0.3}
-    assert chosen(six, amount={"fc1": 0.3, "fc2": 0.4}, chain=True).amounts == {"fc1": 0.3, "fc2": 0.4}
+    assert chosen(six, amount={"fc1": 0.3, "fc2": 0.4}, graph="chain").amounts == {"fc1": 0.3, "fc2": 0.4}
 
 
 @pytest.mark.parametrize("amount", [1, 1.0, 1.5, -0.1, float("nan"), float("inf"), True, False, "0.5", None, [0.3]])

@@ -12,7 +12,7 @@ from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.models import MLP
 from mlprank.pruning.pipeline import prune
-from mlprank.pruning.self_check import check_agreement
+from mlprank.pruning.reading import check_agreement
 from tests.networks import randomise
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
