@@ -54,17 +54,14 @@ def evaluate(
     example = as_inputs(result.example).repeated(LATENCY_BATCH)
     networks = {"before": result.dense, "after": result.model}
     latency = measure_latency_for(networks, example, seconds=_LATENCY_BUDGET_S, least=1, most=200)
-    before: Mapping[int, float] = {}
-    after: Mapping[int, float] = {}
+    top_k: dict[str, Mapping[int, float]] = {"before": {}, "after": {}}
     if batches is not None:
-        before = dense_top_k or top_k_accuracy(result.dense, batches, reduce=reduce)
-        after = top_k_accuracy(result.model, batches, reduce=reduce)
-    return Evaluation(
-        result=result,
-        before=replace(result.metrics.before, latency_s=latency["before"].median_s, top_k=before),
-        after=replace(result.metrics.after, latency_s=latency["after"].median_s, top_k=after),
-        split=split if batches is not None else None,
+        top_k["before"] = dense_top_k or top_k_accuracy(result.dense, batches, reduce=reduce)
+        top_k["after"] = top_k_accuracy(result.model, batches, reduce=reduce)
+    before, after = (
+        replace(getattr(result.metrics, when), latency_s=latency[when].median_s, top_k=top_k[when]) for when in top_k
     )
+    return Evaluation(result, before, after, split if batches is not None else None)
 
 
 def prune_amounts(
@@ -120,19 +117,14 @@ def write_outputs(
 def metrics_record(evaluation: Evaluation, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that was measured as plain types, for `metrics.json`."""
     result = evaluation.result
+    pruned = {name: int((~mask).sum()) for name, mask in result.masks.items()}
+    widths = result.widths.items()
     return {
         "recipe": result.recipe.plain(),
         "achieved": result.achieved,
         "max_difference": result.max_difference,
         "split": evaluation.split,
-        "layers": {
-            name: {
-                "before": wide,
-                "after": narrow,
-                "pruned": int((~result.masks[name]).sum()) if name in result.masks else 0,
-            }
-            for name, (wide, narrow) in result.widths.items()
-        },
+        "layers": {name: {"before": n, "after": left, "pruned": pruned.get(name, 0)} for name, (n, left) in widths},
         "whole": dict(result.whole),
         "before": asdict(evaluation.before),
         "after": asdict(evaluation.after),
@@ -143,16 +135,12 @@ def metrics_record(evaluation: Evaluation, provenance: Mapping[str, Any]) -> dic
 
 def scalars(evaluation: Evaluation) -> dict[str, float]:
     """Return the numbers of a pruning under the names that loggers get, such as `pruned/top1`."""
-    values: dict[str, float] = {
-        "pruned/achieved_amount": evaluation.result.achieved,
-        "pruned/max_difference": evaluation.result.max_difference,
-    }
+    result = evaluation.result
+    values = {"pruned/achieved_amount": result.achieved, "pruned/max_difference": result.max_difference}
     for prefix, metrics in (("dense", evaluation.before), ("pruned", evaluation.after)):
         values |= {f"{prefix}/top{k}": accuracy for k, accuracy in metrics.top_k.items()}
-        values |= {f"{prefix}/num_parameters": metrics.num_parameters, f"{prefix}/flops": metrics.flops}
-        values |= {f"{prefix}/size_bytes": metrics.size_bytes}
-        if metrics.latency_s is not None:
-            values[f"{prefix}/latency_s"] = metrics.latency_s
+        sizes = {name: getattr(metrics, name) for name in ("num_parameters", "flops", "size_bytes", "latency_s")}
+        values |= {f"{prefix}/{name}": value for name, value in sizes.items() if value is not None}
     return values
 
 
@@ -168,11 +156,10 @@ def print_pruning(
         console.print(pruning_table(evaluation.result, evaluation.before, evaluation.after, split=evaluation.split))
     if not files:
         return
-    rows = [("dense network", dense)] if dense is not None else []
-    rows += [(what, path) for written in files for what, path in written.items()]
-    rows += [("config", config)] if config.is_file() else []
+    rows = [("dense network", dense), *(pair for written in files for pair in written.items())]
+    rows += [("config", config if config.is_file() else None)]
     console.print("\nWritten:")
-    for what, path in rows:
+    for what, path in ((what, path) for what, path in rows if path is not None):
         console.print(f"  {what:<15} {from_here(path)}", soft_wrap=True)
     if config.is_file() and dense is not None:
         amount = max((evaluation.result.achieved for evaluation in evaluations), default=0.0)

@@ -34,14 +34,10 @@ class MaskedWeights:
     are zeroed at the end then: nobody listens to them any more, and a later reader must still see what it is to
     predict.
 
-    Attributes:
-        state: The weights: in the end rows of pruned neurons are zero, their readers are compensated.
-        scores: For every layer, shape (n_out,).
-        masks: For every layer that may be pruned, shape (n_out,), True for kept neurons.
-        held_back: For layers with neurons that were chosen but kept, because nothing can take what they would leave
-            behind: how many.
-        by_channel: Layers that were mended by one coefficient a neuron, as they see too much for whole weights to be
-            fitted anew.
+    In the end it knows the weights (`state`), for every layer its `scores` and, where it may be pruned, its `masks`,
+    shape (n_out,), True for kept neurons; how many chosen neurons it `held_back` by layer, as nothing can take what
+    they would leave behind; and the layers that were mended `by_channel`, by one coefficient a neuron, as they see too
+    much for whole weights to be fitted anew.
     """
 
     def __init__(
