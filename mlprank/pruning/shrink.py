@@ -139,8 +139,22 @@ class _Scoring:
             raise ValueError(
                 f'score={score!r} is unknown; choose "top1", "agreement", or give a function of the network'
             )
-        self.batches = _batches(validation)
-        first = next(iter(self.batches))
+        if validation is None:
+            raise ValueError("validation is missing; give data to choose by, or score=, a function of the network")
+        if hasattr(validation, "val_dataloader"):
+            validation.prepare_data()
+            validation.setup("fit")
+            validation = validation.val_dataloader()
+        pair = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation,)
+        if all(isinstance(part, Tensor) for part in pair):
+            validation = [validation]
+        if not isinstance(validation, Iterable):
+            name = type(validation).__name__
+            raise TypeError(f"validation: a {name} is not batches, a DataLoader or a LightningDataModule; give one")
+        self.batches: Any = list(validation) if isinstance(validation, Iterator) else validation
+        first = next(iter(self.batches), None)
+        if first is None:
+            raise ValueError("validation: the set is empty; give at least one batch")
         labelled = is_labelled(first)
         if score == "top1" and not labelled:
             raise ValueError(
@@ -187,27 +201,6 @@ class _Scoring:
                         f"validation: outputs {tuple(logits.shape)} are no logits of classes; give score=, a function"
                     )
                 yield logits.argmax(1 if logits.dim() != 3 else -1)
-
-
-def _batches(validation: Any) -> Any:
-    """Validation data as batches that can be read again."""
-    if validation is None:
-        raise ValueError("validation is missing; give data to choose by, or score=, a function of the network")
-    if hasattr(validation, "val_dataloader"):
-        validation.prepare_data()
-        validation.setup("fit")
-        validation = validation.val_dataloader()
-    is_pair = isinstance(validation, tuple) and len(validation) == 2 and all(isinstance(x, Tensor) for x in validation)
-    if isinstance(validation, Tensor) or is_pair:
-        return [validation]
-    if not isinstance(validation, Iterable):
-        raise TypeError(
-            f"validation: a {type(validation).__name__} is not batches, a DataLoader or a LightningDataModule; give one"
-        )
-    validation = list(validation) if isinstance(validation, Iterator) else validation
-    if next(iter(validation), None) is None:
-        raise ValueError("validation: the set is empty; give at least one batch")
-    return validation
 
 
 @dataclass(eq=False)
