@@ -6,7 +6,7 @@ The script is static. What asks the program at every Tab, as argcomplete does, i
 from importlib import import_module
 
 from mlprank.cli import COMMANDS
-from mlprank.cli.configs import described
+from mlprank.cli.configs import known_configs
 from mlprank.cli.help import HELP, help_parser
 from mlprank.cli.vocabulary import LIGHTNING, CommandParser, words_of
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if PARSER.parse_args(argv).shell == "zsh":
         print("autoload -Uz bashcompinit && bashcompinit")
     cases = [f'      {command}) words="{" ".join(options_of(command))}";;' for command in COMMANDS]
-    configs, commands = " ".join(name for name, _ in described()), " ".join([*COMMANDS, "--help", "--version"])
+    configs, commands = " ".join(known_configs()), " ".join([*COMMANDS, "--help", "--version"])
     print(_SCRIPT.format(commands=commands, configs=configs, cases="\n".join(cases)), end="")
     return 0
 

@@ -1,7 +1,6 @@
 """`mlprank configs`: the configs that come with mlprank, found by name, listed and copied."""
 
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 from mlprank.cli.vocabulary import CommandParser
@@ -25,7 +24,8 @@ def main(argv: list[str]) -> int:
     """List the configs, or copy one."""
     arguments = PARSER.parse_args(argv)
     if arguments.name is None:
-        for name, about in described():
+        for name, path in known_configs().items():  # each with the first line that it says of itself
+            about = path.read_text().partition("\n")[0].lstrip("# ")
             print(name, textwrap.fill(about, 76, initial_indent="    ", subsequent_indent="    "), sep="\n")
         print("\nmlprank configs NAME copies one; --config NAME uses it as it is")
         return 0
@@ -48,7 +48,7 @@ def find_config(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     wanted = name.removeprefix("configs/").removesuffix(".yaml")
-    known = dict(_known())
+    known = known_configs()
     for candidate, path in known.items():
         if wanted in (candidate, path.stem):
             return path
@@ -59,9 +59,11 @@ def find_config(name: str) -> Path:
     )
 
 
-def described() -> list[tuple[str, str]]:
-    """Return every config that comes with mlprank, with the first line that it says of itself."""
-    return [(name, path.read_text().partition("\n")[0].lstrip("# ")) for name, path in _known()]
+def known_configs() -> dict[str, Path]:
+    """The configs that come with mlprank by name: those of the top first, then thesis, tune and the others."""
+    folders = (FOLDER / folder for folder in (".", "thesis", "cnn", "experiments", "tune", "logging"))
+    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
 
 
 def with_files(arguments: list[str]) -> list[str]:
@@ -75,10 +77,3 @@ def with_files(arguments: list[str]) -> list[str]:
             argument = str(find_config(argument))
         found.append(argument)
     return found
-
-
-def _known() -> Iterator[tuple[str, Path]]:
-    """The configs by name: those of the top first, then thesis, tune and the others."""
-    for folder in (".", "thesis", "cnn", "experiments", "tune", "logging"):
-        for path in sorted((FOLDER / folder).glob("*.yaml")):
-            yield path.relative_to(FOLDER).with_suffix("").as_posix(), path

@@ -206,7 +206,6 @@ class CommandParser(argparse.ArgumentParser):
             description=textwrap.fill(about, 80),
             epilog=f"example:\n  {example}",
             allow_abbrev=False,
-            exit_on_error=False,
             formatter_class=width,
         )
         self.start = super().add_argument  # of the group that was begun last
@@ -224,11 +223,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options."""
-        try:
-            found, unknown = self.parse_known_args(args, namespace)
-        except argparse.ArgumentError as error:
-            name = "" if error.argument_name is None else f"{error.argument_name.split('/')[-1]}: "
-            raise OptionError(f"{name}{error.message}") from error
+        found, unknown = self.parse_known_args(args, namespace)
         if unknown and unknown[0].startswith("-"):
             option = unknown[0].partition("=")[0]
             raise OptionError(f"there is no option {option!r}{did_you_mean(option, self._option_string_actions)}")
@@ -242,8 +237,8 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(action.choices)}{hint}")
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error."""
-        raise OptionError(message)
+        """Raise the error, which begins with the name of its option."""
+        raise OptionError(message.removeprefix("argument "))
 
 
 def listed(kind: type[Any]) -> Callable[[str], list[Any]]:

@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from mlprank.experiments.statistics import Comparison, Setting, series_label, setting_of
-from mlprank.report.content import Content, Curve, Panel, by_network, conditions_text, cost_points, lost_maps, subtitles
+from mlprank.report.content import Content, Curve, Panel, by_network, conditions_text, cost_points, lost_maps
 from mlprank.report.findings import averaged_over, best_at_middle
-from mlprank.report.tables import Table, accuracy_table, percent, search_tables, setting_title, slug
+from mlprank.report.tables import Table, accuracy_table, percent, search_tables, slug
 from mlprank.utils import charts
 from mlprank.utils.charts import Drawing, Look, by_series, dimmed, display_name, layer, number, percentage
 
@@ -52,7 +52,6 @@ class Figure:
 
 def figures_of(content: Content) -> list[Figure]:
     """Every figure, by kind and group."""
-    about = subtitles(panel.setting for panel in content.panels)
     found: list[Figure] = []
     for claim in content.claims:
         draw = partial(draw_differences, claim, smallest_effect=content.smallest_effect)
@@ -61,8 +60,8 @@ def figures_of(content: Content) -> list[Figure]:
         )
     for network, panels in by_network(content.panels).items():
         for panel in panels:
-            title = setting_title(panel.setting, about).removeprefix(f"{network}, ")
-            where, numbers = where_of(panel.setting), accuracy_table(panel, content.looks, title=network)
+            title = panel.title.removeprefix(f"{network}, ")
+            where, numbers = where_of(panel.setting), accuracy_table(panel, content.looks)
             draw = partial(draw_accuracy, panel, content.looks)
             best, note = best_at_middle(panel), ""
             if best is not None:

@@ -58,6 +58,7 @@ class Panel:
     setting: stats.Setting
     dense: Point
     curves: tuple[Curve, ...]
+    title: str = ""  # network, method, and what else tells the setting from the others
 
     @property
     def amounts(self) -> tuple[float, ...]:
@@ -205,6 +206,7 @@ def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
     """Group finished cells into panels, sorted by setting."""
     panels = []
     groups = stats.grouped(stats.finished_cells(records), lambda record: stats.setting_of(record.parameters))
+    about = subtitles(groups)
     for setting, cells in sorted(groups.items(), key=lambda entry: entry[0]):
         by_measure = stats.grouped(cells, lambda cell: stats.series_label(cell.parameters))
         top1 = fmean(stats.by_training(cells, [stats.metrics_of(cell).dense_top1 for cell in cells]))
@@ -221,7 +223,8 @@ def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
                     shares = [1.0 - layer.kept / layer.width if layer.width else 0.0 for layer in widths]
                     lost.setdefault(name, {})[amount] = fmean(shares)
             curves.append(Curve(label, tuple(points), lost))
-        panels.append(Panel(setting, dense, tuple(curves)))
+        title = ", ".join(filter(None, [setting.network, f"{setting.method} method", about[setting]]))
+        panels.append(Panel(setting, dense, tuple(curves), title))
     return tuple(panels)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlprank.experiments.records import DENSE, CellRecord
-from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Estimate, Setting, grouped
-from mlprank.report.content import Content, Panel, conditions_text, subtitles
+from mlprank.experiments.statistics import MIN_TRAININGS, Comparison, Estimate, grouped
+from mlprank.report.content import Content, Panel, conditions_text
 from mlprank.utils.charts import Look, display_name
 
 _SHOWN = 20  # trials of a search
@@ -74,17 +74,12 @@ def with_interval(estimate: Estimate, form: Callable[[float], str]) -> str:
     return f"{form(estimate.mean)} [{form(estimate.low)}, {form(estimate.high)}]"
 
 
-def setting_title(setting: Setting, about: Mapping[Setting, str]) -> str:
-    """Network, method and what else tells a setting from others: `Net on Data, local method, constant compensation`."""
-    return ", ".join(filter(None, [setting.network, f"{setting.method} method", about.get(setting, "")]))
-
-
 def count(number: int, name: str) -> str:
     """A number with its noun: `1 cell`, `2 cells`."""
     return f"{number} {name}" + ("" if number == 1 else "s")
 
 
-def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Table:
+def accuracy_table(panel: Panel, looks: Mapping[str, Look]) -> Table:
     """Top-1 accuracy for every measure and amount; of several measures with intervals the highest mean is marked."""
     means = {a: [point.top1.mean for c in panel.curves if (point := c.at(a)) is not None] for a in panel.amounts}
     rows = []
@@ -101,15 +96,12 @@ def accuracy_table(panel: Panel, looks: Mapping[str, Look], *, title: str) -> Ta
         rows.append(tuple(cells))
     dense = Cell("Dense network"), Cell(f"{100 * panel.dense.top1.mean:.1f}"), *[Cell("")] * (len(means) - 1)
     columns = ("Top-1, %", *(f"{100 * amount:g} %" for amount in means))
-    return Table("accuracy", title, columns, (*rows, dense))
+    return Table("accuracy", panel.title, columns, (*rows, dense))
 
 
 def accuracy_tables(content: Content) -> tuple[Table, ...]:
     """The accuracy table of every setting."""
-    about = subtitles(panel.setting for panel in content.panels)
-    return tuple(
-        accuracy_table(panel, content.looks, title=setting_title(panel.setting, about)) for panel in content.panels
-    )
+    return tuple(accuracy_table(panel, content.looks) for panel in content.panels)
 
 
 def difference_tables(content: Content) -> tuple[Table, ...]:
@@ -120,7 +112,7 @@ def difference_tables(content: Content) -> tuple[Table, ...]:
             named = [(display_name(c.baseline) or "Average", _lead(c), points_text(c.retention)) for c in claim]
             title = f"All settings with {conditions_text(claim[0].settings[0])}"
             tables.append(_table("claims", title, ("Against", "Top-1, points", "Retention, points"), named))
-    about = subtitles(panel.setting for panel in content.panels)
+    titles = {panel.setting: panel.title for panel in content.panels}
     for setting, found in grouped(content.comparisons, lambda comparison: comparison.settings[0]).items():
         amounts = sorted({c.amount for c in found if c.amount is not None})
         cells = {(c.baseline, c.amount): _lead(c) for c in found}
@@ -129,7 +121,7 @@ def difference_tables(content: Content) -> tuple[Table, ...]:
             for baseline in dict.fromkeys(c.baseline for c in found)
         ]
         columns = ("Against", "All amounts", *(f"{100 * amount:g} %" for amount in amounts))
-        tables.append(_table("differences", setting_title(setting, about), columns, rows))
+        tables.append(_table("differences", titles[setting], columns, rows))
     return tuple(tables)
 
 

@@ -28,8 +28,8 @@ def check_whole(place: str = "", /, *, least: int = 1, most: int | None = None, 
         >>> check_whole(batch_size=64, epochs=3)
     """
     for name, value in values.items():
-        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value
-        if not fits or (most is not None and value > most):  # type: ignore[operator]
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not least <= value <= (value if most is None else most):  # type: ignore[operator]
             allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
             raise ValueError(f"{place}{name}={value!r} must be a whole number {allowed}")
 
