@@ -39,12 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def find_config(name: str) -> Path:
-    """Find a config.
-
-    Examples:
-        >>> find_config("quickstart").name
-        'quickstart.yaml'
-    """
+    """Find a config."""
     if Path(name).is_file():
         return Path(name)
     wanted = name.removeprefix("configs/").removesuffix(".yaml")

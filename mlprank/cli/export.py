@@ -1,6 +1,5 @@
 """`mlprank export`: a checkpoint as ONNX, safetensors or pt2."""
 
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,10 @@ def main(argv: list[str]) -> int:
     """Run the command."""
     model, rest = typed_model(argv)
     args = PARSER.parse_args(rest)
-    from mlprank.artifact.export import check_format, export_model
+    import torch
+
+    from mlprank import datamodules
+    from mlprank.artifact.export import Preprocessed, check_format, export_model
     from mlprank.models.loading import load_network
 
     checkpoint = args.ckpt_path or args.checkpoint
@@ -41,25 +43,7 @@ def main(argv: list[str]) -> int:
         raise OptionError("mlprank export needs a checkpoint: pruned.ckpt, or what `mlprank fit` wrote")
     check_format(args.format)
     network = load_network(checkpoint, input_shape=args.input_shape, model=model)
-    output = Path(args.out or Path(checkpoint).with_suffix(f".{args.format}"))
-    exported, example, meaning = _prepared(network, args)
-    metadata = {**network.metadata, **meaning}
-    written = export_model(exported, example, output, args.format, metadata=metadata)
-    checked = "its tensors are the network's"
-    if args.format != "safetensors":
-        checked = f"its logits are the network's within {written.max_difference:.1e} on other batch sizes"
-    print(f"{written.path}: {written.num_bytes:,} bytes, {checked}")
-    return 0
-
-
-def _prepared(network: Any, args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
-    """Return the network, with its preprocessing where that is asked for, an example, and what its inputs mean."""
-    import torch
-
-    from mlprank import datamodules
-    from mlprank.artifact.export import Preprocessed
-
-    generator = torch.Generator().manual_seed(0)
+    exported, shape, generator = network.model, network.input_shape, torch.Generator().manual_seed(0)
     # One of our data modules knows mean and standard deviation of its channels and its classes.
     data, mean, std = getattr(datamodules, str(network.metadata.get("data")), None), args.mean, args.std
     if mean is None and std is None:
@@ -67,16 +51,24 @@ def _prepared(network: Any, args: Namespace) -> tuple[Any, Any, dict[str, Any]]:
     known = {"mean": mean, "std": std, "classes": args.classes or getattr(data, "classes", None)}
     meaning: dict[str, Any] = {name: list(value) for name, value in known.items() if value}
     if not args.with_preprocessing:
-        dtype = next((p.dtype for p in network.model.parameters() if p.is_floating_point()), torch.float32)
-        example = torch.randn(2, *network.input_shape, generator=generator).to(dtype)
-        return network.model, example, meaning | {"range": [0, 1]}
-    if len(network.input_shape) != 3:
+        dtype = next((p.dtype for p in exported.parameters() if p.is_floating_point()), torch.float32)
+        example = torch.randn(2, *shape, generator=generator).to(dtype)
+    elif len(shape) == 3:
+        exported = Preprocessed(exported, mean=mean, std=std)
+        example = torch.randint(0, 256, (2, *shape), dtype=torch.uint8, generator=generator)
+    else:
         raise ValueError(
-            f"--with_preprocessing needs images of shape (C, H, W), and the checkpoint says {network.input_shape}; "
-            "give it, such as --input_shape=[1,28,28]"
+            f"--with_preprocessing needs images of shape (C, H, W), and the checkpoint says {shape}; give it, such as "
+            "--input_shape=[1,28,28]"
         )
-    pixels = torch.randint(0, 256, (2, *network.input_shape), dtype=torch.uint8, generator=generator)
-    return Preprocessed(network.model, mean=mean, std=std), pixels, meaning | {"range": [0, 255]}
+    metadata = {**network.metadata, **meaning, "range": [0, 255] if args.with_preprocessing else [0, 1]}
+    output = Path(args.out or Path(checkpoint).with_suffix(f".{args.format}"))
+    written = export_model(exported, example, output, args.format, metadata=metadata)
+    checked = "its tensors are the network's"
+    if args.format != "safetensors":
+        checked = f"its logits are the network's within {written.max_difference:.1e} on other batch sizes"
+    print(f"{written.path}: {written.num_bytes:,} bytes, {checked}")
+    return 0
 
 
 def typed_model(argv: list[str]) -> tuple[Any, list[str]]:

@@ -134,22 +134,12 @@ _GROUPS = ("trainer", "model", "data", "grid", "tune", "schedule")
 
 
 def words_of(command: str) -> list[str]:
-    """Return the words that a command understands, other spellings aside.
-
-    Examples:
-        >>> words_of("export")
-        ['ckpt_path', 'out', 'model', 'input_shape']
-    """
+    """Return the words that a command understands, other spellings aside."""
     return [name for name, word in WORDS.items() if command in word.commands]
 
 
 def option_of(command: str, name: str) -> str:
-    """Return what a command's parser calls a word.
-
-    Examples:
-        >>> option_of("fit", "accelerator"), option_of("prune", "accelerator"), option_of("prune", "batch_size")
-        ('trainer.accelerator', 'accelerator', 'data.batch_size')
-    """
+    """Return what a command's parser calls a word."""
     if (command, name) == ("tune", "out"):
         return "tune.out"
     means = WORDS[name].means

@@ -22,11 +22,7 @@ class OptionError(ValueError):
 
 
 def check_whole(place: str = "", /, *, least: int = 1, most: int | None = None, **values: object) -> None:
-    """Raise a ValueError for a value that is not a whole number in its range, named after `place`; True is not one.
-
-    Examples:
-        >>> check_whole(batch_size=64, epochs=3)
-    """
+    """Raise a ValueError for a value that is not a whole number in its range, named after `place`; True is not one."""
     for name, value in values.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not least <= value <= (value if most is None else most):  # type: ignore[operator]

@@ -163,12 +163,7 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
 
 
 def imported(kind: str, path: str) -> Any:
-    """Return what a dotted path leads to; modules in the current folder are found, too.
-
-    Examples:
-        >>> imported("measure", "mlprank.measures.Norm").__name__
-        'Norm'
-    """
+    """Return what a dotted path leads to; modules in the current folder are found, too."""
     module, _, name = path.rpartition(".")
     if not module:
         raise ValueError(f"{kind}: {path!r} is not a dotted path to a class, such as my_package.{path}")
