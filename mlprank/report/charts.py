@@ -92,7 +92,7 @@ def figures_of(content: Content) -> list[Figure]:
         draw = partial(charts.draw_heat_map, search.map, search=True)
         name = str(search.directory)
         found.append(
-            Figure("tuning", name, f"{search.map.title}: {search.map.value_title}, %", name, draw, numbers=table)
+            Figure("tuning", name, f"{search.directory.name}: {search.map.value_title}, %", name, draw, numbers=table)
         )
     for shrunk in content.shrunk:
         name, looks = str(shrunk.directory), charts.looks_of(["shrink"])
@@ -237,5 +237,5 @@ def _draw_lost(curve: Curve, **look: Any) -> Drawing:
     amounts = sorted({amount for lost in curve.lost.values() for amount in lost})
     names = zip(charts.short_names(list(curve.lost)), curve.lost.values(), strict=True)
     values = {(name, f"{100 * amount:g}"): lost.get(amount) for name, lost in names for amount in amounts}
-    table = charts.HeatMap("", values, column_title="requested amount, %", value_title="pruned")
+    table = charts.HeatMap(values, column_title="requested amount, %", value_title="pruned")
     return charts.draw_heat_map(table, **look)

@@ -324,7 +324,7 @@ def read_search(directory: Path) -> Search:
     ]
     rows.sort(key=lambda row: -math.inf if row[1] is None else row[1], reverse=True)
     trials = [(texts, score) for texts, score, _ in points]
-    return Search(directory, search_map(directory.name, varied, trials, score="validation accuracy"), tuple(rows))
+    return Search(directory, search_map(varied, trials, score="validation accuracy"), tuple(rows))
 
 
 def _rank(value: Any) -> tuple[bool, float, str]:

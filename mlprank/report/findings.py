@@ -27,7 +27,7 @@ def title_of(content: Content) -> str:
     """What the report is about."""
     networks = list(by_network(content.panels))
     if not networks:
-        others = [*(s.map.title for s in content.searches), *(s.name for s in content.shrunk)]
+        others = [*(s.directory.name for s in content.searches), *(s.name for s in content.shrunk)]
         return "Pruning experiment" if content.records or not others else others[0]
     if len(networks) == 1:
         return f"Pruning {networks[0]}"
@@ -62,7 +62,7 @@ def sentences_of(content: Content) -> tuple[str, ...]:
     for search in content.searches:
         label, score, _ = search.trials[0]
         reached = f"the best run reaches {percent(score)} with {label}" if score is not None else "every run failed"
-        finding.append(f"{search.map.title}: {reached}.")
+        finding.append(f"{search.directory.name}: {reached}.")
     for shrunk in content.shrunk:
         unit, digits = (100, 1) if shrunk.percent else (1, 3)
         finding += [

@@ -141,7 +141,7 @@ def search_tables(content: Content) -> tuple[Table, ...]:
     return tuple(
         _table(
             "trials",
-            f"{search.map.title}: the best of {count(len(search.trials), 'trial')}",
+            f"{search.directory.name}: the best of {count(len(search.trials), 'trial')}",
             ("Trial", "Validation accuracy, %", "Note"),
             [(text, "–" if top1 is None else f"{100 * top1:.2f}", note) for text, top1, note in search.trials[:_SHOWN]],
         )

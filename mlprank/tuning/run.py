@@ -196,7 +196,7 @@ class _Search:
         trials = zip(points, (ranked.get(trial.key) for trial in self.grid.trials), strict=True)
         others, metric = len(values) - 2, MONITOR if self.options.cut is None else PRUNED
         title = f"{metric}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
-        table = search_map(title, values, trials, score=metric)
+        table = search_map(values, trials, score=metric)
         return compose([draw_heat_map(table, title=title, search=True, width=460)])
 
     def _copy_best(self, best: Trial) -> tuple[Path, Path]:

@@ -98,7 +98,6 @@ class CostPoint:
 class HeatMap:
     """Fractions in [0, 1] by the names of their row and their column; None where there is no value."""
 
-    title: str
     values: Mapping[tuple[str, str], float | None]
     row_title: str = ""
     column_title: str = ""
@@ -282,7 +281,6 @@ def draw_heat_map(table: HeatMap, *, title: str, search: bool = False, width: in
 
 
 def search_map(
-    title: str,
     values: Mapping[str, Sequence[str]],
     trials: Iterable[tuple[Mapping[str, str], float | None]],
     *,
@@ -293,7 +291,7 @@ def search_map(
     `values` are those of every option, as text, in the order of the grid; `trials` each trial's option values and score
     in [0, 1], None or NaN where it failed or diverged.
 
-    >>> search_map("grid", {"lr": ["0.1", "0.2"]}, [({"lr": "0.1"}, 0.5), ({"lr": "0.2"}, None)]).values
+    >>> search_map({"lr": ["0.1", "0.2"]}, [({"lr": "0.1"}, 0.5), ({"lr": "0.2"}, None)]).values
     {('', '0.1'): 0.5, ('', '0.2'): None}
     """
     widest = sorted(values, key=lambda name: -len(values[name]))[:2]
@@ -305,7 +303,7 @@ def search_map(
             place = point[more[0]] if more else "", point[column]
             best[place] = max(found, best[place] or found)
     column_title, *row_title = short_names([column, *more])
-    return HeatMap(title, best, "".join(row_title), column_title, score)
+    return HeatMap(best, "".join(row_title), column_title, score)
 
 
 def draw_scores(layers: Sequence[ScoredLayer], *, title: str, width: int | None = 300) -> Drawing:

@@ -14,7 +14,7 @@ POINTS = (
     CostPoint("weighted_pagerank", 3.0, 0.86, "30 %"),
 )
 FRACTIONS = {("0.1", "0"): 0.5, ("0.1", "1e-5"): None, ("0.01", "0"): 0.9, ("0.01", "1e-5"): 0.8}
-HEAT = HeatMap("Grid", FRACTIONS, "lr", "decay")
+HEAT = HeatMap(FRACTIONS, "lr", "decay")
 SCORES = (ScoredLayer("net.0", (0.5, 0.3, 0.2), (True, False, True)), ScoredLayer("net.2", (1.0,)))
 ALL = {
     "front": [charts.draw_front(POINTS, LOOKS, title="Net", cost="size, MB", dense=(4.0, 0.88))],
@@ -102,17 +102,17 @@ def test_a_wide_layer_has_few_corners_and_the_right_cut():
 def test_the_map_of_a_search_has_the_best_of_every_pair_and_nothing_where_trials_diverged():
     options = {"opt.lr": ["0.1", "0.2"], "opt.decay": ["0", "1"], "seed": ["7"]}
     points = [{"opt.lr": lr, "opt.decay": decay, "seed": "7"} for lr in ("0.1", "0.2") for decay in ("0", "1")]
-    found = charts.search_map("grid", options, zip([*points, points[0]], [0.5, 0.75, math.nan, 0.25, 0.4], strict=True))
+    found = charts.search_map(options, zip([*points, points[0]], [0.5, 0.75, math.nan, 0.25, 0.4], strict=True))
     assert (found.row_title, found.column_title) == ("lr", "decay")
     assert found.values == {("0.1", "0"): 0.5, ("0.1", "1"): 0.75, ("0.2", "0"): None, ("0.2", "1"): 0.25}
-    one = charts.search_map("grid", {"opt.lr": ["0.1", "0.2"]}, [({"opt.lr": "0.2"}, 0.75), ({"opt.lr": "0.1"}, None)])
+    one = charts.search_map({"opt.lr": ["0.1", "0.2"]}, [({"opt.lr": "0.2"}, 0.75), ({"opt.lr": "0.1"}, None)])
     assert one.values == {("", "0.1"): None, ("", "0.2"): 0.75}
 
 
 def test_the_best_of_a_search_is_outlined_where_there_is_one():
     (best,) = [row for row in values(charts.specification(ALL["heat map"])) if row.get("best")]
     assert (best["of"], best["at"]) == ("0.01", "0")
-    nothing = charts.search_map("grid", {"lr": ["1"]}, [({"lr": "1"}, None)])
+    nothing = charts.search_map({"lr": ["1"]}, [({"lr": "1"}, None)])
     assert "datum.best" not in str(charts.specification([charts.draw_heat_map(nothing, title="t", search=True)]))
 
 
