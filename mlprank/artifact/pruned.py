@@ -1,8 +1,7 @@
 """`pruned.ckpt`: a narrow network in a file of tensors and plain types, with all that is needed to build it again.
 
-The file is also a Lightning checkpoint. Under the key `mlprank` it holds an `Artifact`, and under `mlprank_digest` a
-digest over weights and record. It is read with `torch.load(weights_only=True)`, so a file that would run code is
-refused, and everything in it is checked before anything is built.
+It is also a Lightning checkpoint: under `mlprank` it holds an `Artifact`, under `mlprank_digest` a digest of that and
+the weights. A file that would run code is refused, and everything is checked before anything is built.
 """
 
 import os

@@ -15,8 +15,7 @@ T = TypeVar("T")
 def describe_model(model: nn.Module) -> dict[str, Any] | None:
     """Say how a network was built, in plain types: `{"class_path": str, "init_args": dict}`.
 
-    Ours record their constructor's arguments as `init_args`, and any other class may do so too; None for one that
-    records nothing.
+    Classes record their constructor's arguments as `init_args`, as ours do; None for one that records nothing.
     """
     init_args = getattr(model, "init_args", None)
     if not isinstance(init_args, Mapping):
@@ -36,12 +35,9 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def build(spec: Mapping[str, Any], base: type[T], *positional: Any) -> T:
-    """Call the class that `spec` names, a subclass of `base`, which `resolve_class` finds.
+    """Call the class that `spec` names, a subclass of `base`, with `positional` arguments before its `init_args`.
 
-    A missing `init_args` counts as empty; `positional` arguments, such as an optimizer's parameters, go before them.
-
-    Raises:
-        ValueError: If the spec is malformed, the class may not be resolved or the arguments do not fit it.
+    A ValueError says where the spec is malformed, the class may not be resolved or the arguments do not fit it.
     """
     unknown = set(spec) - {"class_path", "init_args"}
     if unknown or "class_path" not in spec:

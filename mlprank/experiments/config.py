@@ -56,9 +56,7 @@ _LISTS = ("networks", *(key for key in _OWN.values() if key != "calibration_samp
 class ExperimentConfig:
     """An experiment. Lists are the axes of the grid; every combination is a cell.
 
-    Raises:
-        ValueError: If a value is out of range or a list is empty.
-        TypeError: If a value has the wrong type.
+    A value that is out of range and a list that is empty are a ValueError, one of the wrong type is a TypeError.
     """
 
     name: str = "experiment"  # names the results directory and the W&B group
@@ -124,12 +122,9 @@ class ExperimentConfig:
         for name in ("cpus_per_cell", "gpus_per_cell"):
             check_share(name, getattr(self, name))
         check_choice("device", self.device.partition(":")[0], ("cpu", "cuda", "mps"))
-        if not isinstance(self.measure_args, Mapping) or not all(
-            isinstance(arguments, Mapping) for arguments in self.measure_args.values()
-        ):
-            raise TypeError(
-                f"measure_args={self.measure_args!r} must hold arguments by measure, as {{ChannelNorm: {{p: 2}}}}"
-            )
+        given = self.measure_args
+        if not isinstance(given, Mapping) or not all(isinstance(each, Mapping) for each in given.values()):
+            raise TypeError(f"measure_args={given!r} must hold arguments by measure, as {{ChannelNorm: {{p: 2}}}}")
 
     @property
     def directory(self) -> Path:
@@ -160,20 +155,13 @@ class ExperimentConfig:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read the YAML file of an experiment."""
+    """Read the YAML file of an experiment; a ValueError names a key that no experiment has, and the nearest."""
     content = load_config(str(path), of="the keys of an experiment")
-    check_keys(content, place=str(path))
-    return {"name": Path(path).stem, **content}
-
-
-def check_keys(content: Mapping[str, Any], *, place: str) -> None:
-    """Raise a ValueError for a key that no experiment has; it names the nearest."""
     known = [item.name for item in dataclasses.fields(ExperimentConfig)]
-    for key in content:
-        if key not in known:
-            raise ValueError(
-                f"{place}: there is no key {key!r}{did_you_mean(str(key), known)}; the keys are {', '.join(known)}"
-            )
+    if unknown := [str(key) for key in content if key not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise ValueError(f"{path}: there is no key {unknown[0]!r}{near}; the keys are {', '.join(known)}")
+    return {"name": Path(path).stem, **content}
 
 
 def write_config(config: ExperimentConfig) -> str:
@@ -191,11 +179,7 @@ def _listed(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def paired(network: object) -> str:
-    """Return MODEL@DATASET, with the data set of the thesis where none is given.
-
-    Raises:
-        ValueError: If none is given, and the thesis has none.
-    """
+    """Return MODEL@DATASET, with the data set of the thesis where none is given; a ValueError where it has none."""
     if not isinstance(network, str) or network.count("@") > 1:
         raise ValueError(f"networks: {network!r} is not MODEL@DATASET, such as ThreeLayerMLP@FashionMNIST")
     model, at, dataset = network.partition("@")

@@ -77,8 +77,8 @@ def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], list[s
         for pattern in config.checkpoints.get(network, ()):
             matched = [str(Path(path)) for path in sorted(glob.glob(str(pattern))) if Path(path).is_file()]
             if not matched:
-                remedy = "train one with mlprank fit"
-                missing.append(f"{network}: checkpoints: no file is there by the name {pattern}; {remedy}")
+                rule = f"no file is there by the name {pattern}; train one with mlprank fit"
+                missing.append(f"{network}: checkpoints: {rule}")
             files += matched
         if network not in config.checkpoints:
             try:
@@ -229,10 +229,7 @@ def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, 
 
 
 class Workbench:
-    """A trained network with its data, traced once; prunes and tests.
-
-    `graphs` are those that are known already, by class and sizes of the network; a new one is added.
-    """
+    """A trained network with its data, traced once; `graphs` are those that are known, by class and sizes."""
 
     def __init__(
         self, trained: Trained, data: TestData, *, graphs: dict[object, Graph], device: str, latency: bool
@@ -494,10 +491,7 @@ def describe_machine(device: str) -> dict[str, str]:
 
 
 def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, Any]) -> PruningResult:
-    """Prune once more as a finished cell was pruned, so that its network can be written.
-
-    `kept` are the masks that were recorded with its scores.
-    """
+    """Prune once more as a cell was pruned whose masks `kept` were recorded, so that its network can be written."""
     p, place = record.parameters, f"cell {record.key}"
     if not Path(p.checkpoint).is_file():
         raise FileNotFoundError(f"{place}: its checkpoint {p.checkpoint} is not there; run from where it was run")

@@ -86,10 +86,8 @@ class Comparison:
 def mean_interval(values: Iterable[float]) -> Estimate:
     """Mean and Student's t interval (95 %; Student 1908) of independent values, which are finite and at least one."""
     numbers = [float(value) for value in values]
-    if not numbers:
-        raise ValueError("interval: values must hold at least one number, got none")
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"interval: values must be finite, got {numbers}")
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"interval: values must be finite and at least one, got {numbers}")
     return _average([numbers])[0]
 
 
@@ -102,9 +100,8 @@ def accuracy_interval(values: Iterable[float]) -> Estimate:
     """
     found = mean_interval(values)
     if not all(0.0 <= value <= 1.0 for value in found.values):
-        raise ValueError(
-            f"accuracy_interval: accuracies are fractions in [0, 1], got {list(found.values)}; divide percent by 100"
-        )
+        given = list(found.values)
+        raise ValueError(f"accuracy_interval: accuracies are fractions in [0, 1], got {given}; divide percent by 100")
     if found.low is None or found.high is None:
         return found
     from scipy.special import expit, logit
@@ -164,10 +161,8 @@ def setting_of(parameters: CellParameters) -> Setting:
 
 def series_label(parameters: CellParameters) -> str:
     """The measure and its arguments, as one curve of a plot: `norm(p=2)`. A `seed` makes replicates, not a curve."""
-    arguments = {name: value for name, value in sorted(parameters.measure_args.items()) if name != "seed"}
-    if not arguments:
-        return parameters.measure
-    return f"{parameters.measure}({', '.join(f'{name}={json.dumps(value)}' for name, value in arguments.items())})"
+    given = [f"{name}={json.dumps(v)}" for name, v in sorted(parameters.measure_args.items()) if name != "seed"]
+    return f"{parameters.measure}({', '.join(given)})" if given else parameters.measure
 
 
 def finished_cells(records: Iterable[CellRecord]) -> tuple[CellRecord, ...]:

@@ -31,16 +31,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid of checked points: a trial a point, the resolved values by option, a hash of what is shared."""
+    """A grid of checked points: a trial a point, and what tells it from others: a hash of the rest, and its values."""
 
     trials: tuple[Trial, ...]
-    values: Mapping[str, list[Any]]
-    base: str
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What tells this grid from others, in plain types."""
-        return {"base": self.base, "grid": {key: list(values) for key, values in self.values.items()}}
+    identity: Mapping[str, Any]
 
 
 def read_request(argv: Sequence[str]) -> Request:
@@ -100,7 +94,8 @@ def expand(request: Request) -> Grid:
         for key, value in resolved.items():
             if value not in values[key]:  # values may be lists, which have no hash
                 values[key].append(value)
-    return Grid(tuple(trials.values()), values, _shared([trial.config for trial in trials.values()], values))
+    base = _shared([trial.config for trial in trials.values()], values)
+    return Grid(tuple(trials.values()), {"base": base, "grid": values})
 
 
 def lookup(config: Mapping[str, Any], key: str) -> Any:

@@ -191,7 +191,7 @@ class _Search:
         return UNFINISHED if len(outcomes) < len(trials) or not ranked else 0
 
     def _heat_map(self, ranked: Mapping[str, float]) -> Any:
-        values = {key: [format_value(value) for value in found] for key, found in self.grid.values.items()}
+        values = {key: [format_value(value) for value in found] for key, found in self.grid.identity["grid"].items()}
         points = [{key: format_value(value) for key, value in trial.point.items()} for trial in self.grid.trials]
         trials = zip(points, (ranked.get(trial.key) for trial in self.grid.trials), strict=True)
         others, metric = len(values) - 2, MONITOR if self.options.cut is None else PRUNED

@@ -40,10 +40,7 @@ _WITHOUT_EFFECT = ("PruningCallback", "ModelCheckpoint", "ProgressBar", "EpochLi
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run of a grid.
-
-    Its key is a hash of the whole resolved config and the seed, without paths and logger.
-    """
+    """One training run of a grid; its key is a hash of its whole config and seed, without paths and logger."""
 
     key: str
     point: Mapping[str, Any]

@@ -26,7 +26,7 @@ def test_a_grid_is_the_product_of_its_values_in_order(config):
 def test_text_that_yaml_takes_for_no_number_is_converted_by_the_parser(config):
     grid = grid_of(config, f"--grid.{LR}", "[1e-4]")
     assert read_request([f"--grid.{LR}=[1e-4]"]).grid[LR] == ["1e-4"]
-    assert grid.values[LR] == [1e-4]
+    assert grid.identity["grid"][LR] == [1e-4]
 
 
 def test_a_config_may_hold_grid_and_tune_and_the_command_line_wins(config):
@@ -54,7 +54,7 @@ def test_more_values_leave_the_identity_of_the_rest_the_same(config):
     small = grid_of(config, f"--grid.{LR}=[0.1]", f"--grid.{DECAY}=[0]")
     large = grid_of(config, f"--grid.{LR}=[0.1, 0.2]", f"--grid.{DECAY}=[0, 1]")
     other = grid_of(config, f"--grid.{LR}=[0.1]", f"--grid.{DECAY}=[0]", "--trainer.max_epochs=9")
-    assert small.base == large.base != other.base
+    assert small.identity["base"] == large.identity["base"] != other.identity["base"]
     assert small.trials[0].key == large.trials[0].key
 
 
