@@ -201,11 +201,11 @@ class Reading:
                 self.spaces.keep_whole(axis, self.words(node))
 
     def _repeat_interleave(self, node: fx.Node, source: fx.Node, given: Arguments) -> None:
-        count = given["repeats"]
-        if given["dim"] is None:
+        count, along = given["repeats"], given.get("dim")
+        if along is None:
             self.refuse([source], self.words(node))
             return
-        dim = given["dim"] % ndim_of(source)
+        dim = along % ndim_of(source)
         axis = self.rest(node, source, dim)
         if axis is not None and isinstance(count, int):
             self.put(node, dim, widened(axis, count), [replace(self.part(source, dim), block=count)])
@@ -253,12 +253,12 @@ class Reading:
     def _slice(self, node: fx.Node, source: fx.Node, given: Arguments) -> None:
         dim = given["dim"] % ndim_of(source)
         axis, size = self.rest(node, source, dim), shape_of(source)[dim]
-        start, stop = given["start"], given.get("end")
-        if "length" in given and isinstance(start, int) and isinstance(given["length"], int):
-            stop = start + given["length"]
+        start, length = given["start"], given.get("length", 0)
         if axis is None:
             return
-        if all(isinstance(each, int | None) for each in (size, start, stop)) and given.get("step", 1) == 1:
+        known = all(isinstance(each, int | None) for each in (size, start, given.get("end"), length))
+        if known and given.get("step", 1) == 1:
+            stop = start + length if "length" in given else given["end"]
             start, stop, _ = slice(start, stop).indices(size)
             if cut := self.spaces.cut(axis, start, stop):
                 self.put(node, dim, cut, [Part(source.name, dim, start, stop)])
@@ -272,8 +272,9 @@ class Reading:
         if axis is None:
             return
         sizes = [piece.shape[dim] for piece in node.meta["val"]]
-        equal = len(set(sizes)) == 1
-        if not all(isinstance(size, int) for size in sizes) or (name == "tensor_split" and not equal):
+        known = all(isinstance(size, int) for size in sizes)
+        equal = known and len(set(sizes)) == 1
+        if not known or (name == "tensor_split" and not equal):
             self.spaces.keep_whole(axis, self.words(node))
             return
         if equal and len(sizes) > 1:

@@ -87,7 +87,7 @@ class Rules(Reading):
         if not tracked or name.startswith(("_assert", "sym_", "_has_compatible_shallow_copy_type")):
             return  # a check that the trace added, of a dtype for example, or a size
         rule = _RULES.get(plain)
-        if plain in {"max", "min"} and isinstance(node.meta.get("val"), Tensor) and len(node.all_input_nodes) == 2:
+        if plain in {"max", "min"} and len(node.args) > 1 and isinstance(node.args[1], fx.Node):
             rule = "_pointwise"
         elif rule is None:
             rule = "_dropout" if "dropout" in name else "_local" if _LOCAL.search(name) else None

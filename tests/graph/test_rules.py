@@ -63,6 +63,7 @@ FOLLOWED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
     ),
     "stacked": (lambda m, h: torch.stack([h, h.tanh()], 1).mean(1), (9, 6)),
     "the larger one": (lambda m, h: torch.max(h, 1 - h), (9, 6)),
+    "the larger one of itself": (lambda m, h: torch.max(h, h), (9, 6)),
     "repeated tokens": (lambda m, h: h.repeat(1, 2, 1).sum(1), (9, 4, 6)),
     "some tokens of a list": (lambda m, h: h[:, [2, 0]].mean(1), (9, 4, 6)),
     "softmax over tokens": (lambda m, h: h.softmax(1), (9, 4, 6)),
@@ -160,6 +161,21 @@ def test_neurons_that_cannot_be_followed_stay_whole_for_a_reason(name: str) -> N
     assert reason in (graph.group_of("make").whole or "")
     with pytest.raises(ValueError, match=r'there is nothing to prune: .*"make"'):
         prune(network, torch.randn(9, 6))
+
+
+CUT_BY_THE_BATCH: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "narrow": lambda h, size: torch.cat([h.narrow(1, 0, size), h.narrow(1, size, 8 - size)], 1),
+    "split_with_sizes": lambda h, size: torch.cat(h.split([size, 8 - size], 1), 1),
+    "slice": lambda h, size: torch.cat([h[:, :size], h[:, size:]], 1),
+    "repeat": lambda h, size: h.repeat(1, size)[:, :8],
+}
+
+
+@pytest.mark.parametrize("name", CUT_BY_THE_BATCH)
+def test_neurons_that_are_cut_by_the_size_of_the_batch_stay_whole(name: str) -> None:
+    network = Network(lambda m, h: CUT_BY_THE_BATCH[name](h, h.shape[0]))
+    whole = trace(randomise(network, seed=1).eval(), torch.randn(7, 6)).group_of("make").whole
+    assert (whole or "").startswith(f"they feed `{name}`")
 
 
 def test_a_constant_that_depends_on_the_input_keeps_its_neurons() -> None:
