@@ -77,7 +77,7 @@ def figures_of(content: Content) -> list[Figure]:
             if points := cost_points(panels, cost=cost):
                 num = len(charts.pareto_front(points))
                 note = f"{num} of {len(points)} pruned networks are on the front"
-                dense = [(value, p.dense.top1.mean) for p in panels if (value := p.dense.cost(cost)) is not None]
+                dense = [(value, p.dense.top1.mean) for p in panels if (value := p.dense.costs[cost]) is not None]
                 draw = partial(_draw_front, points, dense, content.looks, cost)
                 found.append(Figure(cost, network, network, note, draw, where))
         for record, layers in sorted(

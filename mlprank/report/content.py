@@ -24,18 +24,13 @@ WITHIN = 0.01
 
 @dataclass(frozen=True)
 class Point:
-    """A measure at an amount, or the dense network: means over trainings, in fractions, bytes and seconds."""
+    """A measure at an amount, or the dense network: means over trainings."""
 
     amount: float
     top1: stats.Estimate
-    size_bytes: float
+    costs: Mapping[str, float | None]  # "size" in bytes and "latency" in seconds, None where it was not measured
     num_parameters: float
-    latency_s: float | None
     keys: tuple[str, ...] = ()
-
-    def cost(self, kind: str) -> float | None:
-        """Seconds ("latency") or bytes ("size"); None where it was not measured."""
-        return self.latency_s if kind == "latency" else self.size_bytes
 
 
 @dataclass(frozen=True)
@@ -230,12 +225,15 @@ def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
 
 def _point(amount: float, cells: Sequence[CellRecord], when: str) -> Point:
     """Means over cells of what networks cost before or after pruning, and of the accuracy after it."""
+
+    def mean(name: str) -> float | None:
+        found = [value for m in metrics if (value := getattr(m, f"{name}_{when}")) is not None]
+        return fmean(found) if found else None
+
     metrics = [stats.metrics_of(cell) for cell in cells]
     top1 = stats.accuracy_interval(stats.by_training(cells, [m.top1 for m in metrics]))
-    size, parameters = (fmean(getattr(m, f"{n}_{when}") for m in metrics) for n in ("size_bytes", "num_parameters"))
-    latencies = [value for m in metrics if (value := getattr(m, f"latency_s_{when}")) is not None]
-    keys = tuple(cell.key for cell in cells)
-    return Point(amount, top1, size, parameters, fmean(latencies) if latencies else None, keys)
+    costs = {"size": mean("size_bytes"), "latency": mean("latency_s")}
+    return Point(amount, top1, costs, mean("num_parameters") or 0.0, tuple(cell.key for cell in cells))
 
 
 def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
@@ -276,11 +274,11 @@ def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
         )
         for curve in panel.curves:
             for point in curve.points:
-                value = point.cost(cost)
+                value = point.costs[cost]
                 if value is not None and point.amount > 0.0:
                     note = f"{100 * point.amount:g} %, {how}"
                     found.append(CostPoint(curve.label, value, point.top1.mean, note, panel.is_good(point)))
-    if {point.cost for point in found} <= {panel.dense.cost(cost) for panel in panels}:
+    if {point.cost for point in found} <= {panel.dense.costs[cost] for panel in panels}:
         return ()
     found.sort(key=lambda point: (point.cost, -point.top1))
     chosen = next((place for place, point in enumerate(found) if point.chosen), None)

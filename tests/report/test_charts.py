@@ -14,7 +14,7 @@ SETTING = Setting("Net", "Data", "local", "constant", ())
 
 
 def point(amount, top1, low=None, high=None):
-    return Point(amount, Estimate(top1, low, high, (top1,)), 1.0, 1.0, None)
+    return Point(amount, Estimate(top1, low, high, (top1,)), {}, 1.0)
 
 
 def lead(baseline, mean, low, high, verdict):
