@@ -125,6 +125,9 @@ class FrontPoint:
 class Front:
     """What a search found; after an interruption `best` is the best so far.
 
+    `best` is the chosen pruning, a `PruningResult`, `best_point` its costs and score; `points` are all networks that
+    were tried, from the largest to the smallest, beside the `dense` one.
+
     Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2))

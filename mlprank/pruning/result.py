@@ -36,6 +36,10 @@ class PruningMetrics(NamedTuple):
 class PruningResult:
     """A pruned network.
 
+    `model` is the narrow network, ready to run, train and export; `masked` has the old shapes and computes the same
+    function, within `max_difference` on a calibration batch. By layer there are `scores`, shape (n_out,), larger means
+    keep; `masks`, shape (n_out,), True for kept neurons; `widths` before and after; and why others stay `whole`.
+
     Examples:
         >>> import mlprank, torch
         >>> network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))

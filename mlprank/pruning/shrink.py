@@ -331,7 +331,7 @@ class _Search:
             share = (low + high) / 2
             widths = self._widths(share)
             fits = all(
-                costs.total(widths) * self.dense.size(name) / costs.total(self.full) <= limit
+                costs.total(widths) * self.dense.size(name) / (costs.total(self.full) or 1) <= limit
                 for name, limit in self.limits.items()
                 if (costs := self.costs.get(SIZES[name].counted))
             )
