@@ -7,32 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlprank.datamodules.images import ImageDataModule
-    from mlprank.datamodules.sets import (
-        DATASETS,
-        CIFAR10DataModule,
-        CIFAR100DataModule,
-        DigitsDataModule,
-        FashionMNISTDataModule,
-        MNISTDataModule,
-        get_dataset,
-        register_dataset,
-    )
-
-__all__ = [
-    "DATASETS",
-    "CIFAR10DataModule",
-    "CIFAR100DataModule",
-    "DigitsDataModule",
-    "FashionMNISTDataModule",
-    "ImageDataModule",
-    "MNISTDataModule",
-    "get_dataset",
-    "register_dataset",
-]
+    from mlprank.datamodules.images import ImageDataModule as ImageDataModule
+    from mlprank.datamodules.sets import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if not name.endswith(("DataModule", "_dataset", "DATASETS")):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("mlprank.datamodules.sets"), name)

@@ -42,10 +42,10 @@ class FileSet:
     name: str  # name of the data set
     files: tuple[str, ...]  # names of all files; a set counts as found in a folder that holds all of them
     folders: tuple[str, ...]  # where to look inside the data directory, in this order; a download goes into the first
-    download: Callable[[Path], None]  # downloads the set below a directory, into the first of `folders`
     suffixes: tuple[str, ...] = ("",)  # what may follow a file's name, such as `.gz`
     system_folders: tuple[Path, ...] = ()  # where to look after the data directory
     remedy: str = "run once with a network"  # how else to get the files
+    download: Callable[[Path], None] | None = None  # into the first folder below a directory; torchvision's by default
 
     def find(self, data_dir: Path) -> dict[str, Path] | None:
         """Return the paths of all files by their names, or None where no folder holds them all."""
@@ -57,9 +57,8 @@ class FileSet:
         return None
 
     def locate(self, data_dir: Path) -> dict[str, Path]:
-        """Return the paths of all files by their names."""
-        found = self.find(data_dir)
-        if found is None:
+        """Return the paths of all files by their names; a FileNotFoundError says where they may lie."""
+        if (found := self.find(data_dir)) is None:
             raise self._missing(data_dir, "nothing was downloaded")
         return found
 
@@ -72,7 +71,7 @@ class FileSet:
             data_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as temporary:
                 socket.setdefaulttimeout(TIMEOUT_S)  # a connection that stays silent fails
-                self.download(Path(temporary))
+                (self.download or self._download)(Path(temporary))
                 fetched, target = Path(temporary) / self.folders[0], data_dir / self.folders[0]
                 target.mkdir(parents=True, exist_ok=True)
                 for name in self.files:
@@ -81,6 +80,17 @@ class FileSet:
             raise self._missing(data_dir, f"the download failed: {error}") from error
         finally:
             socket.setdefaulttimeout(before)
+
+    def _download(self, root: Path) -> None:
+        """Download torchvision's set of this name below a directory, with a progress bar, and check it."""
+        import torchvision.datasets  # heavy
+
+        source = getattr(torchvision.datasets, self.name)
+        if hasattr(source, "tgz_md5"):  # CIFAR's, one archive: the set's own download would unpickle what is in it
+            fetch = torchvision.datasets.utils.download_and_extract_archive
+            fetch(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
+        else:
+            source(root, download=True)
 
     def _missing(self, data_dir: Path, reason: str) -> FileNotFoundError:
         either = f" (each may end in {' or '.join(filter(None, self.suffixes))})" if any(self.suffixes) else ""
@@ -107,18 +117,15 @@ def read_idx(path: Path, *, item_shape: tuple[int, ...]) -> Tensor:
             content = bytearray(stream.read(min(num_items, MAX_ITEMS) * item_bytes + 1))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: is not a whole gzip file ({error}); {_AGAIN}") from error
-    expected = num_items * item_bytes
-    found = f"only {len(content)}" if len(content) < expected else f"more than {expected}"
-    faults = {
-        f"starts with the bytes {header[:4].hex()!r} and not with {magic.hex()!r}": header[:4] != magic,
-        "ends within its header": len(header) < 4 + 4 * num_dims,
-        f"its items have the shape {tuple(shape)}, not {item_shape}": tuple(shape) != item_shape,
-        f"its header announces {num_items} items, outside [1, {MAX_ITEMS}]": not 0 < num_items <= MAX_ITEMS,
-        f"its header announces {num_items} items in {expected} bytes and the file holds {found}": (
-            len(content) != expected
-        ),
-    }
-    for fault, is_there in faults.items():
+    size, expected = len(content), num_items * item_bytes
+    found = f"only {size}" if size < expected else f"more than {expected}"
+    for is_there, fault in (
+        (header[:4] != magic, f"starts with the bytes {header[:4].hex()!r} and not with {magic.hex()!r}"),
+        (len(header) < 4 + 4 * num_dims, "ends within its header"),
+        (tuple(shape) != item_shape, f"its items have the shape {tuple(shape)}, not {item_shape}"),
+        (not 0 < num_items <= MAX_ITEMS, f"its header announces {num_items} items, outside [1, {MAX_ITEMS}]"),
+        (size != expected, f"its header announces {num_items} items in {expected} bytes and the file holds {found}"),
+    ):
         if is_there:
             raise ValueError(f"{path}: {fault}; it is of another data set, truncated or damaged: {_AGAIN}")
     return torch.frombuffer(content, dtype=torch.uint8).reshape(num_items, *item_shape)
@@ -128,35 +135,25 @@ def read_idx_pair(
     images_path: Path, labels_path: Path, *, in_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[Tensor, Tensor]:
     """Read images, shape (n, 1, H, W), uint8, of an idx file and their labels, shape (n,), int64, of another."""
-    images = read_idx(images_path, item_shape=in_shape[1:])
-    labels = read_idx(labels_path, item_shape=()).to(torch.int64)
+    images, labels = read_idx(images_path, item_shape=in_shape[1:]), read_idx(labels_path, item_shape=())
     if len(images) != len(labels):
         raise ValueError(
             f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels; one of them is not of "
             "this set: delete both and get them again"
         )
-    _check_range(labels, num_classes=num_classes, place=labels_path)
-    return images.unsqueeze(1), labels
+    return images.unsqueeze(1), _labels(labels.tolist(), num_classes=num_classes, place=labels_path)
 
 
 class _StandIn:
     """Stands for a NumPy array or its type in a pickle: keeps what it is made of, and does nothing."""
 
+    state: Any = ()
+
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
-        self.state: Any = ()
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
-
-
-class _Latin1(_StandIn):
-    """Stands for `_codecs.encode`, by which Python 3 writes bytes in protocol 2: latin-1 and nothing else."""
-
-    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
-        if encoding != "latin1":
-            raise ValueError(f"bytes are encoded as {encoding!r}, not as latin1")
-        return text.encode("latin1")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -166,11 +163,11 @@ class _ArrayUnpickler(pickle.Unpickler):
     """
 
     _known: ClassVar[dict[str, Any]] = {
-        "numpy.ndarray": "an argument, which is never called",
+        "numpy.ndarray": None,  # an argument, which is never called
         "numpy.dtype": _StandIn,
         "numpy.core.multiarray._reconstruct": _StandIn,
         "numpy._core.multiarray._reconstruct": _StandIn,
-        "_codecs.encode": _Latin1,
+        "_codecs.encode": str.encode,  # by which Python 3 writes bytes in protocol 2
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -195,29 +192,28 @@ def read_cifar_batch(path: Path, *, label_key: str, num_classes: int) -> tuple[T
     entries = content if isinstance(content, dict) else {}  # Python 2 wrote its keys as bytes
     array, classes = (entries.get(key.encode(), entries.get(key)) for key in ("data", label_key))
     match array:  # its state is version, shape, type, whether it is in Fortran's order, bytes
-        case _StandIn(
-            state=(_, (int(num_images), 3072), _StandIn(arguments=("u1" | b"u1", *_)), False, bytes(pixels))
-        ) if len(pixels) == num_images * 3072:
-            pass
+        case _StandIn(state=(_, (int(num_images), 3072), _StandIn(arguments=("u1" | b"u1", *_)), False, bytes(pixels))):
+            whole = len(pixels) == num_images * 3072
         case _:
-            raise ValueError(f'{path}: its entry "data" is not whole, unsigned bytes of shape (n, 3072) in C order')
+            whole = False
+    if not whole:
+        raise ValueError(f'{path}: its entry "data" is not whole, unsigned bytes of shape (n, 3072) in C order')
     if not isinstance(classes, list) or not all(type(label) is int for label in classes):
         raise ValueError(f'{path}: has no list of integers "{label_key}"; it belongs to another data set')
     if len(classes) != num_images:
         raise ValueError(f"{path}: holds {num_images} images and {len(classes)} labels; it is damaged: {_AGAIN}")
-    big = 2**62  # a hostile label may not fit into 64 bits
-    labels = torch.tensor([max(-big, min(label, big)) for label in classes], dtype=torch.int64)
-    _check_range(labels, num_classes=num_classes, place=path)
+    labels = _labels(classes, num_classes=num_classes, place=path)
     return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(-1, 3, 32, 32), labels
 
 
-def _check_range(labels: Tensor, *, num_classes: int, place: Path) -> None:
-    if len(labels) == 0:
+def _labels(labels: list[int], *, num_classes: int, place: Path) -> Tensor:
+    """Return labels, int64, once they are known to be some and to lie in [0, num_classes)."""
+    if not labels:
         raise ValueError(f"{place}: holds no images; replace the file by a complete one")
-    outside = ((labels < 0) | (labels >= num_classes)).nonzero()
-    if len(outside):
-        first = int(outside[0])
+    outside = [index for index, label in enumerate(labels) if not 0 <= label < num_classes]
+    if outside:
         raise ValueError(
-            f"{place}: label {int(labels[first])} of image {first} is outside [0, {num_classes}) ({len(outside)} such "
-            "labels); the file is damaged or belongs to another data set"
+            f"{place}: label {labels[outside[0]]} of image {outside[0]} is outside [0, {num_classes}) ({len(outside)} "
+            "such labels); the file is damaged or belongs to another data set"
         )
+    return torch.tensor(labels, dtype=torch.int64)

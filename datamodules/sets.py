@@ -1,6 +1,5 @@
 """The image sets: scikit-learn's digits, MNIST, FashionMNIST, CIFAR-10 and CIFAR-100, by name."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,9 +7,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mlprank.datamodules.batches import generator
 from mlprank.datamodules.files import FileSet, read_cifar_batch, read_idx_pair
-from mlprank.datamodules.images import ImageDataModule
+from mlprank.datamodules.images import ImageDataModule, generator
 from mlprank.utils.registry import Registry
 
 
@@ -28,9 +26,9 @@ class DigitsDataModule(ImageDataModule):
         100
     """
 
-    num_classes: ClassVar[int] = 10
-    classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
-    in_shape: ClassVar[tuple[int, int, int]] = (1, 8, 8)
+    num_classes = 10
+    classes = tuple("0123456789")
+    in_shape = (1, 8, 8)
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
         """Return the training or the test images, their 17 grey levels stretched to 256; see `ImageDataModule.read`."""
@@ -45,23 +43,11 @@ class DigitsDataModule(ImageDataModule):
         return images[rows], labels[rows], Path(sklearn.datasets.__file__)
 
 
-def _download(name: str, root: Path) -> None:
-    """Download a set of torchvision's below a directory, with a progress bar, and check it."""
-    import torchvision.datasets  # heavy
-
-    source = getattr(torchvision.datasets, name)
-    if hasattr(source, "tgz_md5"):  # CIFAR's, one archive: the set's own download would unpickle what is in it
-        fetch = torchvision.datasets.utils.download_and_extract_archive
-        fetch(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
-    else:
-        source(root, download=True)
-
-
 def _idx_files(name: str, **options: Any) -> FileSet:
     """Return the files of MNIST or of a set that is laid out as it."""
     parts = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     folders = (f"{name}/raw", name, "raw", "")
-    return FileSet(name, tuple(parts), folders, partial(_download, name), suffixes=("", ".gz"), **options)
+    return FileSet(name, tuple(parts), folders, suffixes=("", ".gz"), **options)
 
 
 class MNISTDataModule(ImageDataModule):
@@ -78,13 +64,13 @@ class MNISTDataModule(ImageDataModule):
         (1, 28, 28)
     """
 
-    num_classes: ClassVar[int] = 10
-    classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
-    in_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    num_classes = 10
+    classes = tuple("0123456789")
+    in_shape = (1, 28, 28)
     file_set: ClassVar[FileSet] = _idx_files("MNIST")
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
-        """Read the training or the test images from the two idx files of `part`; see `ImageDataModule.read`."""
+        """See `ImageDataModule.read`."""
         paths = self.file_set.locate(self.data_dir)
         prefix = "train" if part == "train" else "t10k"
         places = paths[f"{prefix}-images-idx3-ubyte"], paths[f"{prefix}-labels-idx1-ubyte"]
@@ -106,10 +92,8 @@ class FashionMNISTDataModule(MNISTDataModule):
         10
     """
 
-    classes: ClassVar[tuple[str, ...]] = (
-        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    )
-    file_set: ClassVar[FileSet] = _idx_files(
+    classes = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    file_set = _idx_files(
         "FashionMNIST",
         system_folders=(Path("/usr/share/datasets/fashion-mnist"),),
         remedy="on Debian and Ubuntu `apt-get install dataset-fashion-mnist`, or run once with a network",
@@ -130,20 +114,17 @@ class CIFAR10DataModule(ImageDataModule):
         (3, 32, 32)
     """
 
-    num_classes: ClassVar[int] = 10
+    num_classes = 10
     classes: ClassVar[tuple[str, ...]] = (
         *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     )
-    in_shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
+    in_shape = (3, 32, 32)
     # Per channel over all pixels, scaled to [0, 1], of the 50,000 official training images; the values in common use.
-    mean: ClassVar[tuple[float, ...] | None] = (0.4914, 0.4822, 0.4465)
-    std: ClassVar[tuple[float, ...] | None] = (0.2470, 0.2435, 0.2616)
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2470, 0.2435, 0.2616)
     label_key: ClassVar[str] = "labels"
     file_set: ClassVar[FileSet] = FileSet(
-        "CIFAR10",
-        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"),
-        ("cifar-10-batches-py", ""),
-        partial(_download, "CIFAR10"),
+        "CIFAR10", (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"), ("cifar-10-batches-py", "")
     )
 
     def read(self, part: str) -> tuple[Tensor, Tensor, Path]:
@@ -171,18 +152,13 @@ class CIFAR100DataModule(CIFAR10DataModule):
         100
     """
 
-    num_classes: ClassVar[int] = 100
-    classes: ClassVar[tuple[str, ...]] = ()
+    num_classes = 100
+    classes = ()
     # Per channel over all pixels, scaled to [0, 1], of the 50,000 official training images; the values in common use.
-    mean: ClassVar[tuple[float, ...] | None] = (0.5071, 0.4865, 0.4409)
-    std: ClassVar[tuple[float, ...] | None] = (0.2673, 0.2564, 0.2762)
-    label_key: ClassVar[str] = "fine_labels"
-    file_set: ClassVar[FileSet] = FileSet(
-        name="CIFAR100",
-        files=("train", "test"),
-        folders=("cifar-100-python", ""),
-        download=partial(_download, "CIFAR100"),
-    )
+    mean = (0.5071, 0.4865, 0.4409)
+    std = (0.2673, 0.2564, 0.2762)
+    label_key = "fine_labels"
+    file_set = FileSet("CIFAR100", ("train", "test"), ("cifar-100-python", ""))
 
 
 _SETS = (DigitsDataModule, MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule, CIFAR100DataModule)

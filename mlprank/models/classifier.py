@@ -13,19 +13,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mlprank.artifact.spec import build_model, describe_model
-from mlprank.models.registry import check_state
-from mlprank.models.schedule import (
-    build_optimizer,
-    build_scheduler,
-    check_scheduler,
-    describe_factory,
-    parameter_groups,
-)
+from mlprank.models import check_state, schedule
 from mlprank.surgery.masks import match_masks
 from mlprank.surgery.narrow import narrow
-
-_STEPS_BETWEEN_CHECKS = 50
-"""On an accelerator reading the loss waits for the device, so it is read once in so many steps."""
 
 
 class ImageClassifier(LightningModule):
@@ -86,26 +76,24 @@ class ImageClassifier(LightningModule):
         self.norm_weight_decay = norm_weight_decay
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.pruning: dict[str, Any] | None = None
-        """What a pruned network's checkpoint says about it: "slices" are the kept indices per parameter."""
-        first, schedule = self._build_optimizer()
+        self.pruning: dict[str, Any] | None = None  # what a pruned network's checkpoint says about it
+        first, scheduler = self._build_optimizer()
         described = {
             "model": dict(given) if isinstance(given, Mapping) else describe_model(self.model),
-            "optimizer": describe_factory(optimizer, first),
-            "lr_scheduler": None if schedule is None else describe_factory(lr_scheduler, schedule),
+            "optimizer": schedule.describe_factory(optimizer, first),
+            "lr_scheduler": None if scheduler is None else schedule.describe_factory(lr_scheduler, scheduler),
         }
         names = ("label_smoothing", "bias_weight_decay", "norm_weight_decay", "num_classes")
         self.save_hyperparameters({**described, **{name: getattr(self, name) for name in names}})
-        if schedule is not None:
-            check_scheduler(schedule)
+        if scheduler is not None:
+            schedule.check_scheduler(scheduler)
         self.top1, self.top5 = (
             MulticlassAccuracy(num_classes, top_k=min(top_k, num_classes), average="micro", validate_args=False)
             for top_k in (1, 5)
         )
         self.mean_loss = MeanMetric()
         self._rate = math.nan
-        self._loss_sum: float | Tensor = 0.0
-        """Of the samples of the epoch so far."""
+        self._loss_sum: float | Tensor = 0.0  # over the samples of the epoch so far
         self._num_samples = 0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,26 +123,22 @@ class ImageClassifier(LightningModule):
         """Return the loss of a batch; a loss that is not a finite number stops the run."""
         images, targets = batch
         loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.label_smoothing)
+        on_cpu = loss.device.type == "cpu"
         self._num_samples += (samples := images.shape[0])
-        if loss.device.type == "cpu":
-            self._loss_sum += (value := loss.item()) * samples
-            self._check_finite(value)
-        else:
-            self._loss_sum = self._loss_sum + loss.detach() * samples
-            if batch_idx % _STEPS_BETWEEN_CHECKS == _STEPS_BETWEEN_CHECKS - 1:
-                self._check_mean_loss()
+        self._loss_sum += (loss.item() if on_cpu else loss.detach()) * samples
+        if on_cpu or batch_idx % 50 == 49:  # an accelerator is waited for, so its losses are read once in 50 steps
+            self._mean_loss()
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss and the learning rate."""
-        mean = self._check_mean_loss()
-        self.log("train_loss", mean, prog_bar=True, sync_dist=True)
+        self.log("train_loss", self._mean_loss(), prog_bar=True, sync_dist=True)
         self.log("lr", self._rate, sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Stop before a checkpoint is written where the loss of the epoch is not a finite number."""
         if self.trainer.training and self._num_samples:
-            self._check_mean_loss()
+            self._mean_loss()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the epoch's loss and accuracies."""
@@ -197,42 +181,36 @@ class ImageClassifier(LightningModule):
         narrowed, by its name in the classifier and its dimension, and its "biases" name those that pruning created.
         """
         state, record, was_narrow = checkpoint["state_dict"], checkpoint.get("mlprank"), self.pruning is not None
-        if record is None:
-            self.model = self._dense() if was_narrow else self.model
-        elif not isinstance(record, dict) or not isinstance(record.get("slices"), Mapping):
+        slices: Any = record.get("slices") if isinstance(record, dict) else None
+        if record is not None and not isinstance(slices, Mapping):
             raise ValueError("the checkpoint's entry 'mlprank' has no 'slices', so the file is damaged or foreign")
-        else:
-            own, created = self.state_dict(), [str(name) for name in record.get("biases", ())]
-            differ = any(name in state and state[name].shape != tensor.shape for name, tensor in own.items())
-            if differ or set(created) - set(own):
-                slices = {str(name).removeprefix("model."): kept for name, kept in record["slices"].items()}
-                biases = tuple(name.removeprefix("model.") for name in created)
-                self.model = narrow(self._dense() if was_narrow else self.model, slices, biases=biases)
+        own, created = self.state_dict(), [str(name) for name in (record or {}).get("biases", ())]
+        differ = any(name in state and state[name].shape != tensor.shape for name, tensor in own.items())
+        if was_narrow if record is None else differ or set(created) - set(own):
+            spec: Any = self.hparams.get("model")
+            if was_narrow and spec is None:
+                raise ValueError("the network is narrow and its class is not recorded; build the classifier anew")
+            kept = {str(name).removeprefix("model."): dims for name, dims in (slices or {}).items()}
+            biases = tuple(name.removeprefix("model.") for name in created)
+            self.model = narrow(build_model(spec) if was_narrow else self.model, kept, biases=biases)
         self.pruning = record
         match_masks(self, state)
         check_state(self.state_dict(), state, source="the checkpoint")
 
     def _build_optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
-        groups = parameter_groups(
+        groups = schedule.parameter_groups(
             self.model, bias_weight_decay=self.bias_weight_decay, norm_weight_decay=self.norm_weight_decay
         )
-        optimizer = build_optimizer(self.optimizer, groups)
-        return optimizer, None if self.lr_scheduler is None else build_scheduler(self.lr_scheduler, optimizer)
+        optimizer = schedule.build_optimizer(self.optimizer, groups)
+        return optimizer, None if self.lr_scheduler is None else schedule.build_scheduler(self.lr_scheduler, optimizer)
 
-    def _check_mean_loss(self) -> float:
-        self._check_finite(mean := float(self._loss_sum) / max(self._num_samples, 1))
-        return mean
-
-    def _check_finite(self, loss: float) -> None:
+    def _mean_loss(self) -> float:
+        """Return the mean training loss of the epoch so far; one that is not a finite number stops the run."""
+        loss = float(self._loss_sum) / max(self._num_samples, 1)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} at step {self.global_step} (epoch {self.current_epoch}, "
                 f"lr={self._rate:g}); try a smaller learning rate, a warm-up, trainer.gradient_clip_val=1.0 or "
                 "trainer.precision=32, and look for non-finite images; checkpoints that were written before are kept"
             )
-
-    def _dense(self) -> nn.Module:
-        spec = self.hparams.get("model")
-        if spec is None:
-            raise ValueError("the network is narrow and its class is not recorded; build the classifier anew")
-        return build_model(spec)
+        return loss

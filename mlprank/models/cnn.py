@@ -1,6 +1,7 @@
 """Small convolutional classifiers for images of about 28 to 32 pixels."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,21 +35,13 @@ class FourLayerCNN(Network):
         super().__init__(in_channels=in_channels, num_classes=num_classes, widths=list(widths))
         if len(widths) != 4:
             raise ValueError(f"widths={list(widths)} must be 4 numbers of channels, one for each convolution")
-        previous = in_channels
-        for index, (width, stride) in enumerate(zip(widths, (2, 1, 2, 1), strict=True), start=1):
-            self.add_module(f"conv{index}", _conv3x3(previous, width, stride=stride))
+        for index, (size, width) in enumerate(pairwise((in_channels, *widths)), start=1):
+            self.add_module(f"conv{index}", _conv3x3(size, width, stride=1 + index % 2))
             self.add_module(f"batchnorm{index}", nn.BatchNorm2d(width))
             self.add_module(f"act{index}", nn.ReLU())
-            previous = width
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(previous, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, num_classes), of a batch of shape (N, in_channels, H, W)."""
-        for layer in self.children():
-            x = layer(x)
-        return x
+        self.fc = nn.Linear(widths[-1], num_classes)
 
 
 class ResidualBlock(nn.Module):
@@ -65,9 +58,8 @@ class ResidualBlock(nn.Module):
         self.batchnorm2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            conv = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a batch of shape (N, channels, H / stride, W / stride) from one of shape (N, in_channels, H, W)."""
@@ -102,23 +94,21 @@ class ResNet18(Network):
         check_whole(width=width)
         self.conv1 = _conv3x3(in_channels, width)
         self.batchnorm1 = nn.BatchNorm2d(width)
-        previous = width
-        for stage in range(4):
-            channels = width * 2**stage
-            blocks = [ResidualBlock(previous, channels, stride=2 if stage else 1), ResidualBlock(channels, channels)]
-            self.add_module(f"stage{stage + 1}", nn.Sequential(*blocks))
-            previous = channels
+        widths = (width, width, 2 * width, 4 * width, 8 * width)
+        for stage, (size, channels) in enumerate(pairwise(widths), start=1):
+            first = ResidualBlock(size, channels, stride=1 if stage == 1 else 2)
+            self.add_module(f"stage{stage}", nn.Sequential(first, ResidualBlock(channels, channels)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(previous, num_classes)
+        self.fc = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape (N, num_classes), of a batch of shape (N, in_channels, H, W)."""
-        x = F.relu(self.batchnorm1(self.conv1(x)))
-        for stage in range(1, 5):
-            x = self.get_submodule(f"stage{stage}")(x)
-        logits: Tensor = self.fc(self.flatten(self.pool(x)))
-        return logits
+        stem, norm, *rest = self.children()
+        x = F.relu(norm(stem(x)))
+        for layer in rest:
+            x = layer(x)
+        return x
 
 
 def _conv3x3(in_channels: int, channels: int, *, stride: int = 1) -> nn.Conv2d:

@@ -3,19 +3,17 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.pruned import load_pruned, read_artifact
 from mlprank.artifact.spec import describe_model
-from mlprank.models.registry import fill, load_weights, recognise, state_of, weights_of
+from mlprank.models import fill, recognise, weights_of
 
 
-@dataclass(frozen=True)
-class LoadedNetwork:
+class LoadedNetwork(NamedTuple):
     """A network out of a checkpoint."""
 
     model: nn.Module
@@ -54,13 +52,14 @@ def load_network(
 
         network = ImageClassifier.load_from_checkpoint(str(path), map_location="cpu", weights_only=True)
     else:
-        known = recognise(state_of(content, source=os.fspath(path)))
+        weights = weights_of(content, path)
+        known = recognise(weights)
         if known is None:
             raise ValueError(
                 f"{path} is neither a pruned file nor a checkpoint of mlprank's ImageClassifier, nor are its weights "
                 "those of one of mlprank's networks; name its network, as in --model my_package.Net --model.width 64"
             )
-        network = load_weights(path, known())
+        network = fill(known(), weights, path)
     network = network.model if type(network).__name__ == "ImageClassifier" else network  # type: ignore[assignment]
     features = getattr(network, "in_features", None)
     shape = shape or ((features,) if isinstance(features, int) else None)

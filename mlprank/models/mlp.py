@@ -1,7 +1,7 @@
 """Multilayer perceptrons: one built from its widths, and the thesis's four, which load its checkpoints."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +32,12 @@ class Network(nn.Module):
         check_whole(**sizes, **widths)
         for name, size in sizes.items():
             setattr(self, name, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, shape (N, num_classes), of a batch of shape (N, …): the layers, one after the other."""
+        for layer in self.children():
+            x = layer(x)
+        return x
 
 
 class MLP(Network):
@@ -69,35 +75,21 @@ class MLP(Network):
         dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
-        super().__init__(
-            in_features=in_features,
-            widths=list(widths),
-            num_classes=num_classes,
-            activation=activation,
-            batch_norm=batch_norm,
-            dropout=dropout,
-            bias=bias,
-        )
+        options = {"activation": activation, "batch_norm": batch_norm, "dropout": dropout, "bias": bias}
+        super().__init__(in_features=in_features, widths=list(widths), num_classes=num_classes, **options)
         check_choice("activation", activation, list(ACTIVATIONS))
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} must lie in [0, 1): it is the share of activations dropped")
         self.flatten = nn.Flatten()
-        previous = in_features
+        sizes = [in_features, *widths]
         for index, width in enumerate(widths, start=1):
-            self.add_module(f"fc{index}", nn.Linear(previous, width, bias=bias))
+            self.add_module(f"fc{index}", nn.Linear(sizes[index - 1], width, bias=bias))
             if batch_norm:
                 self.add_module(f"batchnorm{index}", nn.BatchNorm1d(width))
             self.add_module(f"act{index}", ACTIVATIONS[activation]())
             if dropout > 0.0:
                 self.add_module(f"dropout{index}", nn.Dropout(dropout))
-            previous = width
-        self.fc_last = nn.Linear(previous, num_classes, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, num_classes), of a batch of shape (N, …) with in_features values a sample."""
-        for layer in self.children():
-            x = layer(x)
-        return x
+        self.fc_last = nn.Linear(sizes[-1], num_classes, bias=bias)
 
 
 class TwoLayerMLP(Network):
@@ -112,11 +104,6 @@ class TwoLayerMLP(Network):
         hidden = [layer for size, width in sizes for layer in (nn.Linear(size, width), nn.ReLU())]
         self.linear_relu_stack = nn.Sequential(*hidden, nn.Linear(self._widths[-1], num_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, num_classes), of a batch of shape (N, …)."""
-        logits: Tensor = self.linear_relu_stack(self.flatten(x))
-        return logits
-
 
 class ThreeLayerMLP(TwoLayerMLP):
     """784-512-512-10, the network for FashionMNIST."""
@@ -124,61 +111,49 @@ class ThreeLayerMLP(TwoLayerMLP):
     _widths = (512, 512)
 
 
-class SixLayerMLP(Network):
-    """3072-512-512-256-256-128-10 with two residual additions, the network for CIFAR10.
+class _NormedMLP(Network):
+    """Linear layers, of which all of one width share one batch norm, which follows the ReLU."""
 
-    Layers of one width share one batch norm, which follows the ReLU.
-    """
+    _widths: tuple[int, ...]
+    _norms: ClassVar[dict[int, str]]  # their names by width
+    _added: tuple[int, ...] = ()  # layers to whose outputs their inputs are added, counted from 1
 
-    def __init__(self, in_features: int = 3072, num_classes: int = 10) -> None:
+    def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__(in_features=in_features, num_classes=num_classes)
         self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(in_features, 512)
-        self.fc2 = nn.Linear(512, 512)
-        self.fc3 = nn.Linear(512, 256)
-        self.fc4 = nn.Linear(256, 256)
-        self.fc5 = nn.Linear(256, 128)
-        self.fc_last = nn.Linear(128, num_classes)
-        self.batchnorm = nn.BatchNorm1d(512)
-        self.batchnorm2 = nn.BatchNorm1d(256)
-        self.batchnorm3 = nn.BatchNorm1d(128)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, shape (N, num_classes), of a batch of shape (N, …)."""
-        first = self.batchnorm(F.relu(self.fc1(self.flatten(x))))
-        second = self.batchnorm(F.relu(self.fc2(first))) + first
-        third = self.batchnorm2(F.relu(self.fc3(second)))
-        fourth = self.batchnorm2(F.relu(self.fc4(third))) + third
-        fifth = self.batchnorm3(F.relu(self.fc5(fourth)))
-        logits: Tensor = self.fc_last(fifth)
-        return logits
-
-
-_TWELVE_WIDTHS = (2048, 2048, 1024, 1024, 1024, 1024, 512, 512, 256, 256, 256)
-
-
-class TwelveLayerMLP(Network):
-    """3072-2048-2048-1024-1024-1024-1024-512-512-256-256-256-100, the network for CIFAR100.
-
-    Layers of one width share one batch norm, which follows the ReLU; there is no residual addition.
-    """
-
-    def __init__(self, in_features: int = 3072, num_classes: int = 100) -> None:
-        super().__init__(in_features=in_features, num_classes=num_classes)
-        self.flatten = nn.Flatten()
-        previous = in_features
-        for index, width in enumerate(_TWELVE_WIDTHS, start=1):
-            self.add_module(f"fc{index}", nn.Linear(previous, width))
-            previous = width
-        self.fc_last = nn.Linear(previous, num_classes)
-        for width in dict.fromkeys(_TWELVE_WIDTHS):
-            self.add_module(f"batchnorm{width}", nn.BatchNorm1d(width))
+        for index, size in enumerate((in_features, *self._widths[:-1]), start=1):
+            self.add_module(f"fc{index}", nn.Linear(size, self._widths[index - 1]))
+        self.fc_last = nn.Linear(self._widths[-1], num_classes)
+        for width, name in self._norms.items():
+            self.add_module(name, nn.BatchNorm1d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, shape (N, num_classes), of a batch of shape (N, …)."""
         x = self.flatten(x)
-        for index, width in enumerate(_TWELVE_WIDTHS, start=1):
-            linear, norm = getattr(self, f"fc{index}"), getattr(self, f"batchnorm{width}")
-            x = norm(F.relu(linear(x)))
+        for index, width in enumerate(self._widths, start=1):
+            linear, norm = getattr(self, f"fc{index}"), getattr(self, self._norms[width])
+            output = norm(F.relu(linear(x)))
+            x = output + x if index in self._added else output
         logits: Tensor = self.fc_last(x)
         return logits
+
+
+class SixLayerMLP(_NormedMLP):
+    """3072-512-512-256-256-128-10 with a batch norm per width and two residual additions, the network for CIFAR10."""
+
+    _widths = (512, 512, 256, 256, 128)
+    _norms: ClassVar[dict[int, str]] = {512: "batchnorm", 256: "batchnorm2", 128: "batchnorm3"}
+    _added = (2, 4)
+
+    def __init__(self, in_features: int = 3072, num_classes: int = 10) -> None:
+        super().__init__(in_features, num_classes)
+
+
+class TwelveLayerMLP(_NormedMLP):
+    """3072-2048-2048-1024-1024-1024-1024-512-512-256-256-256-100 with a batch norm per width, for CIFAR100."""
+
+    _widths = (2048, 2048, 1024, 1024, 1024, 1024, 512, 512, 256, 256, 256)
+    _norms: ClassVar[dict[int, str]] = {width: f"batchnorm{width}" for width in (2048, 1024, 512, 256)}
+
+    def __init__(self, in_features: int = 3072, num_classes: int = 100) -> None:
+        super().__init__(in_features, num_classes)

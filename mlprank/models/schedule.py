@@ -110,11 +110,10 @@ def describe_factory(given: object, built: Optimizer | LRScheduler) -> dict[str,
             return described
     known = built.defaults if isinstance(built, Optimizer) else vars(built)
     parameters = list(inspect.signature(type(built)).parameters.values())[1:]
-    if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in known for p in parameters):
-        return None
+    needed = {p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
     with suppress(TypeError):
         arguments = {p.name: _plain(known[p.name]) for p in parameters if p.name in known and p.name != "last_epoch"}
-        return {"class_path": class_path_of(type(built)), "init_args": arguments}
+        return {"class_path": class_path_of(type(built)), "init_args": arguments} if needed <= set(known) else None
     return None
 
 
@@ -170,9 +169,6 @@ class WarmUp(SequentialLR):
         if not 0.0 < start_factor <= 1.0:
             raise ValueError(f"start_factor={start_factor} must lie in (0, 1]: it scales the learning rate")
         check_choice("method", method, ("linear", "constant"))
-        warm_up = (
-            LinearLR(optimizer, start_factor=start_factor, total_iters=epochs)
-            if method == "linear"
-            else ConstantLR(optimizer, factor=start_factor, total_iters=epochs)
-        )
+        kind: Callable[..., LRScheduler] = LinearLR if method == "linear" else ConstantLR
+        warm_up = kind(optimizer, start_factor, total_iters=epochs)
         super().__init__(optimizer, [warm_up, build_scheduler(after, optimizer)], milestones=[epochs])

@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import Logger
 
 from mlprank.artifact.checkpoint import read_checkpoint
 from mlprank.artifact.pruned import load_pruned
+from mlprank.models import fill, weights_of
 from mlprank.models.classifier import ImageClassifier
-from mlprank.models.registry import fill, weights_of
 from mlprank.training.explain import root_of
 from mlprank.training.loggers import place_loggers, prepare_wandb
 from mlprank.training.parser import AddOptions, Config, Parser, module_of, parse, trainer_parser

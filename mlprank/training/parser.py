@@ -25,9 +25,8 @@ import mlprank.models.schedule  # noqa: F401  (short class names work for what i
 from mlprank.artifact.record import is_plain
 from mlprank.artifact.spec import class_path_of, resolve_class
 from mlprank.callbacks import PruningCallback
-from mlprank.models import MODELS
+from mlprank.models import MODELS, recognise, weights_of
 from mlprank.models.classifier import ImageClassifier
-from mlprank.models.registry import recognise, state_of
 from mlprank.training import runs
 from mlprank.training.explain import Option, describe_type, explain, find_class, text_value
 from mlprank.training.loggers import LOGGED
@@ -305,7 +304,7 @@ def _with_checkpoint(
         model = {key: value for key, value in hyper_parameters.items() if key in names}
     elif isinstance(network, Mapping):
         model = {"model": dict(network)}
-    elif (known := recognise(state_of(content, source=str(checkpoint)))) is not None:
+    elif (known := recognise(weights_of(content, checkpoint))) is not None:
         model = {"model": {"class_path": class_path_of(known)}}
     else:
         return request, None

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 
 from mlprank.artifact.checkpoint import read_checkpoint
-from mlprank.models.registry import weights_of
+from mlprank.models import weights_of
 from mlprank.utils.files import BusyError, locked, whole_file
 
 CHECKPOINTS = "checkpoints"

@@ -41,7 +41,7 @@ def trained(seed: int, data: FashionMNISTDataModule, *, epochs: int = 8) -> nn.M
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     loader = data.train_dataloader()
     for epoch in range(epochs):
-        loader.batch_sampler.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         for images, labels in loader:
             optimizer.zero_grad()
             F.cross_entropy(network(images), labels).backward()

@@ -6,7 +6,6 @@ import torch
 from torchvision.transforms import v2
 
 from mlprank.datamodules import CIFAR10DataModule, DigitsDataModule
-from mlprank.datamodules.images import Augmentation
 from tests.datamodules.networks import Recorder, quiet_trainer
 from tests.datamodules.writers import write_cifar10
 
@@ -38,7 +37,7 @@ def seeded(seed=0):
 
 def epoch_of(datamodule, epoch=0):
     loader = datamodule.train_dataloader()
-    loader.batch_sampler.set_epoch(epoch)
+    loader.set_epoch(epoch)
     return list(loader)
 
 
@@ -140,28 +139,28 @@ def test_repeated_images_stand_together_and_differ():
     assert not torch.equal(images[0], images[1]) or not torch.equal(images[1], images[2])
 
 
-def augmented(images, **options):
-    """Return the images as 30 seeds augment them, one after the other."""
-    augmentation = Augmentation(**options)
-    return torch.cat(
-        [augmentation.on_pixels(augmentation.on_bytes(images, seed=seed), seed=seed) for seed in range(30)]
-    )
+def augmented(images, *, seeds=1, **options):
+    """Return the bytes that images become as some seeds augment them, one after the other."""
+    datamodule, labels = DigitsDataModule(**options), torch.zeros(len(images), dtype=torch.int64)
+    pixels = torch.cat([datamodule.augment(images, labels, seed)[0] for seed in range(seeds)]) * 255
+    assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+    return pixels.round().to(torch.uint8)
 
 
 def test_flipped_images_are_mirrored_as_often_as_asked():
     images = torch.arange(64 * 4, dtype=torch.uint8).view(64, 1, 2, 2)
-    flipped, whole = augmented(images, random_flip=0.3), images.repeat(30, 1, 1, 1)
+    flipped, whole = augmented(images, seeds=30, random_flip=0.3), images.repeat(30, 1, 1, 1)
     changed = (flipped != whole).flatten(1).any(1)
     assert torch.equal(flipped[changed], whole[changed].flip(-1))
     assert changed.double().mean() == pytest.approx(0.3, abs=0.04)
-    assert torch.equal(Augmentation(random_flip=1.0).on_bytes(images, seed=0), images.flip(-1))
+    assert torch.equal(augmented(images, random_flip=1.0), images.flip(-1))
 
 
 def test_crops_are_shifts_by_up_to_the_padding_in_both_directions():
     images = torch.randint(1, 255, (64, 3, 6, 7), generator=seeded(), dtype=torch.uint8)
     padded = torch.nn.functional.pad(images, [2] * 4).repeat(30, 1, 1, 1)
     shifts = set()
-    for image, result in zip(padded, augmented(images, random_crop=2), strict=True):
+    for image, result in zip(padded, augmented(images, seeds=30, random_crop=2), strict=True):
         found = [
             (top, left)
             for top, left in itertools.product(range(5), range(5))
@@ -173,7 +172,7 @@ def test_crops_are_shifts_by_up_to_the_padding_in_both_directions():
 
 
 def test_erased_rectangles_have_the_published_sizes():
-    erased = augmented(torch.ones(64, 1, 32, 32), random_erasing=0.8) == 0
+    erased = augmented(torch.full((64, 1, 32, 32), 9, dtype=torch.uint8), seeds=30, random_erasing=0.8) == 0
     counts = erased.flatten(1).sum(1)
     touched = counts > 0
     assert touched.double().mean() == pytest.approx(0.8, abs=0.04)
@@ -191,9 +190,7 @@ def test_every_image_of_a_batch_of_64_is_augmented_by_draws_of_its_own(options):
     options = {"random_crop": 4} if options == {"random_crop": 2} else options
     noise = torch.rand(1, 3, 4, 4, generator=seeded())
     image = torch.nn.functional.interpolate(noise, (16, 16), mode="bilinear").mul(200).add(20).to(torch.uint8)
-    augmentation = Augmentation(**options)
-    batch = augmentation.on_bytes(image.repeat(64, 1, 1, 1), seed=0).float()
-    outcomes = {result.numpy().tobytes() for result in augmentation.on_pixels(batch, seed=0)}
+    outcomes = {result.numpy().tobytes() for result in augmented(image.repeat(64, 1, 1, 1), **options)}
     assert len(outcomes) == 2 if options == {"random_flip": 0.5} else len(outcomes) > 16
 
 
@@ -202,8 +199,8 @@ def test_every_image_of_a_batch_of_64_is_augmented_by_draws_of_its_own(options):
 def test_auto_augmented_images_stay_bytes_and_the_given_ones_as_they_are(auto_augment, channels):
     images = torch.randint(0, 256, (40, channels, 28, 28), generator=seeded(), dtype=torch.uint8)
     before = images.clone()
-    changed = Augmentation(auto_augment=auto_augment).on_bytes(images, seed=3)
-    assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
+    changed = augmented(images, auto_augment=auto_augment)
+    assert changed.shape == images.shape
     assert torch.equal(images, before)
     assert (changed != images).flatten(1).any(1).double().mean() > 0.5
 
@@ -213,7 +210,7 @@ def test_strength_decides_how_far_augmented_images_differ():
     images = torch.nn.functional.interpolate(noise, (32, 32), mode="bilinear").mul(200).add(20).to(torch.uint8)
 
     def distance(**options):
-        return float((Augmentation(**options).on_bytes(images, seed=1).float() - images).abs().mean())
+        return float((augmented(images, **options).float() - images).abs().mean())
 
     weak, strong = ({"auto_augment": "randaugment", "randaugment_magnitude": level} for level in (2, 28))
     assert distance(**weak) < 0.8 * distance(**strong)
@@ -246,11 +243,10 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_nothing_is_done_unless_asked_for():
-    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    assert Augmentation().on_bytes(images, seed=0) is images
-    pixels, labels = images.float(), torch.arange(4)
-    assert Augmentation().on_pixels(pixels, seed=0) is pixels
-    assert Augmentation().on_batches(pixels, labels, num_classes=10, batch_size=2, seed=0) == (pixels, labels)
+    images, labels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), torch.arange(4)
+    pixels, same_labels = DigitsDataModule().augment(images, labels, 0)
+    assert torch.equal(pixels, images / 255)
+    assert same_labels is labels
 
 
 def test_options_come_from_yaml_and_are_logged():
@@ -273,6 +269,6 @@ def test_options_come_from_yaml_and_are_logged():
         }
     )
     datamodule = parser.instantiate(parsed).data
-    assert datamodule.augmentation.auto_augment == "cifar10"
+    assert datamodule.hparams.auto_augment == "cifar10"
     assert {name: datamodule.hparams[name] for name in EVERYTHING} == EVERYTHING
     assert isinstance(datamodule.train_transforms, v2.RandomVerticalFlip)

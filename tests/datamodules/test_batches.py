@@ -3,13 +3,13 @@ import itertools
 import pytest
 import torch
 
-from mlprank.datamodules.batches import EpochSampler, TensorBatches, derive_seed, global_seed
+from mlprank.datamodules.images import TensorBatches, derive_seed, global_seed
 
 
 def loader(count=23, *, batch_size=4, drop_last=False, **sampling) -> TensorBatches:
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
-    sampler = EpochSampler(torch.arange(count), batch_size=batch_size, drop_last=drop_last, **sampling)
-    return TensorBatches(images, torch.arange(count), sampler)
+    labels, rows = torch.arange(count), torch.arange(count)
+    return TensorBatches(images, labels, rows, batch_size=batch_size, drop_last=drop_last, **sampling)
 
 
 def seen(batches) -> list[int]:
@@ -26,7 +26,7 @@ def test_an_epoch_shows_every_image_once_and_every_epoch_in_another_order():
     batches = loader(shuffle=True)
     orders = []
     for epoch in range(3):
-        batches.batch_sampler.set_epoch(epoch)
+        batches.set_epoch(epoch)
         orders.append(seen(batches))
         assert sorted(orders[-1]) == list(range(23))
     assert len(set(map(tuple, orders))) == 3
@@ -34,11 +34,11 @@ def test_an_epoch_shows_every_image_once_and_every_epoch_in_another_order():
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     late = loader(shuffle=True, seed=3)
-    late.batch_sampler.set_epoch(5)
+    late.set_epoch(5)
     torch.manual_seed(0)
     other = loader(shuffle=True, seed=3)
     for epoch in range(6):
-        other.batch_sampler.set_epoch(epoch)
+        other.set_epoch(epoch)
         order = seen(other)
     assert seen(late) == order
     assert seen(loader(shuffle=True, seed=4)) != seen(loader(shuffle=True, seed=3))
@@ -97,7 +97,7 @@ def test_repeats_show_every_image_that_often_in_a_row():
 def test_a_restored_loader_goes_on_with_the_next_batch(stopped_after):
     whole, stopped, resumed = (loader(shuffle=True) for _ in range(3))
     for batches in (whole, stopped, resumed):
-        batches.batch_sampler.set_epoch(2)
+        batches.set_epoch(2)
     iterator = iter(stopped)
     first = seen(itertools.islice(iterator, stopped_after))
     state = stopped.state_dict()
@@ -111,15 +111,15 @@ def test_the_place_in_one_epoch_does_not_shorten_another():
     stopped, resumed = loader(shuffle=True), loader(shuffle=True)
     list(itertools.islice(stopped, 3))
     resumed.load_state_dict(stopped.state_dict())
-    resumed.batch_sampler.set_epoch(1)
+    resumed.set_epoch(1)
     assert len(seen(resumed)) == 23
 
 
 def test_the_epoch_may_be_set_after_iter_is_called():
     early, late = loader(shuffle=True), loader(shuffle=True)
-    early.batch_sampler.set_epoch(4)
+    early.set_epoch(4)
     iterator = iter(late)
-    late.batch_sampler.set_epoch(4)
+    late.set_epoch(4)
     assert seen(iterator) == seen(early)
 
 
@@ -145,7 +145,7 @@ def test_what_is_fetched_together_has_a_seed_of_its_own():
 
     for rank, epoch in itertools.product(range(2), range(2)):
         batches = loader(shuffle=True, rank=rank, world_size=2)
-        batches.batch_sampler.set_epoch(epoch)
+        batches.set_epoch(epoch)
         batches.transform, batches.at_once = transform, 2
         assert len(list(batches)) == 3
     assert len(set(seeds)) == len(seeds) == 2 * 2 * 2
@@ -172,14 +172,9 @@ def test_batches_prepared_together_are_those_prepared_one_by_one_and_so_is_the_p
     images, labels = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1), torch.arange(50)
 
     def batches(at_once):
-        sampler = EpochSampler(torch.arange(50), batch_size=4, seed=3, shuffle=True)
-        return TensorBatches(
-            images,
-            labels,
-            sampler,
-            transform=lambda x, y, seed: (x.float() / 2, y),
-            at_once=at_once,
-        )
+        halved = lambda x, y, seed: (x.float() / 2, y)  # noqa: E731
+        options = {"seed": 3, "shuffle": True, "transform": halved, "at_once": at_once}
+        return TensorBatches(images, labels, torch.arange(50), batch_size=4, **options)
 
     one, several = batches(1), batches(5)
     for (x, y), (together_x, together_y) in zip(one, several, strict=True):

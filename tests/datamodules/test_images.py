@@ -241,7 +241,7 @@ def test_a_trainer_gives_the_same_batches_as_the_loader_alone():
     alone = Recorder()
     loader = DigitsDataModule(train_transforms=transform).train_dataloader()
     for epoch in range(2):
-        loader.batch_sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         for batch in loader:
             alone.training_step(batch, 0)
     assert [total for _, total in network.seen] == [total for _, total in alone.seen]

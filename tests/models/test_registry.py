@@ -14,9 +14,9 @@ from mlprank.models import (
     get_model,
     load_published,
     load_weights,
+    recognise,
     register_model,
 )
-from mlprank.models.registry import recognise
 
 
 def test_published_weights_load_by_name_and_give_the_same_logits(tmp_path: Path) -> None:
