@@ -65,7 +65,7 @@ def test_a_thesis_config_is_the_published_recipe(name: str, tmp_path: Path, monk
     assert type(built.model.model).__name__ == network
     assert type(built.datamodule).__name__ == f"{data}DataModule"
     assert (built.trainer.max_epochs, built.datamodule.batch_size) == (epochs, 512)
-    assert built.datamodule.augmentation.auto_augment == augment
+    assert built.datamodule.hparams.auto_augment == augment
     assert built.datamodule.validation_fraction == 0.2
     optimizer, schedule = built.model._build_optimizer()
     assert type(optimizer) is Adam
