@@ -9,7 +9,7 @@ import functools
 import inspect
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,12 @@ from mlprank.utils.files import load_config
 AddOptions = Callable[[LightningArgumentParser], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """A command line, taken apart: what is typed wins over the configs, wherever it stands.
+    """A command line, taken apart: what is typed wins over the configs, wherever it stands."""
 
-    Configs are paths or their text, options what was typed for them, None where nothing was; both in order.
-    """
-
-    configs: tuple[str, ...]
-    options: tuple[Option, ...]
+    configs: list[str]  # paths or texts, in order
+    options: list[Option]  # with what was typed for them, None where nothing was, in order
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Request:
@@ -52,11 +49,9 @@ class Request:
 
         Examples:
             >>> Request.of(["--trainer.max_epochs", "1", "--config=c.yaml"])
-            Request(configs=('c.yaml',), options=(('trainer.max_epochs', '1'),))
+            Request(configs=['c.yaml'], options=[('trainer.max_epochs', '1')])
         """
-        configs: list[str] = []
-        options: list[Option] = []
-        rest = list(arguments)
+        request, rest = cls([], []), list(arguments)
         while rest:
             word = rest.pop(0)
             if not word.startswith("--") and word not in ("-c", "-h"):
@@ -66,13 +61,14 @@ class Request:
             while not equals and rest and not rest[0].startswith("--") and rest[0] not in ("-c", "-h"):
                 values.append(rest.pop(0))
             if key not in ("c", "config"):
-                options.append((key, f"[{', '.join(values)}]" if len(values) > 1 else values[0] if values else None))
+                given = f"[{', '.join(values)}]" if len(values) > 1 else values[0] if values else None
+                request.options.append((key, given))
             elif values:
-                configs += values
+                request.configs += values
             else:
                 known = "a file, or the name of a config that `mlprank configs` lists"
                 raise OptionError(f"--config needs a value: {known}")
-        return cls(tuple(configs), tuple(options))
+        return request
 
     def typed(self, key: str) -> str | None:
         """Return what was typed for an option, the last where it was typed twice; None where it was not."""
@@ -92,11 +88,6 @@ class Request:
     def contents(self) -> list[dict[str, Any]]:
         """What the configs hold."""
         return [load_config(text) for text in self.configs]
-
-    def holding(self, contents: Iterable[Mapping[str, Any]], options: Iterable[Option] | None = None) -> Request:
-        """Return this command line with other contents of its configs, and with other options."""
-        texts = tuple(yaml.safe_dump(each, sort_keys=False) for each in contents)
-        return Request(texts, self.options if options is None else tuple(options))
 
     @property
     def first_config(self) -> Path | None:
@@ -214,22 +205,22 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
         if beside is not None and not fitted:
             fitted = [load_config(str(beside))]
         if not request.configs:
-            request, taken = _with_checkpoint(request, checkpoint, content, beside, whole=command == "fit")
-    module, request = _choose_module(request)
+            taken = _add_checkpoint(request, checkpoint, content, beside, whole=command == "fit")
+    module = _choose_module(request)
     shared: Any = trainer_parser  # mypy does not know that classes can be hashed
     parser: Parser = Parser(command, module, add_options) if add_options else shared(command, module)
     if request.asks_help:
         print(full_help(parser.arguments), end="")
         raise SystemExit(0)
     if add_options is None:
-        request = _with_pruning(_completed(request))
+        _complete(request)
     else:
         known = {action.dest.partition(".")[0] for action in parser.arguments._actions}
         recipes = [entry.get("init_args") or {} for content in fitted for entry in _pruning_callbacks(content)]
         defaults = {key: value for key, value in (recipes or [{}])[0].items() if key in known}
         of_fit = ("trainer", "weights_only", "ckpt_path", "config")  # what a config says of the training
         plain = [{key: value for key, value in each.items() if key not in of_fit} for each in request.contents]
-        request = request.holding([defaults, *plain])
+        request.contents = [defaults, *plain]
     named = any(key.split(".")[:2] == ["model", "model"] or key == "model" for key, _ in request.options)
     named = named or any(each.get("model") for each in request.contents)
     if not request.asks_only and module is ImageClassifier and not named:
@@ -272,10 +263,10 @@ def _find_checkpoint(command: str, request: Request, base: Path) -> Path:
     return Path(given)
 
 
-def _with_checkpoint(
+def _add_checkpoint(
     request: Request, checkpoint: Path, content: Mapping[str, Any], beside: Path | None, *, whole: bool
-) -> tuple[Request, Path | None]:
-    """Add what a checkpoint says of its network, where no config was typed; return where it was taken from, too.
+) -> Path | None:
+    """Add what a checkpoint says of its network, where no config was typed; return the config it was taken from.
 
     The config beside it counts `whole` for a training; an evaluation takes its model and data alone: callbacks, loggers
     and plugins of someone's run have no place there. Without one the checkpoint itself may record its module.
@@ -288,17 +279,19 @@ def _with_checkpoint(
             if value is not None and key in ("model", "model.model", "data") and "." in value:
                 find_class(value, [object], key)
         _check_classes(saved, beside)
-        inline = str(beside) if whole else yaml.safe_dump(saved, sort_keys=False)
+        request.contents = [saved]
         typed_both = request.typed("model") is not None and request.typed("data") is not None
-        return dataclasses.replace(request, configs=(inline,)), None if typed_both and not whole else beside
+        return None if typed_both and not whole else beside
     recorded, own = content.get("hyper_parameters"), content.get("mlprank")
     hyper_parameters = dict(recorded) if isinstance(recorded, Mapping) else {}
     network = own.get("model") if isinstance(own, Mapping) else None
     name = request.typed("model")
     if name is not None and "model.model" not in dict(request.options):
         names = inspect.signature(find_class(name, [nn.Module], "model")).parameters
-        model = {key: value for key, value in hyper_parameters.items() if key in names and is_plain(value)}
-        return request.holding([{"model": model}]), None
+        plain = {key: value for key, value in hyper_parameters.items() if key in names and is_plain(value)}
+        request.contents = [{"model": plain}]
+        return None
+    model: dict[str, Any] = {}
     if isinstance(hyper_parameters.get("model"), Mapping):
         names = inspect.signature(ImageClassifier).parameters
         model = {key: value for key, value in hyper_parameters.items() if key in names}
@@ -306,13 +299,12 @@ def _with_checkpoint(
         model = {"model": dict(network)}
     elif (known := recognise(weights_of(content, checkpoint))) is not None:
         model = {"model": {"class_path": class_path_of(known)}}
-    else:
-        return request, None
     _check_classes(model, checkpoint)
-    return request.holding([{"model": model}]), None
+    request.contents = [{"model": model}] if model else []
+    return None
 
 
-def _choose_module(request: Request) -> tuple[type[Any], Request]:
+def _choose_module(request: Request) -> type[Any]:
     """Find out whose module is meant, and write the options so that its parser takes them.
 
     `--model my_pkg.MyModule` is someone's LightningModule. `--model my_pkg.Net` is a plain network for the image
@@ -323,7 +315,7 @@ def _choose_module(request: Request) -> tuple[type[Any], Request]:
     typed = request.typed("model")
     name = typed or (named[-1] if named else None)
     if name is None or name.endswith((".yaml", ".yml", ".json")):
-        return ImageClassifier, request
+        return ImageClassifier
     cls = find_class(name, [nn.Module], "model")
     is_module, own = issubclass(cls, LightningModule), inspect.signature(ImageClassifier).parameters
 
@@ -348,7 +340,8 @@ def _choose_module(request: Request) -> tuple[type[Any], Request]:
             (f"model.{key}" if is_in else key, value) for is_in, (key, value) in zip(inner, options, strict=True)
         ]
         options.insert(0, ("model.model", class_path_of(cls)))
-    return (cls if is_module else ImageClassifier), request.holding(map(rewritten, request.contents), options)
+    request.contents, request.options = [rewritten(content) for content in request.contents], options
+    return cls if is_module else ImageClassifier
 
 
 def _check_classes(content: object, source: Path, option: str = "") -> None:
@@ -371,42 +364,29 @@ def _check_classes(content: object, source: Path, option: str = "") -> None:
             _check_classes(value, source, option)
 
 
-def _completed(request: Request) -> Request:
-    """Complete short names: a network's becomes its path, as others have an `MLP` too; loggers get a place."""
+def _complete(request: Request) -> None:
+    """Complete short names, and give the fields of a recipe that were typed by themselves to the PruningCallback."""
     options: list[Option] = []
     for key, value in request.options:
-        if key in ("model.model", "model.model.class_path") and value in MODELS:
+        if key in ("model.model", "model.model.class_path") and value in MODELS:  # others have an `MLP`, too
             value = f"mlprank.models.{value}"
         options.append((key, value))
-        if (
-            key.rstrip("+") == "trainer.logger"
-            and value
-            and value.rpartition(".")[2] in ("CSVLogger", "TensorBoardLogger")
-        ):
+        name = str(value).rpartition(".")[2]
+        if key.rstrip("+") == "trainer.logger" and name in ("CSVLogger", "TensorBoardLogger"):
             options.append(("trainer.logger.save_dir", "."))
-    classes = ("model.model", "model.optimizer", "model.lr_scheduler", "data")
-    options.sort(key=lambda typed: typed[0] not in classes)  # a class, then its options, wherever they stand
-    return dataclasses.replace(request, options=tuple(options))
-
-
-def _with_pruning(request: Request) -> Request:
-    """Give the fields of a recipe that were typed by themselves, such as `--amount 0.5`, to the PruningCallback.
-
-    That is the config's where it has one, else a new one.
-    """
     names = [name for name in inspect.signature(PruningCallback).parameters if name not in ("network", "dirpath")]
-    fields = {key: value for key, value in request.options if key in names}
-    if not fields:
-        return request
-    options = tuple((key, value) for key, value in request.options if key not in fields)
-    contents = copy.deepcopy(request.contents)
-    for content in reversed(contents):
-        for entry in _pruning_callbacks(content):
-            entry["init_args"] = {**(entry.get("init_args") or {}), **{k: text_value(v) for k, v in fields.items()}}
-            return request.holding(contents, options)
-    own: list[Option] = [("trainer.callbacks+", class_path_of(PruningCallback))]
-    own += [(f"trainer.callbacks.{key}", value) for key, value in fields.items()]
-    return dataclasses.replace(request, options=(*options, *own))
+    fields = {key: value for key, value in options if key in names}
+    classes = ("model.model", "model.optimizer", "model.lr_scheduler", "data")
+    options = [(key, value) for key, value in options if key not in fields]
+    options.sort(key=lambda typed: typed[0] not in classes)  # a class, then its options, wherever they stand
+    entries = [entry for content in request.contents[::-1] for entry in _pruning_callbacks(content)]
+    if fields and entries:
+        entry = entries[0]
+        entry["init_args"] = {**(entry.get("init_args") or {}), **{k: text_value(v) for k, v in fields.items()}}
+    elif fields:
+        options.append(("trainer.callbacks+", class_path_of(PruningCallback)))
+        options += [(f"trainer.callbacks.{key}", value) for key, value in fields.items()]
+    request.options = options
 
 
 def _pruning_callbacks(content: Mapping[str, Any]) -> list[dict[str, Any]]:

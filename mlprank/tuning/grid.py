@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mlprank.grids.store import check_share, short_hash
@@ -49,8 +50,7 @@ def read_request(argv: Sequence[str]) -> Request:
     for content in contents:
         grids |= _flat(content.pop(_GRID, None) or {})
         tune |= content.pop(_TUNE, None) or {}
-    configs = zip(line.holding(contents).configs, contents, strict=True)
-    arguments = [f"--config={config}" for config, content in configs if content]
+    arguments = [f"--config={yaml.safe_dump(content, sort_keys=False)}" for content in contents if content]
     for name, value in line.options:
         group, _, key = name.partition(".")
         if group not in (_GRID, _TUNE) or not key:
