@@ -14,7 +14,7 @@ from mlprank.calibration.data import Calibration
 from mlprank.graph.axes import pieces
 from mlprank.graph.layers import rows, squares
 from mlprank.graph.program import Fill
-from mlprank.graph.records import Graph, Group, Layer, Place, State
+from mlprank.graph.records import Graph, Layer, Place, State
 
 # A neuron whose variance is below this share of its mean square does not vary.
 CONSTANT = 1e-12
@@ -239,8 +239,3 @@ def fills_of(graph: Graph, kept: Mapping[str, Tensor]) -> dict[str, Fill]:
         if not bool(mask.all()):
             fills[norm.node] = Fill(mask, norm.dim, norm.sets, norm.centred)
     return fills
-
-
-def nobody(graph: Graph, groups: Iterable[Group]) -> dict[str, Tensor]:
-    """Masks that keep no neuron of groups."""
-    return {group.name: torch.zeros(group.width, dtype=torch.bool) for group in groups}

@@ -1,13 +1,4 @@
-"""The record of one finished cell, one line of JSON, and the results directory that holds them; needs no torch.
-
-```
-DIRECTORY/records.jsonl              one line a finished cell
-DIRECTORY/scores/<key>.safetensors   the scores of that cell
-DIRECTORY/lock                       held by the one process that writes
-```
-
-The schema is written down in `docs/records.md`.
-"""
+"""The record of one finished cell, and the results directory that holds them, as docs/records.md has it; no torch."""
 
 import dataclasses
 import functools
@@ -212,21 +203,14 @@ class RecordStore:
             stack.callback(os.close, self._file)
             self.notice = self._repair()
             self._latest = {record.key: record for record in read_records(self._path)}
+            # keys of the cells that ended well; the others may be run and appended again
+            self.finished = {key for key, record in self._latest.items() if record.status == "ok"}
             self.close = stack.pop_all().close
 
     @property
     def records(self) -> tuple[CellRecord, ...]:
         """The latest record of every cell, in order of first appearance."""
         return tuple(self._latest.values())
-
-    @property
-    def finished(self) -> frozenset[str]:
-        """Keys of the cells that ended well; the others may be run and appended again."""
-        return frozenset(filter(self.is_finished, self._latest))
-
-    def is_finished(self, key: str) -> bool:
-        """Whether a cell ended well."""
-        return key in self._latest and self._latest[key].status == "ok"
 
     def __enter__(self) -> Self:
         return self
@@ -238,7 +222,7 @@ class RecordStore:
         self, record: CellRecord, *, scores: Mapping[str, Array] | None = None, kept: Mapping[str, Array] | None = None
     ) -> None:
         """Write the scores and the masks, then one line, whole and on the disk when this returns; a cell once."""
-        if self.is_finished(record.key):
+        if record.key in self.finished:
             raise ValueError(f"cell {record.key} is already finished in {self.directory}; a cell is recorded once")
         if scores is not None:
             tensors = {SCORES_PREFIX + name: np.ascontiguousarray(value) for name, value in scores.items()}
@@ -255,6 +239,8 @@ class RecordStore:
             os.ftruncate(self._file, size)
             raise
         self._latest[record.key] = record
+        if record.status == "ok":
+            self.finished.add(record.key)
 
     def _repair(self) -> str | None:
         """Complete a last line that lacks its end, or move it aside; say what was done."""

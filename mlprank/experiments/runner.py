@@ -21,11 +21,10 @@ from mlprank.artifact.checkpoint import read_checkpoint, sha256
 from mlprank.artifact.record import versions
 from mlprank.artifact.spec import build_model, construct
 from mlprank.compensation import COMPENSATIONS
-from mlprank.costs.metrics import ModelMetrics, count_nonzero, measure_latency_for, measure_model, ranks_of
+from mlprank.costs.metrics import ModelMetrics, count_nonzero, measure_latency_for, measure_model, top_k_accuracy
 from mlprank.datamodules import get_dataset
 from mlprank.experiments.config import PUBLISHED, ExperimentConfig
 from mlprank.experiments.records import DENSE, Array, CellMetrics, CellParameters, CellRecord, LayerWidth, RecordStore
-from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.grids.progress import Watcher
 from mlprank.grids.ray import run_units
@@ -37,7 +36,7 @@ from mlprank.pruning.recipe import Recipe, make_recipe
 from mlprank.pruning.result import PruningResult
 from mlprank.thesis import PublishedConditions, find_trained
 from mlprank.utils.errors import FAILURES, did_you_mean
-from mlprank.utils.modules import check_fit, evaluating, sole_tensor
+from mlprank.utils.modules import check_fit
 from mlprank.utils.registry import Registry
 
 GIVE = "; give its arguments under {} in the config"
@@ -87,8 +86,7 @@ def find_networks(config: ExperimentConfig) -> tuple[tuple[Trained, ...], list[s
                 missing.append(f"{network}: {error}")
         for path in files:
             arguments = config.model_args.get(network), path, sha256(path), config.data_args.get(network, {})
-            trained = Trained(model, dataset, *arguments)
-            found.setdefault((network, trained.sha256), trained)
+            found.setdefault((network, arguments[2]), Trained(model, dataset, *arguments))
     return tuple(found.values()), missing
 
 
@@ -149,17 +147,12 @@ def cells_of(config: ExperimentConfig, networks: Iterable[Trained]) -> tuple[Cel
             given = dict(zip(axes, values, strict=True)) | {"calibration_samples": config.calibration_samples}
             for kind in KINDS:
                 given[kind], given[f"{kind}_args"] = given[kind]
-            if _draws(given["measure"]):  # seeds make replicates
+            named, _ = MEASURES.read(given["measure"])
+            measure = MEASURES.get(named, named)
+            if isinstance(measure, type) and "seed" in inspect.signature(measure).parameters:  # seeds make replicates
                 given["measure_args"] = {"seed": given["calibration_seed"], **given["measure_args"]}
             cells.append(CellParameters(**of, **given))
     return tuple({cell.key: cell for cell in cells}.values())
-
-
-def _draws(measure: str) -> bool:
-    """Whether a measure takes a seed."""
-    found, _ = MEASURES.read(measure)
-    cls = MEASURES[found] if isinstance(found, str) else found
-    return isinstance(cls, type) and "seed" in inspect.signature(cls).parameters
 
 
 def recipe_of(cell: CellParameters) -> Recipe:
@@ -189,8 +182,12 @@ CELL_ERRORS = (*FAILURES, OSError)
 BATCH_SIZE = 64
 """As in `mlprank.prune_mlp`."""
 _CHUNK = 512
-Ended = tuple[CellRecord, dict[str, Array] | None, dict[str, Array] | None]
+Arrays = dict[str, Array] | None
+"""By layer: scores, or masks, True for kept neurons; None for a failed or a dense network."""
+Ended = tuple[CellRecord, Arrays, Arrays]
 """The record of a cell, its scores and its masks."""
+Outcome = tuple[Mapping[str, Any], Arrays, Arrays]
+"""What came out of a cell: fields of its record, scores and masks."""
 
 
 class TestData(NamedTuple):
@@ -204,15 +201,6 @@ class TestData(NamedTuple):
         """Return calibration batches, or the data module itself where it draws none."""
         draw = getattr(self.module, "calibration_dataloader", None)
         return self.module if draw is None else draw(num_samples, seed=seed)
-
-
-class Outcome(NamedTuple):
-    """What came out of a cell. Masks are True for kept neurons, times seconds."""
-
-    metrics: CellMetrics
-    scores: Mapping[str, Tensor]
-    kept: Mapping[str, Tensor]
-    timings: Mapping[str, float]
 
 
 def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, device: str) -> TestData:
@@ -229,18 +217,13 @@ def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, 
 
 
 class Workbench:
-    """A trained network with its data, traced once; `graphs` are those that are known, by class and sizes."""
+    """A trained network with its data, traced once."""
 
-    def __init__(
-        self, trained: Trained, data: TestData, *, graphs: dict[object, Graph], device: str, latency: bool
-    ) -> None:
+    def __init__(self, trained: Trained, data: TestData, *, device: str, latency: bool) -> None:
         self.data, self.latency, self.example = data, latency, data.images[:BATCH_SIZE]
         self.network = load_network(trained).to(device)
         check_fit(self.network, self.example[:2], who="experiment")
-        kind = (type(self.network), str(getattr(self.network, "init_args", None)), _sizes(self.network))
-        if kind not in graphs:
-            graphs[kind] = trace(self.network, self.example)
-        self.graph = graphs[kind]
+        self.graph = trace(self.network, self.example)
         self._first, self._known = self.graph.layers[0].name, list[Tensor]()
         first = dict(self.network.named_modules()).get(self._first)
         shared = first if type(first) is nn.Linear else nn.Module()
@@ -289,19 +272,17 @@ class Workbench:
         """Test a narrow network; what a first layer computes that lost rows alone is looked up in the dense one's."""
         images, labels = self.data.images, self.data.labels
         mask = result.masks.get(self._first)
-        if not self._known or mask is None:
-            return accuracies(result.model, images, labels)
-        kept = mask.nonzero().flatten().to(images.device)
-        dense, first = (network.get_submodule(self._first) for network in (self.network, result.model))
-        rows = [(part, getattr(dense, name)) for name, part in first.named_parameters()]
-        if not all(torch.equal(part, whole[kept]) for part, whole in rows):
-            return accuracies(result.model, images, labels)
-        outputs = (batch.index_select(-1, kept) for batch in self._known)
-        first.__dict__["forward"] = lambda inputs: next(outputs)
-        try:
-            return accuracies(result.model, images, labels)
-        finally:
-            del first.__dict__["forward"]
+        if self._known and mask is not None:
+            kept = mask.nonzero().flatten().to(images.device)
+            dense, first = (network.get_submodule(self._first) for network in (self.network, result.model))
+            if all(torch.equal(part, getattr(dense, name)[kept]) for name, part in first.named_parameters()):
+                outputs = (batch.index_select(-1, kept) for batch in self._known)
+                first.__dict__["forward"] = lambda inputs: next(outputs)
+                try:
+                    return accuracies(result.model, images, labels)
+                finally:
+                    del first.__dict__["forward"]
+        return accuracies(result.model, images, labels)
 
     def _run_published(self, conditions: PublishedConditions, cell: CellParameters) -> Outcome:
         """Nothing is removed, as published: parameters and FLOPs after pruning are those that are not zero."""
@@ -338,11 +319,12 @@ class Workbench:
         achieved = sum(len(mask) - kept[name] for name, mask in masks.items()) / total if total else 0.0
         accuracy: dict[str, Any] = dict(zip(("top1", "top5", "dense_top1", "dense_top5"), (*top, *dense), strict=True))
         metrics = CellMetrics(**accuracy, achieved_amount=achieved, **counted, layers=layers)
-        return Outcome(metrics, scores, masks, timings)
+        arrays = [{name: each.cpu().numpy() for name, each in many.items()} or None for many in (scores, masks)]
+        return {"status": "ok", "metrics": metrics, "timings": timings}, arrays[0], arrays[1]
 
     def _measured(self, network: nn.Module) -> tuple[ModelMetrics, ModelMetrics]:
         """What the dense and a pruned network cost, timed in turns; measured once for all networks of its sizes."""
-        sizes = _sizes(network)
+        sizes = tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
         if sizes not in self._costs:
             before, after = self.before, measure_model(network, self.example[:1])
             if self.latency:
@@ -354,28 +336,19 @@ class Workbench:
         return self._costs[sizes]
 
 
-def _sizes(network: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The shapes of everything that a network holds, which its costs follow from."""
-    return tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
-
-
 def accuracies(network: nn.Module, images: Float[Tensor, "n ..."], labels: Int[Tensor, " n"]) -> tuple[float, float]:
-    """Return top-1 and top-5 accuracy, fractions, on images in memory; of equal logits the lower class comes first."""
-    ranks = []
-    with evaluating(network), torch.inference_mode():
-        for batch, wanted in zip(*(torch.split(part, _CHUNK) for part in (images, labels)), strict=True):
-            logits = sole_tensor(network(batch), who="experiment")
-            if not logits.isfinite().all():
-                raise ValueError("the network gives logits that are not finite; look at its weights and at the amount")
-            if int(wanted.max()) >= logits.shape[1]:
-                raise ValueError(
-                    f"label {int(wanted.max())} is not a class of a network with {logits.shape[1]} outputs; is the "
-                    "checkpoint one for another data set?"
-                )
-            ranks.append(ranks_of(wanted, logits))
-    found = torch.cat(ranks)
-    top1, top5 = ((found < k).double().mean().item() for k in (1, 5))
-    return top1, top5
+    """Return top-1 and top-5 accuracy, fractions, on images in memory; logits that are not finite are refused."""
+
+    def check(_: nn.Module, inputs: object, logits: Tensor) -> None:
+        if not logits.isfinite().all():
+            raise ValueError("the network gives logits that are not finite; look at its weights and at the amount")
+
+    checking = network.register_forward_hook(check)
+    try:
+        found = top_k_accuracy(network, zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True))
+    finally:
+        checking.remove()
+    return found[1], found[5]
 
 
 def run_cells(
@@ -386,7 +359,7 @@ def run_cells(
     cells: Iterable[CellParameters],
 ) -> None:
     """Run the cells that are not finished yet, here or on all devices of this machine or of a cluster; record each."""
-    pending = [cell for cell in cells if not store.is_finished(cell.key)]
+    pending = [cell for cell in cells if cell.key not in store.finished]
 
     def record(ran: Sequence[CellParameters], ended: Iterable[Ended]) -> None:
         for new, scores, kept in ended:
@@ -402,19 +375,18 @@ def run_cells(
         return [(group, functools.partial(run, group)) for group in groups]
 
     if config.engine == "local":
-        record(pending, _run(config, networks, pending, started=watcher.started, graphs={}, data={}))
+        record(pending, _run(config, networks, pending, started=watcher.started, data={}))
     else:
         placed: dict[str, Any] = {"address": config.address, "cpus": config.cpus_per_cell, "gpus": config.gpus_per_cell}
         run_units(units, record, watcher, option="{}_per_cell", **placed)
 
 
-_GRAPHS: dict[object, Graph] = {}
 _DATA: dict[object, TestData] = {}
-"""What a process of Ray's has met; it stays for its next units."""
+"""What a process of Ray's has read; it stays for its next units."""
 
 
 def _run_unit(config: ExperimentConfig, networks: Iterable[Trained], cells: Iterable[CellParameters]) -> list[Ended]:
-    return list(_run(config, networks, cells, started=lambda cells: None, graphs=_GRAPHS, data=_DATA))
+    return list(_run(config, networks, cells, started=lambda cells: None, data=_DATA))
 
 
 def _run(
@@ -423,20 +395,16 @@ def _run(
     cells: Iterable[CellParameters],
     *,
     started: Callable[[list[CellParameters]], None],
-    graphs: dict[object, Graph],
     data: dict[object, TestData],
 ) -> Iterator[Ended]:
-    """Run cells, those of one checkpoint and draw standing together; give what came out of each, or why nothing did.
-
-    `graphs` and `data` are those that earlier cells have met; new ones are added.
-    """
+    """Run cells, those of one checkpoint and draw standing together, with `data` read before; new ones are added."""
     by_key = {(trained.model, trained.dataset, trained.sha256): trained for trained in networks}
 
     def bench_of(trained: Trained) -> Workbench:
         place = trained.dataset, str(sorted(trained.data_args.items()))
         if place not in data:
             data[place] = load_data(trained.dataset, trained.data_args, data_dir=config.data_dir, device=config.device)
-        return Workbench(trained, data[place], graphs=graphs, device=config.device, latency=config.latency)
+        return Workbench(trained, data[place], device=config.device, latency=config.latency)
 
     for key, found in groupby(cells, key=lambda cell: (cell.model, cell.dataset, cell.checkpoint_sha256)):
         bench = _attempted(bench_of, by_key[key])
@@ -446,17 +414,11 @@ def _run(
             for cell in drawn:
                 started([cell])
                 ended = ready if isinstance(ready, Exception) else _attempted(bench.run, cell)
-                done: Outcome | None = None if isinstance(ended, Exception) else ended
-                record = CellRecord(
-                    parameters=cell,
-                    status="ok" if done else "failed",
-                    metrics=done.metrics if done else None,
-                    error=None if done else f"{type(ended).__name__}: {ended}",
-                    timings=done.timings if done else {},
-                    versions=dict(versions()),
-                    machine=describe_machine(config.device),
-                )
-                yield (record, _arrays(done.scores), _arrays(done.kept)) if done else (record, None, None)
+                if isinstance(ended, Exception):
+                    ended = {"status": "failed", "error": f"{type(ended).__name__}: {ended}"}, None, None
+                fields, scores, kept = ended
+                machine = describe_machine(config.device)
+                yield CellRecord(parameters=cell, versions=dict(versions()), machine=machine, **fields), scores, kept
 
 
 def _attempted(function: Callable[[Any], Any], argument: Any) -> Any:
@@ -470,10 +432,6 @@ def _attempted(function: Callable[[Any], Any], argument: Any) -> Any:
 def _drawn(cell: CellParameters) -> tuple[object, ...]:
     """What cells share that are pruned from one calibration."""
     return cell.checkpoint_sha256, cell.model, cell.dataset, cell.graph, cell.calibration_samples, cell.calibration_seed
-
-
-def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array] | None:
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()} or None
 
 
 @functools.cache
@@ -503,8 +461,7 @@ def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, 
     data = load_data(p.dataset, data_args, data_dir=config.data_dir, device="cpu")
     calibration = data.calibration(p.calibration_samples, seed=p.calibration_seed)
     result = prune(load_network(trained), calibration, recipe_of(p))
-    differ = [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]
-    if differ:
+    if differ := [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]:
         raise ValueError(
             f"{place}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that "
             f"recorded it (torch {record.versions['torch']}, mlprank {record.versions['mlprank']})"

@@ -137,10 +137,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.5, 0.5, 0.375]
     """
     order = np.argsort(p_values, kind="stable")
-    raised = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
-    return [float(value) for value in adjusted]
+    raised = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))
+    adjusted: list[float] = np.minimum(raised, 1.0)[np.argsort(order)].tolist()
+    return adjusted
 
 
 def setting_of(parameters: CellParameters) -> Setting:
@@ -188,12 +187,6 @@ def by_training(cells: Iterable[CellRecord], values: Iterable[float]) -> list[fl
     """Average what belongs to one training (calibration draws, seeds of a measure), in order of first appearance."""
     pairs = grouped(zip(cells, values, strict=True), lambda pair: pair[0].parameters.checkpoint_sha256)
     return [fmean(value for _, value in found) for found in pairs.values()]
-
-
-def find_reference(records: Iterable[CellRecord]) -> str | None:
-    """Label of weighted PageRank among the finished cells, the one without arguments first; None if absent."""
-    labels = {series_label(r.parameters) for r in finished_cells(records) if r.parameters.measure == REFERENCE}
-    return min(labels, key=lambda label: (len(label), label), default=None)
 
 
 class _Lead(NamedTuple):
@@ -263,31 +256,32 @@ def _settings(
 ) -> tuple[str, list[tuple[Setting, list[_Lead]]]]:
     """The reference's label, and the leads in every setting in which there is something to pair, sorted."""
     cells = finished_cells(records)
-    label = find_reference(cells)
+    labels = {series_label(cell.parameters) for cell in cells if cell.parameters.measure == REFERENCE}
+    label = min(labels, key=lambda label: (len(label), label), default="")  # the one without arguments first
     others = {series_label(cell.parameters) for cell in cells} - {label}
     if missing := sorted(set(baselines or ()) - others):
         raise ValueError(f"baselines {missing} have no finished cell; there are {sorted(others)}")
     wanted = others if baselines is None else set(baselines)
     groups = grouped((cell for cell in cells if cell.parameters.amount > 0.0), lambda cell: setting_of(cell.parameters))
+
+    def place_of(cell: CellRecord) -> tuple[str, float, str, int]:  # but for the label it is shared by a pair
+        p = cell.parameters
+        return series_label(p), round(p.amount, 9), p.checkpoint_sha256, p.calibration_seed
+
     found = []
     for setting, own in sorted(groups.items()):
         means = {
             place: tuple(fmean(getattr(metrics_of(cell), name) for cell in seeds) for name in ("top1", "retention"))
-            for place, seeds in grouped(own, lambda cell: _place(cell.parameters)).items()
+            for place, seeds in grouped(own, place_of).items()
         }
         leads = [
             _Lead(*place[:3], (ours[0] - theirs[0], ours[1] - theirs[1]))
             for place, theirs in sorted(means.items())
-            if place[0] in wanted and (ours := means.get((str(label), *place[1:])))
+            if place[0] in wanted and (ours := means.get((label, *place[1:])))
         ]
         if leads:
             found.append((setting, leads))
-    return label or "", found
-
-
-def _place(p: CellParameters) -> tuple[str, float, str, int]:
-    """A measure's label, and what its cell must share with another's to be a pair; its seeds count once."""
-    return series_label(p), round(p.amount, 9), p.checkpoint_sha256, p.calibration_seed
+    return label, found
 
 
 def _means(settings: Sequence[Sequence[_Lead]]) -> list[tuple[float, float]]:

@@ -318,7 +318,7 @@ def test_a_first_layer_looked_up_in_the_dense_network_changes_no_accuracy(
     monkeypatch.setattr(runner, "_CHUNK", 128)
     monkeypatch.setattr(runner, "load_network", lambda trained: network)
     before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
-    found = Workbench(None, data, graphs={}, device="cpu", latency=False).test(result)  # type: ignore[arg-type]
+    found = Workbench(None, data, device="cpu", latency=False).test(result)  # type: ignore[arg-type]
     assert found == accuracies(result.model, images, data.labels)
     assert found[0] == pytest.approx(1 / 3, abs=0.02)
     assert all(torch.equal(before[name], tensor) for name, tensor in result.model.state_dict().items())
@@ -337,7 +337,7 @@ def test_of_equal_logits_the_lower_class_comes_first() -> None:
 def test_logits_that_are_not_finite_and_labels_of_another_data_set_are_refused() -> None:
     network, images = TwoLayerMLP(64, 8), torch.rand(NUM_IMAGES, 1, 8, 8)
     labels = torch.zeros(NUM_IMAGES, dtype=torch.int64)
-    with pytest.raises(ValueError, match="label 11 is not a class of a network with 8 outputs"):
+    with pytest.raises(ValueError, match="label 11 names no class of a model with 8 classes"):
         accuracies(network, images, labels + 11)
     with torch.no_grad():
         network.linear_relu_stack[2].bias[0] = float("nan")

@@ -7,7 +7,6 @@ from mlprank.experiments.statistics import (
     by_training,
     claims,
     compare,
-    find_reference,
     holm,
     mean_interval,
     series_label,
@@ -201,13 +200,13 @@ def test_failed_cells_and_the_dense_baseline_are_left_out():
 
 def test_without_the_reference_there_is_no_comparison():
     assert compare([record(0.5, measure="norm"), record(0.5, measure="random")]) == ()
-    assert find_reference([record(0.5, measure="norm")]) is None
 
 
 def test_the_reference_without_arguments_comes_first():
     cells = [record(0.5, measure_args={"gamma": 0.5}), record(0.5)]
-    assert find_reference(cells) == "weighted_pagerank"
-    assert find_reference(cells[:1]) == "weighted_pagerank(gamma=0.5)"
+    norm = record(0.4, measure="norm")
+    assert {found.reference for found in compare([*cells, norm])} == {"weighted_pagerank"}
+    assert {found.reference for found in compare([cells[0], norm])} == {"weighted_pagerank(gamma=0.5)"}
 
 
 def test_a_claim_is_the_mean_difference_of_retention_with_trainings_as_units():
