@@ -45,10 +45,7 @@ PUBLISHED = Recipe(
     protect_output=False,
     num_samples=64,
 )
-"""What a recipe can say of the published conditions: a chain of linear layers, whose pruned rows are zeroed.
-
-The rest is in `PublishedConditions`, which `prune_mlp(..., published=True)` and `mlprank experiment --published` go by.
-"""
+"""What a recipe can say of the published conditions: a chain of linear layers; the rest is `PublishedConditions`."""
 
 
 def prune_mlp(
@@ -176,10 +173,8 @@ class PublishedConditions:
     - Every linear layer is pruned, the output too: classes disappear. No neuron of a layer need stay. Convolutions and
       other layers with weights stay whole, of which a warning tells.
 
-    Args:
-        network: A trained network whose linear layers run in the order of its modules; left untouched.
-        data: An `ImageDataModule`; its official training and test images are read.
-        batch_size: Number of calibration images, and of images in a test batch.
+    The linear layers of `network`, which is left untouched, run in the order of its modules; `data` is an
+    `ImageDataModule`; `batch_size` counts calibration images, and images in a test batch.
     """
 
     def __init__(self, network: nn.Module, data: Any, *, batch_size: int = 64) -> None:
@@ -214,10 +209,7 @@ class PublishedConditions:
         """Zero the rows of a share of the neurons, the least important; 0 returns the network as it is, with no scores.
 
         Every linear layer is scored from the one before it. Local and global go without our guards: a layer may lose
-        all its neurons.
-
-        Raises:
-            ValueError: If the amount is out of range, or a measure needs what was not published.
+        all its neurons. A ValueError says what is out of range, or what a measure needs that was not published.
         """
         check_amount(amount)
         pruned = copy.deepcopy(self.network)
@@ -288,9 +280,8 @@ def find_trained(model_name: str, dataset_name: str, root: Path) -> Path:
             "checkpoint=..., a file that `mlprank fit` wrote"
         )
     artifacts = (root / "artifacts" / "models" / model_name).glob("model_*.pth")
-    epochs = {path: path.stem.removeprefix("model_") for path in artifacts}
-    if numbered := {path: int(epoch) for path, epoch in epochs.items() if epoch.isdecimal()}:
-        return max(numbered, key=numbered.__getitem__)
+    if numbered := [path for path in artifacts if path.stem.removeprefix("model_").isdecimal()]:
+        return max(numbered, key=lambda path: int(path.stem.removeprefix("model_")))
     if found := list((root / "runs" / recipe).glob("*/checkpoints/best*.ckpt")):
         return max(found, key=lambda path: (path.stat().st_mtime, path))
     raise FileNotFoundError(

@@ -22,20 +22,16 @@ from mlprank.pruning.result import PruningResult, pruning_table
 from mlprank.utils.charts import write_chart
 
 LATENCY_BATCH = 64
-_LATENCY_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A pruning and what was measured of it.
-
-    `split` is the data that accuracies were measured on, such as "test"; None where there were no labels.
-    """
+    """A pruning and what was measured of it."""
 
     result: PruningResult
     before: ModelMetrics
     after: ModelMetrics
-    split: str | None
+    split: str | None  # the data that accuracies were measured on, such as "test"; None where there were no labels
 
 
 def evaluate(
@@ -53,15 +49,13 @@ def evaluate(
     """
     example = as_inputs(result.example).repeated(LATENCY_BATCH)
     networks = {"before": result.dense, "after": result.model}
-    latency = measure_latency_for(networks, example, seconds=_LATENCY_BUDGET_S, least=1, most=200)
-    top_k: dict[str, Mapping[int, float]] = {"before": {}, "after": {}}
-    if batches is not None:
-        top_k["before"] = dense_top_k or top_k_accuracy(result.dense, batches, reduce=reduce)
-        top_k["after"] = top_k_accuracy(result.model, batches, reduce=reduce)
-    before, after = (
-        replace(getattr(result.metrics, when), latency_s=latency[when].median_s, top_k=top_k[when]) for when in top_k
-    )
-    return Evaluation(result, before, after, split if batches is not None else None)
+    latency = measure_latency_for(networks, example, seconds=1.0, least=1, most=200)
+    before = replace(result.metrics.before, latency_s=latency["before"].median_s)
+    after = replace(result.metrics.after, latency_s=latency["after"].median_s)
+    if batches is None:
+        return Evaluation(result, before, after, None)
+    before = replace(before, top_k=dense_top_k or top_k_accuracy(result.dense, batches, reduce=reduce))
+    return Evaluation(result, before, replace(after, top_k=top_k_accuracy(result.model, batches, reduce=reduce)), split)
 
 
 def prune_amounts(
@@ -147,10 +141,7 @@ def scalars(evaluation: Evaluation) -> dict[str, float]:
 def print_pruning(
     evaluations: Sequence[Evaluation], files: Sequence[Mapping[str, Path]], *, dense: Path | None, config: Path
 ) -> None:
-    """Print the table of every pruning, the files that hold it, and a command to try next.
-
-    The hint is for the library where there is no run's config.
-    """
+    """Print the table of every pruning, the files that hold it, and a command to try next."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     for evaluation in evaluations:
         console.print(pruning_table(evaluation.result, evaluation.before, evaluation.after, split=evaluation.split))

@@ -42,9 +42,7 @@ class Budgets:
     """What a smaller network must keep, as `mlprank.shrink` takes it; at least one of them.
 
     A number up to 1, such as 0.3, is a share of the dense network; larger numbers and texts with a unit are absolute.
-
-    Raises:
-        ValueError: If there is none, or one is not a positive number with a unit that it can have.
+    A ValueError says what is none.
     """
 
     max_drop: float | None = None
@@ -55,9 +53,7 @@ class Budgets:
 
     def __post_init__(self) -> None:
         if not str(self):
-            raise ValueError(
-                f"there is no budget; give at least one of {', '.join(asdict(self))}, such as max_drop=0.5"
-            )
+            raise ValueError(f"there is no budget; give at least one of {', '.join(asdict(self))}")
         if self.max_drop is not None and (isinstance(self.max_drop, (bool, str)) or not 0 <= self.max_drop < math.inf):
             raise ValueError(
                 f"max_drop={self.max_drop!r} must be a number of at least 0, the percentage points to lose, such as 0.5"
@@ -76,16 +72,13 @@ class Budgets:
         found = re.fullmatch(r"\s*\+?(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)\s*([^\W\d]*)\s*", str(given))
         value, unit = (float(found[1]), found[2]) if found else (0.0, "")
         if isinstance(given, bool) or not 0 < value < math.inf:
-            raise ValueError(
-                f"{name}={given!r} must be a positive number, such as {example}, or a share of the dense size, as 0.3"
-            )
+            raise ValueError(f"{name}={given!r} must be a positive number, such as {example}, or a share, such as 0.3")
         if not unit and value <= 1:
             return value * dense
         if unit not in units:
             what = f'"{unit}" is not a unit of it' if unit else "it has no unit"
-            raise ValueError(
-                f"{name}={given!r}: {what}; give one of {', '.join(filter(None, units))}, such as {example}"
-            )
+            known = ", ".join(filter(None, units))
+            raise ValueError(f"{name}={given!r}: {what}; give one of {known}, such as {example}")
         return value * units[unit]
 
     def __str__(self) -> str:
@@ -94,9 +87,8 @@ class Budgets:
 
 def format_count(name: str, value: float) -> str:
     """Return a size as a person reads it, by the name of its budget."""
-    if name == "max_latency":
-        return f"{1e3 * value:.3g} ms"
-    return format_bytes(value) if name == "max_bytes" else f"{value:,.0f}"
+    others = {"max_latency": f"{1e3 * value:.3g} ms", "max_bytes": format_bytes(value)}
+    return others.get(name, f"{value:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -162,12 +154,11 @@ class Front:
     def plot(self) -> Chart:
         """Draw score against cost, the chosen network named; an Altair chart, as `PruningResult.plot` gives one."""
         budget = next((name for name, size in SIZES.items() if size.counted == self.count), "max_params")
-        title, scale = SIZES[budget].title, SIZES[budget].scale
-        series = self.best.recipe.plain()["measure"]["name"]
+        size, series = SIZES[budget], self.best.recipe.plain()["measure"]["name"]
         points = [
             CostPoint(
                 series,
-                point.size(budget) / scale,
+                point.size(budget) / size.scale,
                 point.score,
                 note=f"{100 * point.amount:.0f} % of the {self.count} removed" + ", refined" * point.refined,
                 chosen=point is self.best_point,
@@ -178,8 +169,8 @@ class Front:
             points,
             looks_of([series]),
             title=f"{network_name(self.best.model)}: {self.budgets}",
-            cost=title,
-            dense=(self.dense.size(budget) / scale, self.dense.score),
+            cost=size.title,
+            dense=(self.dense.size(budget) / size.scale, self.dense.score),
             score="top-1 accuracy" if self.score == "top-1" else self.score,
             percent=self.score in _SHARES,
         )
@@ -212,12 +203,10 @@ class Front:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
         ended = ", interrupted: the best so far" if self.interrupted else ""
-        chosen = (
-            f"Chosen ({self.budgets}{ended}): {best.num_parameters:,} of {dense.num_parameters:,} parameters "
-            f"({best.num_parameters / dense.num_parameters:.1%}), {self.score} {shown(dense.score)} → "
-            f"{shown(best.score)}."
-        )
-        return "\n".join([*lines, chosen])
+        left = f"{best.num_parameters:,} of {dense.num_parameters:,} parameters"
+        share = f"{best.num_parameters / dense.num_parameters:.1%}"
+        scores = f"{self.score} {shown(dense.score)} → {shown(best.score)}"
+        return "\n".join([*lines, f"Chosen ({self.budgets}{ended}): {left} ({share}), {scores}."])
 
     def _repr_html_(self) -> str:
         return f'<pre style="line-height:1.2">{html.escape(repr(self))}</pre>'

@@ -1,6 +1,8 @@
 """The masked network's weights: scores, masks and compensation, worked out from the input to the output."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,8 +18,7 @@ from mlprank.calibration.statistics import (
     reading_nodes,
     views_of,
 )
-from mlprank.compensation import Refit, Regression, get_compensation
-from mlprank.compensation.readers import SideBySide, can_refit, predict, refit, same_geometry, zero_rows
+from mlprank.compensation import Refit, Regression, SideBySide, get_compensation, predict, refit, zero_rows
 from mlprank.graph.axes import entries
 from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Layer, State
@@ -26,78 +27,68 @@ from mlprank.methods import get_method
 from mlprank.pruning.recipe import Recipe
 from mlprank.pruning.selection import Scorer, Selection, choose, group_scores, layer_scores, readers_of
 
+_MAX_SEEN = 8192
+"""Readers that see more entries of what is kept are mended by one coefficient a channel."""
 
+
+@dataclass(eq=False)
 class MaskedWeights:
     """Masks a network group by group and compensates it reader by reader; lives for one pruning.
 
     A reader is fitted on what arrives when everything before it has been pruned and compensated. Rows of pruned neurons
     are zeroed at the end then: nobody listens to them any more, and a later reader must still see what it is to
-    predict.
-
-    In the end it knows the weights (`state`), for every layer its `scores` and, where it may be pruned, its `masks`,
-    shape (n_out,), True for kept neurons; how many chosen neurons it `held_back` by layer, as nothing can take what
-    they would leave behind; and the layers that were mended `by_channel`, by one coefficient a neuron, as they see too
-    much for whole weights to be fitted anew.
+    predict. In the end there are the weights (`state`), `scores` and `masks` of layers, how many chosen neurons were
+    `held_back`, and the layers that were mended `by_channel`, as they see too much for whole weights to be fitted.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        state: State,
-        *,
-        recipe: Recipe,
-        selection: Selection,
-        removable: Mapping[str, Tensor],
-        norms: Norms,
-        calibration: Calibration,
-        known: PooledMoments,
-    ) -> None:
-        self.graph, self.state, self.recipe, self.selection = graph, state, recipe, selection
-        self.compensation = get_compensation(recipe.compensation)
-        self.removable, self.norms, self.calibration, self.known = removable, norms, calibration, known
+    graph: Graph
+    state: State
+    recipe: Recipe
+    selection: Selection
+    removable: Mapping[str, Tensor]
+    norms: Norms
+    calibration: Calibration
+    known: PooledMoments
+
+    def __post_init__(self) -> None:
+        self.compensation = get_compensation(self.recipe.compensation)
         self.units: dict[str, Tensor] = {}
         self.held_back: dict[str, int] = {}
         self.by_channel: list[str] = []
-        self.passes = SideBySide(graph, state, calibration, num_samples=norms.num_samples)
+        self.passes = SideBySide(self.graph, self.state, self.calibration, num_samples=self.norms.num_samples)
 
-    def from_scores(self, scores: Mapping[str, Tensor]) -> None:
-        """Mask by scores of the dense network."""
-        self._mask(scores if self.recipe.chain else group_scores(self.graph, scores))
+    def prune(self, scores: Mapping[str, Tensor] | None) -> None:
+        """Mask by scores of the dense network; where there are none, score every group when all below it is pruned."""
+        found: dict[int, Tensor] = {}
+        if scores is not None:
+            self._mask(scores if self.recipe.chain else group_scores(self.graph, scores))
         for readers in self._steps():
+            for index in readers[0].read_groups if scores is None else ():
+                if index not in found:
+                    found[index] = self._score(index)
             self._compensate(readers)
-        self._finish(scores)
-
-    def from_pruned(self) -> None:
-        """Score every group when all below it has been pruned, for measures that ask for that (`reads_pruned`)."""
-        scores: dict[int, Tensor] = {}
-        for readers in self._steps():
-            for index in readers[0].read_groups:
-                if index not in scores:
-                    scores[index] = self._score(index)
-            self._compensate(readers)
-        for index in range(len(self.graph.groups)):
-            if index not in scores:
-                scores[index] = self._score(index)
-        self._finish({layer.name: layer_scores(layer, scores) for layer in self.graph.layers})
+        if scores is None:
+            found |= {index: self._score(index) for index in range(len(self.graph.groups)) if index not in found}
+            scores = {layer.name: layer_scores(layer, found) for layer in self.graph.layers}
+        self.scores, self.masks = scores, self._layer_masks()
+        self.state = zero_rows(self.graph, self.state, self.masks, keeps_bias=self.compensation.keeps_bias)
 
     def _steps(self) -> Iterator[tuple[Layer, ...]]:
         """Layers that read neurons in forward order, together where they read the same values in the same way."""
-        readers: list[Layer] = []
-        for layer in self.graph.layers:
-            if readers and not same_geometry([*readers, layer]):
-                yield tuple(readers)
-                readers = []
-            if layer.read_groups:
-                readers.append(layer)
-        if readers:
-            yield tuple(readers)
+
+        def geometry(layer: Layer) -> tuple[object, ...]:
+            return layer.sources, layer.read, [call.kind for call in layer.calls]
+
+        for _, layers in groupby(self.graph.layers, geometry):
+            if readers := tuple(layer for layer in layers if layer.read_groups):
+                yield readers
 
     def _score(self, index: int) -> Tensor:
         group = self.graph.groups[index]
         views = [view for layer in self.graph.readers_of(group) for view in views_of(layer, index)]
         readers = readers_of(self.graph, self.state, index, self._moments(views))
         measure = get_measure(self.recipe.measure)
-        scores = Scorer(self.graph, self.state, self.norms, measure, lambda group: readers).group(index)
+        scores = Scorer(self.graph, self.state, self.norms, measure, lambda _: readers).group(index)
         self._mask({group.name: scores})
         if not isinstance(self.compensation, Regression) and group.name in self.units:
             self._zero(group.layers)
@@ -175,10 +166,12 @@ class MaskedWeights:
             return
         fitted: list[Layer] = []
         for layer in readers:
-            if isinstance(by, Refit) and can_refit(layer, kept, layer.kind.flat(self.state[layer.weight]).shape[3]):
-                fitted.append(layer)
-                continue
             if isinstance(by, Refit) and not layer.tied:
+                patch = layer.kind.flat(self.state[layer.weight]).shape[3]
+                seen = patch * int(kept[: len(kept) // layer.kind.groups].sum())
+                if seen <= _MAX_SEEN and all(call.kind.refits for call in layer.calls):
+                    fitted.append(layer)
+                    continue
                 self.by_channel.append(layer.name)
             views = [view for index in layer.read_groups for view in views_of(layer, index)]
             moments = {} if layer.tied else self._moments(views)
@@ -189,7 +182,3 @@ class MaskedWeights:
         for layer in readers:
             if layer.tied:  # its weights on pruned neurons are rows of theirs
                 self._zero([name for index in layer.read_groups for name in self.graph.groups[index].layers])
-
-    def _finish(self, scores: Mapping[str, Tensor]) -> None:
-        self.scores, self.masks = scores, self._layer_masks()
-        self.state = zero_rows(self.graph, self.state, self.masks, keeps_bias=self.compensation.keeps_bias)

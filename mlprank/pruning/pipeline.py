@@ -23,12 +23,20 @@ from mlprank.calibration.statistics import (
     measure_norms,
     views_of,
 )
-from mlprank.compensation import Compensation, LeastSquares, Mean, Regression, get_compensation
-from mlprank.compensation.readers import predict, zero_rows, zeroed_parameters
+from mlprank.compensation import (
+    Compensation,
+    LeastSquares,
+    Mean,
+    Regression,
+    get_compensation,
+    predict,
+    zero_rows,
+    zeroed_parameters,
+)
 from mlprank.costs.metrics import count_flops, count_parameters, measure_latency, size_bytes
 from mlprank.graph.layers import Embedding
 from mlprank.graph.program import Inputs
-from mlprank.graph.records import Graph, Group, Place, State, quoted
+from mlprank.graph.records import Graph, Place, State, quoted
 from mlprank.graph.trace import check_parameters, quiet_hooks
 from mlprank.measures import Reader, get_measure
 from mlprank.measures.reconstruction import reconstruction_gains
@@ -201,20 +209,18 @@ class Pruning:
         """Score every layer of the dense network, as `mlprank.score` does.
 
         Args:
-            recipe: All choices in one record, the one this was made with by default; those below that are given change
-                it.
+            recipe: All choices in one record, by default the one this was made with; fields that are given change it.
             amounts: The amount of every layer, where it has been worked out already.
             **fields: The fields of `Recipe`, by name.
         """
         recipe = make_recipe(recipe or self.recipe, fields)
         if amounts is None:
             amounts = amounts_by_name(recipe.amount, [layer.name for layer in self.graph.layers])
+        measure, norms = get_measure(recipe.measure), self.norms(chain=recipe.chain)
 
-        def readers(group: Group) -> tuple[Reader, ...]:
-            index = self.graph.group_by_name[group.name]
+        def readers(index: int) -> tuple[Reader, ...]:
             return readers_of(self.graph, self.state, index, self._moments(index))
 
-        measure, norms = get_measure(recipe.measure), self.norms(chain=recipe.chain)
         return Scorer(self.graph, self.state, norms, measure, readers, recipe.chain, amounts).layers()
 
     @takes_recipe
@@ -249,22 +255,21 @@ class Pruning:
         removal = plan_removal(graph, weights.state, weights.groups(), arriving)
         masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
         fill_norms(masked, fills)
-        follows = follow_config(narrow, {name: tuple(tensor.shape) for name, tensor in self.state.items()})
         widths = {}
         for layer in (graph.by_name[name] for name in weights.scores):
             before, after = (each[layer.weight].shape[layer.kind.weight_out] for each in (self.state, removal.state))
             # Of a grouped transposed convolution the weight has the outputs of one group.
             widths[layer.name] = (layer.out_features, layer.out_features * after // before)
-        by_channel, baked = ", ".join(quoted(weights.by_channel)), ", ".join(quoted(self.baked))
-        notes = (
-            by_channel
-            and f"Mended by one coefficient a neuron, as whole weights see too much to be fitted: {by_channel}.",
-            baked and f"Computed before every forward pass, now plain parameters: {baked}.",
-            ""
-            if follows
-            else "The network's config cannot state its widths, so that from_pretrained builds another one: keep the "
-            "file that save() writes, or protect the layers that end with a width of their own.",
-        )
+        told = {
+            "Mended by one coefficient a neuron, as whole weights see too much to be fitted": weights.by_channel,
+            "Computed before every forward pass, now plain parameters": self.baked,
+        }
+        notes = [f"{what}: {', '.join(quoted(names))}." for what, names in told.items() if names]
+        if not follow_config(narrow, {name: tuple(tensor.shape) for name, tensor in self.state.items()}):
+            notes.append(
+                "The network's config cannot state its widths, so that from_pretrained builds another one: keep the "
+                "file that save() writes, or protect the layers that end with a width of their own."
+            )
         result = PruningResult(
             model=narrow,
             masked=masked,
@@ -285,7 +290,7 @@ class Pruning:
             widths=widths,
             fills=fills,
             units={layer.name: layer.kind.unit for layer in graph.layers},
-            notes=tuple(filter(None, notes)),
+            notes=tuple(notes),
         )
         return self.refined(result, recipe.refine, on_step) if isinstance(recipe.refine, Refinement) else result
 
@@ -311,22 +316,18 @@ class Pruning:
             calibration=self.calibration,
             known=self._known_moments,
         )
-        if recipe.scores_on_pruned:
-            weights.from_pruned()
-        else:
+        if scores is None and not recipe.scores_on_pruned:
             amounts = {name: selection.amounts[unit] for unit, layers in selection.units.items() for name in layers}
-            weights.from_scores(self.scores(recipe, amounts=amounts) if scores is None else scores)
+            scores = self.scores(recipe, amounts=amounts)
+        weights.prune(None if recipe.scores_on_pruned else scores)
         return weights
 
     @_once
     def _arriving(self, units: tuple[str, ...], *, chain: bool, keeps_bias: bool) -> Mapping[Place, Arriving]:
         """What neurons would send on if all that may be pruned were zeroed."""
-        graph = self.graph
-        groups = {
-            group.name: torch.zeros(group.width, dtype=torch.bool)
-            for group in graph.groups
-            if group.name in units or (chain and set(units) & set(group.layers))
-        }
+        graph, asked = self.graph, set(units)
+        pruned = (group for group in graph.groups if group.name in asked or (chain and asked & set(group.layers)))
+        groups = {group.name: torch.zeros(group.width, dtype=torch.bool) for group in pruned}
         masks = {layer.name: graph.kept_entries(groups, layer.made) for layer in graph.layers}
         if chain:
             masks = {name: torch.zeros_like(masks[name]) for name in units}
@@ -421,12 +422,11 @@ class Pruning:
         if method.count == "neurons":
             return Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in units])
         if method.count == "latency":  # by the network with one unit after the other at half its width
-            halves = {unit: {group.name: torch.arange(group.width) % 2 == 0} for unit, group in groups.items()}
-            narrow = {
-                unit: with_state(model, plan_removal(graph, self.state, mask, None).state)
-                for unit, mask in halves.items()
-            }
-            timed = measure_latency({"": model, **narrow}, example.repeated(method.batch_size))
+            networks = {"": model}
+            for unit, group in groups.items():
+                half = {group.name: torch.arange(group.width) % 2 == 0}
+                networks[unit] = with_state(model, plan_removal(graph, self.state, half, None).state)
+            timed = measure_latency(networks, example.repeated(method.batch_size))
             dense = timed[""].median_s
             terms = []
             for unit, group in groups.items():
@@ -435,7 +435,13 @@ class Pruning:
         else:
             sizes = self._sizes(units)
             if method.count == "flops":
-                factors, dense = self._products(), float(count_flops(model, example))
+                factors, dense, program = [], float(count_flops(model, example)), graph.program
+                for layer in graph.layers:
+                    for call in layer.calls:  # how many FLOPs of a sample each entry of its weight makes
+                        shape = program.nodes[program.order[call.node]].meta["val"].shape
+                        positions = [int(size) for dim, size in enumerate(shape) if dim not in (0, call.out_dim)]
+                        products = 0.0 if isinstance(call.kind, Embedding) else 2.0 * math.prod(positions)
+                        factors.append((layer.weight, products))
             elif method.count == "bytes":
                 held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
                 factors = [(name, float(tensor.element_size())) for name, tensor in held.items()]
@@ -459,16 +465,6 @@ class Pruning:
                         per_neuron[named[segment.space]] += segment.block
                 sizes[name][dim] = (sum(each.size for each in axis if each.space not in named), per_neuron)
         return sizes
-
-    def _products(self) -> list[tuple[str, float]]:
-        """For every use of a weight, how many FLOPs of a sample each of its entries makes."""
-        found, program = [], self.graph.program
-        for layer in self.graph.layers:
-            for call in layer.calls:
-                shape = program.nodes[program.order[call.node]].meta["val"].shape
-                positions = [int(size) for dim, size in enumerate(shape) if dim not in (0, call.out_dim)]
-                found.append((layer.weight, 0.0 if isinstance(call.kind, Embedding) else 2.0 * math.prod(positions)))
-        return found
 
     def refined(self, result: PruningResult, by: Refinement, on_step: OnStep | None = None) -> PruningResult:
         """Refine a pruning of this network: train the narrow network, and give the masked one the same changes."""

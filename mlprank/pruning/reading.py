@@ -1,7 +1,4 @@
-"""From a network to the graph that it is pruned by, and the proof that a narrower one computes the same.
-
-A network is read once, and what was read is remembered as long as the network is there.
-"""
+"""From a network to the graph that it is pruned by, remembered, and the proof that a narrower one computes the same."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -39,8 +36,7 @@ def read_network(
 ) -> Graph:
     """Read a network, or take what was read of it before, if it still has the same parts and gives the same outputs.
 
-    What is read of the `owner` is remembered if `model`, the copy of it that is read, with the weights `state`, is made
-    around its own parameters. `example` and `varying` are those of `trace`.
+    What is read of `model`, with the weights `state`, is remembered for its `owner` if their parameters are the same.
     """
     parts = _parts(model, example, varying)
     known, graph = _read.get(owner, (None, None))
@@ -77,9 +73,8 @@ def _parts(model: nn.Module, example: Inputs, varying: Collection[tuple[int, int
 def _keep_written(model: nn.Module, graph: Graph, state: State, example: Inputs) -> Graph:
     """Keep neurons whole whose number is written into the forward pass, such as `x.view(-1, 512)` or `x[:, :256]`.
 
-    Whether a number in the traced program was one in the forward pass, too, or was taken from a tensor, only trying can
-    tell: a network that lost one neuron of each group, which nobody listens to, has to give what it gave with that
-    neuron, and to run in training mode where something is not used but there.
+    Only trying can tell: a network that lost one neuron of each group, which nobody listens to, has to give what it
+    gave with that neuron, and to run in training mode where something is not used but there.
     """
     program = graph.program
     used = {program.tensors[node.name] for node in program.nodes if node.name in program.tensors and node.users}
@@ -137,10 +132,8 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     inputs = as_inputs(example).first(_NUM_SAMPLES)
     suspects = "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
     if graph.reshapes:
-        suspects = (
-            f"a width is written into the forward pass: {'; '.join(graph.reshapes)}; take sizes from the tensor "
-            "(x.flatten(1), x.shape[-1]) or protect the layer"
-        )
+        places = f"a width is written into the forward pass: {'; '.join(graph.reshapes)}"
+        suspects = f"{places}; take sizes from the tensor (x.flatten(1), x.shape[-1]) or protect the layer"
     expected = _outputs(masked, inputs)
     try:
         got = _outputs(narrow, inputs)

@@ -78,8 +78,8 @@ class Recipe:
         if isinstance(self.protect, str):
             raise ValueError(f'protect="{self.protect}" is one name; give a list of names')
         object.__setattr__(self, "protect", tuple(self.protect))
-        check_whole(min_neurons=self.min_neurons, round_to=self.round_to)
-        check_whole(num_samples=1 if self.num_samples is None else self.num_samples)
+        num_samples = 1 if self.num_samples is None else self.num_samples
+        check_whole(min_neurons=self.min_neurons, round_to=self.round_to, num_samples=num_samples)
         check_whole(least=0, seed=self.seed)
 
     @property
@@ -122,11 +122,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def takes_recipe(function: _Function) -> _Function:
-    """Show the fields of `Recipe` as keyword parameters in place of a function's `**fields`.
+    """Show the fields of `Recipe` in place of a function's `**fields`: in signature, annotations and docstring.
 
-    Signature, annotations and documentation (in place of the docstring's line on `**fields`) come from the one
-    definition, so that a field added to `Recipe` appears in every function and class that takes one. Fields that the
-    function names itself stay as they are.
+    Fields that the function names itself stay as they are.
     """
     hints, signature = typing.get_type_hints(Recipe), inspect.signature(function, eval_str=True)
     own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}

@@ -1,8 +1,4 @@
-"""Refinement without labels: a short distillation of the narrow network towards the dense network's outputs.
-
-The calibration data goes through the dense network once, and the narrow network is trained on what came out; both run
-in evaluation mode, so that what dropout and batch statistics would do in training is left aside.
-"""
+"""Refinement without labels: a short distillation towards the dense network's outputs, in evaluation mode."""
 
 from __future__ import annotations
 
@@ -30,28 +26,20 @@ OnStep = Callable[[int, int], None]
 class Refinement:
     """How a narrow network learns from the dense one; `refine=1000` stands for `Refinement(steps=1000)`.
 
-    Attributes:
-        steps: Number of steps of Adam.
-        learning_rate: Of the first step; it falls to 0 along a cosine.
-        batch_size: Calibration samples in a step, over all processes.
-        loss: "mse", the mean squared error of the outputs, for any network; "kl", the divergence of class
-            probabilities, where the outputs are logits: probable classes then count more, which keeps more of the
-            accuracy at high amounts.
-        seed: Seed of the order in which samples are drawn.
-
-    Raises:
-        ValueError: If one is out of range.
+    The loss is "mse", the mean squared error of the outputs, for any network; or "kl", the divergence of class
+    probabilities, where the outputs are logits: probable classes then count more, which keeps more of the accuracy at
+    high amounts. A ValueError says what is out of range.
 
     Examples:
         >>> Refinement(steps=500).learning_rate
         0.002
     """
 
-    steps: int = 1000
-    learning_rate: float = 2e-3
-    batch_size: int = 128
+    steps: int = 1000  # of Adam
+    learning_rate: float = 2e-3  # of the first step; it falls to 0 along a cosine
+    batch_size: int = 128  # calibration samples in a step, over all processes
     loss: Literal["mse", "kl"] = "mse"
-    seed: int = 0
+    seed: int = 0  # of the order in which samples are drawn
 
     def __post_init__(self) -> None:
         check_whole("refine: ", steps=self.steps, batch_size=self.batch_size)
@@ -81,13 +69,12 @@ def refine(
 ) -> tuple[nn.Module, tuple[float, float]]:
     """Train a narrow network towards the dense network's outputs on the calibration data.
 
-    Every step draws the same samples on every run. With several processes each draws from its own calibration data,
-    gradients are averaged, and all end with the same weights. All calibration data is held in memory, on the network's
-    device. Both networks are left untouched.
+    Every step draws the same samples on every run; several processes draw each from their own and end with the same
+    weights. All calibration data is held in memory, on the network's device. Both networks are left untouched.
 
     Returned are the refined network in the mode of the given one, and its loss on the calibration data before and
-    after, as a share of what a constant output would lose ("mse"), or in nats ("kl"). It is never larger after: weights
-    that are no better are not taken. A ValueError says where it stops being a number, or nothing can be learned.
+    after, as a share of what a constant output would lose ("mse"), or in nats ("kl"). It is never larger after. A
+    ValueError says where it stops being a number, or nothing can be learned.
     """
     with torch.inference_mode(False), torch.enable_grad(), evaluating(narrow, dense):
         learner = with_state(narrow, network_state(narrow))
@@ -168,22 +155,18 @@ class _Lesson:
             inputs, targets = zip(*self.parts, strict=True)
             self.parts = [(joined(inputs), [torch.cat(each) for each in zip(*targets, strict=True)])]
         if by.loss == "kl" and (len(wanted) != 1 or wanted[0].dim() < 2):
-            raise ValueError(
-                'refine: loss="kl" needs one output of logits, shape (N, ..., num_classes); use loss="mse"'
-            )
+            raise ValueError('refine: loss="kl" needs one output of logits, (N, ..., num_classes); use loss="mse"')
         self.class_dim = 1 if wanted[0].dim() > 3 else -1
-        self.scales = [1.0 if by.loss == "kl" else self._variance(number) for number in range(len(wanted))]
-
-    def _variance(self, number: int) -> float:
-        """The variance of a target over the samples, so that outputs of different size count alike."""
-        targets = [targets[number].double().flatten(1) for _, targets in self.parts]
-        if len({each.shape[1] for each in targets}) > 1:
-            targets = [each.reshape(-1, 1) for each in targets]
-        seen = torch.cat(targets)
-        sums = torch.stack([torch.full_like(seen[0], len(seen)), seen.sum(0), seen.square().sum(0)])
-        count, total, squares = self.calibration.reduce(sums)
-        variance = float((squares / count - (total / count).square()).mean())
-        return variance if variance > 0 else 1.0
+        self.scales: list[float] = []  # variances over the samples, so that outputs of different size count alike
+        for number in range(len(wanted)) if by.loss == "mse" else ():
+            flat = [targets[number].double().flatten(1) for _, targets in self.parts]
+            if len({each.shape[1] for each in flat}) > 1:
+                flat = [each.reshape(-1, 1) for each in flat]
+            seen = torch.cat(flat)
+            sums = torch.stack([torch.full_like(seen[0], len(seen)), seen.sum(0), seen.square().sum(0)])
+            count, total, squares = calibration.reduce(sums)
+            variance = float((squares / count - (total / count).square()).mean())
+            self.scales.append(variance if variance > 0 else 1.0)
 
     def batches(self, *, ranks: int) -> Iterator[tuple[Inputs, list[Tensor]]]:
         """Yield inputs and targets of every step; a sample comes again when all others of its part have come."""

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,23 +55,19 @@ class PruningResult:
     masks: Mapping[str, Tensor]  # for every prunable layer, shape (n_out,), True for kept neurons
     recipe: Recipe  # how it was pruned
     whole: Mapping[str, str]  # why each other layer stays whole
-    # how many neurons of a layer were chosen but kept, because nothing can take what they would leave behind
-    held_back: Mapping[str, int]
+    held_back: Mapping[str, int]  # neurons of a layer that were chosen but kept: nothing can take what they would leave
     slices: Slices  # for every tensor that became narrower, the kept indices by dimension
     biases: tuple[str, ...]  # names of biases that the dense network did not have
-    # for every weight and bias with zeroed rows, and for the gains of normalisations over pruned neurons, shape
-    # (n_out,), True for the rows that stay
+    # shape (n_out,), True for rows that stay, of parameters with zeroed rows and gains of norms over pruned neurons
     parameter_masks: Mapping[str, Tensor]
     max_difference: float  # largest difference between the outputs of `masked` and `model` on a calibration batch
     dense: nn.Module  # the network that was given
     example: Tensor | Inputs  # one input, shape (1, ...), or one call where it is more than a tensor
     widths: Mapping[str, tuple[int, int]]  # neurons of every layer in the dense and in the narrow network
-    # what normalisations of the masked network read in place of pruned neurons, by module
-    fills: Mapping[str, Fill] = field(default_factory=dict)
+    fills: Mapping[str, Fill] = field(default_factory=dict)  # what norms of `masked` read for pruned neurons, by module
     units: Mapping[str, str] = field(default_factory=dict)  # what a layer's neurons are called: neurons or channels
     notes: tuple[str, ...] = ()  # what else a report should say
-    # loss on the calibration data before and after `refine`, None where nothing was refined; `max_difference` is then
-    # that of the networks before, which had the same weights
+    # on the calibration data before and after `refine`; `max_difference` is then that of the networks before
     losses: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -84,10 +81,7 @@ class PruningResult:
 
     @property
     def zeroed(self) -> dict[str, int]:
-        """Neurons that every layer of the narrow network has although its mask is False there: their rows are zero.
-
-        They are outputs, or tied to neurons of another layer that are kept (`graph="chain"`).
-        """
+        """Neurons of every layer that the narrow network has, as rows of zeros: outputs, or tied to kept neurons."""
         return {name: self.widths[name][1] - int(mask.sum()) for name, mask in self.masks.items()}
 
     @cached_property
@@ -151,13 +145,12 @@ class PruningResult:
 
         A notebook shows the Altair chart; `mlprank.utils.charts.write_chart` writes it as PNG, SVG or PDF.
         """
-        shown = list(self.masks)[:_MAX_LAYERS_DRAWN]
-        measure = display_name(self.recipe.plain()["measure"]["name"])
-        more = f", {len(self.masks) - len(shown)} more layers not shown" if len(shown) < len(self.masks) else ""
         layers = tuple(
-            ScoredLayer(name, tuple(self.scores[name].double().tolist()), tuple(self.masks[name].tolist()))
-            for name in shown
+            ScoredLayer(name, tuple(self.scores[name].double().tolist()), tuple(mask.tolist()))
+            for name, mask in islice(self.masks.items(), _MAX_LAYERS_DRAWN)
         )
+        measure = display_name(self.recipe.plain()["measure"]["name"])
+        more = f", {len(self.masks) - len(layers)} more layers not shown" if len(layers) < len(self.masks) else ""
         title = f"{network_name(self.model)}, {measure}, {100 * self.achieved:.0f} % pruned{more}"
         return compose([draw_scores(layers, title=title, width=460)])
 

@@ -1,8 +1,7 @@
 """Which neurons stay: scores of every layer by a measure, what may be pruned, and masks.
 
-Scores are carried along the graph from the input to the output: in the published reading (**chain**) a linear layer's
-scores are the `previous` of the next one, in the true graph (**dag**) every value has an importance pi, non-negative
-with sum 1, as docs/how-it-works.md defines it.
+In a **chain** a linear layer's scores are the `previous` of the next one; in the true graph (**dag**) every value has
+an importance pi, non-negative with sum 1, as docs/how-it-works.md defines it.
 """
 
 import warnings
@@ -17,12 +16,11 @@ from torch import Tensor
 from mlprank.calibration.statistics import Norms, PooledMoments, views_of
 from mlprank.graph.axes import Axis, pieces, size_of
 from mlprank.graph.layers import Linear, matrix
-from mlprank.graph.records import Call, Graph, Group, Layer, Part, Place, State, describe_whole, quoted
+from mlprank.graph.records import Call, Graph, Layer, Part, Place, State, describe_whole, quoted
 from mlprank.measures.record import LayerRecord, Measure, Reader, normalise_scores
 from mlprank.methods import Method
 from mlprank.pruning.recipe import Recipe
 
-Readers = Callable[[Group], tuple[Reader, ...]]
 _LEAST = 1e-300
 """A score above 0 that changes no other score in float64."""
 
@@ -87,15 +85,15 @@ def _shares(values: Tensor) -> Tensor:
 class Scorer:
     """Scores neurons by a measure, carrying importance along the graph; lives for one scoring.
 
-    `amounts` and `readers` (the layers that read a group, with their Gram matrices) are for measures that ask. A
-    ValueError names the measure and the layer of scores that are none.
+    `amounts` and `readers` (by a group's index, with their Gram matrices) are for measures that ask. A ValueError names
+    the measure and the layer of scores that are none.
     """
 
     graph: Graph
     state: State
     norms: Norms
     measure: Measure
-    readers: Readers
+    readers: Callable[[int], tuple[Reader, ...]]
     chain: bool = False
     amounts: Mapping[str, float] = field(default_factory=dict)
     importance: dict[Place, Tensor] = field(default_factory=dict)
@@ -118,8 +116,7 @@ class Scorer:
                 if len(previous) != layer.in_features:
                     raise ValueError(
                         f'graph="chain": layer "{layer.name}" reads {layer.in_features} values, the linear layer '
-                        f"before it makes {len(previous)}; the network is no chain of linear layers, use "
-                        'graph="dag"'
+                        f'before it makes {len(previous)}; the network is no chain of linear layers, use graph="dag"'
                     )
                 previous = self.score(layer, call, previous)
             else:
@@ -209,7 +206,7 @@ class Scorer:
             readers=lambda: tuple(
                 _widened(reader, layer.made, index)
                 for index in (layer.made_groups if group is None else (group,))
-                for reader in self.readers(self.graph.groups[index])
+                for reader in self.readers(index)
             ),
         )
         scores: Any = self.measure(record)
@@ -225,12 +222,11 @@ def _widened(reader: Reader, axis: Axis, index: int) -> Reader:
     """What a reader sees of a group as if it saw all outputs of a layer: the others it does not hear."""
     if _is_simple(axis):
         return reader
-    size = size_of(axis)
     (start, segment), *_ = pieces(axis, index)
     at = start + torch.arange(segment.width, device=reader.gram.device) * segment.block
-    weight = reader.weight.new_zeros(len(reader.weight), size)
+    weight = reader.weight.new_zeros(len(reader.weight), size_of(axis))
     weight[:, at] = reader.weight
-    gram = reader.gram.new_zeros(size, size)
+    gram = reader.gram.new_zeros(size_of(axis), size_of(axis))
     gram[at[:, None], at] = reader.gram
     return Reader(weight, gram)
 
@@ -242,21 +238,14 @@ def _widened(reader: Reader, axis: Axis, index: int) -> Reader:
 class Selection:
     """What may be pruned, and how much of it."""
 
-    # for every set of neurons that is masked as one the layers that make them, by the first layer's name. In dag mode a
-    # unit is a group, in chain mode a layer
-    units: Mapping[str, tuple[str, ...]]
+    units: Mapping[str, tuple[str, ...]]  # layers of what is masked as one, a group (in a chain a layer), by the first
     amounts: Mapping[str, float]  # the requested amount of every unit, in [0, 1)
     whole: Mapping[str, str]  # why each other layer stays whole, by name
-    # for units that have been pruned before, shape (n,), False for neurons that are gone; they go first and count as
-    # removed
-    already: Mapping[str, Tensor]
+    already: Mapping[str, Tensor]  # of units pruned before, shape (n,), False for neurons that are gone
 
 
 def select(graph: Graph, recipe: Recipe, *, already: Mapping[str, Tensor]) -> Selection:
-    """Work out what may be pruned by a recipe: at least one unit.
-
-    `already` is what is left of layers that have been pruned before, shape (n_out,), False for neurons that are gone.
-    """
+    """Work out what may be pruned by a recipe: at least one unit; `already` is by layer, shape (n_out,)."""
     names, chain = [layer.name for layer in graph.layers], recipe.chain
     protected = set(_matches(recipe.protect, names, argument="protect"))
     requested = amounts_by_name(recipe.amount, names)

@@ -117,9 +117,7 @@ def shrink(
         recipe = replace(recipe, method=Adaptive(count=counted, batch_size=batch_size))
     method = get_method(recipe.method)
     if not isinstance(method, Local):
-        raise ValueError(
-            f"method={method!r}: a search needs adaptive or local, which can say how wide a network becomes"
-        )
+        raise ValueError(f"method={method!r}: a search needs adaptive or local, which say how wide a network becomes")
     scoring = _Scoring(model, validation, score, reduce=reduce)
     if isinstance(recipe.refine, Refinement) and "refine" not in fields and scoring.function is None:
         recipe = replace(recipe, refine=replace(recipe.refine, loss="kl"))
@@ -136,9 +134,7 @@ class _Scoring:
         if self.function is not None:
             return
         if score not in (None, "top1", "agreement"):
-            raise ValueError(
-                f'score={score!r} is unknown; choose "top1", "agreement", or give a function of the network'
-            )
+            raise ValueError(f'score={score!r} is unknown; choose "top1", "agreement", or give a function of networks')
         if validation is None:
             raise ValueError("validation is missing; give data to choose by, or score=, a function of the network")
         if hasattr(validation, "val_dataloader"):
@@ -157,13 +153,9 @@ class _Scoring:
             raise ValueError("validation: the set is empty; give at least one batch")
         labelled = is_labelled(first)
         if score == "top1" and not labelled:
-            raise ValueError(
-                'validation: its batches have no labels of classes, shape (N,), for score="top1"; use score="agreement"'
-            )
+            raise ValueError('validation: its batches have no labels of classes, shape (N,); use score="agreement"')
         if score is None and not labelled and isinstance(first, (tuple, list)) and len(first) > 1:
-            raise ValueError(
-                "validation: its targets are not classes, integers (N,); give score=, a function that returns a number"
-            )
+            raise ValueError("validation: its targets are not classes, integers (N,); give score=, a function")
         self.name = "top-1" if labelled and score != "agreement" else "agreement"
         self.predicted = list(self._predictions(model)) if self.name == "agreement" else []
 
@@ -174,9 +166,8 @@ class _Scoring:
             shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(
-                    f"score: {self.name} returned a {type(value).__name__}{shape}; it must return one number"
-                )
+                returned = f"{type(value).__name__}{shape}"
+                raise TypeError(f"score: {self.name} returned a {returned}; it must return one number")
         elif self.name == "top-1":
             value = top_k_accuracy(network, self.batches, (1,), reduce=self.reduce)[1]
         else:
@@ -185,9 +176,8 @@ class _Scoring:
             right, seen = self.reduce(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
             value = right / seen
         if not math.isfinite(value):
-            raise ValueError(
-                f"score: {self.name} is {value} for {which} network, which no budget can be held against; give a number"
-            )
+            place = f"score: {self.name} is {value} for {which} network"
+            raise ValueError(f"{place}, which no budget can be held against; give a number")
         return float(value)
 
     def _predictions(self, network: nn.Module) -> Iterator[Tensor]:
@@ -197,18 +187,14 @@ class _Scoring:
                 inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
                 logits = sole_tensor(network(inputs.to(device)), who="shrink")
                 if logits.dim() < 2 or logits.shape[1] < 2:
-                    raise ValueError(
-                        f"validation: outputs {tuple(logits.shape)} are no logits of classes; give score=, a function"
-                    )
+                    shape = tuple(logits.shape)
+                    raise ValueError(f"validation: outputs {shape} are no logits of classes; give score=, a function")
                 yield logits.argmax(1 if logits.dim() != 3 else -1)
 
 
 @dataclass(eq=False)
 class _Search:
-    """Tries networks; lives for one search.
-
-    What a network keeps of what is counted is its share; a recipe's amount is 1 - share.
-    """
+    """Tries networks; lives for one search. What one keeps of what is counted is its share, 1 - a recipe's amount."""
 
     pruning: Pruning
     budgets: Budgets

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mlprank.calibration.data import Calibration
 from mlprank.calibration.statistics import Moments, View, measure_constants, measure_moments, measure_norms, views_of
-from mlprank.compensation.readers import zero_rows
+from mlprank.compensation import zero_rows
 from mlprank.graph.records import Graph
 from mlprank.graph.trace import trace
 from mlprank.models import MLP

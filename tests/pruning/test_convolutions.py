@@ -229,18 +229,16 @@ def test_least_squares_misses_less_than_mean_and_mean_less_than_constant() -> No
 
 
 def test_positions_are_sampled_and_one_coefficient_a_channel_is_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlprank.compensation import readers
-
     network = settled(nn.Sequential(conv(3, 8), conv(8, 6), *head(6)))
     whole = agreeing(network, images(), amount=0.5)
     assert whole.notes == ()
-    monkeypatch.setattr(readers, "_MANY_ROWS", 12)
+    monkeypatch.setattr("mlprank.compensation._MANY_ROWS", 12)
     sampled = agreeing(network, images(), amount=0.5)
     assert not torch.equal(
         sampled.model.get_submodule("1.0").get_parameter("weight"),
         whole.model.get_submodule("1.0").get_parameter("weight"),
     )
-    monkeypatch.setattr(readers, "MAX_SEEN", 20)
+    monkeypatch.setattr("mlprank.pruning.masked_weights._MAX_SEEN", 20)
     by_channel = agreeing(network, images(), amount=0.5)
     assert by_channel.notes[0].startswith("Mended by one coefficient a neuron")
     assert '"1.0"' in str(by_channel)
