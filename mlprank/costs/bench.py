@@ -22,10 +22,6 @@ BATCH_SIZES = (1, 64, 1024)
 _THREADS_A_CORE = 8
 _NO_LIMIT = 64  # one compilation for each model and batch size, more than torch's default of 8
 
-_MICRO = ("µs", 1e6)
-
-Runners = Mapping[str, Callable[[Tensor], object]]
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -54,12 +50,11 @@ def bench(
     `warmup` untimed and `repeats` timed runs. What cannot run (no C++ compiler, no onnxruntime) is skipped with its
     reason.
     """
-    if not models:
-        raise ValueError("bench: models is empty; give at least one model to measure")
+    for name, given in {"models": models, "batch_sizes": batch_sizes}.items():
+        if not given:
+            raise ValueError(f"bench: {name} is empty; give at least one")
     for backend in backends:
         check_choice("bench: backend", backend, BACKENDS)
-    if not batch_sizes:
-        raise ValueError("bench: batch_sizes is empty; give at least one size, such as 64")
     for size in batch_sizes:
         check_whole("bench: ", batch_size=size)
     check_whole("bench: ", repeats=repeats)
@@ -81,7 +76,15 @@ def bench(
         for backend in dict.fromkeys(backends):
             on_step(f"{backend}, getting ready")
             try:
-                runners = _runners(backend, models, example, Path(folder))
+                runners: dict[str, Callable[..., object]] = dict(models)
+                if backend == "compiled":
+                    runners = {name: torch.compile(model, dynamic=False) for name, model in models.items()}
+                elif backend == "onnxruntime":
+                    require("export", *ONNX)
+                    for index, (name, model) in enumerate(models.items()):
+                        path = Path(folder) / f"{index}.onnx"
+                        export_model(model, example, path, "onnx")
+                        runners[name] = onnx_function(path)
                 for size in batch_sizes:
                     on_step(f"{backend}, batch {size}")
                     images = _images(size, input_shape, dtype=example.dtype)
@@ -92,8 +95,7 @@ def bench(
                 text = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0][:200]
                 remedy = "; install one, such as g++" if "Compiler" in text else ""
                 skipped[backend] = f"torch.compile failed ({text}){remedy}"
-        num_threads = torch.get_num_threads()
-    return Bench(metrics, timings, skipped, num_threads)
+        return Bench(metrics, timings, skipped, torch.get_num_threads())
 
 
 def num_steps(backends: Sequence[str], batch_sizes: Sequence[int]) -> int:
@@ -119,19 +121,6 @@ def as_json(result: Bench) -> dict[str, Any]:
     }
 
 
-def _runners(backend: str, models: Mapping[str, nn.Module], example: Tensor, folder: Path) -> Runners:
-    """What a backend makes of every model."""
-    if backend == "eager":
-        return models
-    if backend == "compiled":
-        return {name: torch.compile(model, dynamic=False) for name, model in models.items()}
-    require("export", *ONNX)
-    paths = {name: folder / f"{index}.onnx" for index, name in enumerate(models)}
-    for name, model in models.items():
-        export_model(model, example, paths[name], "onnx")
-    return {name: onnx_function(path) for name, path in paths.items()}
-
-
 def _images(num: int, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
     return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
@@ -144,6 +133,10 @@ def bench_table(result: Bench) -> Table:
         caption="latency: median ± half the interquartile range of runs that take turns",
     )
     ratios = ["ratio"] if len(names) == 2 else [f"{name} ratio" for name in names[1:]]
+
+    def ratios_of(values: Sequence[float]) -> list[str]:
+        return [f"{value / values[0]:.3f}" if values[0] else "-" for value in values[1:]]
+
     for title in ("", *names, *ratios):
         table.add_column(title, justify="right" if title else "left")
     metrics = list(result.metrics.values())
@@ -152,7 +145,7 @@ def bench_table(result: Bench) -> Table:
         counts = {"parameters": "num_parameters", "non-zero parameters": "num_nonzero", **counts}
     for title, attribute in counts.items():
         values = [getattr(each, attribute) for each in metrics]
-        table.add_row(title, *(f"{value:,}" for value in values), *_ratios(values))
+        table.add_row(title, *(f"{value:,}" for value in values), *ratios_of(values))
     shown = ""
     for (backend, size), timing in result.timings.items():
         if backend != shown:
@@ -161,16 +154,11 @@ def bench_table(result: Bench) -> Table:
         latencies = [timing[name] for name in names]
         times = []
         for each in latencies:
-            unit, factor = next(
-                ((unit, by) for unit, by in (("s", 1.0), ("ms", 1e3)) if each.median_s * by >= 1), _MICRO
-            )
+            at = sum(each.median_s < least for least in (1.0, 1e-3))
+            unit, factor = ("s", "ms", "µs")[at], 1e3**at
             times.append(f"{each.median_s * factor:.3g} ± {each.iqr_s / 2 * factor:.2g} {unit}")
-        table.add_row(f"{backend}, batch {size}", *times, *_ratios([each.median_s for each in latencies]))
+        table.add_row(f"{backend}, batch {size}", *times, *ratios_of([each.median_s for each in latencies]))
     for skipped in result.skipped:
         table.add_section()
         table.add_row(skipped, *["not run"] * len(names), *[""] * (len(names) - 1))
     return table
-
-
-def _ratios(values: Sequence[float]) -> list[str]:
-    return [f"{value / values[0]:.3f}" if values[0] else "-" for value in values[1:]]

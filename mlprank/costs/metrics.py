@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,8 +43,7 @@ class ModelMetrics:
 
 def measure_model(model: nn.Module, example: Tensor | Inputs) -> ModelMetrics:
     """Count everything that needs no data; FLOPs are those of one sample of the example, shape (N, ...)."""
-    flops, flops_nonzero = _flops(model, example)
-    return ModelMetrics(count_parameters(model), count_nonzero(model), flops, flops_nonzero, size_bytes(model))
+    return ModelMetrics(count_parameters(model), count_nonzero(model), *_flops(model, example), size_bytes(model))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -88,10 +88,7 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
     """All FLOPs of one sample, and those of non-zero weights, from one run of the model."""
     inputs = as_inputs(example)
     if len(inputs) == 0:
-        raise ValueError(
-            f"example of shape {tuple(inputs.tensors[0].shape)}: counting FLOPs needs a batch of at least one sample, "
-            "shape (N, ...)"
-        )
+        raise ValueError(f"example of shape {tuple(inputs.tensors[0].shape)}: FLOPs are those of at least one sample")
     # The counter cannot look into compiled code; where nothing was compiled, importing the compiler would take seconds.
     compiled = "torch._dynamo" in sys.modules
     eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
@@ -180,8 +177,7 @@ def measure_latency(
                 times[name].append(time.perf_counter() - start)
     found = {}
     for name, seconds in times.items():
-        timed, shares = torch.tensor(seconds[warmup:], dtype=torch.float64), (0.25, 0.5, 0.75)
-        first, median, third = (float(timed.quantile(share)) for share in shares)
+        first, median, third = np.quantile(seconds[warmup:], (0.25, 0.5, 0.75)).tolist()
         found[name] = Latency(median_s=median, iqr_s=third - first, repeats=repeats)
     return found
 
