@@ -62,16 +62,11 @@ class Calibration:
                 "LightningDataModule; give one"
             )
         self.batches: Iterable[Any] = list(source) if isinstance(source, Iterator) else source
-        self._first: Inputs | None = None
-        self._first = next(iter(self), None)
-        if self._first is None:
+        self.example = Inputs((), {})  # later the first batch, which all others are compared with
+        first = next(iter(self), None)
+        if first is None:
             raise ValueError("calibration: the set is empty; give at least one sample")
-
-    @property
-    def example(self) -> Inputs:
-        """The first batch."""
-        assert self._first is not None
-        return self._first
+        self.example = first
 
     @property
     def varying(self) -> set[tuple[int, int]]:
@@ -91,7 +86,7 @@ class Calibration:
         for batch in self.batches:
             inputs = self._call(batch).mapped(lambda tensor: tensor.to(self.device))
             inputs = inputs if left is None else inputs.first(left)
-            for one, other in zip(inputs.tensors, self._first.tensors if self._first else (), strict=False):
+            for one, other in zip(inputs.tensors, self.example.tensors, strict=False):
                 if len(inputs) and (one.dim(), one.dtype) != (other.dim(), other.dtype):
                     raise ValueError(
                         f"calibration: a batch has inputs of shape {tuple(one.shape[1:])} and dtype {one.dtype}, the "

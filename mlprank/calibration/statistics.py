@@ -67,8 +67,7 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
         for call in layer.calls:
             if not (torch.isfinite(norms_read[call.place]).all() and torch.isfinite(norms_made[call.node]).all()):
                 raise ValueError(
-                    f'layer "{layer.name}": calibration gives activations that are not finite; check the data and the'
-                    " weights"
+                    f'layer "{layer.name}": calibration gives activations that are not finite; check data and weights'
                 )
     return Norms(norms_read, norms_made, num_samples)
 

@@ -201,7 +201,23 @@ class RecordStore:
             store.remove_drafts(self.directory / "scores")
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
             stack.callback(os.close, self._file)
-            self.notice = self._repair()
+            # complete a last line that lacks its end, or move it aside
+            self.notice: str | None = None
+            data = self._path.read_bytes()
+            if tail := data[data.rfind(b"\n") + 1 :]:
+                try:
+                    from_line(tail, str(self._path))
+                except store.CorruptRecordError:
+                    asides = (self._path.with_suffix(f".torn-{number}.jsonl") for number in itertools.count(1))
+                    aside = next(path for path in asides if not path.exists())
+                    write_whole(aside, tail)
+                    os.ftruncate(self._file, len(data) - len(tail))
+                    done = f"was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
+                else:
+                    os.write(self._file, b"\n")
+                    done = "lacked its end; the record was whole and is kept"
+                os.fsync(self._file)
+                self.notice = f"{self._path}: the last line {done}"
             self._latest = {record.key: record for record in read_records(self._path)}
             # keys of the cells that ended well; the others may be run and appended again
             self.finished = {key for key, record in self._latest.items() if record.status == "ok"}
@@ -241,26 +257,6 @@ class RecordStore:
         self._latest[record.key] = record
         if record.status == "ok":
             self.finished.add(record.key)
-
-    def _repair(self) -> str | None:
-        """Complete a last line that lacks its end, or move it aside; say what was done."""
-        data = self._path.read_bytes()
-        tail = data[data.rfind(b"\n") + 1 :]
-        if not tail:
-            return None
-        try:
-            from_line(tail, str(self._path))
-        except store.CorruptRecordError:
-            asides = (self._path.with_suffix(f".torn-{number}.jsonl") for number in itertools.count(1))
-            aside = next(path for path in asides if not path.exists())
-            write_whole(aside, tail)
-            os.ftruncate(self._file, len(data) - len(tail))
-            notice = f"the last line was torn ({len(tail)} bytes); moved to {aside.name}, its cell runs again"
-        else:
-            os.write(self._file, b"\n")
-            notice = "the last line lacked its end; the record was whole and is kept"
-        os.fsync(self._file)
-        return f"{self._path}: {notice}"
 
 
 def read_records(source: str | Path) -> tuple[CellRecord, ...]:

@@ -185,7 +185,6 @@ _CHUNK = 512
 Arrays = dict[str, Array] | None
 """By layer: scores, or masks, True for kept neurons; None for a failed or a dense network."""
 Ended = tuple[CellRecord, Arrays, Arrays]
-"""The record of a cell, its scores and its masks."""
 Outcome = tuple[Mapping[str, Any], Arrays, Arrays]
 """What came out of a cell: fields of its record, scores and masks."""
 
@@ -196,11 +195,6 @@ class TestData(NamedTuple):
     module: Any
     images: Tensor
     labels: Tensor
-
-    def calibration(self, num_samples: int, *, seed: int) -> Any:
-        """Return calibration batches, or the data module itself where it draws none."""
-        draw = getattr(self.module, "calibration_dataloader", None)
-        return self.module if draw is None else draw(num_samples, seed=seed)
 
 
 def load_data(name: str, arguments: Mapping[str, Any], *, data_dir: str | None, device: str) -> TestData:
@@ -243,8 +237,7 @@ class Workbench:
             self._drawn = PublishedConditions(self.network, self.data.module, batch_size=cell.calibration_samples)
             self._published_dense = self._drawn.accuracies(self._drawn.network)
         elif cell.graph != NOT_PRUNED:
-            loader = self.data.calibration(cell.calibration_samples, seed=cell.calibration_seed)
-            self._drawn = Pruning(self.network, loader, recipe_of(cell), traced=self.graph)
+            self._drawn = Pruning(self.network, self.data.module, recipe_of(cell), traced=self.graph)
 
     def run(self, cell: CellParameters) -> Outcome:
         """Prune in the way of a cell and test; `calibrate` comes first."""
@@ -459,8 +452,7 @@ def rebuild(record: CellRecord, config: ExperimentConfig, *, kept: Mapping[str, 
     data_args = config.data_args.get(network, {})
     trained = Trained(p.model, p.dataset, config.model_args.get(network), p.checkpoint, p.checkpoint_sha256, data_args)
     data = load_data(p.dataset, data_args, data_dir=config.data_dir, device="cpu")
-    calibration = data.calibration(p.calibration_samples, seed=p.calibration_seed)
-    result = prune(load_network(trained), calibration, recipe_of(p))
+    result = prune(load_network(trained), data.module, recipe_of(p))
     if differ := [name for name, mask in result.masks.items() if name in kept and mask.tolist() != list(kept[name])]:
         raise ValueError(
             f"{place}: layer {differ[0]!r} would keep other neurons than were recorded; use the versions that "

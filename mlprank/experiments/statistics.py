@@ -1,10 +1,7 @@
 """Estimates with intervals, paired comparisons of measures, and claims over several settings; needs no torch.
 
-What is independent is a training: amounts, methods and calibration draws of one trained network share its luck, so they
-are averaged before anything is said. Three rules hold everywhere: an interval and a verdict need at least
-`MIN_TRAININGS` trainings; networks with different compensations (with and without repair) are never averaged; a
-difference counts if it is at least `smallest_effect` and significant after Holm's correction over the comparisons that
-are shown together.
+docs/records.md states the rules: what is independent is a training, and a difference counts if it is at least
+`smallest_effect` and significant after Holm's correction over the comparisons that are shown together.
 """
 
 import dataclasses
@@ -94,9 +91,7 @@ def mean_interval(values: Iterable[float]) -> Estimate:
 def accuracy_interval(values: Iterable[float]) -> Estimate:
     """Mean of accuracies, fractions, and an interval within [0, 1]: Student's t on the logit of the mean, delta method.
 
-    Source:
-        Agresti 2013, Categorical Data Analysis, sections 3.1.6 and 16.1: standard error of logit(m) is that of m over m
-        (1 - m).
+    Source: Agresti 2013, Categorical Data Analysis, sections 3.1.6 and 16.1: se(logit(m)) = se(m) / (m (1 - m)).
     """
     found = mean_interval(values)
     if not all(0.0 <= value <= 1.0 for value in found.values):
@@ -210,9 +205,7 @@ def compare(
     Two cells are a pair if they agree in everything but the measure. Seeds of a measure are averaged first; amount 0
     prunes nothing and is left out. Holm's correction runs over the comparisons of one setting, which is one table of
     the report. Returned is, sorted by setting and baseline, every amount where there are several, then the average.
-
-    Raises:
-        ValueError: If one of the `baselines` (labels; by default every other measure) is not among the finished cells.
+    One of the `baselines` (labels; by default every other measure) without a finished cell is a ValueError.
     """
     label, settings = _settings(records, baselines)
     found: list[Comparison] = []
@@ -234,10 +227,8 @@ def claims(
     """Average the comparisons over networks, methods and amounts, for each compensation and its conditions.
 
     A training gives one number, its mean over amounts and settings; every setting of a network and every network has
-    equal weight. Only amounts and settings that all trainings of a network have are averaged. The published figure is a
-    lead of 6.09 points of retention over three baselines. Arguments and errors are those of `compare`.
-
-    Returned is, for each compensation and its conditions, the average over the baselines first, then each baseline.
+    equal weight. Only amounts and settings that all trainings of a network have are averaged. Arguments and errors are
+    those of `compare`. Of each compensation and its conditions the average over the baselines comes first.
     """
     label, settings = _settings(records, baselines)
     found = []
