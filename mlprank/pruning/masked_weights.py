@@ -25,8 +25,10 @@ from mlprank.graph.records import Graph, Layer, State
 from mlprank.measures import get_measure
 from mlprank.methods import get_method
 from mlprank.pruning.recipe import Recipe
-from mlprank.pruning.selection import Scorer, Selection, choose, group_scores, layer_scores, readers_of
+from mlprank.pruning.selection import Scorer, Selection, group_scores, layer_scores, readers_of
 
+_LEAST = 1e-300
+"""A score above 0 that changes no other score in float64."""
 _MAX_SEEN = 8192
 """Readers that see more entries of what is kept are mended by one coefficient a channel."""
 
@@ -127,21 +129,27 @@ class MaskedWeights:
         return groups
 
     def _mask(self, scores: Mapping[str, Tensor]) -> None:
-        """Choose what goes of units that are scored, and hold back what nothing can take the constants of."""
-        masks = choose(
-            self.selection,
-            scores,
-            method=get_method(self.recipe.method),
-            min_neurons=self.recipe.min_neurons,
-            round_to=self.recipe.round_to,
-        )
-        for unit, chosen in masks.items():
+        """Choose what goes of units that are scored, and hold back what nothing can take the constants of.
+
+        Neurons that have been pruned before rank below all others and count as removed.
+        """
+        selection, recipe = self.selection, self.recipe
+        units = {unit: scores[unit] for unit in selection.units if unit in scores}
+        if not units:
+            return
+        already = {unit: mask.to(units[unit].device) for unit, mask in selection.already.items() if unit in units}
+        for unit, left in already.items():
+            units[unit] = torch.where(left, units[unit].double() + _LEAST, 0.0)
+        method, amounts = get_method(recipe.method), {unit: selection.amounts[unit] for unit in units}
+        masks = method(units, amounts, min_neurons=recipe.min_neurons, round_to=recipe.round_to)
+        for unit, mask in masks.items():
+            chosen = mask & already[unit].to(mask.device) if unit in already else mask
             group = self.graph.group_of(unit).name if self.recipe.chain else unit
             removable = self.removable.get(group)
             kept = chosen if removable is None else chosen | ~removable.to(chosen.device)
             self.units[unit] = kept
             if count := int((kept & ~chosen).sum()):
-                self.held_back.update(dict.fromkeys(self.selection.units[unit], count))
+                self.held_back.update(dict.fromkeys(selection.units[unit], count))
 
     def _layer_masks(self) -> dict[str, Tensor]:
         """Masks of layers, shape (n_out,)."""

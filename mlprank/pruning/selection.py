@@ -18,11 +18,7 @@ from mlprank.graph.axes import Axis, pieces, size_of
 from mlprank.graph.layers import Linear, matrix
 from mlprank.graph.records import Call, Graph, Layer, Part, Place, State, describe_whole, quoted
 from mlprank.measures.record import LayerRecord, Measure, Reader, normalise_scores
-from mlprank.methods import Method
 from mlprank.pruning.recipe import Recipe
-
-_LEAST = 1e-300
-"""A score above 0 that changes no other score in float64."""
 
 # -- scores ----------------------------------------------------------------------------------------------------------
 
@@ -286,22 +282,6 @@ def select(graph: Graph, recipe: Recipe, *, already: Mapping[str, Tensor]) -> Se
     if not units:
         raise ValueError("there is nothing to prune: " + describe_whole(whole))
     return Selection(units, amounts, whole, {unit: mask for unit, mask in left.items() if not bool(mask.all())})
-
-
-def choose(
-    selection: Selection, scores: Mapping[str, Tensor], *, method: Method, min_neurons: int, round_to: int
-) -> dict[str, Tensor]:
-    """Return the masks of every selected unit that is scored, shape (n,), True for kept neurons.
-
-    Neurons that have been pruned before rank below all others and count as removed.
-    """
-    units = {unit: scores[unit] for unit in selection.units if unit in scores}
-    already = {unit: mask.to(units[unit].device) for unit, mask in selection.already.items() if unit in units}
-    for unit, left in already.items():
-        units[unit] = torch.where(left, units[unit].double() + _LEAST, 0.0)
-    amounts = {unit: selection.amounts[unit] for unit in units}
-    chosen = method(units, amounts, min_neurons=min_neurons, round_to=round_to) if units else {}
-    return {unit: mask & already[unit].to(mask.device) if unit in already else mask for unit, mask in chosen.items()}
 
 
 def amounts_by_name(amount: float | Mapping[str, float], names: list[str]) -> dict[str, float]:
