@@ -103,19 +103,18 @@ class Calibration:
     def _call(self, batch: Any) -> Inputs:
         """The call that a batch means."""
         given = _tensors(batch if self._to_inputs is None else self._to_inputs(batch))
-        entries = given if isinstance(given, (tuple, list)) else None
         if isinstance(given, Inputs):
             inputs = given
         elif isinstance(given, Mapping):
             inputs = self._of_mapping(given)
-        elif entries is None:
+        elif not isinstance(given, (tuple, list)):
             inputs = Inputs((given,), {})
         elif self._to_inputs is None:
-            inputs = Inputs(self._of_tuple(entries), {})
-        elif len(entries) == 2 and isinstance(entries[0], (tuple, list)) and isinstance(entries[1], Mapping):
-            inputs = Inputs(tuple(entries[0]), dict(entries[1]))
+            inputs = Inputs(self._of_tuple(given), {})
+        elif len(given) == 2 and isinstance(given[0], (tuple, list)) and isinstance(given[1], Mapping):
+            inputs = Inputs(tuple(given[0]), dict(given[1]))
         else:
-            inputs = Inputs(tuple(entries), {})
+            inputs = Inputs(tuple(given), {})
         if not inputs.tensors:
             raise TypeError(
                 f"calibration: a batch is a {type(batch).__name__} that gives the call {inputs}, which holds no "

@@ -82,10 +82,9 @@ def _beginnings(graph: Graph) -> Iterable[Place]:
         if place in seen:
             continue
         seen.add(place)
-        flow = graph.flow.get(place)
-        if flow is not None:
-            pending += [(part.value, part.dim) for part in flow.parts]
-        if place not in emitted and (flow is None or not flow.parts):
+        parts = graph.flow[place].parts if place in graph.flow else ()
+        pending += [(part.value, part.dim) for part in parts]
+        if place not in emitted and not parts:
             yield place
 
 

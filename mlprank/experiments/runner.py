@@ -34,7 +34,7 @@ from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning, prune
 from mlprank.pruning.recipe import Recipe, make_recipe
 from mlprank.pruning.result import PruningResult
-from mlprank.thesis import PublishedConditions, find_trained
+from mlprank.thesis import PublishedConditions, PublishedPruning, find_trained
 from mlprank.utils.errors import FAILURES, did_you_mean
 from mlprank.utils.modules import check_fit
 from mlprank.utils.registry import Registry
@@ -184,6 +184,8 @@ BATCH_SIZE = 64
 _CHUNK = 512
 Arrays = dict[str, Array] | None
 """By layer: scores, or masks, True for kept neurons; None for a failed or a dense network."""
+Costs = tuple[ModelMetrics, ModelMetrics]
+Pruned = PruningResult | PublishedPruning | None
 Ended = tuple[CellRecord, Arrays, Arrays]
 Outcome = tuple[Mapping[str, Any], Arrays, Arrays]
 """What came out of a cell: fields of its record, scores and masks."""
@@ -226,7 +228,7 @@ class Workbench:
         keeping.remove()
         self.before = measure_model(self.network, self.example[:1])
         self._scores: dict[object, dict[str, Tensor]] = {}
-        self._costs: dict[object, tuple[ModelMetrics, ModelMetrics]] = {}
+        self._costs: dict[object, Costs] = {}
         self._drawn: Pruning | PublishedConditions | None = None
 
     def calibrate(self, cell: CellParameters) -> None:
@@ -242,7 +244,7 @@ class Workbench:
     def run(self, cell: CellParameters) -> Outcome:
         """Prune in the way of a cell and test; `calibrate` comes first."""
         if cell.graph == NOT_PRUNED:
-            return self._outcome(self.dense, self.dense, self._measured(self.network), {}, {}, {})
+            return self._outcome((*self.dense, *self.dense), self._measured(self.network), None, {})
         if isinstance(self._drawn, PublishedConditions):
             return self._run_published(self._drawn, cell)
         assert self._drawn is not None
@@ -259,7 +261,7 @@ class Workbench:
         pruned = time.perf_counter()
         top = self.test(result)
         timings = {"score_s": scored - started, "prune_s": pruned - scored, "evaluate_s": time.perf_counter() - pruned}
-        return self._outcome(top, self.dense, self._measured(result.model), result.scores, result.masks, timings)
+        return self._outcome((*top, *self.dense), self._measured(result.model), result, timings)
 
     def test(self, result: PruningResult) -> tuple[float, float]:
         """Test a narrow network; what a first layer computes that lost rows alone is looked up in the dense one's."""
@@ -288,17 +290,11 @@ class Workbench:
         zeros = sum(int((pruned.network.get_parameter(f"{name}.weight") == 0).sum()) for name in pruned.masks)
         left, flops = count_nonzero(pruned.network), self.before.flops - 2 * zeros
         costs = self.before, replace(self.before, num_parameters=left, flops=flops)
-        return self._outcome((top[1], top[5]), (dense[1], dense[5]), costs, pruned.scores, pruned.masks, timings)
+        return self._outcome((top[1], top[5], dense[1], dense[5]), costs, pruned, timings)
 
-    def _outcome(
-        self,
-        top: tuple[float, float],
-        dense: tuple[float, float],
-        costs: tuple[ModelMetrics, ModelMetrics],
-        scores: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        timings: Mapping[str, float],
-    ) -> Outcome:
+    def _outcome(self, top: Sequence[float], costs: Costs, pruned: Pruned, timings: Mapping[str, float]) -> Outcome:
+        """`top` are top-1 and top-5 accuracy, then those of the dense network."""
+        scores, masks = ({}, {}) if pruned is None else (pruned.scores, pruned.masks)
         counted: dict[str, Any] = {
             f"{name}_{when}": getattr(metrics, name)
             for when, metrics in zip(("before", "after"), costs, strict=True)
@@ -310,12 +306,12 @@ class Workbench:
         layers = tuple(LayerWidth(name=name, width=width, kept=kept[name]) for name, width in widths.items())
         total = sum(map(len, masks.values()))
         achieved = sum(len(mask) - kept[name] for name, mask in masks.items()) / total if total else 0.0
-        accuracy: dict[str, Any] = dict(zip(("top1", "top5", "dense_top1", "dense_top5"), (*top, *dense), strict=True))
+        accuracy: dict[str, Any] = dict(zip(("top1", "top5", "dense_top1", "dense_top5"), top, strict=True))
         metrics = CellMetrics(**accuracy, achieved_amount=achieved, **counted, layers=layers)
         arrays = [{name: each.cpu().numpy() for name, each in many.items()} or None for many in (scores, masks)]
         return {"status": "ok", "metrics": metrics, "timings": timings}, arrays[0], arrays[1]
 
-    def _measured(self, network: nn.Module) -> tuple[ModelMetrics, ModelMetrics]:
+    def _measured(self, network: nn.Module) -> Costs:
         """What the dense and a pruned network cost, timed in turns; measured once for all networks of its sizes."""
         sizes = tuple((name, tuple(tensor.shape)) for name, tensor in network.state_dict().items())
         if sizes not in self._costs:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -280,17 +280,18 @@ def _means(settings: Sequence[Sequence[_Lead]]) -> list[tuple[float, float]]:
     # Only trainings that every setting and baseline has count, and of these only amounts that all of them have.
     sides = [list(grouped(leads, lambda lead: lead.baseline).values()) for leads in settings]
     trainings = sorted(set.intersection(*({lead.training for lead in own} for found in sides for own in found)))
-
-    found: list[list[Any]] = [[] for _ in sides]
-    for setting, own in ((setting, own) for setting, side in zip(found, sides, strict=True) for own in side):
-        drawn = grouped(own, lambda lead: (lead.amount, lead.training))
-        amounts = sorted({a for a, _ in drawn if all((a, training) in drawn for training in trainings)})
-        if not trainings or not amounts:
-            return []
-        table = [[np.mean([x.differences for x in drawn[a, t]], axis=0) for t in trainings] for a in amounts]
-        setting.append(np.mean(table, axis=0))
-    means = np.mean([np.mean(setting, axis=0) for setting in found], axis=0)
-    return [(float(accuracy), float(retention)) for accuracy, retention in means]
+    found = []
+    for side in sides:
+        means = []
+        for own in side:
+            drawn = grouped(own, lambda lead: (lead.amount, lead.training))
+            amounts = sorted({a for a, _ in drawn if all((a, training) in drawn for training in trainings)})
+            if not trainings or not amounts:
+                return []
+            table = [[np.mean([x.differences for x in drawn[a, t]], axis=0) for t in trainings] for a in amounts]
+            means.append(np.mean(table, axis=0))
+        found.append(np.mean(means, axis=0))
+    return [(float(accuracy), float(retention)) for accuracy, retention in np.mean(found, axis=0)]
 
 
 def _table(rows: Iterable[_Row], reference: str, smallest_effect: float) -> list[Comparison]:
