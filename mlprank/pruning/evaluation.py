@@ -22,6 +22,7 @@ from mlprank.pruning.result import PruningResult, pruning_table
 from mlprank.utils.charts import write_chart
 
 LATENCY_BATCH = 64
+_LATENCY_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def evaluate(
     """
     example = as_inputs(result.example).repeated(LATENCY_BATCH)
     networks = {"before": result.dense, "after": result.model}
-    latency = measure_latency_for(networks, example, seconds=1.0, least=1, most=200)
+    latency = measure_latency_for(networks, example, seconds=_LATENCY_BUDGET_S, least=1, most=200)
     before = replace(result.metrics.before, latency_s=latency["before"].median_s)
     after = replace(result.metrics.after, latency_s=latency["after"].median_s)
     if batches is None:
