@@ -58,7 +58,7 @@ def train(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FILES.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_sixty_cells_take_under_a_minute_and_an_eighth_of_one_by_one(
+def test_sixty_cells_take_under_a_minute_and_a_sixth_of_one_by_one(
     tmp_path: Path, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tmp_path / "ThreeLayerMLP_FashionMNIST.pth"
@@ -109,4 +109,4 @@ def test_sixty_cells_take_under_a_minute_and_an_eighth_of_one_by_one(
         assert metrics.num_parameters_after == expected["size_nz"]
         assert metrics.latency_s_after is not None
     assert timed.wall_s < 60
-    assert theirs.wall_s >= 8 * ours.wall_s
+    assert theirs.wall_s >= 6 * ours.wall_s
