@@ -12,6 +12,7 @@ check:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -36,7 +37,7 @@ class Use:
     out_dim: int  # the dimension of the operation's value along the outputs
 
 
-class Kind:
+class Kind(ABC):
     """What the engine asks of a kind of layer: an instance holds the geometry of one use and is frozen.
 
     What stands here holds for one matrix.
@@ -55,9 +56,9 @@ class Kind:
         return 1 - self.weight_out
 
     @classmethod
+    @abstractmethod
     def read(cls, node: fx.Node) -> Use | None:
         """Say how an operation uses its weight, or None if it is not of this kind after all."""
-        raise NotImplementedError
 
     def flat(self, weight: Tensor) -> Float[Tensor, "groups outputs inputs patch"]:
         """The weight in order: of each group its outputs, its inputs, and the patch that an output sees of an input."""
@@ -67,21 +68,21 @@ class Kind:
         """The inverse of `flat`; `like` is a weight with the sizes of the patch."""
         return flat[0, ..., 0] if self.weight_out == 0 else flat[0, ..., 0].T
 
+    @abstractmethod
     def patches(
         self, value: Tensor, inputs: Tensor, positions: int | None
     ) -> Float[Tensor, "groups rows inputs patch"]:
         """What outputs see of given inputs (indices within a group), at all positions or so many of each sample."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Float[Tensor, "groups rows outputs"]:
         """What a weight makes of a value at those positions, without a bias."""
-        raise NotImplementedError
 
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """Sums of squares of what is read, over samples and positions, shape (n_in,)."""
         return squares(value, dim)
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module) -> None:  # noqa: B027  # not every kind states sizes
         """Make the attributes of a module of this kind agree with its weight."""
 
 
