@@ -5,6 +5,7 @@ import torch
 
 from mlprank.grids.ray import prepare_environment
 from mlprank.models import TwoLayerMLP
+from mlprank.tuning import engines
 from mlprank.tuning.engines import (
     BatchedEngine,
     LocalEngine,
@@ -18,6 +19,7 @@ from mlprank.tuning.engines import (
     trial_bytes,
 )
 from mlprank.tuning.grid import TuneOptions, expand, read_request
+from mlprank.tuning.store import Store
 
 LR = "--grid.model.optimizer.init_args.lr=[0.1, 0.2, 0.3]"
 
@@ -113,6 +115,16 @@ def test_a_trial_takes_its_weights_six_times_and_its_activations():
     assert 6 * weights < small < 6 * weights + 30_000
     # the images, and the two hidden layers that the gradient needs after their activations
     assert 2 * 4 * (784 + 256 + 256) <= (large - small) / 64 <= 2 * 4 * 2 * (784 + 256 + 256 + 10)
+
+
+def test_four_fifths_of_the_free_memory_are_used_and_one_trial_always_fits(config, monkeypatch, tmp_path):
+    trials = trials_of(config, f"--grid.model.optimizer.init_args.lr={[0.1 + n / 100 for n in range(16)]}")
+    monkeypatch.setattr(engines, "trial_bytes", lambda *_: 100)
+    for free, expected in ((1000, 8), (10, 1), (10**6, 16)):
+        monkeypatch.setattr(engines, "available_bytes", lambda device, free=free: free)
+        notes, engine = Notes(), BatchedEngine(LocalEngine(), TuneOptions("out"))
+        assert engine._size(trials, Store(tmp_path / "out"), notes) == expected
+        assert notes.texts == [] if expected == 16 else f"16 trials in {16 // expected} batches" in notes.texts[0]
 
 
 def test_there_is_some_memory_here():
