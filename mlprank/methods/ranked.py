@@ -153,8 +153,8 @@ def check_request(scores: Scores, amounts: Amounts, *, min_neurons: int, round_t
     for name in scores.keys() ^ amounts.keys():
         has, lacks = ("scores", "amount") if name in scores else ("an amount", "scores")
         raise ValueError(f'layer "{name}" has {has} but no {lacks}; give amounts the same keys as scores')
+    check_amount(amounts)
     for name, values in scores.items():
-        check_amount(amounts[name], f'layer "{name}": amount')
         if values.ndim != 1 or values.numel() == 0:
             raise ValueError(f'layer "{name}": scores of shape {tuple(values.shape)}; they must be a vector, not empty')
         low, high = (each.item() for each in values.aminmax())

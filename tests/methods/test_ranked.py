@@ -115,7 +115,7 @@ def test_the_order_of_the_layers_is_kept(method):
 @every_method
 @pytest.mark.parametrize("amount", [-0.1, 1.0, 1.5, float("nan")])
 def test_an_amount_outside_0_to_1_names_the_layer(method, amount):
-    with pytest.raises(ValueError, match=rf'layer "fc1": amount={amount} is not in \[0, 1\)'):
+    with pytest.raises(ValueError, match=rf'amount={amount} for "fc1" is not in \[0, 1\)'):
         method({"fc1": torch.ones(3)}, {"fc1": amount})
 
 
