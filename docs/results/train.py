@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.console import Console
+
 from mlprank.grids.progress import Progress
 from mlprank.training.parser import parse_fit
-from mlprank.tuning.engines import choose_engine
+from mlprank.tuning.engines import Engine
 from mlprank.tuning.grid import TuneOptions
 from mlprank.tuning.store import MONITOR, Store, Trial, trial_config, trial_key
 
@@ -36,12 +38,11 @@ def main() -> None:
         pending = [trial for trial in trials if store.outcome(trial.key) is None]
         finished = {trial.key: outcome for trial in trials if (outcome := store.outcome(trial.key)) is not None}
         epochs = int(trials[0].config["trainer"]["max_epochs"])
-        progress = Progress(trials, unit="trial", metric=MONITOR, epochs=epochs, finished=finished)
+        shown = Progress(trials, unit="trial", metric=MONITOR, epochs=epochs, earlier=finished, console=Console())
         if pending:
             tune = TuneOptions(out=arguments.out, engine=arguments.engine, checkpoint_minutes=2.0)
-            engine = choose_engine(tune, pending, progress)
-            with progress:
-                engine.run(pending, store, progress)
+            with shown:
+                Engine(tune, store, shown).run(pending)
     for trial in trials:
         outcome = store.outcome(trial.key)
         directory = store.directory(trial.key)

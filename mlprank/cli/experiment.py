@@ -137,7 +137,7 @@ def _run(config: ExperimentConfig, networks: Any, cells: Sequence[Any], store: A
     if len(finished) == len(cells):
         return
     shown = Progress(
-        cells, unit="cell", metric="top1", finished=finished, every_s=10.0, each=False, console=Console(stderr=True)
+        cells, unit="cell", metric="top1", earlier=finished, every_s=10.0, each=False, console=Console(stderr=True)
     )
     try:
         with shown:

@@ -26,7 +26,7 @@ from mlprank.datamodules import get_dataset
 from mlprank.experiments.config import PUBLISHED, ExperimentConfig
 from mlprank.experiments.records import DENSE, Array, CellMetrics, CellParameters, CellRecord, LayerWidth, RecordStore
 from mlprank.graph.trace import trace
-from mlprank.grids.progress import Watcher
+from mlprank.grids.progress import Progress
 from mlprank.grids.ray import run_units
 from mlprank.measures import MEASURES, get_measure
 from mlprank.methods import METHODS, get_method
@@ -344,7 +344,7 @@ def run_cells(
     config: ExperimentConfig,
     networks: Iterable[Trained],
     store: RecordStore,
-    watcher: Watcher,
+    progress: Progress,
     cells: Iterable[CellParameters],
 ) -> None:
     """Run the cells that are not finished yet, here or on all devices of this machine or of a cluster; record each."""
@@ -354,9 +354,9 @@ def run_cells(
         for new, scores, kept in ended:
             store.append(new, scores=scores, kept=kept)
             if new.status == "ok":
-                watcher.finished(new.parameters, new)
+                progress.finished(new.parameters, new)
             else:
-                watcher.failed(new.parameters, str(new.error))
+                progress.failed(new.parameters, str(new.error))
 
     def units(slots: int, gpu: bool) -> list[tuple[tuple[CellParameters, ...], Callable[[], list[Ended]]]]:
         run = functools.partial(_run_unit, replace(config, device="cuda" if gpu else config.device), tuple(networks))
@@ -364,10 +364,10 @@ def run_cells(
         return [(group, functools.partial(run, group)) for group in groups]
 
     if config.engine == "local":
-        record(pending, _run(config, networks, pending, started=watcher.started, data={}))
+        record(pending, _run(config, networks, pending, started=progress.started, data={}))
     else:
         placed: dict[str, Any] = {"address": config.address, "cpus": config.cpus_per_cell, "gpus": config.gpus_per_cell}
-        run_units(units, record, watcher, option="{}_per_cell", **placed)
+        run_units(units, record, progress, option="{}_per_cell", **placed)
 
 
 _DATA: dict[object, TestData] = {}

@@ -1,10 +1,12 @@
-"""Who is told what happens to the cells of a grid; live, it is a table on a terminal, lines elsewhere."""
+"""What happens to the cells of a grid, and how far a long computation is: live on a terminal, lines elsewhere."""
 
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Self
 
 from rich import progress as bars
@@ -12,67 +14,38 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-_REFRESH_PER_S = 2
 _ROWS = 24
 _RUNNING, _FAILED = "running", "failed"
 _QUIET = ("done", "ok")
 """States of what ended well."""
 
 
-class Watcher:
-    """Sees what happens to the cells of a grid, and says nothing.
+@dataclass
+class Progress:
+    """Shows what happens to the cells of a whole grid; without a console it says nothing.
 
     A cell has a `key` that tells it from all others, and a `label` in a few words; what came out of it a `status`, such
-    as "done", and `metrics`, numbers by name. It is recorded when `finished` or `failed` is called.
+    as "done", and `metrics`, numbers by name.
     """
 
-    def started(self, items: Sequence[Any]) -> None:
-        """These cells are worked on now."""
+    items: Sequence[Any] = ()
+    _: KW_ONLY
+    unit: str = "cell"  # what a cell is called
+    metric: str = ""  # what cells are shown by; higher is better
+    epochs: int = 1
+    earlier: Mapping[str, Any] = field(default_factory=dict)  # results that are there already, by key
+    on_finished: Callable[[Any, Any], None] = lambda item, result: None  # called when a result is recorded
+    every_s: float = 30.0  # without a terminal a line sums up all cells so often
+    each: bool = True  # there, every cell has a line of its own; failed ones always have
+    console: Console = field(default_factory=partial(Console, quiet=True))
 
-    def epoch(self, item: Any, row: Mapping[str, float]) -> None:
-        """A cell has ended an epoch with these metrics."""
-
-    def finished(self, item: Any, result: Any) -> None:
-        """A cell has ended well, or diverged."""
-
-    def failed(self, item: Any, error: str) -> None:
-        """A cell could not be run."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-
-class Progress(Watcher):
-    """Shows the cells `items` of a whole grid while they run.
-
-    A cell is called a `unit`, has so many `epochs`, and is shown by its `metric`, of which higher is better. `finished`
-    are the results that are there already, by key; `on_finished` is called with a cell and its result after it is
-    recorded. Without a terminal a line sums up all cells every `every_s` seconds, and `each` of them has its own, which
-    failed ones always have.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Any],
-        *,
-        unit: str,
-        metric: str,
-        epochs: int = 1,
-        finished: Mapping[str, Any] | None = None,
-        on_finished: Callable[[Any, Any], None] = lambda item, result: None,
-        every_s: float = 30.0,
-        each: bool = True,
-        console: Console | None = None,
-    ) -> None:
-        self.items, self.unit, self.metric, self.epochs = list(items), unit, metric, max(epochs, 1)
-        self.on_finished, self.every_s, self.each = on_finished, every_s, each
-        self.console = console or Console()
+    def __post_init__(self) -> None:
         self.states: dict[str, tuple[str, Any]] = {  # of every cell that was started: a word, and its numbers
-            key: (result.status, result.metrics) for key, result in (finished or {}).items()
+            key: (result.status, result.metrics) for key, result in self.earlier.items()
         }
-        self._earlier = len(self.states)
         self._start = self._line_at = time.monotonic()
-        self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=_REFRESH_PER_S)
+        self._say = partial(self.console.out, highlight=False)
+        self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=2)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -86,7 +59,7 @@ class Progress(Watcher):
         """Show that these cells are worked on."""
         self.states |= {item.key: (_RUNNING, None) for item in items}
         if items and self.each and not self._live.is_started:
-            self._print(f"running {items[0].label if len(items) == 1 else f'{len(items)} {self.unit}s'}")
+            self._say(f"running {items[0].label if len(items) == 1 else f'{len(items)} {self.unit}s'}")
 
     def epoch(self, item: Any, row: Mapping[str, float]) -> None:
         """Show a cell's last epoch."""
@@ -97,36 +70,36 @@ class Progress(Watcher):
         self.on_finished(item, result)
         score = _number(result.metrics, self.metric)
         if self.each and not self._live.is_started:
-            self._print(f"{item.label}: {f'{self.metric} {score:.4f}' if math.isfinite(score) else result.status}")
+            self._say(f"{item.label}: {f'{self.metric} {score:.4f}' if math.isfinite(score) else result.status}")
         self._change(item, result.status, result.metrics)
 
     def failed(self, item: Any, error: str) -> None:
         """Show that a cell failed."""
-        self._print(f"failed: {item.label}: {error.splitlines()[0]}")
+        self._say(f"failed: {item.label}: {error.splitlines()[0]}")
         self._change(item, _FAILED, None)
 
     def note(self, text: str) -> None:
         """Show something that the user should know."""
-        self._print(f"note: {text}")
+        self._say(f"note: {text}")
 
     def summary(self) -> str:
         """Return how many cells are in which state, the best of them, and the time left."""
         counts = Counter(state for state, _ in self.states.values())
         done = sum(counts[state] for state in _QUIET)
         others = "".join(f", {n} {state}" for state, n in counts.items() if state not in (*_QUIET, _RUNNING, _FAILED))
-        text = f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed "
-        text += f"of {len(self.items)} {self.unit}s"
+        of = f"of {len(self.items)} {self.unit}s"
+        text = f"{done} done, {counts[_RUNNING]} running{others}, {counts[_FAILED]} failed {of}"
         if (best := max(map(self._score, self.items), default=-math.inf)) > -math.inf:
             text += f"; best {self.metric} {best:.4f}"
         shares = (((row or {}).get("epoch", -1) + 1) / self.epochs for s, row in self.states.values() if s == _RUNNING)
-        ended = len(self.states) - counts[_RUNNING] + sum(shares) - self._earlier
-        left = len(self.items) - self._earlier - ended
-        return text + (
-            f"; {time_left((time.monotonic() - self._start) * left / ended)} left" if ended > 0 and left > 0 else ""
-        )
+        ended = len(self.states) - counts[_RUNNING] + sum(shares) - len(self.earlier)
+        left = len(self.items) - len(self.earlier) - ended
+        if ended > 0 and left > 0:
+            text += f"; {time_left((time.monotonic() - self._start) * left / ended)} left"
+        return text
 
     def table(self) -> Table:
-        """Return the live table: what runs, then the best of what is done."""
+        """Return the live table, the best cells first."""
         table = Table(self.unit, "state", title=self.summary(), title_justify="left", box=None)
         for column in (*(["epoch"] if self.epochs > 1 else []), self.metric):
             table.add_column(column, justify="right")
@@ -145,26 +118,19 @@ class Progress(Watcher):
         now = time.monotonic()
         if not self._live.is_started and now - self._line_at > self.every_s:
             self._line_at = now
-            self._print(self.summary())
+            self._say(self.summary())
 
     def _score(self, item: Any) -> float:
         score = _number(self.states.get(item.key, ("", None))[1], self.metric)
         return score if math.isfinite(score) else -math.inf
 
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
 
 @contextmanager
 def shown_steps(unit: str = "", *, every_s: float = 0.0) -> Iterator[Callable[[float, float, str], None]]:
-    """Give a function that shows how many steps are done, of how many, and what is being done.
-
-    Without a terminal it is a line every `every_s` seconds.
-    """
+    """Give a function that shows how many steps are done, of how many, and what is done; in a log every `every_s`."""
     console = Console(stderr=True)
     started = last = time.monotonic()
-    count, text = bars.TextColumn("{task.fields[count]}"), bars.TextColumn("{task.description}")
-    columns = (count, bars.BarColumn(20), bars.TimeElapsedColumn(), text)
+    columns = ("{task.fields[count]}", bars.BarColumn(20), bars.TimeElapsedColumn(), "{task.description}")
     with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, count="")
 

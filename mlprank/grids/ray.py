@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlprank.grids.progress import Watcher
+from mlprank.grids.progress import Progress
 from mlprank.utils.errors import first_line
 
 _RESTARTS = 3
@@ -26,7 +26,7 @@ def prepare_environment(address: str | None) -> None:
 def run_units(
     make: Callable[[int, bool], Sequence[tuple[Sequence[Any], Callable[[], Any]]]],
     ended: Callable[[Sequence[Any], Any], None],
-    watcher: Watcher,
+    progress: Progress,
     *,
     address: str | None,
     cpus: float,
@@ -35,15 +35,11 @@ def run_units(
 ) -> None:
     """Run the cells of a grid in processes of Ray's; what a process or a node was at that dies starts again.
 
-    Args:
-        make: Gives units of work, each its cells and the function that runs them, by the number of units that run at
-            the same time and whether each has a GPU. A process goes on with the next unit without importing again.
-        ended: Called with the cells of a unit and what its function returned.
-        watcher: Hears of what starts.
-        address: Of a cluster; None starts Ray here, for this machine alone and without its dashboard.
-        cpus: CPU cores of a unit.
-        gpus: GPUs of a unit, or a fraction of one; None takes one where there are any.
-        option: What the command line calls the two, such as "--tune.{}_per_trial".
+    `make` gives units of work, each its cells and the function that runs them, by the number of units that run at the
+    same time and whether each has a GPU; a process goes on with the next unit without importing again. `ended` is
+    called with the cells of a unit and what its function returned. An `address` of None starts Ray here, for this
+    machine alone. A unit has so many `cpus` and `gpus`, a whole GPU where None is said and there are any; `option` is
+    what the command line calls the two, such as "--tune.{}_per_trial".
     """
     prepare_environment(address)
     import ray
@@ -72,20 +68,20 @@ def run_units(
                 f"and {has_gpus:g} GPUs"
             )
         waiting, running = list(make(slots, share > 0)), dict[Any, Sequence[Any]]()
-        watcher.note(f"ray: {len(waiting)} units of work on {slots} places")
+        progress.note(f"ray: {len(waiting)} units of work on {slots} places")
         # max_calls: else Ray starts a process for every unit that has a GPU
         remote = ray.remote(num_cpus=cpus, num_gpus=share, max_retries=_RESTARTS, max_calls=0)(call)
         while waiting or running:
             while waiting and len(running) < slots:
                 items, function = waiting.pop(0)
                 running[remote.remote(function)] = items
-                watcher.started(items)
+                progress.started(items)
             for done in ray.wait(list(running), timeout=_POLL_S)[0]:
                 items = running.pop(done)
                 try:
                     ended(items, ray.get(done))
                 except ray.exceptions.RayError as error:  # what has no record is unfinished; the others go on
-                    watcher.note(f"ray: a unit of work has failed: {first_line(error)}")
+                    progress.note(f"ray: a unit of work has failed: {first_line(error)}")
     finally:
         if started:
             ray.shutdown()

@@ -4,7 +4,6 @@
 the same command again.
 """
 
-import copy
 import ctypes
 import gc
 import json
@@ -17,19 +16,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
-from mlprank.grids.progress import Watcher
+from mlprank.grids.progress import Progress
 from mlprank.grids.ray import run_units
 from mlprank.training.build import Built, build_trial, interruptible
 from mlprank.training.lean_loop import lean_training
@@ -41,32 +41,6 @@ from mlprank.utils.errors import FAILURES
 from mlprank.utils.files import write_whole
 
 
-class LocalEngine:
-    """Trains trials one after another; `options` of the Trainer override the trials', and `name` is recorded."""
-
-    def __init__(self, *, options: Mapping[str, Any] | None = None, name: str = "local") -> None:
-        self.options, self.name = dict(options or {}), name
-
-    def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        """Train the trials, each in this process or, where it takes several devices, in processes of its own."""
-        for trial in trials:
-            with store.training(trial.key):
-                outcome = store.outcome(trial.key)
-                if outcome is None:
-                    watcher.started([trial])
-                    try:
-                        if takes_several_devices(trial.config):
-                            outcome = _train_in_processes(trial, store)
-                        else:
-                            outcome = train(trial, store, watcher, options=self.options, name=self.name)
-                    except FAILURES as error:
-                        finish_wandb(failed=True)
-                        watcher.failed(trial, store.fail(trial, error))
-                        continue
-                    store.finish(trial, outcome)
-                watcher.finished(trial, outcome)
-
-
 def takes_several_devices(config: Mapping[str, Any]) -> bool:
     """Tell whether a trial asks for more than one process."""
     trainer = config["trainer"]
@@ -74,49 +48,301 @@ def takes_several_devices(config: Mapping[str, Any]) -> bool:
     return not one or int(trainer.get("num_nodes") or 1) > 1
 
 
-def _train_in_processes(trial: Trial, store: Store) -> Outcome:
-    store.prepare(trial)
-    command = [sys.executable, "-m", "mlprank.tuning.engines", str(store.out), trial.key]
-    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-    outcome = store.outcome(trial.key)
-    if outcome is None:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"the trial's processes ended with code {done.returncode}: {last}")
-    return outcome
+_OWN_IN_MODEL = ("lr_scheduler", "label_smoothing", "bias_weight_decay", "norm_weight_decay")
+_HARMLESS_CALLBACKS = ("LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "RichModelSummary", "Timer")
+_PLAIN = (
+    {"strategy": "auto", "val_check_interval": "1.0", "check_val_every_n_epoch": "1"}
+    | dict.fromkeys(("detect_anomaly", "fast_dev_run", "barebones"), "False")
+    | dict.fromkeys(("profiler", "plugins", "max_time"), "None")
+)
+"""Options of the Trainer that a stack takes with these values only."""
 
 
-def train(trial: Trial, store: Store, watcher: Watcher, *, options: Mapping[str, Any], name: str) -> Outcome:
-    """Train one trial from scratch and record nothing; its best epoch's weights are in `best.ckpt` afterwards."""
-    directory = store.prepare(trial)
-    (directory / BEST).unlink(missing_ok=True)
-    best = ModelCheckpoint(
-        directory,
-        filename=BEST.removesuffix(".ckpt"),
-        monitor=MONITOR,
-        mode="max",
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
-    history = _History(lambda row: watcher.epoch(trial, row))
-    single = {} if takes_several_devices(trial.config) else {"devices": 1}
-    trainer = {"logger": history, "enable_checkpointing": True, **single, **options}
-    built = build_trial(name_loggers(trial, store), directory, callbacks=[best], trainer=trainer)
-    built.trainer.loggers = [history, *built.loggers]
-    for logger in built.loggers:
-        logger.log_hyperparams(dict(trial.config))
-    device, start = built.trainer.strategy.root_device, time.perf_counter()
-    lost: list[dict[str, float]] = []
+def group_trials(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Put trials together that can be one stack: they differ in nothing but what each may have of its own."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        plain = without_places(trial.config)
+        plain.pop("seed_everything", None)
+        for name in _OWN_IN_MODEL:
+            plain["model"].pop(name, None)
+        plain["model"]["optimizer"] = (plain["model"].get("optimizer") or {}).get("class_path")
+        (plain["data"].get("init_args") or {}).pop("seed", None)
+        groups.setdefault(json.dumps(plain, sort_keys=True), []).append(trial)
+    return list(groups.values())
+
+
+def obstacle(config: Mapping[str, Any]) -> str | None:
+    """Say which option keeps a trial out of a stack, which cannot do as training by itself does; None where none."""
+    trainer = config["trainer"]
+    if takes_several_devices(config):
+        return f"trainer.devices={trainer.get('devices')}: a stack trains on one device"
+    if str(trainer.get("precision")).startswith(("16", "transformer-engine")):
+        return f"trainer.precision={trainer['precision']}: with one loss scale for all, trials would disturb each other"
+    if trainer.get("limit_val_batches") == 0:
+        return "trainer.limit_val_batches=0: a stack keeps every trial's best epoch by its validation"
+    for name, plain in _PLAIN.items():
+        if str(trainer.get(name)) not in (plain, "None", "[]"):
+            return f"trainer.{name}={trainer[name]}: a stack takes {plain} only"
+    for callback in trainer.get("callbacks") or []:
+        name = str(callback["class_path"]).rpartition(".")[2]
+        if name not in _HARMLESS_CALLBACKS:
+            return f"trainer.callbacks: {name} may act on one trial's training, a stack trains many"
+    return None
+
+
+def choose_engine(trials: Sequence[Trial], address: str | None) -> tuple[str, str]:
+    """Return the name of the engine that suits trials, the devices here and a cluster's address, and why."""
+    if address is not None:
+        return "ray", f"the cluster at {address}"
+    gpus, groups = torch.cuda.device_count(), group_trials(trials)
+    reasons = [reason for group in groups if (reason := obstacle(group[0].config))]
+    if len(groups) == len(trials):
+        reasons = ["no two trials can be stacked: they differ in more than optimizer, seeds and smoothing"]
+    if not reasons:
+        return "batched", "the trials can be stacked"
+    return ("ray", f"{gpus} GPUs") if gpus > 1 else ("local", reasons[0])
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Trains trials that have no record yet, and tells `progress` what happens to them."""
+
+    options: TuneOptions
+    store: Store
+    progress: Progress
+    trainer: Mapping[str, Any] = field(default_factory=dict)  # options of the Trainer that override the trials'
+    name: str | None = None  # recorded in place of the engine's own
+
+    def run(self, trials: Sequence[Trial]) -> None:
+        """Train trials by the engine that the options ask for."""
+        name: str = self.options.engine
+        if name == "auto":
+            name, why = choose_engine(trials, self.options.address)
+            self.progress.note(f"engine {name}: {why}")
+        {"local": self.run_alone, "batched": self.run_stacked, "ray": self.run_by_ray}[name](trials)
+
+    def run_alone(self, trials: Sequence[Trial]) -> None:
+        """Train trials one after another, in this process or, what takes several devices, in processes of its own."""
+        for trial in trials:
+            with self.store.training(trial.key):
+                outcome = self.store.outcome(trial.key)
+                if outcome is None:
+                    self.progress.started([trial])
+                    try:
+                        several = takes_several_devices(trial.config)
+                        outcome = self._train_in_processes(trial) if several else self.train(trial)
+                    except FAILURES as error:
+                        finish_wandb(failed=True)
+                        self.progress.failed(trial, self.store.fail(trial, error))
+                        continue
+                    self.store.finish(trial, outcome)
+                self.progress.finished(trial, outcome)
+
+    def _train_in_processes(self, trial: Trial) -> Outcome:
+        self.store.prepare(trial)
+        command = [sys.executable, "-m", "mlprank.tuning.engines", str(self.store.out), trial.key]
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        outcome = self.store.outcome(trial.key)
+        if outcome is None:
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise RuntimeError(f"the trial's processes ended with code {done.returncode}: {last}")
+        return outcome
+
+    def train(self, trial: Trial) -> Outcome:
+        """Train one trial from scratch and record nothing; its best epoch's weights are in `best.ckpt` afterwards."""
+        folder = self.store.prepare(trial)
+        (folder / BEST).unlink(missing_ok=True)
+        best = ModelCheckpoint(
+            folder, Path(BEST).stem, MONITOR, mode="max", save_weights_only=True, enable_version_counter=False
+        )
+        history = _History(partial(self.progress.epoch, trial))
+        single = {} if takes_several_devices(trial.config) else {"devices": 1}
+        trainer = {"logger": history, "enable_checkpointing": True, **single, **self.trainer}
+        built = build_trial(name_loggers(trial, self.store), folder, callbacks=[best], trainer=trainer)
+        built.trainer.loggers = [history, *built.loggers]
+        for logger in built.loggers:
+            logger.log_hyperparams(dict(trial.config))
+        device, start = built.trainer.strategy.root_device, time.perf_counter()
+        try:
+            with interruptible(built.trainer), lean_training(built.trainer):
+                built.trainer.fit(built.model, datamodule=built.datamodule)
+        except FloatingPointError:
+            history.rows[-1] = {"train_loss": math.nan}
+        outcome = outcome_of(list(history.rows.values()), start=start, engine=self.name or "local", device=device)
+        if outcome.status == "diverged":
+            (folder / BEST).unlink(missing_ok=True)
+        if built.trainer.is_global_zero:
+            finish_loggers(built.loggers, outcome)
+        return outcome
+
+    def run_stacked(self, trials: Sequence[Trial]) -> None:
+        """Train trials as stacks, first those that were interrupted; what cannot be stacked, alone, and say why."""
+        pending = {trial.key: trial for trial in trials}
+        for stack, keys in self.store.stacks().items():
+            unfinished = {key for key in keys if self.store.outcome(key) is None}
+            if (stack / LAST).is_file() and unfinished and unfinished <= pending.keys():
+                everyone = [pending.pop(key) if key in pending else self.store.load(key) for key in keys]
+                self._run_group(everyone, size=len(everyone))
+        for group in group_trials(list(pending.values())):
+            self._run_group(group)
+
+    def _run_group(self, group: Sequence[Trial], *, size: int | None = None) -> None:
+        """Train trials that can be one stack in stacks of a size, by default of as many as fit into memory."""
+        try:
+            if reason := obstacle(group[0].config):
+                raise CannotStackError(reason)
+            size = size or self._size(group)
+            for start in range(0, len(group), size):
+                part = group[start : start + size]
+                with ExitStack() as locks:
+                    for trial in part:
+                        locks.enter_context(self.store.training(trial.key))
+                    self._train_stack(part)
+        except FAILURES as error:
+            left = [trial for trial in group if self.store.outcome(trial.key) is None]
+            if isinstance(error, torch.OutOfMemoryError) and len(left) > 1:
+                self.progress.note(f"{len(left)} trials do not fit into memory; half of them are tried")
+                torch.cuda.empty_cache()
+                for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+                    self._run_group(half, size=len(half))
+                return
+            kind = "" if isinstance(error, CannotStackError) else f"{type(error).__name__}: "
+            self.progress.note(f"{len(left)} trials are trained one by one: {kind}{error}")
+            self.run_alone(left)
+
+    def _size(self, group: Sequence[Trial]) -> int:
+        """Return how many trials of a group are trained at once: they take at most four fifths of the free memory."""
+        built = self._build(group[0])
+        free = available_bytes(built.trainer.strategy.root_device)
+        one = trial_bytes(built.model.model, tuple(built.datamodule.in_shape), built.datamodule.batch_size)
+        fit = min(max(4 * free // (5 * one), 1), self.options.trials_per_stack or len(group), len(group))
+        batches = math.ceil(len(group) / fit)
+        if batches > 1:
+            sizes = f"one takes {one / 1e6:.0f} MB of {free / 1e6:.0f} MB"
+            self.progress.note(f"{len(group)} trials in {batches} batches: {sizes}")
+        return math.ceil(len(group) / batches)
+
+    def _build(self, trial: Trial) -> Built:
+        # callbacks that log something refuse to train without a logger
+        trainer = {"devices": 1, "enable_checkpointing": False, "logger": DummyLogger(), **self.trainer}
+        return build_trial(name_loggers(trial, self.store), self.store.prepare(trial), trainer=trainer)
+
+    def _train_stack(self, trials: Sequence[Trial]) -> None:
+        store, keys, start = self.store, [trial.key for trial in trials], time.perf_counter()
+        self.progress.started([trial for trial in trials if store.outcome(trial.key) is None])
+        built = [self._build(trial) for trial in trials]
+        last = store.stack_directory(keys) / LAST
+        seeds = [(trial.config["data"].get("init_args") or {}).get("seed") for trial in trials]
+        data = StackedDataModule(built[0].datamodule, seeds)
+        module = StackedClassifier(
+            [each.model for each in built],
+            in_shape=tuple(built[0].datamodule.in_shape),
+            seeds=[int(trial.config["seed_everything"] or 0) for trial in trials],
+        )
+        written = time.monotonic()
+
+        def on_epoch(module: StackedClassifier) -> None:
+            """Record the trials that have diverged, and write `last.ckpt` where the last one is old enough."""
+            nonlocal written
+            for place, trial in enumerate(trials):
+                if place not in module.diverged:
+                    self.progress.epoch(trial, module.history[place][-1])
+                elif store.outcome(trial.key) is None:
+                    self._record(trial, built[place], module, place, start=start)
+            age = time.monotonic() - written
+            if age >= 60 * self.options.checkpoint_minutes and not module.trainer.should_stop:
+                write_whole(last.with_name(STACK), json.dumps({"keys": keys}))
+                module.trainer.save_checkpoint(last)
+                written = time.monotonic()
+
+        module.on_epoch = on_epoch
+        trainer = self._build(trials[0]).trainer
+        if trainer.strategy.root_device.type == "cpu":
+            keep_large_blocks()
+        with interruptible(trainer):
+            resumed = last if last.is_file() else None
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+        for place, trial in enumerate(trials):
+            self._record(trial, built[place], module, place, start=start)
+        shutil.rmtree(last.parent, ignore_errors=True)
+
+    def _record(self, trial: Trial, built: Built, module: StackedClassifier, place: int, *, start: float) -> None:
+        """Write the best epoch as an ordinary checkpoint, and what came out; the config's loggers hear of it."""
+        device, name = module.trainer.strategy.root_device, self.name or "batched"
+        outcome = outcome_of(module.history[place], start=start, engine=name, device=device)
+        if outcome.status == "done":
+            single = module.classifiers[place]
+            single.model.load_state_dict(module.best[place], assign=True)
+            built.trainer.strategy.connect(single)
+            built.trainer.save_checkpoint(self.store.directory(trial.key) / BEST, weights_only=True)
+        if self.store.finish(trial, outcome):
+            for logger in built.loggers:
+                logger.log_hyperparams(dict(trial.config))
+                for row in outcome.history:
+                    logger.log_metrics(dict(row), step=int(row["epoch"]))
+            finish_loggers(built.loggers, outcome)
+            self.progress.finished(trial, outcome)
+
+    def run_by_ray(self, trials: Sequence[Trial]) -> None:
+        """Train trials by Ray, in a directory that all nodes see; what a process was at that dies starts again."""
+        o, store, progress = self.options, self.store, self.progress
+
+        def units(slots: int, gpu: bool) -> list[tuple[list[Trial], Callable[[], None]]]:
+            """Split trials into what one process trains at a time: even stacks where that can be, else one each."""
+            parts: list[list[Trial]] = []
+            for group in group_trials(trials):
+                if reason := obstacle(group[0].config):
+                    progress.note(f"{len(group)} trials are trained one by one: {reason}")
+                size = 1 if reason else -(-len(group) // slots)
+                parts += [group[start : start + size] for start in range(0, len(group), size)]
+            return [(part, partial(train_unit, str(store.out.resolve()), part, options=o, gpu=gpu)) for part in parts]
+
+        def tell(ended: Sequence[Trial], nothing: None) -> None:
+            for trial in ended:
+                outcome, failure = store.outcome(trial.key), store.failure(trial.key)
+                if outcome is not None:
+                    progress.finished(trial, outcome)
+                elif failure is not None:
+                    progress.failed(trial, failure)
+
+        placed: dict[str, Any] = {"address": o.address, "cpus": o.cpus_per_trial, "gpus": o.gpus_per_trial}
+        run_units(units, tell, progress, option="--tune.{}_per_trial", **placed)
+
+
+def train_unit(out: str, trials: Sequence[Trial], *, options: TuneOptions, gpu: bool) -> None:
+    """Train what has no record yet, in a process of Ray's; without a GPU of its own it sees all, and must use none."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.pop("SLURM_NTASKS", None)  # else Lightning takes every process for a task of the job
+    store, precision = Store(out), torch.get_float32_matmul_precision()
+    pending = [trial for trial in trials if store.is_open(trial.key)]
+    engine = Engine(options, store, Progress(), trainer={} if gpu else {"accelerator": "cpu"}, name="ray")
     try:
-        with interruptible(built.trainer), lean_training(built.trainer):
-            built.trainer.fit(built.model, datamodule=built.datamodule)
-    except FloatingPointError:
-        lost = [{"train_loss": math.nan}]
-    outcome = outcome_of([*history.rows.values(), *lost], start=start, engine=name, device=device)
-    if outcome.status == "diverged":
-        (directory / BEST).unlink(missing_ok=True)
-    if built.trainer.is_global_zero:
-        finish_loggers(built.loggers, outcome)
-    return outcome
+        (engine.run_stacked if len(pending) > 1 else engine.run_alone)(pending)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(False)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        finish_wandb(failed=True)  # a run that ended well is finished already
+
+
+class _History(DummyLogger):
+    """Keeps the metrics of every epoch in memory, and calls `on_epoch` with them when they are complete."""
+
+    def __init__(self, on_epoch: Callable[[Mapping[str, float]], None]) -> None:
+        super().__init__()
+        self.rows: dict[int, dict[str, float]] = {}
+        self._on_epoch = on_epoch
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if found := {name: float(value) for name, value in metrics.items() if name in METRICS}:
+            epoch = int(metrics["epoch"])
+            self.rows[epoch] = row = {"epoch": epoch, **self.rows.get(epoch, {}), **found}
+            if "train_loss" in found:
+                self._on_epoch(row)
 
 
 def outcome_of(history: Sequence[Mapping[str, float]], *, start: float, engine: str, device: torch.device) -> Outcome:
@@ -134,27 +360,6 @@ def outcome_of(history: Sequence[Mapping[str, float]], *, start: float, engine: 
         engine=engine,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
-
-
-class _History(Logger):
-    """Keeps the metrics of every epoch in memory, and calls `on_epoch` with them when they are complete."""
-
-    name, version = "history", 0
-
-    def __init__(self, on_epoch: Callable[[Mapping[str, float]], None]) -> None:
-        super().__init__()
-        self.rows: dict[int, dict[str, float]] = {}
-        self._on_epoch = on_epoch
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        epoch = int(metrics["epoch"]) if "epoch" in metrics else len(self.rows)
-        row = self.rows.setdefault(epoch, {"epoch": epoch})
-        row.update({name: float(value) for name, value in metrics.items() if name in METRICS})
-        if "train_loss" in metrics:
-            self._on_epoch(row)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Keep nothing: the trial's directory has the config."""
 
 
 def name_loggers(trial: Trial, store: Store) -> dict[str, Any]:
@@ -178,238 +383,32 @@ def finish_loggers(loggers: Sequence[Logger], outcome: Outcome) -> None:
     finish_wandb(failed=failed)
 
 
-_OWN_IN_MODEL = ("lr_scheduler", "label_smoothing", "bias_weight_decay", "norm_weight_decay")
-_HARMLESS_CALLBACKS = ("LearningRateMonitor", "DeviceStatsMonitor", "ModelSummary", "RichModelSummary", "Timer")
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "strategy": ("auto",),
-    "val_check_interval": (None, 1.0),
-    "check_val_every_n_epoch": (1,),
-    "detect_anomaly": (False,),
-    "fast_dev_run": (False, 0),
-    "barebones": (False,),
-    "profiler": (None,),
-    "plugins": (None, []),
-    "max_time": (None,),
-}
-"""Options of the Trainer that a stack takes with these values only."""
-
-
-def group_trials(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Put trials together that can be one stack: they differ in nothing but what each may have of its own."""
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        plain = without_places(json.loads(json.dumps(trial.config)))
-        plain.pop("seed_everything", None)
-        for name in _OWN_IN_MODEL:
-            plain["model"].pop(name, None)
-        plain["model"]["optimizer"] = (plain["model"].get("optimizer") or {}).get("class_path")
-        (plain["data"].get("init_args") or {}).pop("seed", None)
-        groups.setdefault(json.dumps(plain, sort_keys=True), []).append(trial)
-    return list(groups.values())
-
-
-def obstacle(config: Mapping[str, Any]) -> str | None:
-    """Say which option keeps a trial out of a stack, which cannot do as training by itself does; None where none."""
-    trainer = config["trainer"]
-    if takes_several_devices(config):
-        return f"trainer.devices={trainer.get('devices')}: a stack trains on one device"
-    if str(trainer.get("precision")).startswith(("16", "transformer-engine")):
-        return f"trainer.precision={trainer['precision']}: with one loss scale for all, trials would disturb each other"
-    if trainer.get("limit_val_batches") == 0:
-        return "trainer.limit_val_batches=0: a stack keeps every trial's best epoch by its validation"
-    for name, allowed in _PLAIN.items():
-        if name in trainer and trainer[name] not in allowed:
-            return f"trainer.{name}={trainer[name]}: a stack takes {allowed[0]} only"
-    for callback in trainer.get("callbacks") or []:
-        name = str(callback["class_path"]).rpartition(".")[2]
-        if name not in _HARMLESS_CALLBACKS:
-            return f"trainer.callbacks: {name} may act on one trial's training, a stack trains many"
-    return None
-
-
-def choose_engine(
-    options: TuneOptions, trials: Sequence[Trial], watcher: Watcher
-) -> "LocalEngine | BatchedEngine | RayEngine":
-    """Return the engine that the options ask for; `auto` tells the watcher what it chose, and why."""
-    name = options.engine
-    if name == "auto":
-        gpus, groups = torch.cuda.device_count(), group_trials(trials)
-        reasons = [reason for group in groups if (reason := obstacle(group[0].config))]
-        if len(groups) == len(trials):
-            reasons = ["no two trials can be stacked: they differ in more than optimizer, seeds and smoothing"]
-        if not reasons and options.address is None:
-            name, why = "batched", "the trials can be stacked"
-        elif gpus > 1 or options.address is not None:
-            name, why = "ray", f"{gpus} GPUs" if options.address is None else f"the cluster at {options.address}"
-        else:
-            name, why = "local", reasons[0]
-        watcher.note(f"engine {name}: {why}")
-    if name == "ray":
-        return RayEngine(options)
-    return LocalEngine() if name == "local" else BatchedEngine(LocalEngine(), options)
-
-
-class BatchedEngine:
-    """Trains trials as stacked models; what cannot be stacked is trained by `fallback`, with the reason said.
-
-    Its Trainer options are those of `fallback`; without `trials_per_stack` a stack has as many as fit into memory.
-    """
-
-    def __init__(self, fallback: LocalEngine, options: TuneOptions) -> None:
-        self.fallback, self.options = fallback, options
-        self.name = "batched" if fallback.name == "local" else fallback.name
-
-    def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        """Train the trials: first the stacks that were interrupted, then the others."""
-        pending = {trial.key: trial for trial in trials}
-        for stack, keys in store.stacks().items():
-            unfinished = {key for key in keys if store.outcome(key) is None}
-            if (stack / LAST).is_file() and unfinished and unfinished <= pending.keys():
-                everyone = [pending.pop(key) if key in pending else store.load(key) for key in keys]
-                self._run_group(everyone, store, watcher, whole=True)
-        for group in group_trials(list(pending.values())):
-            self._run_group(group, store, watcher, whole=False)
-
-    def _run_group(self, group: Sequence[Trial], store: Store, watcher: Watcher, *, whole: bool) -> None:
-        try:
-            if reason := obstacle(group[0].config):
-                raise CannotStackError(reason)
-            size = len(group) if whole else self._size(group, store, watcher)
-            for start in range(0, len(group), size):
-                part = group[start : start + size]
-                with ExitStack() as locks:
-                    for trial in part:
-                        locks.enter_context(store.training(trial.key))
-                    self._train(part, store, watcher)
-        except FAILURES as error:
-            left = [trial for trial in group if store.outcome(trial.key) is None]
-            if isinstance(error, torch.OutOfMemoryError) and len(left) > 1:
-                watcher.note(f"{len(left)} trials do not fit into memory; half of them are tried")
-                torch.cuda.empty_cache()
-                for half in (left[: len(left) // 2], left[len(left) // 2 :]):
-                    self._run_group(half, store, watcher, whole=True)
-                return
-            kind = "" if isinstance(error, CannotStackError) else f"{type(error).__name__}: "
-            watcher.note(f"{len(left)} trials are trained one by one: {kind}{error}")
-            self.fallback.run(left, store, watcher)
-
-    def _size(self, group: Sequence[Trial], store: Store, watcher: Watcher) -> int:
-        """How many trials of a group are trained at once: they take at most four fifths of the free memory."""
-        built = self._build(group[0], store)
-        free = available_bytes(built.trainer.strategy.root_device)
-        one = trial_bytes(built.model.model, tuple(built.datamodule.in_shape), built.datamodule.batch_size)
-        fit = min(max(4 * free // (5 * one), 1), self.options.trials_per_stack or len(group), len(group))
-        batches = math.ceil(len(group) / fit)
-        if batches > 1:
-            watcher.note(
-                f"{len(group)} trials in {batches} batches: one takes {one / 1e6:.0f} MB of {free / 1e6:.0f} MB"
-            )
-        return math.ceil(len(group) / batches)
-
-    def _build(self, trial: Trial, store: Store, **options: Any) -> Built:
-        trainer = {"devices": 1, "enable_checkpointing": False, **self.fallback.options, **options}
-        return build_trial(name_loggers(trial, store), store.prepare(trial), trainer=trainer)
-
-    def _train(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        watcher.started([trial for trial in trials if store.outcome(trial.key) is None])
-        keys, start = [trial.key for trial in trials], time.perf_counter()
-        built = [self._build(trial, store) for trial in trials]
-        data = built[0].datamodule
-        seeds = [(trial.config["data"].get("init_args") or {}).get("seed") for trial in trials]
-        distinct = list(dict.fromkeys(seeds))
-        datamodules = [copy.copy(data) for _ in distinct]
-        if len(distinct) > 1:
-            for datamodule, seed in zip(datamodules, distinct, strict=True):
-                datamodule.seed = seed
-        module = StackedClassifier(
-            [each.model for each in built],
-            in_shape=tuple(data.in_shape),
-            streams=[distinct.index(seed) for seed in seeds] if len(distinct) > 1 else None,
-            seeds=[int(trial.config["seed_everything"] or 0) for trial in trials],
-        )
-
-        def record(place: int) -> None:
-            """Write the best epoch as an ordinary checkpoint, and what came out; the config's loggers hear of it."""
-            trial, trainer, loggers = trials[place], built[place].trainer, built[place].loggers
-            device = module.trainer.strategy.root_device
-            outcome = outcome_of(module.history[place], start=start, engine=self.name, device=device)
-            if outcome.status == "done":
-                single = copy.deepcopy(module.classifiers[place])
-                single.model.load_state_dict(module.best_state(place), assign=True)
-                trainer.strategy.connect(single)
-                trainer.save_checkpoint(store.directory(trial.key) / BEST, weights_only=True)
-            if store.finish(trial, outcome):
-                for logger in loggers:
-                    logger.log_hyperparams(dict(trial.config))
-                    for row in outcome.history:
-                        logger.log_metrics(dict(row), step=int(row["epoch"]))
-                finish_loggers(loggers, outcome)
-                watcher.finished(trial, outcome)
-
-        def show(module: StackedClassifier) -> None:
-            for place, trial in enumerate(trials):
-                if place not in module.diverged:
-                    watcher.epoch(trial, module.history[place][-1])
-                elif store.outcome(trial.key) is None:
-                    record(place)
-
-        module.on_epoch = show
-        last = _LastCheckpoint(store.stack_directory(keys), keys, every_s=60 * self.options.checkpoint_minutes)
-        trainer = self._build(trials[0], store, enable_checkpointing=True, callbacks=[last]).trainer
-        if trainer.strategy.root_device.type == "cpu":
-            keep_large_blocks()
-        resumed = last.path if last.path.is_file() else None
-        with interruptible(trainer):
-            weights_only = True if resumed else None
-            trainer.fit(module, StackedDataModule(datamodules), ckpt_path=resumed, weights_only=weights_only)
-        for place in range(len(trials)):
-            record(place)
-        shutil.rmtree(last.path.parent, ignore_errors=True)
-
-
-class _LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` of a stack at the end of an epoch when the last one is old enough."""
-
-    def __init__(self, directory: Path, keys: Sequence[str], *, every_s: float) -> None:
-        self.keys, self.every_s = list(keys), every_s
-        self.path, self._written = directory / LAST, time.monotonic()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, after everything else of the epoch is done."""
-        if time.monotonic() - self._written >= self.every_s and not trainer.should_stop:
-            write_whole(self.path.with_name(STACK), json.dumps({"keys": self.keys}))
-            trainer.save_checkpoint(self.path)
-            self._written = time.monotonic()
-
-
 def trial_bytes(network: nn.Module, in_shape: tuple[int, ...], batch_size: int) -> int:
     """Estimate the memory of one trial of a stack: weights, gradients, best weights, moments, activations."""
-    weights = {p.untyped_storage().data_ptr(): p.numel() * p.element_size() for p in network.parameters()}
-    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr(): p.nbytes for p in network.parameters()}
+    saved: dict[int, int] = {}  # for the backward pass, the weights among it
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     sample = torch.zeros(1, *in_shape, dtype=next(network.parameters()).dtype)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         network(sample)
-    return 6 * sum(weights.values()) + 2 * batch_size * (sum(kept.values()) + sample.nbytes)
+    activations = sum(size for place, size in saved.items() if place not in weights)
+    return 6 * sum(weights.values()) + 2 * batch_size * (activations + sample.nbytes)
 
 
 def available_bytes(device: torch.device) -> int:
     """Return how much memory is free on a device; for the CPU within the limits of the container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free, meminfo = [_BLOCK_BYTES * 4], Path("/proc/meminfo")
-    if meminfo.is_file():
-        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = [4 * _BLOCK_BYTES]  # where the system does not say
+    with suppress(OSError):
+        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = [int(rows["MemAvailable"].split()[0]) * 1024]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        free.append(int(limit.read_text()) - int(used.read_text()))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        free += [int(limit) - int(used)] if limit != "max" else []
     return max(min(free), 0)
 
 
@@ -426,77 +425,9 @@ def keep_large_blocks() -> None:
             ctypes.CDLL(None).mallopt(threshold, _BLOCK_BYTES)
 
 
-class RayEngine:
-    """Trains trials by Ray, in a directory that all nodes see under the same path.
-
-    A worker or a node that dies loses the trial that it was at, which starts again.
-    """
-
-    def __init__(self, options: TuneOptions) -> None:
-        self.options = options
-
-    def run(self, trials: Sequence[Trial], store: Store, watcher: Watcher) -> None:
-        """Train trials that have no record yet."""
-        o = self.options
-
-        def units(slots: int, gpu: bool) -> list[tuple[list[Trial], Callable[[], None]]]:
-            run = partial(train_unit, str(store.out.resolve()), options=o, gpu=gpu)
-            return [(part, partial(run, part)) for part in split(trials, slots=slots, watcher=watcher)]
-
-        def tell(ended: Sequence[Trial], nothing: None) -> None:
-            for trial in ended:
-                outcome, failure = store.outcome(trial.key), store.failure(trial.key)
-                if outcome is not None:
-                    watcher.finished(trial, outcome)
-                elif failure is not None:
-                    watcher.failed(trial, failure)
-
-        placed: dict[str, Any] = {"address": o.address, "cpus": o.cpus_per_trial, "gpus": o.gpus_per_trial}
-        run_units(units, tell, watcher, option="--tune.{}_per_trial", **placed)
-
-
-def split(trials: Sequence[Trial], *, slots: int, watcher: Watcher) -> list[list[Trial]]:
-    """Split trials into what one process trains at a time: stacks of even size where that can be, else one each."""
-    units: list[list[Trial]] = []
-    for group in group_trials(trials):
-        if reason := obstacle(group[0].config):
-            watcher.note(f"{len(group)} trials are trained one by one: {reason}")
-        size = 1 if reason else -(-len(group) // slots)
-        units += [list(group[start : start + size]) for start in range(0, len(group), size)]
-    return units
-
-
-def train_unit(out: str, trials: Sequence[Trial], *, options: TuneOptions, gpu: bool) -> None:
-    """Train what has no record yet, in a process of Ray's that takes the next unit afterwards.
-
-    Without a GPU of its own (`gpu`) it sees them all, and must not use them.
-    """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.pop("SLURM_NTASKS", None)  # else Lightning takes every process for a task of the job
-    store, precision = Store(out), torch.get_float32_matmul_precision()
-    pending = [trial for trial in trials if store.is_open(trial.key)]
-    local = LocalEngine(options={} if gpu else {"accelerator": "cpu"}, name="ray")
-    engine = BatchedEngine(local, options) if len(pending) > 1 else local
-    try:
-        engine.run(pending, store, Watcher())
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(False)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        finish_wandb(failed=True)  # a run that ended well is finished already
-
-
-def _main(out: str, key: str) -> None:
-    """Train the trial of a store's directory and a key; the first process records it."""
-    store = Store(out)
-    trial = store.load(key)
-    outcome = train(trial, store, Watcher(), options={}, name="local")
-    if all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
-        store.finish(trial, outcome)
-
-
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    engine = Engine(TuneOptions(sys.argv[1]), Store(sys.argv[1]), Progress())
+    trial = engine.store.load(sys.argv[2])
+    outcome = engine.train(trial)
+    if all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
+        engine.store.finish(trial, outcome)

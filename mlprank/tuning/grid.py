@@ -18,8 +18,6 @@ from mlprank.training.parser import parse_fit
 from mlprank.tuning.store import Trial, label, trial_config, trial_key, without_places
 from mlprank.utils.errors import OptionError, check_amount, check_whole, require
 
-_GRID, _TUNE = "grid", "tune"
-
 
 @dataclass(frozen=True)
 class Request:
@@ -48,24 +46,22 @@ def read_request(argv: Sequence[str]) -> Request:
     grids: dict[str, Any] = {}
     tune: dict[str, Any] = {}
     for content in contents:
-        grids |= _flat(content.pop(_GRID, None) or {})
-        tune |= content.pop(_TUNE, None) or {}
+        grids |= _flat(content.pop("grid", None) or {})
+        tune |= content.pop("tune", None) or {}
     arguments = [f"--config={yaml.safe_dump(content, sort_keys=False)}" for content in contents if content]
     for name, value in line.options:
         group, _, key = name.partition(".")
-        if group not in (_GRID, _TUNE) or not key:
+        if group not in ("grid", "tune") or not key:
             arguments.append(f"--{name}" if value is None else f"--{name}={value}")
         elif value is None:
             raise ValueError(f"--{name} needs a value")
-        elif group == _TUNE:
+        elif group == "tune":
             tune[key] = value
         else:
             grids[key] = text_value(value)
     for key, values in grids.items():
-        if not isinstance(values, list):
-            raise ValueError(f'--grid.{key}={values!r} must be a list of values, such as "[0.1, 0.01]"')
-        if not values:
-            raise ValueError(f"--grid.{key} is empty; give at least one value")
+        if not isinstance(values, list) or not values:
+            raise ValueError(f'--grid.{key}={values!r} must be a list of values, at least one, such as "[0.1, 0.01]"')
     if not grids:
         raise ValueError('the grid is empty; give at least one option with its values, such as --grid.lr "[0.1, 0.01]"')
     return Request(arguments=tuple(arguments), grid=grids, tune=tune)
@@ -123,23 +119,16 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _shared(configs: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> str:
     """Return the hash of what the points share, the grid's options left out; more values leave it the same."""
-    rows = []
-    for config in configs:
-        plain = without_places(config)
-        for key in keys:
-            path, _, word = key.rpartition(".")
-            parent = lookup(plain, path) if path else plain
-            parent = parent["init_args"] if word not in parent and "init_args" in parent else parent
-            parent.pop(word)
-            if word == "class_path":  # its arguments go with it
-                parent.clear()
-        rows.append(_flat(plain))
-    common = {name: value for name, value in rows[0].items() if all(name in r and r[name] == value for r in rows)}
+    # with a class its arguments are left out
+    varied = tuple(f"{key}.".replace("init_args.", "").replace("class_path.", "") for key in keys)
+    first, *others = (_flat(without_places(config)) for config in configs)
+    common = {
+        name: value
+        for name, value in first.items()
+        if not f"{name}.".replace("init_args.", "").startswith(varied)
+        and all(name in other and other[name] == value for other in others)
+    }
     return short_hash(json.dumps(common, sort_keys=True))
-
-
-_CUTS = ("amount", "max_drop", "max_params", "max_flops", "max_bytes")
-"""Options that say how much is pruned before trials are ranked."""
 
 
 @dataclass(frozen=True)
@@ -187,27 +176,27 @@ class TuneOptions:
     max_bytes: float | str | None = None
 
     @property
-    def cut(self) -> dict[str, Any] | None:
-        """How much is pruned before trials are ranked, as an option of `prune` or `shrink`; None where nothing is."""
-        given = {name: value for name in _CUTS if (value := getattr(self, name)) is not None}
-        return None if self.metric == "val_top1" else given or {"amount": 0.5}
+    def cut(self) -> dict[str, Any]:
+        """How much is pruned before trials are ranked, as an option of `prune` or `shrink`; empty where nothing is."""
+        names = ("amount", "max_drop", "max_params", "max_flops", "max_bytes")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return given if given or self.metric == "val_top1" else {"amount": 0.5}
 
     def __post_init__(self) -> None:
-        check_whole("--tune.", keep_checkpoints=self.keep_checkpoints, top=self.top)
-        if self.trials_per_stack is not None:
-            check_whole("--tune.", trials_per_stack=self.trials_per_stack)
+        size = 1 if self.trials_per_stack is None else self.trials_per_stack
+        check_whole("--tune.", keep_checkpoints=self.keep_checkpoints, top=self.top, trials_per_stack=size)
         for name in ("cpus_per_trial", "gpus_per_trial"):
             check_share(f"--tune.{name}", getattr(self, name))
-        given = [name for name in _CUTS if getattr(self, name) is not None]
-        if given and self.metric == "val_top1":
+        names = list(self.cut)
+        if names and self.metric == "val_top1":
             raise ValueError(
-                f"--tune.{given[0]} says how much is pruned; add --tune.metric=pruned_top1 to rank by that"
+                f"--tune.{names[0]} says how much is pruned; add --tune.metric=pruned_top1 to rank by that"
             )
-        if len(given) > 1:
-            raise ValueError(f"--tune.{given[0]} and --tune.{given[1]}: give one of them")
-        check_amount(0.0 if self.amount is None else self.amount, "--tune.amount")
-        if budget := {name: getattr(self, name) for name in given if name != "amount"}:
-            Budgets(**budget)
+        if len(names) > 1:
+            raise ValueError(f"--tune.{names[0]} and --tune.{names[1]}: give one of them")
+        check_amount(self.cut.get("amount", 0.0), "--tune.amount")
+        if names and "amount" not in names:
+            Budgets(**self.cut)
         if not 0 <= self.checkpoint_minutes < float("inf"):
             raise ValueError(f"--tune.checkpoint_minutes={self.checkpoint_minutes} must be a number of at least 0")
         if self.engine == "ray":
@@ -221,14 +210,13 @@ class TuneOptions:
 
 def parse_options(given: Mapping[str, Any]) -> TuneOptions:
     """Parse the options of the search."""
+    if not given.get("out"):
+        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
     parser, options = option_parser(), [(f"tune.{name}", str(value)) for name, value in given.items()]
-    parser.set_defaults({"tune.out": ""})
     try:
         parsed = parser.parse_args([f"--{name}={value}" for name, value in options]).tune
     except ArgumentError as error:
         explain(parser, [], options, error)
-    if not parsed.out:
-        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
     return TuneOptions(**vars(parsed))
 
 

@@ -18,14 +18,13 @@ from mlprank.pruning.pipeline import prune
 from mlprank.pruning.shrink import shrink
 from mlprank.training.build import build_trial, with_weights
 from mlprank.training.parser import parse_fit
-from mlprank.tuning.engines import choose_engine
+from mlprank.tuning.engines import Engine
 from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
 from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial, format_value
 from mlprank.utils.charts import compose, draw_heat_map, search_map, short_names, write_chart
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file, write_csv, write_whole
 
-UNFINISHED = 1
 PRUNED = "pruned_top1"
 """What the pruned network reaches: its validation accuracy at an amount or within a budget."""
 PARAMETERS = "pruned_parameters"
@@ -81,62 +80,52 @@ class _Search:
             for trial in trials if again else ():
                 store.forget_failure(trial.key)
             earlier = self.outcomes()
-            self._print(f"{len(trials)} trials, {len(earlier)} of them done before; results in {store.out}")
+            done = f"{len(earlier)} of them done before; results in {store.out}"
+            self.console.out(f"{len(trials)} trials, {done}", highlight=False)
             for trial in trials:  # what a killed search, or one with another metric, left to be measured
                 if problem := self.measure(trial):
-                    self._print(f"note: {trial.label}: {problem}")
+                    self.console.out(f"note: {trial.label}: {problem}", highlight=False)
             if pending := [trial for trial in trials if store.is_open(trial.key)]:
                 self._train(pending, earlier)
             return self._conclude()
 
-    def _train(self, pending: Sequence[Trial], earlier: Mapping[str, Outcome]) -> None:
+    def _train(self, pending: Sequence[Trial], done: Mapping[str, Outcome]) -> None:
         trials, store = self.grid.trials, self.store
 
-        def measured(trial: Trial, outcome: Outcome) -> None:
+        def after(trial: Trial, outcome: Outcome) -> None:
             if problem := self.measure(trial):
                 progress.note(f"{trial.label}: {problem}")
             for worse in list(self.ranked())[self.options.keep_checkpoints :]:
                 (store.directory(worse) / BEST).unlink(missing_ok=True)
 
+        epochs = max(int(trials[0].config["trainer"].get("max_epochs") or 1), 1)
         progress = Progress(
-            trials,
-            unit="trial",
-            metric=MONITOR,
-            epochs=int(trials[0].config["trainer"].get("max_epochs") or 1),
-            finished=earlier,
-            on_finished=measured,
-            console=self.console,
+            trials, unit="trial", metric=MONITOR, epochs=epochs, earlier=done, on_finished=after, console=self.console
         )
         try:
-            engine = choose_engine(self.options, pending, progress)
             with progress:
-                engine.run(pending, store, progress)
+                Engine(self.options, store, progress).run(pending)
         except KeyboardInterrupt:
-            done = len(self.outcomes())
-            raise KeyboardInterrupt(f"{done} of {len(trials)} trials are done; the same command goes on") from None
+            so_far = f"{len(self.outcomes())} of {len(trials)} trials are done"
+            raise KeyboardInterrupt(f"{so_far}; the same command goes on") from None
 
     def outcomes(self) -> dict[str, Outcome]:
         """What has come out of the trials so far, by their keys."""
         found = ((trial.key, self.store.outcome(trial.key)) for trial in self.grid.trials)
         return {key: outcome for key, outcome in found if outcome is not None}
 
-    def pruned(self, trial: Trial) -> Mapping[str, float]:
-        """What was measured of a trial's pruned network, by name; nothing where nothing is pruned, or could be."""
-        cut = self.options.cut
-        return {} if cut is None else self.store.pruned(trial.key, cut) or {}
-
     def ranked(self) -> dict[str, float]:
         """The metric, in [0, 1], of the trials that ended well, by their keys; the best first, equal ones as given."""
         scores = {key: outcome.score for key, outcome in self.outcomes().items() if math.isfinite(outcome.score)}
-        if self.options.cut is not None:
-            found = ((trial.key, self.pruned(trial)) for trial in self.grid.trials if trial.key in scores)
-            scores = {key: measured[PRUNED] for key, measured in found if PRUNED in measured}
+        if self.options.cut:
+            found = ((key, self.store.pruned(key, self.options.cut)) for key in scores)
+            scores = {key: measured[PRUNED] for key, measured in found if measured}
         return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
     def measure(self, trial: Trial) -> str | None:
         """Prune the best epoch's network of a trial that ended well, and record what it reaches; once."""
         outcome, cut = self.store.outcome(trial.key), self.options.cut
-        if cut is None or outcome is None or outcome.status != "done" or self.store.pruned(trial.key, cut) is not None:
+        if not cut or outcome is None or outcome.status != "done" or self.store.pruned(trial.key, cut) is not None:
             return None
         path = self.store.directory(trial.key) / BEST
         if not path.is_file():
@@ -172,7 +161,14 @@ class _Search:
                 values = ((form, rows[key][name]) for name, form in columns.items())
                 shown.add_row(by_key[key].label, *("" if math.isnan(value) else form(value) for form, value in values))
             self.console.print(shown)
-            checkpoint, config = self._copy_best(by_key[next(iter(ranked))])
+            best, checkpoint, config = by_key[next(iter(ranked))], store.out / BEST, store.out / "best.yaml"
+            if not (source := store.directory(best.key) / BEST).is_file():
+                raise FileNotFoundError(_missing(source))
+            with whole_file(checkpoint) as temporary:
+                shutil.copyfile(source, temporary)
+            # with all that `fit` does, such as pruning at the end
+            winner = parse_fit([*self.request.arguments, *(option(key, value) for key, value in best.point.items())])
+            write_whole(config, yaml.safe_dump(winner, sort_keys=False))
             fit = shlex.join(["mlprank", "fit", "--config", str(config)])
             test = shlex.join(["mlprank", "test", "--config", str(config), "--ckpt_path", str(checkpoint)])
             lines += [f"best weights: {checkpoint}", f"train the winner: {fit}", f"test it: {test}"]
@@ -187,35 +183,24 @@ class _Search:
         if diverged and not ranked:
             lines.append("no trial ended well; try smaller learning rates")
         for line in lines:
-            self._print(line)
-        return UNFINISHED if len(outcomes) < len(trials) or not ranked else 0
+            self.console.out(line, highlight=False)
+        return int(len(outcomes) < len(trials) or not ranked)
 
     def _heat_map(self, ranked: Mapping[str, float]) -> Any:
         values = {key: [format_value(value) for value in found] for key, found in self.grid.identity["grid"].items()}
         points = [{key: format_value(value) for key, value in trial.point.items()} for trial in self.grid.trials]
         trials = zip(points, (ranked.get(trial.key) for trial in self.grid.trials), strict=True)
-        others, metric = len(values) - 2, MONITOR if self.options.cut is None else PRUNED
+        others, metric = len(values) - 2, PRUNED if self.options.cut else MONITOR
         title = f"{metric}, %" + (f", best over {others} more option{'s' * (others > 1)}" if others > 0 else "")
         table = search_map(values, trials, score=metric)
         return compose([draw_heat_map(table, title=title, search=True, width=460)])
-
-    def _copy_best(self, best: Trial) -> tuple[Path, Path]:
-        """Copy the winner's checkpoint, and write its config with all that `fit` does, such as pruning at the end."""
-        source, target = self.store.directory(best.key) / BEST, self.store.out / BEST
-        if not source.is_file():
-            raise FileNotFoundError(_missing(source))
-        with whole_file(target) as temporary:
-            shutil.copyfile(source, temporary)
-        winner = parse_fit([*self.request.arguments, *(option(key, value) for key, value in best.point.items())])
-        config = self.store.out / "best.yaml"
-        write_whole(config, yaml.safe_dump(winner, sort_keys=False))
-        return target, config
 
     def _row(self, trial: Trial, outcome: Outcome | None) -> dict[str, Any]:
         """Return a trial's row of the table."""
         failure = self.store.failure(trial.key)
         metrics = outcome.metrics if outcome else {}
-        extra = {} if self.options.cut is None else {PRUNED: math.nan, PARAMETERS: math.nan, **self.pruned(trial)}
+        cut, unknown = self.options.cut, {PRUNED: math.nan, PARAMETERS: math.nan}
+        extra = unknown | (self.store.pruned(trial.key, cut) or {}) if cut else {}
         return {
             "key": trial.key,
             **dict(zip(short_names(list(trial.point)), map(format_value, trial.point.values()), strict=True)),
@@ -227,9 +212,6 @@ class _Search:
             "engine": outcome.engine if outcome else "",
             "error": failure or "",
         }
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _missing(path: Path) -> str:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from mlprank.costs.metrics import ranks_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning.store import METRICS, MONITOR
-from mlprank.utils.errors import first_line
+from mlprank.utils.errors import FAILURES, first_line
 
 _EXAMPLES = 3
 
@@ -61,13 +62,12 @@ class Stack(nn.Module):
             own = nn.Parameter(tensor, requires_grad=tensor.requires_grad) if name in parameters else tensor
             setattr(self.network.get_submodule(owner), key, own)
         self.generators = [torch.Generator().manual_seed(seed) for seed in (seeds or range(self.num_trials))]
-        self._bound: list[tuple[Tensor, Sequence[Tensor]]] = []
         kind = type(self.network).__name__  # a few samples of the first trial show whether `torch.vmap` can
         state = {name: tensor.detach()[:1].clone() for name, tensor in self.tensors.items()}
         samples = next(self.network.parameters()).new_zeros(1, _EXAMPLES, *self.in_shape)
         try:
             scores = self._scores(state, samples, [torch.Generator()])
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        except FAILURES as error:
             raise CannotStackError(f"{kind} cannot be computed by torch.vmap: {first_line(error)}") from error
         shape = tuple(scores.shape[1:]) if isinstance(scores, Tensor) else type(scores).__name__
         if len(shape) != 2 or shape[0] != _EXAMPLES:
@@ -98,29 +98,19 @@ class Stack(nn.Module):
         return {name: tensor[trial].clone() for name, tensor in self.network.state_dict().items()}
 
     def bind(self, networks: Sequence[nn.Module]) -> None:
-        """Make ordinary networks share their parameters and buffers with the stack, again after it was moved."""
+        """Make ordinary networks share their parameters, gradients and buffers with the stack, again after a move."""
         tensors = self.tensors
         for trial, network in enumerate(networks):
             for name, tensor in network.state_dict(keep_vars=True).items():
                 tensor.data = tensors[name].data[trial]
-        slices = zip(*(network.parameters() for network in networks), strict=True)
-        self._bound = list(zip(self.network.parameters(), slices, strict=True))
+        for stacked, *slices in zip(self.network.parameters(), *(each.parameters() for each in networks), strict=True):
+            if stacked.requires_grad:
+                stacked.register_post_accumulate_grad_hook(partial(_share_gradient, slices))
 
-    def share_gradients(self) -> None:
-        """Give every bound network its slice of the stacked gradients, or None where there are none."""
-        for stacked, slices in self._bound:
-            parts = [None] * len(slices) if stacked.grad is None else stacked.grad.unbind(0)
-            for parameter, part in zip(slices, parts, strict=True):
-                parameter.grad = part
 
-    def get_extra_state(self) -> Tensor:
-        """Return the state of the generators, for the checkpoint."""
-        return torch.stack([generator.get_state() for generator in self.generators])
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the state of the generators."""
-        for generator, value in zip(self.generators, state, strict=True):
-            generator.set_state(value.cpu().clone())  # a view with an offset is refused
+def _share_gradient(slices: Sequence[Tensor], stacked: Any) -> None:
+    for parameter, gradient in zip(slices, stacked.grad, strict=True):
+        parameter.grad = gradient
 
 
 class _Together(TorchFunctionMode):
@@ -172,57 +162,47 @@ class _Kept(torch.autograd.Function):
         return kept.to(x.device), 0
 
 
-class JoinedOptimizer(Optimizer):
-    """Steps the optimizers of all trials, of one class, at once; its state is that of their schedules, too.
+def join_optimizers(optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler] = ()) -> Optimizer:
+    """Return one that steps the optimizers of all trials, of one class, at once; its state has that of the schedules.
 
     The trials' group dicts are its own, so that a schedule of a trial's optimizer sets that trial's rate. Groups that
     leave the implementation open use torch's fused one, which reads and writes every parameter once.
     """
+    kinds = {type(optimizer).__name__: type(optimizer) for optimizer in optimizers}
+    if len(kinds) > 1:
+        raise CannotStackError(f"the trials use {' and '.join(kinds)}; a stack needs one kind")
+    if LBFGS in kinds.values():
+        raise CannotStackError("LBFGS evaluates the loss again within a step; it cannot step a stack of trials")
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    joined = copy.copy(optimizers[0])  # one step for all: every step by itself costs as much as a small layer
+    joined.state, joined.param_groups = defaultdict(dict), groups
+    for group in groups:
+        is_open = group.get("fused", False) is None and not group.get("foreach") and not group.get("differentiable")
+        if is_open and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
+            group |= {"fused": True, "foreach": False}
+    for optimizer in optimizers:
+        vars(optimizer)["_opt_called"] = True  # else schedules warn
 
-    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler | None] = ()) -> None:
-        kinds = {type(optimizer).__name__: type(optimizer) for optimizer in optimizers}
-        if len(kinds) > 1:
-            raise CannotStackError(f"the trials use {' and '.join(kinds)}; a stack needs one kind")
-        if LBFGS in kinds.values():
-            raise CannotStackError("LBFGS evaluates the loss again within a step; it cannot step a stack of trials")
-        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
-        self.optimizers, self.schedulers = list(optimizers), list(schedulers)
-        self.stepper = copy.copy(optimizers[0])  # one step for all: every step by itself costs as much as a small layer
-        self.stepper.state, self.stepper.param_groups = defaultdict(dict), self.param_groups
-        for group in self.param_groups:
-            is_open = group.get("fused", False) is None and not group.get("foreach") and not group.get("differentiable")
-            if is_open and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
-                group |= {"fused": True, "foreach": False}
-        for optimizer in optimizers:
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedules warn
+    def load_schedules(_: Optimizer, state: Mapping[str, Any]) -> None:
+        for scheduler, own in zip(schedulers, state["schedules"], strict=True):
+            scheduler.load_state_dict(own)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Compute the gradients, and step every trial."""
-        return self.stepper.step(closure)
+    def keep_groups(_: Optimizer) -> None:
+        for group, loaded in zip(groups, joined.param_groups, strict=True):
+            group |= loaded
+        joined.param_groups = groups
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the optimizers and of their schedules."""
-        schedules = [None if scheduler is None else scheduler.state_dict() for scheduler in self.schedulers]
-        return {"optimizer": self.stepper.state_dict(), "schedules": schedules}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the states; the groups are new ones then."""
-        self.stepper.load_state_dict(state_dict["optimizer"])
-        self.param_groups = self.stepper.param_groups
-        groups = iter(self.param_groups)
-        for optimizer in self.optimizers:
-            optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
-        for scheduler, state in zip(self.schedulers, state_dict["schedules"], strict=True):
-            if scheduler is not None:
-                scheduler.load_state_dict(state)
+    joined.register_state_dict_post_hook(lambda _, state: {**state, "schedules": [s.state_dict() for s in schedulers]})
+    joined.register_load_state_dict_pre_hook(load_schedules)
+    joined.register_load_state_dict_post_hook(keep_groups)
+    return joined
 
 
 def stacked_cross_entropy(
     scores: Float[Tensor, "K classes B"], targets: Tensor, *, label_smoothing: Float[Tensor, " K"] | None = None
 ) -> Float[Tensor, " K"]:
     """Return the mean cross-entropy of every trial."""
-    mixed = targets.is_floating_point()
-    own = targets.mT.expand(scores.shape) if mixed else targets.expand(len(scores), -1)
+    own = targets.mT.expand(scores.shape) if targets.is_floating_point() else targets.expand(len(scores), -1)
     losses = F.cross_entropy(scores, own, reduction="none")
     if label_smoothing is not None:
         share = label_smoothing.to(losses).unsqueeze(1)
@@ -235,11 +215,11 @@ class StackedClassifier(LightningModule):
 
     The loss is the sum over the trials, which never meet, so every trial has the gradients of training by itself. A
     trial whose loss is not finite at the end of an epoch has diverged; the others go on unchanged to the bit. The
-    weights of every trial's best epoch (highest validation top-1) are kept, and in `history` every trial's metrics of
-    every epoch, from the diverging one on NaN; then `on_epoch` is called with the module.
+    weights of every trial's best epoch (highest validation top-1) are in `best`, on the CPU, and in `history` every
+    trial's metrics of every epoch, from the diverging one on NaN; then `on_epoch` is called with the module.
 
-    The `classifiers`, one a trial and initialised as for training by itself, are bound to the stack. `streams` are for
-    every trial the place of its batch in a stacked batch, None where all share one; `seeds` those of its dropout.
+    The `classifiers`, one a trial and initialised as for training by itself, are bound to the stack; `seeds` are those
+    of every trial's dropout. Batches are those of a `StackedDataModule`.
     """
 
     def __init__(
@@ -247,16 +227,14 @@ class StackedClassifier(LightningModule):
         classifiers: Sequence[ImageClassifier],
         *,
         in_shape: tuple[int, ...],
-        streams: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.stack = Stack([classifier.model for classifier in classifiers], in_shape=in_shape, seeds=seeds)
         self.classifiers = tuple(classifiers)
-        self.streams = None if streams is None else list(streams)
         self.history: list[list[dict[str, float]]] = [[] for _ in classifiers]
         self.on_epoch: Callable[[StackedClassifier], None] = lambda module: None
-        self._best: list[dict[str, Tensor]] = [{} for _ in classifiers]
+        self.best: list[dict[str, Tensor]] = [{} for _ in classifiers]
         self._sums: dict[str, Any] = defaultdict(int)
 
     @property
@@ -264,17 +242,14 @@ class StackedClassifier(LightningModule):
         """The trials that have diverged."""
         return [trial for trial, epochs in enumerate(self.history) if epochs and math.isnan(epochs[-1]["train_loss"])]
 
-    def best_state(self, trial: int) -> dict[str, Tensor]:
-        """Return the network's state dict of a trial's best epoch, on the CPU."""
-        return {name: tensor.cpu() for name, tensor in self._best[trial].items()}
-
     def configure_optimizers(self) -> Optimizer:
         """Let every classifier build optimizer and schedule over its slice of the stack, and join the optimizers."""
         self.stack.bind([classifier.model for classifier in self.classifiers])
         built = [classifier.configure_optimizers() for classifier in self.classifiers]
         parts = [each if isinstance(each, dict) else {"optimizer": each} for each in built]
-        schedulers = [part.get("lr_scheduler", {}).get("scheduler") for part in parts]
-        return JoinedOptimizer([part["optimizer"] for part in parts], schedulers)
+        self._optimizers = [part["optimizer"] for part in parts]
+        self._schedulers = [part.get("lr_scheduler", {}).get("scheduler") for part in parts]
+        return join_optimizers(self._optimizers, [each for each in self._schedulers if each is not None])
 
     def on_train_epoch_start(self) -> None:
         """Start the sums of the epoch, over samples; of every trial, but for their numbers."""
@@ -282,23 +257,19 @@ class StackedClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the sum of the trials' losses."""
-        images, targets = self._own(batch)
+        images, targets = batch
         shares = [classifier.label_smoothing for classifier in self.classifiers]
         smoothing = torch.tensor(shares, device=self.device) if any(shares) else None
         losses = stacked_cross_entropy(self.stack(images), targets, label_smoothing=smoothing)
-        count = targets.shape[0 if self.streams is None else 1]
+        count = images.shape[-1 - len(self.stack.in_shape)]
         self._sums["train_loss"] += losses.detach().to(self._precise) * count
         self._sums["train_num"] += count
         return losses.sum()
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Drop the stacked gradients and the trials' views of them."""
         self.stack.zero_grad()
-        self.stack.share_gradients()
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Give every trial its slice of the gradients."""
-        self.stack.share_gradients()
+        optimizer.zero_grad()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -310,7 +281,7 @@ class StackedClassifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the sums."""
-        images, targets = self._own(batch)
+        images, targets = batch
         scores = self.stack(images)
         count = targets.shape[-1]
         rank = ranks_of(targets.expand(len(scores), -1), scores)
@@ -323,39 +294,35 @@ class StackedClassifier(LightningModule):
         """Record the epoch, keep the best weights, step the schedules; stop where every trial has diverged."""
         names = [name for name in METRICS if name in self._sums]
         columns = {name: (self._sums[name] / self._sums[f"{name.partition('_')[0]}_num"]).tolist() for name in names}
-        joined: Any = self.trainer.optimizers[0]
         diverged = set(self.diverged)
         for trial, epochs in enumerate(self.history):
             row = {"epoch": self.current_epoch} | {name: column[trial] for name, column in columns.items()}
-            row["lr"] = float(joined.optimizers[trial].param_groups[0]["lr"])
+            row["lr"] = float(self._optimizers[trial].param_groups[0]["lr"])
             if trial in diverged or not all(map(math.isfinite, row.values())):
                 diverged.add(trial)
                 row = dict.fromkeys(row, math.nan)
             elif all(row[MONITOR] > epoch[MONITOR] for epoch in epochs):
-                self._best[trial] = self.stack.unstack(trial)
+                self.best[trial] = {name: tensor.cpu() for name, tensor in self.stack.unstack(trial).items()}
             epochs.append(row)
-            scheduler = joined.schedulers[trial]
-            if isinstance(scheduler, ReduceLROnPlateau) and trial not in diverged:
-                scheduler.step(row["val_loss"])
-            elif scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler = self._schedulers[trial]
+            if isinstance(scheduler, ReduceLROnPlateau):
+                if trial not in diverged:
+                    scheduler.step(row["val_loss"])
+            elif scheduler is not None:
                 scheduler.step()
         self.trainer.should_stop |= len(diverged) == len(self.history)
         self.on_epoch(self)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the epochs and the best weights, for the checkpoint."""
-        return {"history": self.history, "best": self._best}
+        """Return the epochs, the best weights and the state of every trial's dropout, for the checkpoint."""
+        drawn = [generator.get_state() for generator in self.stack.generators]
+        return {"history": self.history, "best": self.best, "generators": drawn}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take the epochs and the best weights of a checkpoint."""
-        self.history, self._best = state["history"], state["best"]
-
-    def _own(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Give every trial the batch of its stream; a batch shared by all stays shared."""
-        images, targets = batch
-        if self.streams is None or self.streams == list(range(len(images))):
-            return images, targets
-        return images[self.streams], targets[self.streams]
+        """Take what `get_extra_state` gave."""
+        self.history, self.best = state["history"], state["best"]
+        for generator, drawn in zip(self.stack.generators, state["generators"], strict=True):
+            generator.set_state(drawn.cpu())
 
     @property
     def _precise(self) -> torch.dtype:
@@ -363,23 +330,25 @@ class StackedClassifier(LightningModule):
 
 
 class StackedDataModule(LightningDataModule):
-    """The data modules of several trials as one.
+    """Copies of a data module with the seeds of several trials as one; they share what is read.
 
-    With one data module every batch is shared by all trials; with several a batch has a leading dimension of one entry
-    a data module. A CannotStackError is raised where they have different numbers of batches.
+    Trials of one seed share every batch; for several a batch has a leading dimension of one entry a trial. A
+    CannotStackError is raised where they have different numbers of batches.
     """
 
-    def __init__(self, datamodules: Sequence[LightningDataModule]) -> None:
+    def __init__(self, data: Any, seeds: Sequence[Any]) -> None:
         super().__init__()
-        self.datamodules = tuple(datamodules)
+        self.seeds, self.datamodules = seeds, {seed: copy.copy(data) for seed in seeds}
+        for seed, datamodule in self.datamodules.items() if len(self.datamodules) > 1 else ():
+            datamodule.seed = seed
 
     def prepare_data(self) -> None:
         """Download what is missing."""
-        self.datamodules[0].prepare_data()
+        next(iter(self.datamodules.values())).prepare_data()
 
     def setup(self, stage: str) -> None:
         """Read the data."""
-        for datamodule in self.datamodules:
+        for datamodule in self.datamodules.values():
             datamodule.trainer = self.trainer
             datamodule.setup(stage)
 
@@ -392,7 +361,7 @@ class StackedDataModule(LightningDataModule):
         return self._joined("val_dataloader")
 
     def _joined(self, name: str) -> Any:
-        loaders = [getattr(datamodule, name)() for datamodule in self.datamodules]
+        loaders = [getattr(datamodule, name)() for datamodule in self.datamodules.values()]
         lengths = sorted({len(loader) for loader in loaders})
         if len(lengths) > 1:
             raise CannotStackError(f"the trials' data have {lengths} batches an epoch; a stack needs one number")
@@ -400,8 +369,9 @@ class StackedDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment and cast every data module's part of a batch on the model's device."""
-        if len(self.datamodules) == 1:
-            return self.datamodules[0].on_after_batch_transfer(batch, dataloader_idx)
-        pairs = zip(self.datamodules, batch, strict=True)
-        parts = [datamodule.on_after_batch_transfer(part, dataloader_idx) for datamodule, part in pairs]
-        return tuple(torch.stack(tensors) for tensors in zip(*parts, strict=True))
+        parts = [batch] if len(self.datamodules) == 1 else batch
+        pairs = zip(self.datamodules.items(), parts, strict=True)
+        own = {seed: datamodule.on_after_batch_transfer(part, dataloader_idx) for (seed, datamodule), part in pairs}
+        if len(own) == 1:
+            return own[self.seeds[0]]
+        return tuple(torch.stack(tensors) for tensors in zip(*(own[seed] for seed in self.seeds), strict=True))

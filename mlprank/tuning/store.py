@@ -140,16 +140,12 @@ class Store:
 
     def outcome(self, key: str) -> Outcome | None:
         """Return what came out of a trial, or None where it has not finished."""
-        path = self.directory(key) / RESULT
-        record = read_record(path)
+        record = read_record(self.directory(key) / RESULT)
         if record is None:
             return None
-        try:
-            nan = {None: math.nan}
-            rows = tuple({name: nan.get(value, value) for name, value in row.items()} for row in record["history"])
-            return Outcome(**{field.name: record[field.name] for field in fields(Outcome)} | {"history": rows})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it, and its trial runs again") from error
+        nan = {None: math.nan}
+        rows = tuple({name: nan.get(value, value) for name, value in row.items()} for row in record["history"])
+        return Outcome(**{field.name: record[field.name] for field in fields(Outcome)} | {"history": rows})
 
     def failure(self, key: str) -> str | None:
         """Return why a trial failed, or None."""
@@ -205,22 +201,20 @@ class Store:
 
     def check_grid(self, identity: Mapping[str, Any]) -> None:
         """Check that this is the directory of a grid, or of none yet; more values than before extend a grid."""
-        found, out, remedy = read_record(self.out / GRID), self.out, "give another --tune.out"
+        found, ours, problem = read_record(self.out / GRID), identity["grid"], ""
         if found is None:
-            if out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(out)):
-                raise ValueError(f"--tune.out {out} holds other files and no grid.json; give a directory of its own")
-            return
-        if list(found["grid"]) != list(identity["grid"]):
-            ours, theirs = (", ".join(grid) for grid in (identity["grid"], found["grid"]))
-            raise ValueError(f"{out} holds another grid, over {theirs}, not over {ours}; {remedy}")
-        if found["base"] != identity["base"]:
-            raise ValueError(f"{out} holds the same grid of another config (see its trials/*/config.yaml); {remedy}")
-        for key, values in found["grid"].items():
-            if missing := [value for value in values if value not in identity["grid"][key]]:
-                raise ValueError(
-                    f"{out} holds trials with {key} = {missing[0]}, which this grid leaves out; a grid can be "
-                    f"extended, not reduced: add the value or {remedy}"
-                )
+            if self.out.is_dir() and any(not name.startswith((LOCK, ".")) for name in os.listdir(self.out)):
+                problem = "other files and no grid.json"
+        elif list(found["grid"]) != list(ours):
+            problem = f"another grid, over {', '.join(found['grid'])}, not over {', '.join(ours)}"
+        elif found["base"] != identity["base"]:
+            problem = "the same grid of another config (see its trials/*/config.yaml)"
+        elif lost := [f"{key} = {v}" for key, values in found["grid"].items() for v in values if v not in ours[key]]:
+            problem = (
+                f"trials with {lost[0]}, which this grid leaves out (it can be extended, not reduced; add the value)"
+            )
+        if problem:
+            raise ValueError(f"--tune.out {self.out} holds {problem}; give another --tune.out")
 
     def claim_grid(self, identity: Mapping[str, Any]) -> None:
         """Make this the directory of a grid; `check_grid` raises where it is not."""

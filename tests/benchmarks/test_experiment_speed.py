@@ -21,7 +21,7 @@ from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.experiments.config import ExperimentConfig
 from mlprank.experiments.records import DENSE, RecordStore, read_records
 from mlprank.experiments.runner import cells_of, find_networks, run_cells
-from mlprank.grids.progress import Watcher
+from mlprank.grids.progress import Progress
 from mlprank.measures import PUBLISHED_MEASURES
 from mlprank.models import ThreeLayerMLP
 from mlprank.thesis import prune_mlp
@@ -77,7 +77,7 @@ def test_sixty_cells_take_under_a_minute_and_a_sixth_of_one_by_one(
             networks, _ = find_networks(config)
             cells = cells_of(config, networks)
             with RecordStore(out) as store:
-                run_cells(config, networks, store, Watcher(), cells)
+                run_cells(config, networks, store, Progress(), cells)
             together[latency].append(now() - started)
         for measure, method in product(PUBLISHED_MEASURES, ("Local", "Global")):
             started = now()

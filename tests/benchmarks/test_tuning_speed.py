@@ -4,7 +4,6 @@ Run: OMP_NUM_THREADS=1 python -m tests.benchmarks.test_tuning_speed
 """
 
 import contextlib
-import copy
 import io
 import itertools
 import statistics
@@ -104,12 +103,9 @@ def stacked(network, *, own_shuffles, steps=48):
         torch.manual_seed(0)
         optimizer = partial(Adam, lr=rate, weight_decay=decay)
         classifiers.append(ImageClassifier(MODELS[network](), optimizer=optimizer))
-    first = FashionMNISTDataModule(batch_size=BATCH)
-    datamodules = [copy.copy(first) for _ in range(TRIALS if own_shuffles else 1)]
-    for seed, datamodule in enumerate(datamodules):
-        datamodule.seed = seed
-    streams = list(range(TRIALS)) if own_shuffles else None
-    module = StackedClassifier(classifiers, in_shape=(1, 28, 28), streams=streams)
+    seeds = range(TRIALS) if own_shuffles else [0] * TRIALS
+    data = StackedDataModule(FashionMNISTDataModule(batch_size=BATCH), seeds)
+    module = StackedClassifier(classifiers, in_shape=(1, 28, 28))
     clock = Epochs()
     trainer = Trainer(
         max_epochs=3,
@@ -123,7 +119,7 @@ def stacked(network, *, own_shuffles, steps=48):
         num_sanity_val_steps=0,
         callbacks=[clock],
     )
-    trainer.fit(module, StackedDataModule(datamodules))
+    trainer.fit(module, data)
     return TRIALS * BATCH * steps / statistics.median(clock.times)
 
 

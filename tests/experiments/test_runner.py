@@ -22,7 +22,7 @@ from mlprank.experiments.records import (
     read_scores,
 )
 from mlprank.experiments.runner import Workbench, accuracies, cells_of, find_networks, run_cells
-from mlprank.grids.progress import Watcher
+from mlprank.grids.progress import Progress
 from mlprank.measures import PUBLISHED_MEASURES, LayerRecord
 from mlprank.models import SixLayerMLP, TwoLayerMLP
 from mlprank.pruning.pipeline import Pruning
@@ -32,8 +32,9 @@ from tests.experiments.trained import Foreign, save_published, write_digits_expe
 NUM_IMAGES = 300
 
 
-class Heard(Watcher):
+class Heard(Progress):
     def __init__(self) -> None:
+        super().__init__()
         self.keys: list[str] = []
 
     def started(self, items: Sequence[CellParameters]) -> None:
@@ -266,7 +267,7 @@ def test_ray_gives_what_this_process_gives_from_relative_paths_too(
     config = small(tmp_path, seeds=(0, 1), checkpoints={"MLP@Digits": ["mlp-0.pth", "mlp-1.pth"]})
     networks, _ = find_networks(config)
     with RecordStore(tmp_path / "ray") as store:
-        run_cells(dataclasses.replace(config, engine="ray"), networks, store, Watcher(), cells_of(config, networks))
+        run_cells(dataclasses.replace(config, engine="ray"), networks, store, Progress(), cells_of(config, networks))
     ours = {record.key: record.metrics for record in run(config, tmp_path / "here")}
     assert {record.key: record.metrics for record in read_records(tmp_path / "ray")} == ours
 

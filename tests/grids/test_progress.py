@@ -31,7 +31,7 @@ def shown(*, terminal):
         unit="trial",
         metric="val_top1",
         epochs=4,
-        finished={TRIALS[0].key: done(0.5)},
+        earlier={TRIALS[0].key: done(0.5)},
         on_finished=lambda trial, outcome: calls.append(1),
         console=console,
     )

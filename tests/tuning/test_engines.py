@@ -7,14 +7,11 @@ from mlprank.grids.ray import prepare_environment
 from mlprank.models import TwoLayerMLP
 from mlprank.tuning import engines
 from mlprank.tuning.engines import (
-    BatchedEngine,
-    LocalEngine,
-    RayEngine,
+    Engine,
     available_bytes,
     choose_engine,
     group_trials,
     obstacle,
-    split,
     takes_several_devices,
     trial_bytes,
 )
@@ -39,21 +36,20 @@ def trials_of(config, *options):
 @pytest.mark.parametrize(
     ("gpus", "address", "several", "expected", "why"),
     [
-        (1, None, True, BatchedEngine, "the trials can be stacked"),
-        (2, None, False, RayEngine, "2 GPUs"),
-        (0, "10.0.0.1:6379", True, RayEngine, "the cluster at 10.0.0.1:6379"),
-        (0, None, True, BatchedEngine, "the trials can be stacked"),
-        (0, None, False, LocalEngine, "no two trials can be stacked"),
-        (1, None, False, LocalEngine, "no two trials can be stacked"),
+        (1, None, True, "batched", "the trials can be stacked"),
+        (2, None, False, "ray", "2 GPUs"),
+        (0, "10.0.0.1:6379", True, "ray", "the cluster at 10.0.0.1:6379"),
+        (0, None, True, "batched", "the trials can be stacked"),
+        (0, None, False, "local", "no two trials can be stacked"),
+        (1, None, False, "local", "no two trials can be stacked"),
     ],
 )
 def test_auto_chooses_by_devices_and_by_what_can_be_stacked(config, monkeypatch, gpus, address, several, expected, why):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     grid = LR if several else "--grid.data.init_args.batch_size=[16, 32]"
-    notes = Notes()
-    engine = choose_engine(TuneOptions("out", address=address), trials_of(config, grid), notes)
-    assert type(engine) is expected
-    assert why in notes.texts[0]
+    name, reason = choose_engine(trials_of(config, grid), address)
+    assert name == expected
+    assert reason.startswith(why)
 
 
 def test_trials_are_grouped_by_all_that_a_stack_shares(config):
@@ -73,6 +69,7 @@ def test_trials_are_grouped_by_all_that_a_stack_shares(config):
         ("--trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: a stack takes 1 only"),
         ("--trainer.limit_val_batches=0", "trainer.limit_val_batches=0: a stack keeps every trial's best epoch"),
         ("--trainer.detect_anomaly=true", "trainer.detect_anomaly=True: a stack takes False only"),
+        ("--trainer.val_check_interval=1", "trainer.val_check_interval=1: a stack takes 1.0 only"),
         ("--trainer.callbacks+=EarlyStopping", "trainer.callbacks: EarlyStopping may act on one trial"),
     ],
 )
@@ -83,14 +80,23 @@ def test_what_a_stack_cannot_do_is_refused_by_name(config, option, message):
     assert takes_several_devices(trial.config) == ("devices" in option)
 
 
-def test_work_for_ray_is_split_evenly_over_the_places(config):
+def units_for_ray(trials, slots, notes, monkeypatch, out):
+    """How many trials each process of Ray's gets, where so many run at once."""
+    units = []
+    monkeypatch.setattr(engines, "run_units", lambda make, *others, **options: units.extend(make(slots, False)))
+    Engine(TuneOptions("out", engine="ray"), Store(out), notes).run(trials)
+    return [len(part) for part, _ in units]
+
+
+def test_work_for_ray_is_split_evenly_over_the_places(config, monkeypatch, tmp_path):
+    pytest.importorskip("ray")
     trials = trials_of(config, LR, "--grid.model.label_smoothing=[0.0, 0.1, 0.2]")
     notes = Notes()
-    assert [len(unit) for unit in split(trials, slots=4, watcher=notes)] == [3, 3, 3]
-    assert [len(unit) for unit in split(trials, slots=2, watcher=notes)] == [5, 4]
+    assert units_for_ray(trials, 4, notes, monkeypatch, tmp_path) == [3, 3, 3]
+    assert units_for_ray(trials, 2, notes, monkeypatch, tmp_path) == [5, 4]
     assert notes.texts == []
     alone = trials_of(config, LR, "--trainer.precision=16-mixed")
-    assert [len(unit) for unit in split(alone, slots=2, watcher=notes)] == [1, 1, 1]
+    assert units_for_ray(alone, 2, notes, monkeypatch, tmp_path) == [1, 1, 1]
     assert "3 trials are trained one by one: trainer.precision=16-mixed" in notes.texts[0]
 
 
@@ -122,8 +128,8 @@ def test_four_fifths_of_the_free_memory_are_used_and_one_trial_always_fits(confi
     monkeypatch.setattr(engines, "trial_bytes", lambda *_: 100)
     for free, expected in ((1000, 8), (10, 1), (10**6, 16)):
         monkeypatch.setattr(engines, "available_bytes", lambda device, free=free: free)
-        notes, engine = Notes(), BatchedEngine(LocalEngine(), TuneOptions("out"))
-        assert engine._size(trials, Store(tmp_path / "out"), notes) == expected
+        notes = Notes()
+        assert Engine(TuneOptions("out"), Store(tmp_path / "out"), notes)._size(trials) == expected
         assert notes.texts == [] if expected == 16 else f"16 trials in {16 // expected} batches" in notes.texts[0]
 
 

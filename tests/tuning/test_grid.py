@@ -62,7 +62,7 @@ def test_more_values_leave_the_identity_of_the_rest_the_same(config):
     ("options", "message"),
     [
         ([], "the grid is empty"),
-        ([f"--grid.{LR}=[]"], f"--grid.{LR} is empty"),
+        ([f"--grid.{LR}=[]"], rf"--grid.{LR}=\[\] must be a list of values, at least one"),
         ([f"--grid.{LR}=0.1"], "must be a list of values"),
         ([f"--grid.{LR}"], "needs a value"),
         ([f"--grid.{LR}=[0.1"], "must be a list of values"),

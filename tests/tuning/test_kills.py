@@ -60,7 +60,7 @@ def wait_for(condition, process):
 @pytest.mark.parametrize("engine", ["batched", "local"])
 def test_a_killed_driver_loses_and_repeats_nothing(config, tmp_path, engine):
     out = tmp_path / "killed"
-    options = (f"--tune.engine={engine}", "--tune.checkpoint_minutes=0", "--trainer.max_epochs=60")
+    options = (f"--tune.engine={engine}", "--tune.checkpoint_minutes=0", "--trainer.max_epochs=150")
     kept = {}
     moment = random.Random(time.time_ns())
     for _ in range(2):

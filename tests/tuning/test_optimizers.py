@@ -10,7 +10,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from mlprank.models import MLP, SixLayerMLP, ThreeLayerMLP, TwelveLayerMLP, TwoLayerMLP
-from mlprank.tuning.stack import CannotStackError, JoinedOptimizer, Stack
+from mlprank.tuning.stack import CannotStackError, Stack, join_optimizers
 
 OPTIMIZERS = [
     lambda p, k: Adam(p, lr=1e-3 / (k + 1), weight_decay=1e-4 * k),
@@ -50,11 +50,10 @@ def train_stacked(networks, optimize, batches, *, schedule=None, clip=None):
     stack.bind(networks)
     optimizers = [optimize(network.parameters(), k) for k, network in enumerate(networks)]
     schedulers = [schedule(optimizer) for optimizer in optimizers] if schedule else []
-    joined = JoinedOptimizer(optimizers)
+    joined = join_optimizers(optimizers)
     for x, y in batches:
         stack.zero_grad()
         F.cross_entropy(stack(x), y, reduction="none").mean(1).sum().backward()
-        stack.share_gradients()
         for network in networks if clip else ():
             nn.utils.clip_grad_norm_(network.parameters(), clip)
         joined.step()
@@ -135,12 +134,11 @@ def test_on_equal_gradients_a_step_equals_torchs_own_to_the_bit(optimize):
     stack = Stack(networks, in_shape=(31,))
     bound = copy.deepcopy(networks)
     stack.bind(bound)
-    joined = JoinedOptimizer([optimize(network.parameters(), k) for k, network in enumerate(bound)])
+    joined = join_optimizers([optimize(network.parameters(), k) for k, network in enumerate(bound)])
     alone = [optimize(network.parameters(), k) for k, network in enumerate(networks)]
     for _ in range(4):
-        for name, _ in networks[0].named_parameters():
-            stack.tensors[name].grad = torch.randn_like(stack.tensors[name])
-        stack.share_gradients()
+        stack.zero_grad()
+        stack(torch.rand(8, 31)).square().sum().backward()
         for k, network in enumerate(networks):
             for name, parameter in network.named_parameters():
                 parameter.grad = stack.tensors[name].grad[k].clone()
@@ -150,32 +148,32 @@ def test_on_equal_gradients_a_step_equals_torchs_own_to_the_bit(optimize):
 
 
 def test_schedules_of_trials_set_their_own_rates_also_after_loading():
-    def joined():
+    def made():
         networks = make_networks(lambda: MLP(4, [3], 2), 2, torch.float32)
         optimizers = [Adam(network.parameters(), lr=0.1 / (k + 1)) for k, network in enumerate(networks)]
-        schedulers = [StepLR(optimizers[0], step_size=1, gamma=0.1), CosineAnnealingLR(optimizers[1], T_max=4), None]
-        return JoinedOptimizer(optimizers, schedulers)
+        schedulers = [StepLR(optimizers[0], step_size=1, gamma=0.1), CosineAnnealingLR(optimizers[1], T_max=4)]
+        return join_optimizers(optimizers, schedulers), optimizers, schedulers
 
-    def step(optimizer):
-        optimizer.step()
-        for scheduler in optimizer.schedulers[:2]:
+    def step(joined, optimizers, schedulers):
+        joined.step()
+        for scheduler in schedulers:
             scheduler.step()
-        return [each.param_groups[0]["lr"] for each in optimizer.optimizers]
+        return [each.param_groups[0]["lr"] for each in optimizers]
 
-    first, restored = joined(), joined()
-    rates = step(first)
+    first, restored = made(), made()
+    rates = step(*first)
     assert rates == [pytest.approx(0.01), pytest.approx(0.05 * (1 + 2**-0.5) / 2)]
-    assert rates == [scheduler.get_last_lr()[0] for scheduler in first.schedulers[:2]]
-    restored.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert step(restored) == step(first) == [pytest.approx(0.001), pytest.approx(0.025)]
+    assert rates == [scheduler.get_last_lr()[0] for scheduler in first[2]]
+    restored[0].load_state_dict(copy.deepcopy(first[0].state_dict()))
+    assert step(*restored) == step(*first) == [pytest.approx(0.001), pytest.approx(0.025)]
 
 
 def test_optimizers_of_two_kinds_are_refused():
     networks = make_networks(lambda: MLP(4, [3], 2), 2, torch.float32)
     with pytest.raises(CannotStackError, match="Adam and SGD; a stack needs one kind"):
-        JoinedOptimizer([Adam(networks[0].parameters()), SGD(networks[1].parameters())])
+        join_optimizers([Adam(networks[0].parameters()), SGD(networks[1].parameters())])
 
 
 def test_lbfgs_is_refused():
     with pytest.raises(CannotStackError, match="LBFGS evaluates the loss again"):
-        JoinedOptimizer([LBFGS(MLP(4, [3], 2).parameters())])
+        join_optimizers([LBFGS(MLP(4, [3], 2).parameters())])

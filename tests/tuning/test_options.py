@@ -53,7 +53,7 @@ def test_a_fraction_of_a_gpu_where_there_is_none_is_refused(monkeypatch):
 
 
 def test_the_pruned_network_is_that_at_a_half_unless_an_amount_or_a_budget_is_given():
-    assert parse_options({"out": "x"}).cut is None
+    assert parse_options({"out": "x"}).cut == {}
     assert parse_options({"out": "x", "metric": "pruned_top1"}).cut == {"amount": 0.5}
     assert parse_options({"out": "x", "metric": "pruned_top1", "amount": "0.8"}).cut == {"amount": 0.8}
     assert parse_options({"out": "x", "metric": "pruned_top1", "max_params": "0.3"}).cut == {"max_params": 0.3}

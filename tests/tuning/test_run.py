@@ -15,6 +15,7 @@ from mlprank.cli import main
 from mlprank.datamodules import DigitsDataModule
 from mlprank.models.classifier import ImageClassifier
 from mlprank.tuning import engines
+from mlprank.tuning.engines import Engine
 from mlprank.tuning.run import tune
 from mlprank.tuning.store import Store
 
@@ -79,15 +80,15 @@ def test_the_same_command_trains_nothing_again_and_more_values_extend(config, tm
 
 
 def test_a_trial_that_cannot_be_trained_is_recorded_once_and_the_exit_code_says_so(config, tmp_path, monkeypatch):
-    real, tried = engines.train, []
+    real, tried = Engine.train, []
 
-    def breaking(trial, *args, **options):
+    def breaking(engine, trial):
         tried.append(trial.label)
         if trial.point[LR] == 0.02:
             raise RuntimeError("broken on purpose")
-        return real(trial, *args, **options)
+        return real(engine, trial)
 
-    monkeypatch.setattr(engines, "train", breaking)
+    monkeypatch.setattr(Engine, "train", breaking)
     grid = f"--grid.{LR}=[0.01, 0.02]"
     code, text = run(config, tmp_path / "out", grid, engine="local")
     assert code == 1
@@ -95,8 +96,17 @@ def test_a_trial_that_cannot_be_trained_is_recorded_once_and_the_exit_code_says_
     assert tried == ["lr=0.01", "lr=0.02"]
     assert run(config, tmp_path / "out", grid, engine="local")[0] == 1
     assert len(tried) == 2
-    monkeypatch.setattr(engines, "train", real)
+    monkeypatch.setattr(Engine, "train", real)
     assert run(config, tmp_path / "out", grid, "--tune.retry_failed=true", engine="local")[0] == 0
+
+
+@pytest.mark.parametrize("engine", ["batched", "local"])
+def test_what_callbacks_log_within_an_epoch_makes_no_epochs(config, tmp_path, engine):
+    within = ("--trainer.callbacks+=LearningRateMonitor", "--trainer.log_every_n_steps=1")
+    assert run(config, tmp_path / "out", f"--grid.{LR}=[0.01]", *within, engine=engine)[0] == 0
+    (result,) = results(tmp_path / "out").values()
+    assert [row["epoch"] for row in result["history"]] == [0, 1]
+    assert all(row["val_top1"] > 0 for row in result["history"])
 
 
 def test_what_cannot_be_stacked_is_trained_one_by_one_with_the_reason(config, tmp_path):
@@ -148,10 +158,10 @@ def test_a_grid_where_everything_diverges_has_no_winner(config, tmp_path):
 
 
 def test_an_interruption_says_how_to_go_on(config, tmp_path, monkeypatch):
-    def interrupted(*args, **options):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engines, "train", interrupted)
+    monkeypatch.setattr(Engine, "train", interrupted)
     with pytest.raises(KeyboardInterrupt, match="0 of 1 trials are done; the same command goes on"):
         run(config, tmp_path / "out", f"--grid.{LR}=[0.01]", engine="local")
 

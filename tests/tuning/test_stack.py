@@ -82,7 +82,6 @@ def test_bound_networks_share_values_and_gradients_with_the_stack():
     stack = Stack(alone, in_shape=(3, 2, 2))
     stack.bind(alone)
     stack(torch.randn(4, 3, 2, 2, dtype=torch.float64)).sum().backward()
-    stack.share_gradients()
     with torch.no_grad():
         alone[1].fc1.weight.add_(1.0)
     assert torch.equal(stack.tensors["fc1.weight"][1], alone[1].fc1.weight)
@@ -113,9 +112,6 @@ def test_dropout_of_a_trial_depends_on_its_own_seed_alone():
     batch = torch.randn(8, 3, 2, 2, dtype=torch.float64)
     first = whole(batch)
     assert torch.equal(first[1:], rest(batch))
-    restored = Stack(alone, in_shape=(3, 2, 2))
-    restored.load_state_dict(whole.state_dict())
-    assert torch.equal(whole(batch), restored(batch))
     assert not torch.equal(first, whole(batch))
     assert torch.equal(whole.eval()(batch), whole(batch))
 

@@ -1,6 +1,5 @@
 """Trials trained as one stacked model in a Trainer end as they do by themselves, whatever happens to the others."""
 
-import copy
 import math
 from functools import partial
 
@@ -25,9 +24,9 @@ OPTIMIZERS = (
 )
 
 
-def classifier(optimizer, seed, **options):
+def classifier(optimizer, seed, *, dropout=0.0, **options):
     torch.manual_seed(seed)
-    return ImageClassifier(MLP(64, [24, 16], 10), optimizer=optimizer, **options)
+    return ImageClassifier(MLP(64, [24, 16], 10, dropout=dropout), optimizer=optimizer, **options)
 
 
 def trainer(epochs=2, **options):
@@ -42,19 +41,9 @@ def trainer(epochs=2, **options):
     return Trainer(**defaults | options)
 
 
-def datamodules(seeds, **options):
-    first = DigitsDataModule(**options)
-    made = []
-    for seed in dict.fromkeys(seeds):
-        made.append(copy.copy(first))
-        made[-1].seed = seed
-    return StackedDataModule(made), [list(dict.fromkeys(seeds)).index(seed) for seed in seeds]
-
-
 def train_stacked(classifiers, seeds=SEEDS, *, data=None, **options):
-    data, streams = datamodules(seeds, **(data or {}))
-    module = StackedClassifier(classifiers, in_shape=(1, 8, 8), streams=streams if len(set(seeds)) > 1 else None)
-    trainer(**options).fit(module, data)
+    module = StackedClassifier(classifiers, in_shape=(1, 8, 8))
+    trainer(**options).fit(module, StackedDataModule(DigitsDataModule(**(data or {})), seeds))
     return module
 
 
@@ -155,8 +144,8 @@ def test_a_diverged_trial_leaves_the_others_the_same_to_the_bit(seeds):
         ours, theirs = with_it.stack.unstack(trial), without.stack.unstack(place)
         assert all(torch.equal(ours[name], value) for name, value in theirs.items())
         assert with_it.history[trial] == without.history[place]
-        best = without.best_state(place)
-        assert all(torch.equal(with_it.best_state(trial)[name], value) for name, value in best.items())
+        best = without.best[place]
+        assert all(torch.equal(with_it.best[trial][name], value) for name, value in best.items())
     lost = with_it.history[1]
     assert len(lost) == 3
     assert math.isnan(lost[0]["train_loss"])
@@ -175,7 +164,7 @@ def test_the_best_epoch_of_every_trial_is_kept():
     for k, history in enumerate(stacked.history):
         accuracies = [epoch["val_top1"] for epoch in history]
         alone = classifier(optimizers[k], 0)
-        alone.model.load_state_dict(stacked.best_state(k))
+        alone.model.load_state_dict(stacked.best[k])
         data = DigitsDataModule()
         correct = sum((alone(x).argmax(1) == y).sum().item() for x, y in data.val_dataloader())
         assert correct / 288 == pytest.approx(max(accuracies))
@@ -186,19 +175,18 @@ def test_a_resumed_stack_ends_like_an_uninterrupted_one_to_the_bit(tmp_path):
 
     def trials():
         optimizers = [OPTIMIZERS[0], partial(Adam, lr=1e30), OPTIMIZERS[1]]
-        return [classifier(o, k, lr_scheduler=schedule) for k, o in enumerate(optimizers)]
+        return [classifier(o, k, lr_scheduler=schedule, dropout=0.2) for k, o in enumerate(optimizers)]
 
     checkpoint = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
     train_stacked(trials(), (0, 1, 2), epochs=2, callbacks=[checkpoint], enable_checkpointing=True)
-    data, streams = datamodules((0, 1, 2))
-    resumed = StackedClassifier(trials(), in_shape=(1, 8, 8), streams=streams)
+    resumed, data = StackedClassifier(trials(), in_shape=(1, 8, 8)), StackedDataModule(DigitsDataModule(), (0, 1, 2))
     trainer(epochs=4).fit(resumed, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     whole = train_stacked(trials(), (0, 1, 2), epochs=4)
     assert resumed.diverged == whole.diverged == [1]
     assert [h for k, h in enumerate(resumed.history) if k != 1] == [h for k, h in enumerate(whole.history) if k != 1]
     for name in whole.stack.network.state_dict():
         assert torch.equal(resumed.stack.tensors[name][[0, 2]], whole.stack.tensors[name][[0, 2]])
-        assert torch.equal(resumed.best_state(2)[name], whole.best_state(2)[name])
+        assert torch.equal(resumed.best[2][name], whole.best[2][name])
 
 
 @pytest.mark.parametrize(
