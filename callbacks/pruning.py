@@ -566,7 +566,7 @@ class PruningCallback(Callback):
                 adopt_state(network, result.model)
                 remember(network, result.record())
                 if isinstance(module, ImageClassifier):
-                    module.pruning = result.record().plain()
+                    module.pruning = dict(vars(result.record()))
         checkpoints: Any = trainer.checkpoint_callback
         if run.is_lightning(checkpoints, "ModelCheckpoint") and checkpoints.best_model_path:
             path = self._directory / ("masked.ckpt" if apply == "mask" else "removed.ckpt")

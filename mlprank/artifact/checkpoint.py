@@ -48,10 +48,6 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _loaded(Path(path), weights_only=False, pickle_module=_Pickle)
 
 
-_DAMAGES = (*FAILURES, EOFError, struct.error, zipfile.BadZipFile, zlib.error)
-"""What torch and zipfile raise for files whose bytes are wrong."""
-
-
 def _loaded(path: Path, **options: Any) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
@@ -71,7 +67,7 @@ def _loaded(path: Path, **options: Any) -> dict[str, Any]:
             f"{path} is damaged, or holds objects that would run code when they are read; only files of tensors and "
             "plain types are read"
         ) from error
-    except (OSError, *_DAMAGES) as error:
+    except (OSError, *FAILURES, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         # EINVAL is what a file that was cut off, or a wrong place in it, gives.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
@@ -90,35 +86,30 @@ def digest_of(checkpoint: Mapping[str, Any]) -> str:
 def digest(content: object) -> str:
     """Return the SHA-256 of tensors and plain values, whatever order the entries of dicts are in; 1 is not 1.0."""
     hasher = hashlib.sha256()
-    _feed(hasher, content)
+
+    def feed(value: Any) -> None:
+        """Feed a value with its type and length before it, so that no two values feed the same bytes."""
+        if isinstance(value, Tensor):
+            if value.nbytes > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of shape {tuple(value.shape)} repeats its numbers; give it as contiguous()")
+            hasher.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            if flat.numel():
+                hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data)
+        elif isinstance(value, (Mapping, list, tuple)):
+            is_dict = isinstance(value, Mapping)
+            hasher.update(f"{'dict' if is_dict else 'list'} {len(value)};".encode())
+            keys = sorted(value, key=lambda key: (type(key).__name__, str(key))) if is_dict else ()
+            for part in [part for key in keys for part in (key, value[key])] if is_dict else value:
+                feed(part)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            encoded = (value.hex() if isinstance(value, float) else str(value)).encode("utf-8", "surrogatepass")
+            hasher.update(f"{type(value).__name__} {len(encoded)};".encode() + encoded)
+        else:
+            raise TypeError(f"digest: a {type(value).__name__} is neither a tensor nor a plain value; give those only")
+
+    feed(content)
     return hasher.hexdigest()
-
-
-def _feed(hasher: Any, value: object) -> None:
-    """Feed a value with its type and length before it, so that no two values feed the same bytes."""
-    if isinstance(value, Tensor):
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"a tensor of shape {tuple(value.shape)} repeats its numbers; give it as contiguous()")
-        hasher.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            hasher.update(flat.as_strided((flat.numel(),), (1,)).view(torch.uint8).numpy().data)
-    elif isinstance(value, Mapping):
-        hasher.update(f"dict {len(value)};".encode())
-        for key in sorted(value, key=lambda key: (type(key).__name__, str(key))):
-            _feed(hasher, key)
-            _feed(hasher, value[key])
-    elif isinstance(value, (list, tuple)):
-        hasher.update(f"list {len(value)};".encode())
-        for item in value:
-            _feed(hasher, item)
-    elif value is None or isinstance(value, (bool, int, float, str)):
-        text = value.hex() if isinstance(value, float) else str(value)
-        encoded = text.encode("utf-8", "surrogatepass")
-        hasher.update(f"{type(value).__name__} {len(encoded)};".encode())
-        hasher.update(encoded)
-    else:
-        raise TypeError(f"digest: a {type(value).__name__} is neither a tensor nor a plain value; give those only")
 
 
 def sha256(path: str | Path) -> str:
@@ -141,17 +132,12 @@ class Unread:
 
 
 _READ: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    **{
-        ("torch", name): value
-        for name, value in vars(torch).items()
-        if isinstance(value, torch.dtype) or (isinstance(value, type) and name.endswith("Storage"))
-    },
-}
+    (each.__module__, each.__name__): each
+    for each in (
+        *(OrderedDict, torch.Size, torch.device, torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter),
+        *(vars(torch)[name] for name in vars(torch) if name.endswith("Storage")),
+    )
+} | {("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 """The only names that are looked up when tensors are read from a checkpoint of other objects."""
 
 

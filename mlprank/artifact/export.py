@@ -21,7 +21,6 @@ from mlprank.utils.errors import check_choice, first_line, require
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import evaluating
 
-FORMATS = ("onnx", "safetensors", "pt2")
 TOLERANCE = 1e-4
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 """The packages that ONNX needs."""
@@ -31,26 +30,17 @@ class Exported(NamedTuple):
     """A file that was written and checked."""
 
     path: Path
-    format: str
     num_bytes: int
-    # largest absolute one between its outputs and the model's, on batches of other sizes than the example's; 0 for
-    # safetensors, whose tensors are compared bit by bit
-    max_difference: float
+    max_difference: float  # absolute, from the model's outputs, on batches of other sizes; safetensors are bit by bit
 
 
-def inputs_of(example: object) -> Inputs:
-    """Return a tensor, a tuple of arguments, a dict of keyword arguments, or what has args and kwargs, as a call."""
-    if hasattr(example, "args") and hasattr(example, "kwargs"):
-        inputs = Inputs(tuple(example.args), dict(example.kwargs))
-    elif isinstance(example, Mapping):
-        inputs = Inputs((), dict(example))
-    elif isinstance(example, (Tensor, tuple, list)):
-        inputs = Inputs((example,) if isinstance(example, Tensor) else tuple(example), {})
-    else:
-        raise TypeError(f"example is a {type(example).__name__}; give a tensor, a tuple of arguments or a dict of them")
+def inputs_of(example: Any) -> Inputs:
+    """Return a tensor, a tuple of arguments, or a dict of keyword arguments as a call."""
+    args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    call = Inputs((), dict(example)) if isinstance(example, Mapping) else Inputs(args, {})
+    inputs = example if isinstance(example, Inputs) else call
     if len(inputs) == 0:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
-        raise ValueError(f"export: example of shape {shapes or 'none'} must hold a sample, shape (N, ...)")
+        raise ValueError(f"export: example {inputs} holds no sample; give tensors of shape (N, ...)")
     return inputs
 
 
@@ -60,10 +50,9 @@ def _outputs(inputs: Inputs, model: Callable[..., object]) -> list[Tensor]:
 
 
 class Preprocessed(nn.Module):
-    """A model that takes pixels as they are in image files.
+    """A model that takes pixels as they are in image files, uint8 in 0 to 255.
 
-    `model` takes images whose pixels are in [0, 1], or normalised by every channel's `mean` and standard deviation
-    `std`, which are of one length, the latter above 0, or both None.
+    `model` takes images whose pixels are in [0, 1], or normalised by every channel's `mean` and standard deviation.
 
     Examples:
         >>> import torch
@@ -84,11 +73,11 @@ class Preprocessed(nn.Module):
             raise ValueError(f"mean={mean} and std={std} must be of one length, with standard deviations above 0")
         self.model = model
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        self.register_buffer("mean", torch.tensor(list(mean), dtype=dtype).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std), dtype=dtype).view(-1, 1, 1))
+        for name, values in {"mean": mean, "std": std}.items():
+            self.register_buffer(name, torch.tensor(list(values), dtype=dtype).view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Any:
-        """Scale pixels (N, C, H, W), uint8 in 0 to 255, normalise them, and call the model."""
+        """Scale pixels (N, C, H, W), normalise them, and call the model."""
         return self.model((pixels.to(self.mean.dtype) / 255 - self.mean) / self.std)
 
 
@@ -103,21 +92,14 @@ def export_model(
     """Write a model, which is left as it was, to one file that needs none of this package to run.
 
     ONNX and pt2 files take any batch size, run in evaluation mode on the CPU, and are checked on two other batch sizes
-    than the example's. Masks of `torch.nn.utils.prune` are made permanent in it. Only a whole file replaces another.
-
-    Args:
-        model: Any network.
-        example: One call of it: a tensor (N, ...), a tuple of arguments, a dict of keyword arguments, or what has
-            `args` and `kwargs`. Tensors that share the first one's number of samples get a free batch axis.
-        path: The file.
-        format: "onnx" (needs the extra `export`), "safetensors" or "pt2" (read by `torch.export.load`).
-        metadata: How the model is built and what its inputs mean, plain types, as JSON in safetensors and ONNX files;
-            shape, dtype and range of the inputs are added.
+    than that of the example, a call as `inputs_of` takes it: tensors that share the first one's number of samples get a
+    free batch axis. Masks of `torch.nn.utils.prune` are made permanent in the file. `metadata`, plain types, and shape,
+    dtype and range of the inputs stand as JSON in ONNX and safetensors files.
 
     Raises:
         ValueError: If `example` does not fit the model, the model fixes its batch size or cannot be traced, or the file
             computes something else than the model.
-        TypeError: If the example is not a call, or the model returns no tensor.
+        TypeError: If the model returns no tensor.
         ImportError: If a package that ONNX needs is missing.
         OSError: If the file cannot be written, as on a full disk; it is named.
     """
@@ -133,10 +115,9 @@ def export_model(
         try:
             outputs = _outputs(inputs, network)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-            shown = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in inputs.tensors)
             raise ValueError(
-                f"export: {type(model).__name__} cannot take inputs of shape {shown} ({first_line(error)}); give an "
-                "example as the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
+                f"export: {type(model).__name__} cannot take inputs {inputs} ({first_line(error)}); give an example as "
+                "the model was trained on: a tensor, a tuple of arguments, or a dict of keyword arguments"
             ) from error
         if not outputs:
             raise TypeError(f"export: {type(model).__name__} returned no tensor; wrap it in a module that returns some")
@@ -144,13 +125,12 @@ def export_model(
             difference = _WRITERS[format](network, inputs, temporary, notes)
         except OSError as error:
             raise OSError(error.errno, f"{path} cannot be written: {error.strerror}; is there room for it?") from error
-        num_bytes = temporary.stat().st_size
-    return Exported(Path(path), format, num_bytes, difference)
+        return Exported(Path(path), temporary.stat().st_size, difference)
 
 
 def check_format(format: str) -> None:  # noqa: A002
     """Raise a ValueError for an unknown format, and an ImportError where a package that it needs is missing."""
-    check_choice("export: format", format, FORMATS)
+    check_choice("export: format", format, list(_WRITERS))
     if format == "onnx":
         require("export", *ONNX)
 
@@ -196,13 +176,13 @@ def _write_onnx(network: nn.Module, inputs: Inputs, path: Path, metadata: Mappin
     return _compare(network, onnx_function(path), inputs, "onnx")
 
 
-def onnx_function(path: str | Path, *, threads: int | None = None) -> Callable[..., Any]:
+def onnx_function(path: str | Path) -> Callable[..., Any]:
     """Load an ONNX file as a function of CPU tensors, by position or by name; several outputs come as a tuple."""
     require("export", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
@@ -224,35 +204,22 @@ def _write_pt2(network: nn.Module, inputs: Inputs, path: Path, metadata: Mapping
 
 def _write_safetensors(network: nn.Module, inputs: Inputs, path: Path, metadata: Mapping[str, object]) -> float:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file, save_model
 
-    tensors: dict[str, Tensor] = {}
-    shared: dict[str, str] = {}
-    names: dict[tuple[Any, ...], str] = {}  # of every tensor that is held, by what tells that another is the same
-    for name, tensor in network.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"export: {name} of the state dict is a {type(tensor).__name__}, and safetensors hold tensors only"
-            )
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
-        if names.setdefault(key, name) == name:
-            tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
-        else:
-            shared[name] = names[key]
+    state = network.state_dict()
+    if strange := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise TypeError(f"export: {strange[0]} of the state dict is not a tensor, and safetensors hold tensors only")
     notes = {
         "class": f"{type(network).__module__}.{type(network).__qualname__}",
         "modules": {name: repr(module) for name, module in network.named_modules() if not list(module.children())},
         "input_shape": list(inputs.tensors[0].shape[1:]),
-        "shared": shared,
         **metadata,
     }
-    try:
-        save_file(tensors, path, {"format": "pt", **{name: json.dumps(note) for name, note in notes.items()}})
+    try:  # of tied weights one is written, and the metadata name the others
+        save_model(network, str(path), {"format": "pt", **{name: json.dumps(note) for name, note in notes.items()}})
     except SafetensorError as error:
         raise OSError(errno.EIO, first_line(error)) from error
-    loaded = load_file(path)
-    changed = [name for name, tensor in tensors.items() if not torch.equal(tensor, loaded[name])]
-    if changed:
+    if changed := [name for name, tensor in load_file(path).items() if not torch.equal(tensor, state[name])]:
         raise ValueError(f"export: {changed} came back changed from the safetensors file; is the disk full or failing?")
     return 0.0
 
@@ -262,11 +229,10 @@ def _compare(network: nn.Module, exported: Callable[..., object], inputs: Inputs
     worst, last = 0.0, len(inputs) - 1
     for index in ([0], [*range(len(inputs)), last]):
         batch = inputs.taken(torch.tensor(index))
-        for expected, found in zip(_outputs(batch, network), _outputs(batch, exported), strict=True):
-            expected, found = expected.double(), found.double()
-            difference = float((found - expected).abs().max()) if expected.numel() else 0.0
-            scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
-            if not difference <= TOLERANCE * scale:
+        pairs = zip(_outputs(batch, network), _outputs(batch, exported), strict=True)
+        for expected, found in [(one.double(), other.double()) for one, other in pairs if one.numel()]:
+            difference = float((found - expected).abs().max())
+            if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise ValueError(
                     f"export: the {format} file differs from the model by {difference:.3g} on a batch of "
                     f"{len(index)}, more than {TOLERANCE:g}; nothing was written. Try another format, and report the "

@@ -4,7 +4,6 @@ It is also a Lightning checkpoint: under `mlprank` it holds an `Artifact`, under
 the weights. A file that would run code is refused, and everything is checked before anything is built.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +45,7 @@ def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
         0.0
     """
     network = getattr(model, "_orig_mod", model)
-    record = record_of(network)
-    if record is None:
+    if (record := record_of(network)) is None:
         raise ValueError(
             f"model: {type(network).__name__} was never pruned, so there is no record to save; call mlprank.prune, or "
             "torch.save(model.state_dict(), path) for a dense network"
@@ -58,7 +56,7 @@ def save_pruned(model: nn.Module, path: str | Path, **provenance: Any) -> Path:
     record = replace(record, format=FORMAT, versions=dict(versions()), provenance=provenance)
     content: dict[str, Any] = {
         "state_dict": {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(network).items()},
-        "mlprank": record.plain(),
+        "mlprank": dict(vars(record)),
         "pytorch-lightning_version": versions()["lightning"],
         "epoch": 0,
         "global_step": 0,
@@ -133,7 +131,15 @@ def load_pruned(path: str | Path, model: nn.Module | type[nn.Module] | None = No
         >>> mlprank.load_pruned(path).fc1.out_features
         12
     """
-    path = located(path)
+    if (address := str(path)).startswith("hf:"):
+        parts = [part for part in address.removeprefix("hf:").split("/") if part]
+        if len(parts) < 2:
+            raise ValueError(f"{address} must name a user and a network, such as hf://me/net")
+        hub = _hub()
+        try:
+            path = hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt")
+        except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
+            raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error
     artifact, state = _read(path)
     if isinstance(model, nn.Module):
         return _filled(model, artifact, state, path)
@@ -161,18 +167,14 @@ def _constructed(artifact: Artifact, path: str | Path, cls: type[nn.Module] | No
         if cls is None and artifact.model is not None:
             return build_model(artifact.model)
         if cls is None and artifact.hyper_parameters is None:
-            raise ValueError(
-                f"{path} does not say how {named} is built; give a dense instance: "
-                f"load_pruned({str(path)!r}, {named.split('.')[-1]}(...))"
-            )
+            call = f"load_pruned({str(path)!r}, {named.split('.')[-1]}(...))"
+            raise ValueError(f"it does not say how; give a dense instance: {call}")
         cls = resolve_class(named, nn.Module) if cls is None else cls
-        place, remedy = f"{path}: {cls.__name__}", "; give a dense instance"
-        return construct(cls, artifact.hyper_parameters or {}, named=place, remedy=remedy)
+        arguments = artifact.hyper_parameters or {}
+        return construct(cls, arguments, named=cls.__name__, remedy="; give a dense instance")
     except FAILURES as error:
         if isinstance(error, RuntimeError) and torch.get_default_device().type == "meta":
             return None  # it reads numbers out of tensors, say
-        if isinstance(error, ValueError) and (str(path) in str(error) or "class_path" in str(error)):
-            raise
         raise ValueError(f"{path}: {named} cannot be built from what the file says: {first_line(error)}") from error
 
 
@@ -240,24 +242,6 @@ def _matching_names(stored: set[str], own: set[str], created: set[str]) -> dict[
     return None
 
 
-# -- folders and the Hugging Face Hub ---------------------------------------------------------------------------------
-
-
-def located(path: str | os.PathLike[str]) -> Path:
-    """Return where a file is, after fetching it where its address is `hf://user/name` or `hf://user/name/file`."""
-    address = str(path)
-    if not address.startswith("hf:"):
-        return Path(path)
-    parts = [part for part in address.removeprefix("hf:").split("/") if part]
-    if len(parts) < 2:
-        raise ValueError(f"{address} must name a user and a network, such as hf://me/net")
-    hub = _hub()
-    try:
-        return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or "pruned.ckpt"))
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        raise FileNotFoundError(f"{address} cannot be fetched: {first_line(error)}") from error
-
-
 def _hub() -> Any:
     require("hub", "huggingface_hub")
     import huggingface_hub.errors
@@ -274,7 +258,24 @@ def save_pretrained(
     `save_pruned`.
     """
     path = save_pruned(model, Path(folder) / "pruned.ckpt")
-    write_whole(path.with_name("README.md"), model_card(read_artifact(path), metrics or {}))
+    record = read_artifact(path)
+    name = record.class_path.rpartition(".")[2]
+    removed, call = f"{100 * record.achieved:.0f} %", "" if record.model is not None else f", {name}(...)"
+    table = ["| | dense | pruned |", "|---|---:|---:|"] if metrics else []
+    for key, pair in (metrics or {}).items():
+        table.append(f"| {key} | {' | '.join(f'{v:,}' if isinstance(v, int) else f'{v:.4g}' for v in pair)} |")
+    card = [
+        f"---\nlibrary_name: mlprank\ntags: [pruning]\n---\n\n# {name}, pruned\n",
+        f"{removed} of the neurons of its prunable layers were removed; the network is narrow and dense.\n",
+        *table,
+        *[""] * bool(table),
+        "## How it was pruned\n",
+        *(f"- `{key}`: `{value}`" for key, value in record.recipe.items()),
+        "\n## Use\n\n```python\nimport mlprank\n",
+        f'network = mlprank.load_pruned("hf://user/name"{call})  # inputs of shape {tuple(record.example_shape)}',
+        "```\n",
+    ]
+    write_whole(path.with_name("README.md"), "\n".join(card))
     return path.parent
 
 
@@ -305,25 +306,3 @@ def push_to_hub(
         save_pretrained(model, folder, metrics=metrics)
         api.create_repo(name, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=name, folder_path=folder))
-
-
-def model_card(record: Artifact, metrics: Mapping[str, tuple[Any, Any]]) -> str:
-    """Return the text of a model card: the record, and by name the numbers of the dense and of the pruned network."""
-    name = record.class_path.rpartition(".")[2]
-    removed, call = f"{100 * record.achieved:.0f} %", "" if record.model is not None else f", {name}(...)"
-    table = ["| | dense | pruned |", "|---|---:|---:|"] if metrics else []
-    for key, pair in metrics.items():
-        table.append(f"| {key} | {' | '.join(f'{v:,}' if isinstance(v, int) else f'{v:.4g}' for v in pair)} |")
-    return "\n".join(
-        [
-            f"---\nlibrary_name: mlprank\ntags: [pruning]\n---\n\n# {name}, pruned\n",
-            f"{removed} of the neurons of its prunable layers were removed; the network is narrow and dense.\n",
-            *table,
-            *[""] * bool(table),
-            "## How it was pruned\n",
-            *(f"- `{key}`: `{value}`" for key, value in record.recipe.items()),
-            "\n## Use\n\n```python\nimport mlprank\n",
-            f'network = mlprank.load_pruned("hf://user/name"{call})  # inputs of shape {tuple(record.example_shape)}',
-            "```\n",
-        ]
-    )

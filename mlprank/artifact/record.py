@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -24,8 +24,6 @@ _MOST_VALUES = 100_000
 _DEEPEST = 30
 _RECORD = "_pruned_record"
 _DOTTED = re.compile(r"[^\W\d]\w*(\.([^\W\d]\w*|<locals>))+")
-
-# -- rules of fields -------------------------------------------------------------------------------------------------
 
 
 def is_plain(value: object, *, tensors: bool = False) -> bool:
@@ -52,7 +50,12 @@ def _shown(value: object) -> str:
 
 
 def _fits(value: Any, rule: Any) -> bool:
-    """Whether a value is of a type, passes a test, or is a list or a mapping of what does; `{str: …}` is by name."""
+    """Whether a value is of a type, passes a test or all of a tuple, or is a list or a mapping of what does.
+
+    `{str: …}` is a mapping by names; a list stands for one of any length.
+    """
+    if isinstance(rule, tuple):
+        return all(_fits(value, each) for each in rule)
     if isinstance(rule, list):
         return isinstance(value, list) and all(_fits(each, rule[0]) for each in value)
     if isinstance(rule, dict):
@@ -65,51 +68,26 @@ def _fits(value: Any, rule: Any) -> bool:
     return isinstance(value, rule) if isinstance(rule, type) else bool(rule(value))
 
 
-def _is_whole(tensor: object) -> bool:
-    """Whether a tensor has its own numbers, each one once: a shape of a million that repeats one number is refused."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.layout == torch.strided
-        and not tensor.is_quantized
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
+_WHOLE = (  # a tensor with its own numbers, each one once: a shape of a million that repeats one number is refused
+    Tensor,
+    lambda tensor: tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu",
+    lambda tensor: tensor.is_contiguous() and tensor.nbytes <= tensor.untyped_storage().nbytes(),
+)
+_INDEX = (
+    *_WHOLE,
+    lambda index: index.dtype == torch.int64 and index.dim() == 1,
+    lambda index: not len(index) or (int(index[0]) >= 0 and bool((index[1:] > index[:-1]).all())),
+)
+_SIZES = ([lambda size: type(size) is int and 0 <= size < 2**40], lambda sizes: len(sizes) <= 16)
+_DTYPE = (str, lambda name: isinstance(getattr(torch, name, None), torch.dtype))
+_NUMBER = (lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value >= 0,)
+_ARGUMENTS = ({str: object}, is_plain)
+_SPEC = ({"class_path": str, "init_args": Mapping}, is_plain)
+_INPUT = {"place": str, "shape": _SIZES, "dtype": _DTYPE, "min": float, "max": float}
 
 
-def _is_sizes(value: Any) -> bool:
-    return _fits(value, [lambda size: type(size) is int and 0 <= size < 2**40]) and len(value) <= 16
-
-
-def _is_index(value: object) -> bool:
-    if not isinstance(value, Tensor) or not _is_whole(value) or value.dtype != torch.int64 or value.dim() != 1:
-        return False
-    return not len(value) or (int(value[0]) >= 0 and bool((value[1:] > value[:-1]).all()))
-
-
-def _is_dims(value: Any) -> bool:
-    """Whether something is kept indices by dimension."""
-    return _fits(value, {int: lambda index: _is_index(index) and len(index)}) and all(0 <= dim < 16 for dim in value)
-
-
-def _is_arguments(value: object) -> bool:
-    return _fits(value, {str: object}) and is_plain(value)
-
-
-def _is_dtype(value: object) -> bool:
-    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-_SPEC = {"class_path": str, "init_args": Mapping}
-_INPUT = {"place": str, "shape": _is_sizes, "dtype": _is_dtype, "min": float, "max": float}
-
-
-def _holds(rule: Any, **options: Any) -> Any:
-    """A field of a record with the rule that its value passes (see `_fits`)."""
+def _holds(*rule: Any, **options: Any) -> Any:
+    """A field of a record with the rules that its value passes (see `_fits`)."""
     return field(metadata={"rule": rule}, **options)
 
 
@@ -118,34 +96,30 @@ class Artifact:
     """What a pruned file says of itself. Kept indices are one-dimensional int64 tensors, ascending."""
 
     format: int = _holds(int)  # of this layout
-    class_path: str = _holds(lambda value: isinstance(value, str) and _DOTTED.fullmatch(value))  # of the network
+    class_path: str = _holds(str, _DOTTED.fullmatch)  # of the network
     # class_path and init_args that build the dense network, if it recorded them
-    model: Mapping[str, Any] | None = _holds(lambda value: value is None or (_fits(value, _SPEC) and is_plain(value)))
+    model: Mapping[str, Any] | None = _holds(lambda value: value is None or _fits(value, _SPEC))
     # arguments of a LightningModule's constructor
-    hyper_parameters: Mapping[str, Any] | None = _holds(lambda value: value is None or _is_arguments(value))
-    slices: Mapping[str, Mapping[int, Tensor]] = _holds({str: _is_dims})  # of every tensor cut, indices by dimension
+    hyper_parameters: Mapping[str, Any] | None = _holds(lambda value: value is None or _fits(value, _ARGUMENTS))
+    # of every tensor cut, indices by dimension
+    slices: Mapping[str, Mapping[int, Tensor]] = _holds(
+        {str: ({int: (_INDEX, len)}, lambda dims: all(0 <= dim < 16 for dim in dims))}
+    )
     # names of those that the dense network did not have
-    biases: Sequence[str] = _holds(lambda value: _fits(value, [str]) and len(set(value)) == len(value))
-    shapes: Mapping[str, Sequence[int]] = _holds({str: _is_sizes})  # the dense network's, by name
-    kept: Mapping[str, Tensor] = _holds({str: _is_index})  # by pruned layer, indices that its last mask keeps
+    biases: Sequence[str] = _holds([str], lambda names: len(set(names)) == len(names))
+    shapes: Mapping[str, Sequence[int]] = _holds({str: _SIZES})  # the dense network's, by name
+    kept: Mapping[str, Tensor] = _holds({str: _INDEX})  # by pruned layer, indices that its last mask keeps
     whole: Mapping[str, str] = _holds({str: str})  # why each other layer stays whole
-    recipe: Mapping[str, Any] = _holds(_is_arguments)  # the fields of `mlprank.Recipe` as plain types
-    achieved: float = _holds(lambda value: _is_number(value) and value <= 1)  # share of neurons that were pruned
-    max_difference: float = _holds(_is_number)  # the largest between masked and narrow network on a calibration batch
-    # of the first input, with a batch dimension of 1
-    example_shape: Sequence[int] = _holds(lambda value: _is_sizes(value) and bool(value))
-    example_dtype: str = _holds(_is_dtype)  # such as "float32"
+    recipe: Mapping[str, Any] = _holds(_ARGUMENTS)  # the fields of `mlprank.Recipe` as plain types
+    achieved: float = _holds(_NUMBER, lambda share: share <= 1)  # share of neurons that were pruned
+    max_difference: float = _holds(_NUMBER)  # the largest between masked and narrow network on a calibration batch
+    example_shape: Sequence[int] = _holds(_SIZES, len)  # of the first input, with a batch dimension of 1
+    example_dtype: str = _holds(_DTYPE)  # such as "float32"
     # calibration, source checkpoint and whatever the caller added
-    provenance: Mapping[str, Any] = _holds(lambda value: isinstance(value, Mapping) and is_plain(value, tensors=True))
+    provenance: Mapping[str, Any] = _holds(Mapping, functools.partial(is_plain, tensors=True))
     versions: Mapping[str, str] = _holds({str: str})  # of the packages that wrote the file
     # what `describe_inputs` gave
-    inputs: Sequence[Mapping[str, Any]] = _holds(
-        lambda value: _fits(value, [_INPUT]) and len(value) < 1000, default_factory=list
-    )
-
-    def plain(self) -> dict[str, Any]:
-        """Return the fields by name, as a file holds them."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+    inputs: Sequence[Mapping[str, Any]] = _holds([_INPUT], lambda each: len(each) < 1000, default_factory=list)
 
     def after(self, earlier: Artifact) -> Artifact:
         """Describe the pruning of a network that was narrow already from its dense network on."""
@@ -196,15 +170,15 @@ def record_of(model: nn.Module) -> Artifact | None:
         own = module.__dict__.get(_RECORD)
         if own is None and isinstance(plain := module.__dict__.get("pruning"), Mapping) and "slices" in plain:
             own = Artifact(**plain)
-        if isinstance(own, Artifact) and prefix:
+        if isinstance(own, Artifact) and not prefix:
+            return own
+        if isinstance(own, Artifact):
             inner = own.renamed({name: f"{prefix}.{name}" for name in (*own.shapes, *own.biases)})
             state, created = model.state_dict(), set(inner.biases)
             others = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
             shapes = {name: inner.shapes.get(name, shape) for name, shape in others.items() if name not in created}
             path = f"{type(model).__module__}.{type(model).__qualname__}"
             return replace(inner, shapes=shapes, class_path=path, model=None)
-        if isinstance(own, Artifact):
-            return own
     return None
 
 
@@ -212,69 +186,60 @@ def remember(model: nn.Module, record: Artifact) -> None:
     """Let a narrow network know what it was made by, so that it can be saved and pruned again."""
     model.__dict__[_RECORD] = record
     if "pruning" in model.__dict__ and type(model).__module__.startswith("mlprank."):
-        model.__dict__["pruning"] = record.plain()  # what our LightningModule writes into its checkpoints
+        model.__dict__["pruning"] = dict(vars(record))  # what our LightningModule writes into its checkpoints
 
 
 @functools.cache
 def versions() -> Mapping[str, str]:
     """Return the versions of the packages that matter to a file."""
-    found = {"python": platform.python_version()}
-    for package in ("mlprank", "torch", "lightning"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    packages = {name: importlib.metadata.version(name) for name in ("mlprank", "torch", "lightning")}
+    return {"python": platform.python_version(), **packages}
 
 
-def checked(own: Mapping[str, Any], state: object, *, path: object) -> Artifact:
+def checked(own: Mapping[str, Any], state: Any, *, path: object) -> Artifact:
     """Check every field of a record by itself and against the weights beside it, and return it."""
     written = own.get("format")
     if type(written) is not int or written not in FORMATS:
         raise ValueError(
             f"{path} has format {_shown(written)}, this version of mlprank reads {FORMAT}; install a matching mlprank"
         )
-    if problem := _damage(own, state):
+    for problem in _problems(own, state):
         raise ValueError(f"{path} is damaged: {problem}; write it again")
-    artifact = Artifact(**own)
-    if problem := _disagreement(artifact, state):  # type: ignore[arg-type]  # a mapping of tensors, as was checked
-        raise ValueError(f"{path} is damaged, its weights do not fit what it says of them: {problem}; write it again")
-    return artifact
+    return Artifact(**own)
 
 
-def _damage(own: Mapping[str, Any], state: object) -> str | None:
-    """What is wrong with a field or a tensor by itself."""
+def _problems(own: Mapping[str, Any], state: Any) -> Iterator[str]:
+    """What is wrong with a record and the weights beside it; only the first holds, as the others rely on it."""
     rules = {each.name: each.metadata for each in fields(Artifact) if each.name != "inputs" or own["format"] > 1}
     if set(own) != set(rules):
         lacking, besides = sorted(set(rules) - set(own)), sorted(map(str, set(own) - set(rules)))
-        return f"its mlprank entry lacks {lacking} or has {besides} besides"
+        yield f"its mlprank entry lacks {lacking} or has {besides} besides"
     for name, rule in rules.items():
         if not _fits(own[name], rule["rule"]):
-            return f"{name} of its mlprank entry is {_shown(own[name])}, which it cannot be"
+            yield f"{name} of its mlprank entry is {_shown(own[name])}, which it cannot be"
     if not isinstance(state, Mapping):
-        return f"its state_dict is a {type(state).__name__}"
-    broken = (name for name, tensor in state.items() if not isinstance(name, str) or not _is_whole(tensor))
-    return next((f"{str(name)[:80]} of its state_dict is not a whole tensor" for name in broken), None)
-
-
-def _disagreement(artifact: Artifact, state: Mapping[str, Tensor]) -> str | None:
-    """What contradicts itself between the sizes of the dense network, the kept indices and the weights."""
-    dense = set(artifact.shapes)
-    if strange := sorted(dense & set(artifact.biases)) + sorted(set(artifact.slices) - dense):
-        return f"{strange[0]} is a bias that was created in the dense network, or was cut and is not in it"
-    if (expected := dense | set(artifact.biases)) != set(state):
+        yield f"its state_dict is a {type(state).__name__}"
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not _fits(tensor, _WHOLE):
+            yield f"{str(name)[:80]} of its state_dict is not a whole tensor"
+    # the sizes of the dense network, the kept indices and the weights may contradict each other
+    shapes, slices, created = own["shapes"], own["slices"], set(own["biases"])
+    if strange := sorted(created & set(shapes)) + sorted(set(slices) - set(shapes)):
+        yield f"{strange[0]} is a bias that was created in the dense network, or was cut and is not in it"
+    if (expected := created | set(shapes)) != set(state):
         lacking, besides = sorted(expected - set(state))[:3], sorted(set(state) - expected)[:3]
-        return f"the weights lack {lacking} and have {besides} besides"
-    for name, shape in artifact.shapes.items():
-        narrow = list(shape)
-        for dim, index in artifact.slices.get(name, {}).items():
+        yield f"its weights lack {lacking} and have {besides} besides"
+    for name, shape in shapes.items():
+        narrow, place = list(shape), f'layer "{name.rpartition(".")[0] or name}": {name}'
+        for dim, index in slices.get(name, {}).items():
             if dim >= len(shape) or int(index[-1]) >= shape[dim]:
-                return (
-                    f'layer "{name.rpartition(".")[0] or name}": {name} has shape {tuple(shape)} in the dense network,'
-                    f" and the file keeps index {int(index[-1])} of dimension {dim}"
+                yield (
+                    f"{place} has shape {tuple(shape)} in the dense network, and the file keeps index {int(index[-1])} "
+                    f"of dimension {dim}"
                 )
             narrow[dim] = len(index)
         if narrow != list(state[name].shape):
-            return f"{name} has shape {tuple(state[name].shape)}, and should have {tuple(narrow)}"
-    flat = (name for name in artifact.biases if state[name].dim() != 1)
-    return next((f"{name} has {state[name].dim()} dimensions" for name in flat), None)
+            yield f"{place} has shape {tuple(state[name].shape)}, and should have {tuple(narrow)}"
+    for name in created:
+        if state[name].dim() != 1:
+            yield f"{name} has {state[name].dim()} dimensions"

@@ -62,21 +62,18 @@ def resolve_class(class_path: object, base: type[T]) -> type[T]:
 
     Only modules of mlprank are imported; any other module must already be, so that a file cannot choose what runs.
     """
+    given = f"class_path={class_path!r}"
     if not isinstance(class_path, str) or "." not in class_path:
-        raise ValueError(f"class_path={class_path!r} must be an import path such as {PUBLIC_MODULE}.MLP")
+        raise ValueError(f"{given} must be an import path such as {PUBLIC_MODULE}.MLP")
     module_path, _, name = class_path.rpartition(".")
     if module_path.partition(".")[0] == "mlprank":
         try:
             importlib.import_module(module_path)
         except ModuleNotFoundError as error:
-            raise ValueError(
-                f"class_path={class_path!r}: this version of mlprank has no module {module_path}"
-            ) from error
+            raise ValueError(f"{given}: this version of mlprank has no module {module_path}") from error
     found = getattr(sys.modules.get(module_path), name, None)
     if found is None:
-        raise ValueError(
-            f"class_path={class_path!r} is not imported; import {module_path} yourself if you trust the file"
-        )
+        raise ValueError(f"{given} is not imported; import {module_path} yourself if you trust the file")
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"class_path={class_path!r} is not a subclass of {base.__module__}.{base.__name__}")
+        raise ValueError(f"{given} is not a subclass of {base.__module__}.{base.__name__}")
     return found

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils._pytree import tree_leaves
 
 from mlprank.artifact import export
-from mlprank.artifact.export import FORMATS, export_model, onnx_function
+from mlprank.artifact.export import export_model, onnx_function
 from mlprank.graph.program import Inputs
 from mlprank.utils.files import whole_file
 
@@ -133,7 +133,10 @@ def test_safetensors_hold_a_tied_weight_once_and_name_the_other(tmp_path: Path) 
     export_model(Tied(), torch.zeros(1, 4), path, "safetensors")
     with safe_open(path, "pt") as file:
         assert list(file.keys()) == ["first.weight"]
-        assert json.loads(file.metadata()["shared"]) == {"second.weight": "first.weight"}
+        assert file.metadata()["second.weight"] == "first.weight"
+    again = Tied()
+    load_model(again, path)
+    assert torch.equal(again.second.weight, load_file(path)["first.weight"])
 
 
 def test_exporting_leaves_the_model_its_modes_and_the_random_state_alone(tmp_path: Path) -> None:
@@ -153,11 +156,11 @@ def test_an_unknown_format_is_an_error_that_lists_them(tmp_path: Path) -> None:
         export_model(small_mlp(), images(), tmp_path / "m", "tflite")
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["onnx", "safetensors", "pt2"])
 def test_a_call_that_lacks_an_input_is_an_error_that_shows_it_and_leaves_no_file(tmp_path: Path, form: str) -> None:
     if form == "onnx":
         pytest.importorskip("onnxruntime")
-    with pytest.raises(ValueError, match=r"TwoInputs cannot take inputs of shape .*right.*give an example as"):
+    with pytest.raises(ValueError, match=r"TwoInputs cannot take inputs \(float32 .*right.*give an example as"):
         export_model(TwoInputs(), images(), tmp_path / "m", form)
     assert not list(tmp_path.iterdir())
 
@@ -261,7 +264,7 @@ except OSError as error:
     [
         (FixedBatch(), r"FixedBatch does not take batches of any size"),
         (Branching(), r"forward of Branching branches on the values of its input"),
-        (nn.Linear(5, 2), r"Linear cannot take inputs of shape \(4, 1, 3, 4\)"),
+        (nn.Linear(5, 2), r"Linear cannot take inputs \(float32 \(4, 1, 3, 4\)\)"),
     ],
 )
 def test_a_model_that_cannot_be_traced_is_an_error_and_leaves_no_file(
@@ -282,7 +285,7 @@ def test_a_model_that_returns_no_tensor_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_example_without_a_sample_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"example of shape \(0, 1, 3, 4\) must hold a sample"):
+    with pytest.raises(ValueError, match=r"example \(float32 \(0, 1, 3, 4\)\) holds no sample"):
         export_model(small_mlp(), images(0), tmp_path / "m.pt2", "pt2")
 
 
