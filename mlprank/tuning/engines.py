@@ -392,11 +392,11 @@ def trial_bytes(network: nn.Module, in_shape: tuple[int, ...], batch_size: int) 
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    sample = torch.zeros(1, *in_shape, dtype=next(network.parameters()).dtype)
+    samples = torch.zeros(2, *in_shape, dtype=next(network.parameters()).dtype)  # batch norm takes no batch of one
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        network(sample)
+        network(samples)
     activations = sum(size for place, size in saved.items() if place not in weights)
-    return 6 * sum(weights.values()) + 2 * batch_size * (activations + sample.nbytes)
+    return 6 * sum(weights.values()) + batch_size * (activations + samples.nbytes)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -117,6 +117,12 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_with_the_reason(config, tm
     assert {result["engine"] for result in results(tmp_path / "out").values()} == {"local"}
 
 
+def test_networks_with_batch_norm_are_stacked(config, tmp_path):
+    code, text = run(config, tmp_path / "out", f"--grid.{LR}=[0.01, 0.02]", "--model.model.init_args.batch_norm=true")
+    assert code == 0
+    assert {result["engine"] for result in results(tmp_path / "out").values()} == {"batched"}, text
+
+
 def test_trials_that_differ_in_the_network_are_separate_stacks(config, tmp_path):
     grid = (f"--grid.{LR}=[0.01, 0.02]", "--grid.model.model.init_args.widths=[[8], [8, 4]]")
     code, text = run(config, tmp_path / "out", *grid, "--tune.trials_per_stack=1")
