@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mlprank.measures.record import LayerRecord, Reader, normalise_scores, score_dtype
@@ -14,11 +14,9 @@ from mlprank.measures.record import LayerRecord, Reader, normalise_scores, score
 _SPANNED = 1e-4
 # Steps between two full deflations; within them only what a step looks at is brought up to date.
 _BLOCK_STEPS = 64
-# Rows of taken and spanned neurons are dropped when they are more than this share.
-_DROPPED = 0.2
 
 
-def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
+def reconstruction_gains(readers: Sequence[Reader], *, place: str = "") -> Float[Tensor, " n_out"]:
     """Return how much each neuron of a layer adds to rebuilding what the readers compute.
 
     Greedy selection (orthogonal matching pursuit with many targets). With ``G`` a reader's centred Gram matrix,
@@ -29,59 +27,68 @@ def reconstruction_gains(readers: Sequence[Reader]) -> Float[Tensor, " n_out"]:
 
     Readers, at least one, have weights (m, n_out) and Gram matrices (n_out, n_out). Returned is the gain at the step
     that takes the neuron, shape (n_out,), float64, in units of ``V G V^T``, larger meaning keep; the sum is what all
-    neurons together explain.
+    neurons together explain. Errors begin with the `place`.
 
     Source:
         Orthogonal matching pursuit (Pati et al. 1993), for several targets at once (Tropp et al. 2006).
     """
-    systems = _systems(readers)
-    gains = systems[0].gram.new_zeros(systems[0].gram.shape[0])
-    neurons = torch.arange(gains.numel(), device=gains.device)
-    is_open = torch.ones_like(neurons, dtype=torch.bool)
-    for step in range(1, gains.numel() + 1):
-        gain = torch.stack([system.gain() for system in systems]).sum(0).where(is_open, 0.0)
-        chosen = int(gain.argmax())
-        if not bool(gain[chosen] > 0):
-            break
-        gains[neurons[chosen]] = sum(system.take(chosen) for system in systems)
-        is_open[chosen] = False
-        if step % _BLOCK_STEPS == 0:
-            for system in systems:
-                system.fold()
-            is_open &= torch.stack([system.usable() for system in systems]).any(0)
-            rows = is_open.nonzero()[:, 0]
-            if rows.numel() == 0:
-                break
-            if rows.numel() < (1.0 - _DROPPED) * neurons.numel():
-                neurons, is_open = neurons[rows], is_open[rows]
-                for system in systems:
-                    system.restrict(rows)
+    if not readers:
+        raise ValueError("readers is empty; a neuron that nothing reads has nothing to rebuild")
+    size, joined = readers[0].gram.shape[0], dict[int, list[Tensor]]()
+    for index, reader in enumerate(readers):
+        if tuple(reader.gram.shape) != (size, size) or reader.weight.ndim != 2 or reader.weight.shape[1] != size:
+            raise ValueError(
+                f"{place}readers[{index}]: weight of shape {tuple(reader.weight.shape)} and gram of shape "
+                f"{tuple(reader.gram.shape)} do not fit {size} neurons; they must be (m, {size}) and ({size}, {size})"
+            )
+        for argument, values in (("weight", reader.weight), ("gram", reader.gram)):
+            if not bool(values.isfinite().all()):
+                what = f"{place}readers[{index}]: {argument}"
+                raise ValueError(f"{what} has a NaN or infinite entry; look at calibration data and weights")
+        gram = reader.gram.detach().to(torch.float64)
+        joined.setdefault(id(reader.gram), [gram]).append(reader.weight.detach().to(gram))
+    systems = [_System(gram, torch.cat(weights)) for gram, *weights in joined.values()]
+    gains = gram.new_zeros(size)
+    neurons = torch.arange(size, device=gains.device)
+    while neurons.numel():
+        for _ in range(_BLOCK_STEPS):
+            gain = torch.stack([system.gain() for system in systems]).sum(0)
+            chosen = int(gain.argmax())
+            if not bool(gain[chosen] > 0):
+                return gains
+            gains[neurons[chosen]] = sum(system.take(chosen) for system in systems)
+        for system in systems:
+            system.fold()
+        # What was taken is spanned.
+        rows = torch.stack([system.usable() for system in systems]).any(0).nonzero()[:, 0]
+        neurons = neurons[rows]
+        for system in systems:
+            system.begin(system.gram[rows][:, rows], system.image[rows])
     return gains
 
 
 class _System:
     """The deflated ``G`` and ``A`` of one set of readers, updated lazily."""
 
-    # Deflating by neuron j subtracts ``G_jj u u^T`` from ``G`` and ``u A_j`` from ``A``, with ``u = G_:j / G_jj``. The
-    # vectors of up to `_BLOCK_STEPS` steps are kept and subtracted as one matrix product; in between, the diagonal of
-    # ``G`` and the row norms of ``A``, which are all that a gain needs, follow step by step.
+    # Deflating by neuron j subtracts ``u u^T`` from ``G`` and ``u v^T`` from ``A``, with ``u = G_:j / sqrt(G_jj)`` and
+    # ``v = A_j / sqrt(G_jj)``. The vectors of a block of steps are kept and subtracted as one matrix product; in
+    # between, the diagonal of ``G`` and the row norms of ``A``, which are all that a gain needs, follow step by step.
 
-    def __init__(self, gram: Float[Tensor, "n n"], image: Float[Tensor, "n m"]) -> None:
-        self.gram = gram
+    def __init__(self, gram: Float[Tensor, "n n"], weight: Float[Tensor, "m n"]) -> None:
         self.floor = max(0.0, float(_SPANNED * gram.diagonal().mean()))
-        self._begin(image)
-
-    def _begin(self, image: Float[Tensor, "n m"]) -> None:
+        image = gram @ weight.t()
         if image.shape[1] > image.shape[0]:
             # Only inner products of rows are ever used: the triangular factor has the same ones.
             image = torch.linalg.qr(image.t(), mode="r").R.t().contiguous()
-        self.image = image
-        self.columns = self.gram.new_zeros((_BLOCK_STEPS, image.shape[0]))
-        self.rows = self.gram.new_zeros((_BLOCK_STEPS, image.shape[1]))
-        self.pivots = self.gram.new_zeros(_BLOCK_STEPS)
+        self.begin(gram.clone(), image)
+
+    def begin(self, gram: Float[Tensor, "n n"], image: Float[Tensor, "n m"]) -> None:
+        """Begin a block of steps."""
+        self.gram, self.image = gram, image
+        self.variance, self.energy = gram.diagonal().clone(), image.square().sum(1)
+        self.columns = gram.new_zeros((_BLOCK_STEPS, image.shape[0]))
+        self.rows = gram.new_zeros((_BLOCK_STEPS, image.shape[1]))
         self.pending = 0
-        self.variance = self.gram.diagonal().clone()
-        self.energy = self.image.square().sum(1)
 
     def usable(self) -> Bool[Tensor, " n"]:
         """Return which neurons are not spanned by those taken."""
@@ -98,53 +105,23 @@ class _System:
         if pivot <= self.floor:
             return 0.0
         columns, rows = self.columns[: self.pending], self.rows[: self.pending]
-        past = columns[:, chosen]
-        row = self.image[chosen] - torch.mv(rows.t(), past)
-        column = self.gram[chosen] - torch.mv(columns.t(), self.pivots[: self.pending] * past)
-        column /= pivot
-        energy = torch.dot(row, row)
+        column = (self.gram[chosen] - torch.mv(columns.t(), columns[:, chosen])) / pivot**0.5
+        row = (self.image[chosen] - torch.mv(rows.t(), columns[:, chosen])) / pivot**0.5
+        gained = torch.dot(row, row)
         overlap = torch.mv(self.image, row) - torch.mv(columns.t(), torch.mv(rows, row))
-        self.variance -= pivot * column.square()
-        self.energy -= column * (2.0 * overlap - energy * column)
+        self.variance -= column.square()
+        self.energy -= column * (2.0 * overlap - gained * column)
+        self.variance[chosen] = 0.0  # whatever rounding leaves
         self.columns[self.pending], self.rows[self.pending] = column, row
-        self.pivots[self.pending] = pivot
         self.pending += 1
-        return float(energy) / pivot
+        return float(gained)
 
     def fold(self) -> None:
-        """Subtract the kept vectors from the full matrices and take the diagonals afresh."""
+        """Subtract the kept vectors from the full matrices."""
         columns, rows = self.columns[: self.pending], self.rows[: self.pending]
         self.image.addmm_(columns.t(), rows, alpha=-1.0)
-        self.gram.addmm_(columns.t(), columns * self.pivots[: self.pending, None], alpha=-1.0)
-        self._begin(self.image)
-
-    def restrict(self, rows: Int64[Tensor, " r"]) -> None:
-        """Go on with some of the neurons only; nothing may be waiting to be folded."""
-        self.gram = self.gram[rows][:, rows]
-        self._begin(self.image[rows])
-
-
-def _systems(readers: Sequence[Reader]) -> list[_System]:
-    """Check the readers and join those that share a Gram matrix."""
-    if not readers:
-        raise ValueError("readers is empty; a neuron that nothing reads has nothing to rebuild")
-    size = readers[0].gram.shape[0]
-    weights: dict[int, list[Tensor]] = {}
-    grams: dict[int, Tensor] = {}
-    for index, reader in enumerate(readers):
-        if tuple(reader.gram.shape) != (size, size) or reader.weight.ndim != 2 or reader.weight.shape[1] != size:
-            raise ValueError(
-                f"readers[{index}]: weight of shape {tuple(reader.weight.shape)} and gram of shape "
-                f"{tuple(reader.gram.shape)} do not fit {size} neurons; they must be (m, {size}) and ({size}, {size})"
-            )
-        for argument, values in (("weight", reader.weight), ("gram", reader.gram)):
-            if not bool(values.isfinite().all()):
-                raise ValueError(
-                    f"readers[{index}]: {argument} has a NaN or infinite entry; look at calibration data and weights"
-                )
-        grams[id(reader.gram)] = reader.gram.detach().to(torch.float64)
-        weights.setdefault(id(reader.gram), []).append(reader.weight.detach().to(grams[id(reader.gram)]))
-    return [_System(gram.clone(), gram @ torch.cat(weights[key]).t()) for key, gram in grams.items()]
+        self.gram.addmm_(columns.t(), columns, alpha=-1.0)
+        self.variance = self.gram.diagonal()
 
 
 @dataclass(frozen=True)
@@ -169,11 +146,8 @@ class Reconstruction:
 
     def __call__(self, layer: LayerRecord) -> Float[Tensor, " n_out"]:
         """Return the layer's scores."""
-        readers, own = layer.readers(), layer.weight.shape[0]
+        readers, own, place = layer.readers(), layer.weight.shape[0], f'layer "{layer.name}": '
         if readers and (num := readers[0].gram.shape[0]) != own:
-            raise ValueError(f'layer "{layer.name}": its readers have {num} neurons, its weight {own}; give its own')
-        try:
-            gains = reconstruction_gains(readers) if readers else layer.output_norms.to(torch.float64)
-        except ValueError as error:
-            raise ValueError(f'layer "{layer.name}": {error}') from error
+            raise ValueError(f"{place}its readers have {num} neurons, its weight {own}; give its own")
+        gains = reconstruction_gains(readers, place=place) if readers else layer.output_norms.to(torch.float64)
         return normalise_scores(gains).to(device=layer.weight.device, dtype=score_dtype(layer.weight))

@@ -19,15 +19,6 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
     `kind` is what they are, such as "measure"; `protocol` what their instances satisfy, a runtime-checkable protocol or
     a base class; `classes` are our own. `published` are names of the thesis: a short name, and parameters that go with
     it unless others are given.
-
-    Examples:
-        >>> from mlprank.measures import MEASURES
-        >>> MEASURES.find("norm", p=2)
-        Norm(p=2)
-        >>> MEASURES.find({"class_path": "mlprank.measures.Norm", "init_args": {"p": 2}})
-        Norm(p=2)
-        >>> MEASURES.describe(MEASURES.find("norm"))
-        {'name': 'norm', 'p': 1}
     """
 
     def __init__(
@@ -83,13 +74,14 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
                 beside an instance.
 
         Examples:
-            >>> from mlprank.methods import get_method
-            >>> get_method("Global")  # the thesis's, which does not normalise
-            Global(normalise='none')
+            >>> from mlprank.measures import get_measure
+            >>> get_measure("norm", p=2) == get_measure({"class_path": "mlprank.measures.Norm", "init_args": {"p": 2}})
+            True
         """
         called = given
         if isinstance(given, str | Mapping):
-            given, parameters = self.read(given, parameters)
+            given, own = self.read(given)
+            parameters = own | parameters
             if isinstance(given, str):
                 called, given = called if isinstance(called, str) else given, self[given]
         if isinstance(given, type):
@@ -127,12 +119,11 @@ class Registry(dict[str, type[Any]], Generic[_Kind]):
         self._check_class(name, found)
         return found
 
-    def read(
-        self, given: str | Mapping[str, Any], parameters: Mapping[str, Any] | None = None
-    ) -> tuple[str | Any, dict[str, Any]]:
+    def read(self, given: str | Mapping[str, Any]) -> tuple[str | Any, dict[str, Any]]:
         """Return what a name or description stands for, a short name or what a path leads to, and all parameters."""
+        own: dict[str, Any] = {}
         if isinstance(given, str):
-            named, own = given, dict(parameters or {})
+            named = given
         elif isinstance(given.get("class_path"), str) and set(given) <= {"class_path", "init_args"}:
             named, own = given["class_path"], dict(given.get("init_args") or {})
         elif isinstance(given.get("name"), str):

@@ -71,6 +71,7 @@ def test_parameters_reach_the_measure():
     assert get_measure("weighted_pagerank", gamma=0.3, theta=1) == WeightedPageRank(gamma=0.3, theta=1)
     assert get_measure("ChannelNorm", p=2) == Norm(p=2)
     assert get_measure(Random, seed=4) == Random(seed=4)
+    assert get_measure({"name": "norm", "p": 1}, p=2) == Norm(p=2)
 
 
 def test_an_instance_and_a_function_are_returned_as_they_are():

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlprank.methods import Adaptive, Local, get_method
-from mlprank.methods.adaptive import COUNTED, Costs, Term, error_curve, spend
+from mlprank.methods import COUNTED, Adaptive, Costs, Local, Term, error_curve, get_method, spend
 
 
 def neurons(*units: str) -> Costs:

@@ -139,7 +139,7 @@ def test_scores_and_amounts_need_the_same_layers(method):
 @every_method
 @pytest.mark.parametrize("value", [float("nan"), -1.0, float("inf")])
 def test_scores_that_are_no_scores_name_the_layer(method, value):
-    with pytest.raises(ValueError, match=r'layer "fc1": scores from .* are not all finite and at least 0'):
+    with pytest.raises(ValueError, match=r'layer "fc1": scores\[\d\]=.* must be finite and at least 0'):
         method({"fc1": torch.tensor([1.0, value])}, {"fc1": 0.5})
 
 
