@@ -9,43 +9,41 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from mlprank.cli.configs import with_files
-from mlprank.cli.help import HELP, help_parser
-from mlprank.cli.vocabulary import translate
-from mlprank.utils.errors import INTERRUPTED, USER_ERRORS, WRONG_INPUT, did_you_mean
+from mlprank.cli.vocabulary import HELP, help_parser, translate
+from mlprank.utils.errors import INTERRUPTED, WRONG_INPUT, did_you_mean
 from mlprank.utils.files import BusyError
 
 
 class Command(NamedTuple):
-    """A command of the program."""
+    """A command of the program: a function of its name in a module, or a command of Lightning's."""
 
-    target: str
+    module: str
     help: str
-    needs: str = ""
+    needs: str = ""  # what takes seconds to import
 
 
 _TRAINING = "mlprank.training.run"
-_ERRORS = "lightning.fabric.utilities.exceptions"
-# fmt: off
+_LIGHTNING = "lightning.fabric.utilities.exceptions"
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, BusyError)
+"""What wrong input raises anywhere in the package; anything else is a fault of ours and shows its traceback."""
 COMMANDS: dict[str, Command] = {
-    "fit": Command(f"{_TRAINING}:main", "train a network; with a PruningCallback, prune it at the end", _TRAINING),
-    "validate": Command(f"{_TRAINING}:main", "accuracy of a checkpoint on the validation split", _TRAINING),
-    "test": Command(f"{_TRAINING}:main", "accuracy of a checkpoint, dense or pruned, on the test split", _TRAINING),
-    "predict": Command(f"{_TRAINING}:main", "class and probability of every test image, as a CSV file", _TRAINING),
-    "prune": Command("mlprank.cli.prune:main", "prune a checkpoint without training", _TRAINING),
-    "shrink": Command("mlprank.cli.prune:shrink_main", "find the smallest network that keeps a budget", _TRAINING),
-    "tune": Command("mlprank.tuning.run:tune", "search hyper-parameters over a grid of training runs", _TRAINING),
-    "experiment": Command("mlprank.cli.experiment:main",
-                          "compare measures, methods and amounts over a grid of prunings", "torch"),
-    "report": Command("mlprank.cli.report:main", "tables and pictures of an experiment", "mlprank.report"),
-    "export": Command("mlprank.cli.export:main", "write a network as ONNX or as a torch.export program", "torch"),
-    "bench": Command("mlprank.cli.bench:main", "measure the speed of a network, dense against pruned", "torch"),
-    "dashboard": Command("mlprank.cli.dashboard:main", "set up a Weights & Biases workspace for the results", "wandb"),
-    "configs": Command("mlprank.cli.configs:main", "list the configs that come with mlprank, or copy one"),
-    "completion": Command("mlprank.cli.completion:main", "print a script that completes commands in bash or zsh",
-                          _TRAINING),
+    "fit": Command(_TRAINING, "train a network; with a PruningCallback, prune it at the end", _TRAINING),
+    "validate": Command(_TRAINING, "accuracy of a checkpoint on the validation split", _TRAINING),
+    "test": Command(_TRAINING, "accuracy of a checkpoint, dense or pruned, on the test split", _TRAINING),
+    "predict": Command(_TRAINING, "class and probability of every test image, as a CSV file", _TRAINING),
+    "prune": Command("mlprank.cli.prune", "prune a checkpoint without training", _TRAINING),
+    "shrink": Command("mlprank.cli.prune", "find the smallest network that keeps a budget", _TRAINING),
+    "tune": Command("mlprank.tuning.run", "search hyper-parameters over a grid of training runs", _TRAINING),
+    "experiment": Command(
+        "mlprank.cli.experiment", "compare measures, methods and amounts over a grid of prunings", "torch"
+    ),
+    "report": Command("mlprank.cli.report", "tables and pictures of an experiment", "mlprank.report"),
+    "export": Command("mlprank.cli.networks", "write a network as ONNX or as a torch.export program", "torch"),
+    "bench": Command("mlprank.cli.networks", "measure the speed of a network, dense against pruned", "torch"),
+    "dashboard": Command("mlprank.cli.experiment", "set up a Weights & Biases workspace for the results", "wandb"),
+    "configs": Command("mlprank.cli.configs", "list the configs that come with mlprank, or copy one"),
+    "completion": Command("mlprank.cli.configs", "print a script that completes commands in bash or zsh", _TRAINING),
 }
-# fmt: on
 
 _HELP = """\
 mlprank {version}: train image classifiers and take their least central neurons
@@ -103,11 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return WRONG_INPUT
     # Lightning, where it was imported, has an error of its own for options that do not fit together.
-    except (
-        *USER_ERRORS,
-        BusyError,
-        getattr(sys.modules.get(_ERRORS), "MisconfigurationException", BusyError),
-    ) as error:
+    except (*_USER_ERRORS, getattr(sys.modules.get(_LIGHTNING), "MisconfigurationException", BusyError)) as error:
         if shows_places:
             traceback.print_exc()
         print(f"mlprank {name}: error: {str(error) or type(error).__name__}", file=sys.stderr)
@@ -133,7 +127,7 @@ def _run(name: str, arguments: list[str]) -> int:
     # Modules in the current folder can be imported where an option names them, after all that is installed.
     here = os.getcwd()
     sys.path[:] = [*(path for path in sys.path if path not in ("", here)), here]
-    arguments = with_files(translate(name, arguments))
+    arguments = translate(name, arguments)
     if command.needs and not (asked and name not in HELP):
         shown = sys.stderr.isatty()
         print(f"mlprank {name}: loading" if shown else "", end="", flush=True, file=sys.stderr)
@@ -145,7 +139,6 @@ def _run(name: str, arguments: list[str]) -> int:
         from mlprank.training.run import quieten
 
         quieten()
-    module, _, function = command.target.partition(":")
-    run = getattr(importlib.import_module(module), function)
-    code: int | None = run([name, *arguments] if module == _TRAINING else arguments)
-    return code or 0
+    module = importlib.import_module(command.module)
+    code = module.main([name, *arguments]) if command.module == _TRAINING else getattr(module, name)(arguments)
+    return int(code or 0)

@@ -1,28 +1,51 @@
-"""`mlprank configs`: the configs that come with mlprank, found by name, listed and copied."""
+"""`mlprank configs` and `mlprank completion`: the configs that come with mlprank, and a script that completes names.
+
+The script is static. What asks the program at every Tab, as argcomplete does, imports torch at every Tab.
+"""
 
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
-from mlprank.cli.vocabulary import CommandParser
-from mlprank.utils.errors import did_you_mean
-from mlprank.utils.files import write_whole
+from mlprank.cli.vocabulary import HELP, LIGHTNING, CommandParser, help_parser, words_of
+from mlprank.utils.files import find_config, known_configs, write_whole
 
-FOLDER = Path(__file__).parent.parent / "configs"
-
-
-PARSER = CommandParser(
+_SCRIPT = """\
+_mlprank() {{
+  local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" words=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    words="{commands}"
+  elif [ "$previous" = "--config" ] || [ "$previous" = "-c" ]; then
+    words="{configs}"
+  elif [ "${{current#-}}" != "$current" ]; then
+    case "${{COMP_WORDS[1]}}" in
+{cases}
+    esac
+  fi
+  COMPREPLY=( $(compgen -W "$words" -- "$current") )
+}}
+complete -o bashdefault -o default -F _mlprank mlprank
+"""
+CONFIGS = CommandParser(
     "configs",
     "List the configs that come with mlprank, or copy one into the current folder, to be changed; `--config NAME` "
     "finds them on every command.",
     "mlprank configs quickstart --out mine.yaml",
 )
-PARSER.add_argument("name", nargs="?", metavar="NAME", help="the config to copy; without it, all are listed")
-PARSER.add("out", text="where to copy it to; default: the current folder")
+CONFIGS.add_argument("name", nargs="?", metavar="NAME", help="the config to copy; without it, all are listed")
+CONFIGS.add("out", text="where to copy it to; default: the current folder")
+
+COMPLETION = CommandParser(
+    "completion",
+    "Print a script that completes commands, options and the names of configs.",
+    "mlprank completion bash >> ~/.bashrc",
+)
+COMPLETION.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
 
 
-def main(argv: list[str]) -> int:
+def configs(argv: list[str]) -> int:
     """List the configs, or copy one."""
-    arguments = PARSER.parse_args(argv)
+    arguments = CONFIGS.parse_args(argv)
     if arguments.name is None:
         for name, path in known_configs().items():  # each with the first line that it says of itself
             about = path.read_text().partition("\n")[0].lstrip("# ")
@@ -38,37 +61,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def find_config(name: str) -> Path:
-    """Find a config."""
-    if Path(name).is_file():
-        return Path(name)
-    wanted = name.removeprefix("configs/").removesuffix(".yaml")
-    known = known_configs()
-    for candidate, path in known.items():
-        if wanted in (candidate, path.stem):
-            return path
-    here = [path.name for path in Path().glob("*.yaml")]
-    raise FileNotFoundError(
-        f"config {name} is neither a file nor a config of mlprank{did_you_mean(name, [*known, *here])}; `mlprank "
-        "configs` lists them"
-    )
+def completion(argv: list[str]) -> int:
+    """Print the script, which is for bash; zsh reads it, too."""
+    from mlprank.cli import COMMANDS
 
+    if COMPLETION.parse_args(argv).shell == "zsh":
+        print("autoload -Uz bashcompinit && bashcompinit")
+    cases = []
+    for command, (module, *_) in COMMANDS.items():
+        plain = help_parser(command) if command in HELP else getattr(import_module(module), command.upper())
+        names = [*words_of(command), *(option[2:] for option in plain._option_string_actions if option[:2] == "--")]
+        if command in LIGHTNING:
+            from mlprank.training.parser import trainer_parser
 
-def known_configs() -> dict[str, Path]:
-    """The configs that come with mlprank by name: those of the top first, then thesis, tune and the others."""
-    folders = (FOLDER / folder for folder in (".", "thesis", "cnn", "experiments", "tune", "logging"))
-    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
-    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
-
-
-def with_files(arguments: list[str]) -> list[str]:
-    """Put the files of configs in place of their names in a command line."""
-    found: list[str] = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        key, equals, value = argument.partition("=")
-        if key in ("--config", "-c") and equals:
-            argument = f"{key}={find_config(value)}"
-        elif before in ("--config", "-c") and not argument.startswith("-"):
-            argument = str(find_config(argument))
-        found.append(argument)
-    return found
+            parser = trainer_parser("fit" if command == "tune" else command).arguments
+            names += [action.dest for action in parser._actions if "." in action.dest]
+        options = " ".join(f"--{name}" for name in dict.fromkeys(names))
+        cases.append(f'      {command}) words="{options}";;')
+    configs, commands = " ".join(known_configs()), " ".join([*COMMANDS, "--help", "--version"])
+    print(_SCRIPT.format(commands=commands, configs=configs, cases="\n".join(cases)), end="")
+    return 0

@@ -14,10 +14,10 @@ from mlprank.artifact.checkpoint import sha256
 from mlprank.cli.vocabulary import WORDS
 from mlprank.costs.metrics import is_labelled
 from mlprank.grids.progress import shown_steps
+from mlprank.pruning import shrink as search
 from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, write_outputs
 from mlprank.pruning.front import BudgetError, Budgets
 from mlprank.pruning.recipe import Recipe, make_recipe
-from mlprank.pruning.shrink import DEFAULTS, shrink
 from mlprank.training.build import Opened, open_checkpoint
 from mlprank.training.runs import CONFIG, claimed, home_of
 from mlprank.utils.charts import write_chart
@@ -25,10 +25,9 @@ from mlprank.utils.errors import INTERRUPTED, OptionError
 from mlprank.utils.files import write_whole
 
 _BUDGETS = ("max_drop", "max_bytes", "max_params", "max_flops", "max_latency")
-_EVERY_S = 10.0  # between two lines of progress
 
 
-def main(argv: list[str]) -> int:
+def prune(argv: list[str]) -> int:
     """Prune a checkpoint, evaluate it, and write it down; return the exit code, 0."""
     opened = open_checkpoint("prune", argv, add_options)
     options, data = opened.options, opened.data
@@ -37,21 +36,15 @@ def main(argv: list[str]) -> int:
         raise OptionError("amount=[] holds no amount; give at least one, such as --amount 0.5")
     fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe)}
     recipes = [make_recipe(None, {**fields, "amount": amount}) for amount in amounts]  # each is checked before any runs
-    with claimed(_place(opened, "prune")) as directory:
-        evaluations = prune_amounts(
-            opened.module,
-            calibration_of(data, recipes[0]),
-            amounts=amounts,
-            recipe=recipes[0],
-            labelled=labelled_split(data, options.split),
-            split=options.split,
-        )
+    with claimed(Path(options.out or home_of(opened.checkpoint) / "prune")) as directory:
+        shown = {"labelled": labelled_split(data, options.split), "split": options.split}
+        evaluations = prune_amounts(opened.module, data, amounts=amounts, recipe=recipes[0], **shown)
         files = write_results(opened, evaluations, recipes[0], directory)
         print_pruning(evaluations, files, dense=opened.checkpoint, config=directory / CONFIG)
     return 0
 
 
-def shrink_main(argv: list[str]) -> int:
+def shrink(argv: list[str]) -> int:
     """Search, evaluate the chosen network, and write it down with everything that was tried.
 
     Returns:
@@ -66,17 +59,11 @@ def shrink_main(argv: list[str]) -> int:
     fields = {field.name: options[field.name] for field in dataclasses.fields(Recipe) if field.name in options}
     recipe = Recipe(**fields)
     given |= {} if isinstance(options.refine, int) else {"refine": recipe.refine}  # its loss is the user's
-    with claimed(_place(opened, "shrink")) as directory, shown_steps(" networks", every_s=_EVERY_S) as show:
+    place = Path(options.out or home_of(opened.checkpoint) / "shrink")
+    with claimed(place) as directory, shown_steps(" networks", every_s=10.0) as show:
+        told = {"batch_size": options.batch_size, "progress": lambda at: show(at.done, at.total, at.text)}
         try:
-            front = shrink(
-                opened.module,
-                calibration_of(data, recipe),
-                data.val_dataloader(),
-                recipe,
-                **given,
-                batch_size=options.batch_size,
-                progress=lambda progress: show(progress.done, progress.total, progress.text),
-            )
+            front = search.shrink(opened.module, data, data, recipe, **given, **told)
         except BudgetError as error:
             print(error.front)
             raise
@@ -91,12 +78,9 @@ def shrink_main(argv: list[str]) -> int:
 
 def add_options(parser: LightningArgumentParser) -> None:
     """Add the options of `prune`: the fields of the recipe, with several amounts, and where and what to show."""
-    parser.add_argument(
-        "--amount",
-        type=float | list[float] | dict[str, float],
-        default=Recipe.amount,
-        help="The share of neurons to remove; several give a network each; a mapping gives shares by layer name.",
-    )
+    kind: Any = float | list[float] | dict[str, float]
+    text = "The share of neurons to remove; several give a network each; a mapping gives shares by layer name."
+    parser.add_argument("--amount", type=kind, default=Recipe.amount, help=text)
     parser.add_class_arguments(Recipe, skip={"amount"})
     parser.add_argument("--out", type=str | None, default=None, help="Directory of numbered prunings.")
     parser.add_argument("--split", type=Literal["val", "test"], default="test", help=WORDS["split"].text)
@@ -109,36 +93,20 @@ def add_budgets(parser: LightningArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, default=None, help=WORDS[name].text)
     parser.add_argument("--batch_size", type=int, default=64, help="Samples in the batch whose latency is measured.")
     parser.add_class_arguments(Recipe, skip={"amount", "method", "graph"})
-    parser.set_defaults(dict(DEFAULTS))
+    parser.set_defaults(dict(search.DEFAULTS))
     parser.add_argument("--out", type=str | None, default=None, help="Directory of numbered searches.")
-
-
-def _place(opened: Opened, command: str) -> Path:
-    """The directory of the command's numbered runs."""
-    return Path(opened.options.out) if opened.options.out else home_of(opened.checkpoint) / command
 
 
 def write_results(
     opened: Opened, evaluations: Sequence[Evaluation], recipe: Recipe, directory: Path, **provenance: Any
 ) -> list[dict[str, Path]]:
     """Write pruned networks with what they were made of, and the config of the command; return the files of each."""
-    provenance = {
-        "source": str(opened.checkpoint),
-        "source_sha256": sha256(opened.checkpoint),
-        "calibration": {"data": type(opened.data).__name__, "num_samples": recipe.num_samples, "seed": recipe.seed},
-        **provenance,
-    }
+    drawn = {"data": type(opened.data).__name__, "num_samples": recipe.num_samples, "seed": recipe.seed}
+    source = {"source": str(opened.checkpoint), "source_sha256": sha256(opened.checkpoint), "calibration": drawn}
     several = len(evaluations) > 1
-    files = [write_outputs(each, directory, several=several, provenance=provenance) for each in evaluations]
+    files = [write_outputs(each, directory, several=several, provenance=source | provenance) for each in evaluations]
     write_whole(directory / CONFIG, yaml.safe_dump(dict(opened.config.values), sort_keys=False))
     return files
-
-
-def calibration_of(data: Any, recipe: Recipe) -> Any:
-    """The samples to calibrate on: those that the data module draws, else its training data."""
-    if hasattr(data, "calibration_dataloader"):
-        return data.calibration_dataloader(num_samples=recipe.num_samples, seed=recipe.seed)
-    return data.train_dataloader()
 
 
 def labelled_split(data: Any, split: str) -> Any:

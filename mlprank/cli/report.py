@@ -13,35 +13,31 @@ from mlprank.experiments.statistics import finished_cells
 from mlprank.report import PICTURE_KINDS, write_report
 from mlprank.utils.charts import FORMATS
 
-UNREADABLE = 1
-
-
-PARSER = CommandParser(
+REPORT = CommandParser(
     "report",
     "Write one self-contained HTML page, Markdown, tables and, where asked for, pictures from the results of `mlprank "
     "experiment`, `tune` and `shrink`. Needs neither a GPU nor the network.",
     "mlprank report runs/thesis --out runs/thesis/report",
 )
-PARSER.add_argument(
+REPORT.add_argument(
     "results", nargs="+", type=Path, metavar="RESULTS", help="results directories, or their records.jsonl"
 )
-PARSER.add("out", "DIR", "where to write; default: `report` in the first of them", type=Path)
+REPORT.add("out", "DIR", "where to write; default: `report` in the first of them", type=Path)
 _KINDS = f"draw pictures too, half a second each: all, or {', '.join(PICTURE_KINDS)}"
-PARSER.add("pictures", "KIND", _KINDS, nargs="*", choices=PICTURE_KINDS)
-PARSER.add("no_png", text=argparse.SUPPRESS, action="store_true")  # pictures were once drawn unasked
-PARSER.add("formats", "FORMAT", "of pictures: png, svg, pdf", nargs="+", choices=FORMATS, default=["png"])
-PARSER.add("csv", text="write results.csv too, one row a cell", action="store_true")
-PARSER.add("baselines", "MEASURE", "compare weighted PageRank with these alone: random norm", nargs="+")
-PARSER.add(
-    "write_network", "CELL", "write the network of a cell, named by its key or the beginning of it, and no report"
-)
+REPORT.add("pictures", "KIND", _KINDS, nargs="*", choices=PICTURE_KINDS)
+REPORT.add("no_png", text=argparse.SUPPRESS, action="store_true")  # pictures were once drawn unasked
+REPORT.add("formats", "FORMAT", "of pictures: png, svg, pdf", nargs="+", choices=FORMATS, default=["png"])
+REPORT.add("csv", text="write results.csv too, one row a cell", action="store_true")
+REPORT.add("baselines", "MEASURE", "compare weighted PageRank with these alone: random norm", nargs="+")
+_CELL = "write the network of a cell, named by its key or the beginning of it, and no report"
+REPORT.add("write_network", "CELL", _CELL)
 _EFFECT = "the smallest difference of accuracy that counts, in points; default 0.2"
-PARSER.add("smallest_effect", "POINTS", _EFFECT, type=float, default=0.2)
+REPORT.add("smallest_effect", "POINTS", _EFFECT, type=float, default=0.2)
 
 
-def main(argv: list[str]) -> int:
-    """Run `mlprank report`."""
-    arguments = PARSER.parse_args(argv)
+def report(argv: list[str]) -> int:
+    """Write the report; return the exit code, 1 where a directory could not be read."""
+    arguments = REPORT.parse_args(argv)
     first = arguments.results[0]
     output = arguments.out or (first.parent if first.is_file() else first) / "report"
     if arguments.write_network is not None:
@@ -58,14 +54,15 @@ def main(argv: list[str]) -> int:
             smallest_effect=arguments.smallest_effect / 100,
             on_step=shown.update,
         )
-    for directory, text in written.problems:
+    content = written.content
+    for directory, text in content.problems:
         print(f"mlprank report: {directory} is left out: {text}", file=sys.stderr)
-    print(f"{written.num_finished} cells finished, {written.num_failed} failed")
+    print(f"{len(content.records) - content.num_failed} cells finished, {content.num_failed} failed")
     for path in (written.html, written.markdown, *([written.csv] if written.csv else []), *written.pictures):
         print(path)
     if written.tables:
         print(f"{written.tables[0].parent}: {len(written.tables)} tables as LaTeX and CSV")
-    return UNREADABLE if written.problems else 0
+    return 1 if content.problems else 0
 
 
 def _write_network(cell: str, results: Sequence[Path], output: Path) -> Path:

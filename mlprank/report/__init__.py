@@ -1,21 +1,21 @@
 """The report of experiments and searches: one self-contained HTML page, Markdown, tables, pictures; needs no torch."""
 
 import json
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from mlprank.experiments.records import to_csv
+from mlprank.experiments.records import CellRecord, to_csv
 from mlprank.experiments.statistics import SMALLEST_EFFECT, grouped
-from mlprank.report import tables
+from mlprank.report import findings
 from mlprank.report.charts import PICTURE_KINDS, figures_of, where_of, write_pictures
-from mlprank.report.content import Content, content_of
-from mlprank.report.findings import sentences_of, tiles_of, title_of
+from mlprank.report.content import Content, content_of, content_of_records
 from mlprank.utils.charts import specification
 from mlprank.utils.files import write_whole
 
-__all__ = ["PICTURE_KINDS", "ReportFiles", "page_html", "write_report"]
+__all__ = ["PICTURE_KINDS", "ReportFiles", "page_html", "print_findings", "write_report"]
 
 _MARKDOWN = {
     "accuracy": "Top-1 accuracy",
@@ -35,21 +35,20 @@ _MARKDOWN = {
 """The sections of the Markdown, by the kinds of their tables and pictures; those of the page stand in its template."""
 _PICTURES = {"claims": "differences", "differences": ""}
 """Which pictures stand in a section, where they are not those of its own kind."""
+_SHOWN_FAILURES, _PLAIN_WIDTH = 5, 120  # in the terminal
 _FILTERS = {"model": "models", "dataset": "data sets", "method": "methods", "conditions": "conditions"}
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What `write_report` wrote, how many cells it saw, and which directories it could not read."""
+    """What `write_report` wrote, and of what."""
 
+    content: Content
     html: Path
     markdown: Path
     tables: tuple[Path, ...]
     pictures: tuple[Path, ...]
     csv: Path | None
-    num_finished: int
-    num_failed: int
-    problems: Sequence[tuple[Path, str]]
 
 
 def write_report(
@@ -85,29 +84,27 @@ def write_report(
     drawn = write_pictures(content, directory, kinds=pictures, formats=formats)
     on_step("tables")
     write_whole(text, _markdown(content, drawn))
-    written: dict[Path, str] = {}
-    for table in tables.all_tables(content):  # long names are cut, and told apart by a number
-        name = "_".join(dict.fromkeys([table.kind, tables.slug(table.title)[:80]]))
+    written: list[Path] = []
+    for table in findings.all_tables(content):  # long names are cut, and told apart by a number
+        name = "_".join(dict.fromkeys([table.kind, findings.slug(table.title)[:80]]))
         name += f"_{len(written)}" if directory / "tables" / f"{name}.tex" in written else ""
-        written[directory / "tables" / f"{name}.tex"] = tables.latex_table(table)
-        written[directory / "tables" / f"{name}.csv"] = tables.csv_table(table)
-    for path, content_of_file in written.items():
-        write_whole(path, content_of_file)
-    failed = sum(record.status == "failed" for record in content.records)
+        for ending, form in (("tex", findings.latex_table), ("csv", findings.csv_table)):
+            written.append(directory / "tables" / f"{name}.{ending}")
+            write_whole(written[-1], form(table))
     rows = to_csv(content.records, directory / "results.csv") if csv else None
-    return ReportFiles(page, text, tuple(written), drawn, rows, len(content.records) - failed, failed, content.problems)
+    return ReportFiles(content, page, text, tuple(written), drawn, rows)
 
 
 def _markdown(content: Content, pictures: Sequence[Path]) -> str:
     """The report as Markdown, for a paper or a pull request; pictures are the files beside it."""
-    blocks = [f"# {title_of(content)}", "  \n".join(sentences_of(content))]
+    blocks = [f"# {findings.title_of(content)}", "  \n".join(findings.sentences_of(content))]
     for kind, heading in _MARKDOWN.items():
         drawn = f"{_PICTURES.get(kind, kind)}_"
         shown = [f"![{heading}]({path.name})" for path in pictures if path.name.startswith(drawn)]
-        for table in tables.all_tables(content):
+        for table in findings.all_tables(content):
             if table.kind == kind:
                 shown += [f"**{table.title}**"] if table.title != heading else []
-                shown.append(tables.markdown_table(table))
+                shown.append(findings.markdown_table(table))
         if shown and kind in ("claims", "differences"):
             shown.append(
                 "Points with their 95 % interval, paired; wins – ties – losses in brackets. ▲ and ▼ mark "
@@ -135,18 +132,36 @@ def page_html(content: Content) -> str:
     template = files(__package__).joinpath("page.html").read_text("utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     return page.render(
-        title=title_of(content),
-        finding=sentences_of(content),
-        tiles=tiles_of(content),
+        title=findings.title_of(content),
+        finding=findings.sentences_of(content),
+        tiles=findings.tiles_of(content),
         filters=[(name, said, sorted(values)) for name, said, values in varied if len(values) > 1],
         figures={kind: grouped(found, lambda entry: entry[1].group) for kind, found in kinds.items()},
         effect=f"{100 * content.smallest_effect:g}",
-        differences=tables.difference_tables(content),
-        failed=tables.failed_table(content),
-        configuration=tables.configuration_table(content.records),
-        configs=content.configs,
-        environment=tables.environment_table(content.records),
-        directories=content.directories,
+        differences=findings.difference_tables(content),
+        failed=findings.failed_table(content),
+        configuration=findings.configuration_table(content.records),
+        environment=findings.environment_table(content.records),
+        content=content,
         charts=data.replace("</", "<\\/"),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
     )
+
+
+def print_findings(records: Sequence[CellRecord], directory: Path) -> None:
+    """Print the tables and findings of an experiment, whose results are in `directory`, to the standard output."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    content = content_of_records(records, {record.key: directory for record in records})
+    live = sys.stdout.isatty()
+    console = Console(highlight=False, markup=False, width=None if live else _PLAIN_WIDTH, no_color=not live or None)
+    for table in findings.all_tables(content):
+        if table.kind == "accuracy":
+            console.print(f"\n{table.title}", Markdown(findings.markdown_table(table)), sep="\n")
+    console.print("", *findings.sentences_of(content), sep="\n")
+    failed = findings.failed_table(content).rows
+    for what, error in failed[:_SHOWN_FAILURES]:
+        console.print(f"failed: {what.text}: {error.text}")
+    if len(failed) > _SHOWN_FAILURES:
+        console.print(f"and {len(failed) - _SHOWN_FAILURES} more failed; {directory / 'records.jsonl'} holds them all")

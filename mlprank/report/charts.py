@@ -9,12 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlprank.experiments.statistics import Comparison, Setting, series_label, setting_of
-from mlprank.report.content import Content, Curve, Panel, by_network, conditions_text, cost_points, lost_maps
-from mlprank.report.findings import averaged_over, best_at_middle
-from mlprank.report.tables import Table, accuracy_table, percent, search_tables, slug
+from mlprank.experiments.statistics import Comparison, Setting, grouped, series_label, setting_of
+from mlprank.report.content import Content, Panel, conditions_text, cost_points, lost_maps
+from mlprank.report.findings import Table, accuracy_table, averaged_over, best_at_middle, percent, search_tables, slug
 from mlprank.utils import charts
-from mlprank.utils.charts import Drawing, Look, by_series, dimmed, display_name, layer, number, percentage
+from mlprank.utils.charts import CostPoint, Drawing, Look, by_series, dimmed, display_name, layer, number, percentage
 
 PICTURE_KINDS = ("accuracy", "differences", "latency", "size", "lost", "centralities", "tuning", "shrunk")
 """The pictures of a report, by the first word of their names."""
@@ -55,23 +54,22 @@ def figures_of(content: Content) -> list[Figure]:
     found: list[Figure] = []
     for claim in content.claims:
         draw = partial(draw_differences, claim, smallest_effect=content.smallest_effect)
-        found.append(
-            Figure("differences", "all settings", conditions_text(claim[0].settings[0]), averaged_over(claim[0]), draw)
-        )
-    for network, panels in by_network(content.panels).items():
+        title, note = conditions_text(claim[0].settings[0]), averaged_over(claim[0])
+        found.append(Figure("differences", "all settings", title, note, draw))
+    for network, panels in grouped(content.panels, lambda panel: panel.setting.network).items():
         for panel in panels:
             title = panel.title.removeprefix(f"{network}, ")
             where, numbers = where_of(panel.setting), accuracy_table(panel, content.looks)
             draw = partial(draw_accuracy, panel, content.looks)
-            best, note = best_at_middle(panel), ""
-            if best is not None:
+            note = ""
+            if best := best_at_middle(panel):
                 label, at = best
                 note = f"Highest mean at {100 * at.amount:g} %: {display_name(label)}, {percent(at.top1.mean)}"
             found.append(Figure("accuracy", network, title, note, draw, where, numbers))
-            for labels, curve in lost_maps(panel):
+            for labels, table in lost_maps(panel):
                 every = len(labels) == len(panel.curves) > 1
                 measures = "every measure" if every else ", ".join(map(display_name, labels))
-                found.append(Figure("lost", network, measures, title, partial(_draw_lost, curve), where))
+                found.append(Figure("lost", network, measures, title, partial(charts.draw_heat_map, table), where))
         where = {name: where[name] for name in ("model", "dataset")}
         for cost in _UNITS:
             if points := cost_points(panels, cost=cost):
@@ -80,20 +78,17 @@ def figures_of(content: Content) -> list[Figure]:
                 dense = [(value, p.dense.top1.mean) for p in panels if (value := p.dense.costs[cost]) is not None]
                 draw = partial(_draw_front, points, dense, content.looks, cost)
                 found.append(Figure(cost, network, network, note, draw, where))
-        for record, layers in sorted(
-            content.scores, key=lambda entry: list(content.looks).index(series_label(entry[0].parameters))
-        ):
+        order = list(content.looks)
+        for record, layers in sorted(content.scores, key=lambda e: order.index(series_label(e[0].parameters))):
             p = record.parameters
             if layers and setting_of(p).network == network:
                 note = f"{p.method}, {100 * p.amount:g} %, {conditions_text(setting_of(p))}"
                 draw = partial(charts.draw_scores, layers)
                 found.append(Figure("centralities", network, display_name(series_label(p)), note, draw, where))
-    for search, table in zip(content.searches, search_tables(content), strict=True):
+    for search, trials in zip(content.searches, search_tables(content), strict=True):
         draw = partial(charts.draw_heat_map, search.map, search=True)
-        name = str(search.directory)
-        found.append(
-            Figure("tuning", name, f"{search.directory.name}: {search.map.value_title}, %", name, draw, numbers=table)
-        )
+        name, title = str(search.directory), f"{search.directory.name}: {search.map.value_title}, %"
+        found.append(Figure("tuning", name, title, name, draw, numbers=trials))
     for shrunk in content.shrunk:
         name, looks = str(shrunk.directory), charts.looks_of(["shrink"])
         draw = partial(_draw_front, shrunk.points, [shrunk.dense], looks, "size", score="score", percent=shrunk.percent)
@@ -114,13 +109,10 @@ def write_pictures(
     files = []
     chosen = (figure for figure in figures_of(content) if figure.kind in kinds)
     for (kind, group), found in groupby(chosen, key=lambda figure: (figure.kind, figure.group)):
-        drawn = [
-            figure.draw(
-                title=f"{figure.title}: {figure.note}" if kind == "lost" else figure.title,
-                width=_WIDTHS.get(kind, 460),
-            )
-            for figure in found
-        ]
+        drawn = []
+        for figure in found:
+            title = f"{figure.title}: {figure.note}" if kind == "lost" else figure.title
+            drawn.append(figure.draw(title=title, width=_WIDTHS.get(kind, 460)))
         chart = charts.specification(drawn, columns=2 if len(drawn) in (2, 4) else 3)
         files += [charts.write_chart(chart, directory / f"{kind}_{slug(group)}.{ending}") for ending in formats]
     return tuple(files)
@@ -135,7 +127,7 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
     for curve in panel.curves:
         name = looks[curve.label].name
         rows.append({"series": name, "amount": 0, "top1": dense, "low": dense, "high": dense})
-        for point in (point for point in curve.points if point.amount > 0):
+        for point in (point for point in curve.points.values() if point.amount > 0):
             at, said = point.top1, f"{100 * point.top1.mean:.2f} %"
             if at.low is not None and at.high is not None and at.high - at.low >= 1e-4:
                 said += f" ({100 * at.low:.2f} to {100 * at.high:.2f})"
@@ -150,8 +142,7 @@ def draw_accuracy(panel: Panel, looks: Mapping[str, Look], *, title: str, width:
     x = number("amount", title="neurons pruned, %", scale={"domain": [0, right], "nice": False})
     y = number("top1", title="top-1 accuracy, %", scale={"domain": span, "nice": False, "zero": False})
     at_dense, place = {"y": number("top1")}, {"x": x, "color": by_series(looks, "color")}
-    opacity = {"value": 1.0} if width else dimmed()
-    dot = {"filled": True, "size": 62, "opacity": 1}
+    opacity, dot = {"value": 1.0} if width else dimmed(), {"filled": True, "size": 62, "opacity": 1}
     below = dense > span[1] - 0.08 * (span[1] - span[0])
     text = {"align": "right", "dx": -2, "dy": 11 if below else -8, "color": charts.QUIET}
     ends = {"y": number("low"), "y2": {"field": "high"}, "opacity": {"value": 0.14} if width else dimmed(0.14, 0.0)}
@@ -188,17 +179,10 @@ def draw_differences(
     comparisons: Sequence[Comparison], *, smallest_effect: float, title: str, width: int | None = None
 ) -> Drawing:
     """Draw the leads over single baselines with their intervals; the grey zone, a fraction, is too small to count."""
-    rows = [
-        {
-            "baseline": display_name(c.baseline),
-            "mean": percentage(c.accuracy.mean),
-            "low": percentage(c.accuracy.low),
-            "high": percentage(c.accuracy.high),
-            "verdict": _VERDICTS[c.verdict][0],
-        }
-        for c in comparisons
-        if c.baseline
-    ]
+    rows = []
+    for c in (c for c in comparisons if c.baseline):
+        lead = {name: percentage(getattr(c.accuracy, name)) for name in ("mean", "low", "high")}
+        rows.append({"baseline": display_name(c.baseline), **lead, "verdict": _VERDICTS[c.verdict][0]})
     tones = {name: tone for name, tone in _VERDICTS.values() if any(row["verdict"] == name for row in rows)}
     scale = {"domain": list(tones), "range": list(tones.values())}
     color = {"field": "verdict", "type": "nominal", "title": None, "scale": scale}
@@ -217,11 +201,7 @@ def draw_differences(
 
 
 def _draw_front(
-    points: Sequence[charts.CostPoint],
-    dense: Sequence[tuple[float, float]],
-    looks: Mapping[str, Look],
-    cost: str,
-    **look: Any,
+    points: Sequence[CostPoint], dense: Sequence[tuple[float, float]], looks: Mapping[str, Look], cost: str, **look: Any
 ) -> Drawing:
     """Draw accuracy against cost, in the largest unit that fits; the dense network is the mean of several."""
     whole = [fmean(part) for part in zip(*dense, strict=True)]
@@ -231,11 +211,3 @@ def _draw_front(
     scaled = [replace(point, cost=point.cost / divisor) for point in points]
     at = (whole[0] / divisor, whole[1]) if whole else None
     return charts.draw_front(scaled, looks, cost=f"{name}, {unit}", dense=at, **look)
-
-
-def _draw_lost(curve: Curve, **look: Any) -> Drawing:
-    amounts = sorted({amount for lost in curve.lost.values() for amount in lost})
-    names = zip(charts.short_names(list(curve.lost)), curve.lost.values(), strict=True)
-    values = {(name, f"{100 * amount:g}"): lost.get(amount) for name, lost in names for amount in amounts}
-    table = charts.HeatMap(values, column_title="requested amount, %", value_title="pruned")
-    return charts.draw_heat_map(table, **look)

@@ -17,7 +17,6 @@ from mlprank.tuning.store import format_value
 from mlprank.utils.charts import CostPoint, HeatMap, Look, ScoredLayer, looks_of, search_map, short_names
 
 FRONT_NAME = "frontier.csv"
-CONFIG_NAMES = ("config.yaml", "experiment.yaml")
 WITHIN = 0.01
 """How much of the dense accuracy (absolute) the chosen network may lose."""
 
@@ -35,15 +34,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure in one panel; `lost[layer][amount]` is the mean fraction of the layer's neurons that were pruned."""
+    """One measure in one panel: points by amount, ascending, and the mean share of neurons that every layer lost."""
 
     label: str
-    points: tuple[Point, ...]
-    lost: Mapping[str, Mapping[float, float]]
-
-    def at(self, amount: float) -> Point | None:
-        """The point at an amount, if there is one."""
-        return next((point for point in self.points if point.amount == amount), None)
+    points: dict[float, Point]
+    lost: dict[str, dict[float, float]]  # by layer and amount
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Panel:
     @property
     def amounts(self) -> tuple[float, ...]:
         """All amounts that any curve has, ascending."""
-        return tuple(sorted({point.amount for curve in self.curves for point in curve.points}))
+        return tuple(sorted({amount for curve in self.curves for amount in curve.points}))
 
     def is_good(self, point: Point) -> bool:
         """Whether a pruned network loses at most `WITHIN` of the dense accuracy."""
@@ -82,15 +77,10 @@ class Shrunk:
     """
 
     directory: Path
+    name: str  # the directory's, with that of the directory above where it is a number
     points: tuple[CostPoint, ...]
     dense: tuple[float, float]
     percent: bool
-
-    @property
-    def name(self) -> str:
-        """The directory's name, with that of the directory above where it is a number."""
-        name = self.directory.name
-        return f"{self.directory.absolute().parent.name}/{name}" if name.isdecimal() else name
 
 
 @dataclass(frozen=True)
@@ -110,6 +100,11 @@ class Content:
     scores: Sequence[tuple[CellRecord, tuple[ScoredLayer, ...]]] = ()  # of one cell for every network and measure
     searches: Sequence[Search] = ()
     shrunk: Sequence[Shrunk] = ()
+
+    @property
+    def num_failed(self) -> int:
+        """How many cells failed."""
+        return sum(record.status == "failed" for record in self.records)
 
 
 def content_of(results: Sequence[str | Path], **options: Any) -> Content:
@@ -136,7 +131,7 @@ def content_of(results: Sequence[str | Path], **options: Any) -> Content:
                 shrunk.append(read_front(directory))
             else:
                 cells |= {record.key: (record, directory) for record in read_records(source)}
-            for path in (directory / name for name in CONFIG_NAMES):
+            for path in (directory / "config.yaml", directory / "experiment.yaml"):
                 configs += [(str(path), path.read_text("utf-8"))] if path.is_file() else []
         except (OSError, ValueError) as error:
             problems.append((directory, str(error)))
@@ -154,15 +149,9 @@ def content_of(results: Sequence[str | Path], **options: Any) -> Content:
             scores.append((record, _scored_layers(record, owners[record.key])))
         except (OSError, ValueError) as error:
             problems.append((owners[record.key], str(error)))
-    return replace(
-        content_of_records(records, owners, **options),
-        directories=directories,
-        problems=problems,
-        configs=configs,
-        scores=scores,
-        searches=searches,
-        shrunk=shrunk,
-    )
+    content = content_of_records(records, owners, **options)
+    content = replace(content, directories=directories, problems=problems, configs=configs)
+    return replace(content, scores=scores, searches=searches, shrunk=shrunk)
 
 
 def _distance(record: CellRecord) -> tuple[object, ...]:
@@ -175,26 +164,17 @@ def _scored_layers(record: CellRecord, directory: Path) -> tuple[ScoredLayer, ..
     """A cell's scores and masks, layer by layer from input to output."""
     scores, kept = read_scores(directory, record.key) or ({}, {})
     order = [layer.name for layer in stats.metrics_of(record).layers]
-    layers = []
-    for name in sorted(scores, key=lambda name: order.index(name) if name in order else len(order)):
-        if scores[name].size:
-            numbers = np.nan_to_num(scores[name].astype(float)).tolist()
-            layers.append(ScoredLayer(name, tuple(numbers), tuple(kept[name].tolist()) if name in kept else ()))
-    return tuple(layers)
+    names = sorted(scores, key=lambda name: order.index(name) if name in order else len(order))
+    numbers = {name: np.nan_to_num(scores[name].astype(float)).tolist() for name in names if scores[name].size}
+    return tuple(ScoredLayer(name, tuple(own), tuple(map(bool, kept.get(name, ())))) for name, own in numbers.items())
 
 
-def content_of_records(
-    records: Sequence[CellRecord],
-    owners: Mapping[str, Path],
-    *,
-    baselines: Sequence[str] | None = None,
-    smallest_effect: float = stats.SMALLEST_EFFECT,
-) -> Content:
-    """What records alone give; `owners` are their directories by key, the options are those of `write_report`."""
-    rules: dict[str, Any] = {"baselines": baselines, "smallest_effect": smallest_effect}
+def content_of_records(records: Sequence[CellRecord], owners: Mapping[str, Path], **rules: Any) -> Content:
+    """What records alone give; `owners` are their directories by key, the others are rules of `stats.compare`."""
+    effect = rules.setdefault("smallest_effect", stats.SMALLEST_EFFECT)
     compared, claims = stats.compare(records, **rules), stats.claims(records, **rules)
     looks = looks_of(stats.series_label(record.parameters) for record in stats.finished_cells(records))
-    return Content(tuple(records), owners, panels_of(records), looks, compared, claims, smallest_effect)
+    return Content(tuple(records), owners, panels_of(records), looks, compared, claims, effect)
 
 
 def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
@@ -208,16 +188,15 @@ def panels_of(records: Iterable[CellRecord]) -> tuple[Panel, ...]:
         dense = replace(_point(0.0, cells, "before"), top1=stats.Estimate(top1, None, None, (top1,)), keys=())
         curves = []
         for label in looks_of(by_measure):
-            lost: dict[str, dict[float, float]] = {}
-            points = []
+            curve = Curve(label, {}, {})
             by_amount = stats.grouped(by_measure[label], lambda cell: round(cell.parameters.amount, 9))
             for amount, found in sorted(by_amount.items()):
-                points.append(_point(amount, found, "after"))
+                curve.points[amount] = _point(amount, found, "after")
                 layers = stats.grouped((y for c in found for y in stats.metrics_of(c).layers), lambda layer: layer.name)
                 for name, widths in layers.items():
                     shares = [1.0 - layer.kept / layer.width if layer.width else 0.0 for layer in widths]
-                    lost.setdefault(name, {})[amount] = fmean(shares)
-            curves.append(Curve(label, tuple(points), lost))
+                    curve.lost.setdefault(name, {})[amount] = fmean(shares)
+            curves.append(curve)
         title = ", ".join(filter(None, [setting.network, f"{setting.method} method", about[setting]]))
         panels.append(Panel(setting, dense, tuple(curves), title))
     return tuple(panels)
@@ -234,11 +213,6 @@ def _point(amount: float, cells: Sequence[CellRecord], when: str) -> Point:
     top1 = stats.accuracy_interval(stats.by_training(cells, [m.top1 for m in metrics]))
     costs = {"size": mean("size_bytes"), "latency": mean("latency_s")}
     return Point(amount, top1, costs, mean("num_parameters") or 0.0, tuple(cell.key for cell in cells))
-
-
-def by_network(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
-    """Panels by network, in order."""
-    return stats.grouped(panels, lambda panel: panel.setting.network)
 
 
 def conditions_text(setting: stats.Setting) -> str:
@@ -267,13 +241,9 @@ def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
     several = len({panel.setting.compensation for panel in panels}) > 1
     found = []
     for panel in panels:
-        how = (
-            f"{panel.setting.method}, {panel.setting.compensation.replace('_', ' ')}"
-            if several
-            else panel.setting.method
-        )
+        how = panel.setting.method + f", {panel.setting.compensation.replace('_', ' ')}" * several
         for curve in panel.curves:
-            for point in curve.points:
+            for point in curve.points.values():
                 value = point.costs[cost]
                 if value is not None and point.amount > 0.0:
                     note = f"{100 * point.amount:g} %, {how}"
@@ -281,18 +251,25 @@ def cost_points(panels: Sequence[Panel], *, cost: str) -> tuple[CostPoint, ...]:
     if {point.cost for point in found} <= {panel.dense.costs[cost] for panel in panels}:
         return ()
     found.sort(key=lambda point: (point.cost, -point.top1))
-    chosen = next((place for place, point in enumerate(found) if point.chosen), None)
-    return tuple(replace(point, chosen=place == chosen) for place, point in enumerate(found))
+    chosen = next((point for point in found if point.chosen), None)
+    return tuple(replace(point, chosen=point is chosen) for point in found)
 
 
-def lost_maps(panel: Panel) -> list[tuple[tuple[str, ...], Curve]]:
-    """Curves with what they lost, those that lost the same in every layer joined: (labels, one of the curves)."""
-    lost = {
-        curve.label: {(name, a): round(v, 6) for name, found in curve.lost.items() for a, v in found.items()}
-        for curve in panel.curves
-    }
-    groups = stats.grouped(panel.curves, lambda curve: frozenset(lost[curve.label].items()))
-    return [(tuple(curve.label for curve in curves), curves[0]) for curves in groups.values()]
+def lost_maps(panel: Panel) -> list[tuple[list[str], HeatMap]]:
+    """What measures lost in every layer at every amount, by their labels; those that lost the same share a map."""
+
+    def lost(curve: Curve) -> frozenset[tuple[str, float, float]]:
+        return frozenset((name, a, round(v, 6)) for name, found in curve.lost.items() for a, v in found.items())
+
+    maps = []
+    for curves in stats.grouped(panel.curves, lost).values():
+        layers = curves[0].lost
+        amounts = sorted({amount for found in layers.values() for amount in found})
+        names = zip(short_names(list(layers)), layers.values(), strict=True)
+        values = {(name, f"{100 * amount:g}"): found.get(amount) for name, found in names for amount in amounts}
+        table = HeatMap(values, column_title="requested amount, %", value_title="pruned")
+        maps.append(([curve.label for curve in curves], table))
+    return maps
 
 
 def read_search(directory: Path) -> Search:
@@ -310,25 +287,19 @@ def read_search(directory: Path) -> Search:
             raise ValueError(f"{path} is damaged ({error!r}); delete it and run the same tune command again") from error
     if not found:
         raise ValueError(f"{directory}: no trial has ended; run the same tune command to go on")
-    values = {
-        name: list(dict.fromkeys(map(format_value, sorted((point.get(name) for point, _, _ in found), key=_rank))))
-        for name in found[0][0]
-    }
+    values = {}
+    for name in found[0][0]:  # numbers by size, then the rest by its text
+        given = [point.get(name) for point, _, _ in found]
+        given.sort(key=lambda v: (0, v, "") if type(v) in (int, float) else (1, 0.0, format_value(v)))
+        values[name] = list(dict.fromkeys(map(format_value, given)))
     varied = {name: texts for name, texts in values.items() if len(texts) > 1} or values
-    names = dict(zip(varied, short_names(list(varied)), strict=True))
-    points = [({name: format_value(point.get(name)) for name in varied}, score, note) for point, score, note in found]
-    rows = [
-        (", ".join(f"{names[n]} {text}" for n, text in texts.items()), score, note) for texts, score, note in points
-    ]
+    names, trials, rows = short_names(list(varied)), [], []
+    for point, score, note in found:
+        texts = {name: format_value(point.get(name)) for name in varied}
+        trials.append((texts, score))
+        rows.append((", ".join(map(" ".join, zip(names, texts.values(), strict=True))), score, note))
     rows.sort(key=lambda row: -math.inf if row[1] is None else row[1], reverse=True)
-    trials = [(texts, score) for texts, score, _ in points]
     return Search(directory, search_map(varied, trials, score="validation accuracy"), tuple(rows))
-
-
-def _rank(value: Any) -> tuple[bool, float, str]:
-    """What an option's values are sorted by: numbers by size, then the rest by its text."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return not number, float(value) if number else 0.0, format_value(value)
 
 
 def read_front(directory: Path) -> Shrunk:
@@ -343,5 +314,6 @@ def read_front(directory: Path) -> Shrunk:
         dense, *tried = found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); run the same shrink command again") from error
-    percent = all(0.0 <= point.top1 <= 1.0 for point in found)
-    return Shrunk(directory, tuple(sorted(tried, key=lambda p: p.cost)), (dense.cost, dense.top1), percent)
+    percent, name = all(0.0 <= point.top1 <= 1.0 for point in found), directory.name
+    name = f"{directory.absolute().parent.name}/{name}" if name.isdecimal() else name
+    return Shrunk(directory, name, tuple(sorted(tried, key=lambda p: p.cost)), (dense.cost, dense.top1), percent)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from mlprank.experiments.config import ExperimentConfig
@@ -11,28 +12,17 @@ from mlprank.experiments.records import DENSE, CellRecord
 from mlprank.experiments.statistics import series_label
 from mlprank.report.charts import PICTURE_KINDS, write_pictures
 from mlprank.report.content import Content, conditions_text, content_of
-from mlprank.report.findings import averaged_over, sentences_of, smallest_good
-from mlprank.report.tables import accuracy_tables, difference_tables
+from mlprank.report.findings import all_tables, averaged_over, sentences_of, smallest_good
 from mlprank.utils.errors import require
 from mlprank.utils.files import write_whole
 
-LOGGED_NAME = "wandb-logged.txt"
-"""In the results directory: the cells that have runs of their own; an experiment that goes on logs the others."""
-ID_NAME = "wandb-id.txt"
-"""In the results directory: the id of the run, drawn once, so that experiments of one name never share it."""
 LEARNING_RATE = "model.optimizer.init_args.lr"
 WEIGHT_DECAY = "model.optimizer.init_args.weight_decay"
-VALIDATION = "val_top1"
 BEST = "best_val_top1"
 
 
 def log_experiment(
-    config: ExperimentConfig,
-    records: Sequence[CellRecord],
-    *,
-    project: str,
-    entity: str | None = None,
-    cells: bool = False,
+    config: ExperimentConfig, records: Sequence[CellRecord], *, project: str, entity: str | None, cells: bool
 ) -> int:
     """Log an experiment as one run; logging again, with more cells, updates it.
 
@@ -41,32 +31,28 @@ def log_experiment(
     """
     import wandb
 
+    # The id of the run is drawn once, so that experiments of one name never share it.
     directory = config.directory
-    identity, logged = directory / ID_NAME, directory / LOGGED_NAME
+    identity, logged = directory / "wandb-id.txt", directory / "wandb-logged.txt"
     if not identity.is_file():
         write_whole(identity, uuid.uuid4().hex[:12] + "\n")
     run_id = identity.read_text("utf-8").strip()
-
-    def start(name: str, kind: str, run_id: str, values: dict[str, Any]) -> Any:
-        return wandb.init(
-            project=project,
-            entity=entity,
-            group=config.name,
-            name=name,
-            job_type=kind,
-            id=run_id,
-            resume="allow",
-            dir=str(directory.absolute()),  # the process that W&B writes from may stand elsewhere
-            config=values,
-            reinit="finish_previous",
-            settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
-        )
-
+    start = partial(
+        wandb.init,
+        project=project,
+        entity=entity,
+        group=config.name,
+        resume="allow",
+        dir=str(directory.absolute()),  # the process that W&B writes from may stand elsewhere
+        reinit="finish_previous",
+        settings=wandb.Settings(console="off", x_disable_stats=True, silent=True),
+    )
     known = set(logged.read_text("utf-8").splitlines()) if logged.is_file() else set()
     pending = [record for record in records if cells and f"{record.key} {record.status}" not in known]
     for record in pending:
         kind = "dense" if record.parameters.measure == DENSE else "cell"
-        run = start(record.parameters.label, kind, f"{run_id}-{record.key}", _parameters(record))
+        identifier = f"{run_id}-{record.key}"
+        run = start(name=record.parameters.label, job_type=kind, id=identifier, config=_parameters(record))
         if record.metrics is not None:
             run.log(_numbers(record))
         else:
@@ -75,26 +61,21 @@ def log_experiment(
         with logged.open("a", encoding="utf-8") as file:
             file.write(f"{record.key} {record.status}\n")
     content = content_of([directory])
-    run = start(config.name, "experiment", run_id, config.plain())
+    run = start(name=config.name, job_type="experiment", id=run_id, config=config.plain())
     (directory / "report").mkdir(exist_ok=True)
-    shown: dict[str, Any] = {
-        f"tables/{table.kind}: {table.title}": wandb.Table(
-            columns=list(table.columns),
-            data=[[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in table.rows],
-        )
-        for table in (*accuracy_tables(content), *difference_tables(content))
-    }
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        named = {name: str(value) if isinstance(value, dict) else value for name, value in _parameters(record).items()}
+        rows.append({"key": record.key, "status": record.status, **named, **_numbers(record)})
+    columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
+    data: list[list[Any]] = [[row.get(name) for name in columns] for row in rows]
+    shown: dict[str, Any] = {"cells": wandb.Table(columns=columns, data=data)}
+    for table in (table for table in all_tables(content) if table.kind in ("accuracy", "claims", "differences")):
+        data = [[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row] for row in table.rows]
+        shown[f"tables/{table.kind}: {table.title}"] = wandb.Table(columns=list(table.columns), data=data)
     for path in write_pictures(content, directory / "report", kinds=PICTURE_KINDS, formats=["png"]):
         shown[f"plots/{path.stem}"] = wandb.Image(str(path))
-    rows: list[dict[str, Any]] = [
-        {"key": record.key, "status": record.status}
-        | {name: str(value) if isinstance(value, dict) else value for name, value in _parameters(record).items()}
-        | _numbers(record)
-        for record in records
-    ]
-    columns: list[Any] = list(dict.fromkeys(name for row in rows for name in row))
-    every_cell = wandb.Table(columns=columns, data=[[row.get(name) for name in columns] for row in rows])
-    run.log({"cells": every_cell, **shown})
+    run.log(shown)
     run.summary.update(_summary(content))
     run.finish()
     return len(pending)
@@ -102,29 +83,18 @@ def log_experiment(
 
 def _summary(content: Content) -> dict[str, Any]:
     """What W&B shows beside the run's name: the lead of weighted PageRank, and the smallest good network."""
-    failed = sum(record.status == "failed" for record in content.records)
-    summary: dict[str, Any] = {
-        "finding": " ".join(sentences_of(content)),
-        "cells_finished": len(content.records) - failed,
-        "cells_failed": failed,
-    }
+    summary: dict[str, Any] = {"finding": " ".join(sentences_of(content)), "cells_failed": content.num_failed}
+    summary["cells_finished"] = len(content.records) - content.num_failed
     for claim in content.claims[:1]:
         lead = claim[0].retention
         summary |= {"retention_lead": lead.mean, "retention_lead_low": lead.low, "retention_lead_high": lead.high}
         summary["retention_lead_over"] = f"{conditions_text(claim[0].settings[0])}; {averaged_over(claim[0])}"
     if best := smallest_good(content.panels):
         panel, label, point = best
-        summary |= {
-            "best/network": panel.setting.network,
-            "best/measure": label,
-            "best/method": panel.setting.method,
-            "best/compensation": panel.setting.compensation,
-            "best/amount": point.amount,
-            "best/top1": point.top1.mean,
-            "best/dense_top1": panel.dense.top1.mean,
-            "best/num_parameters": point.num_parameters,
-            "best/cell": point.keys[0],
-        }
+        found: dict[str, Any] = {name: getattr(panel.setting, name) for name in ("network", "method", "compensation")}
+        found |= {"amount": point.amount, "top1": point.top1.mean, "dense_top1": panel.dense.top1.mean}
+        found |= {"measure": label, "num_parameters": point.num_parameters, "cell": point.keys[0]}
+        summary |= {f"best/{name}": value for name, value in found.items()}
     return summary
 
 
@@ -141,9 +111,7 @@ def _numbers(record: CellRecord) -> dict[str, Any]:
     numbers = {
         "amount": record.parameters.amount,
         **{name: getattr(metrics, name) for name in ("top1", "top5", "retention", "dense_top1", "achieved_amount")},
-        "num_parameters": metrics.num_parameters_after,
-        "flops": metrics.flops_after,
-        "size_bytes": metrics.size_bytes_after,
+        **{name: getattr(metrics, f"{name}_after") for name in ("num_parameters", "flops", "size_bytes")},
         "compression_ratio": metrics.num_parameters_before / max(1, metrics.num_parameters_after),
     }
     if metrics.latency_s_after is not None and metrics.latency_s_before is not None:
@@ -194,7 +162,7 @@ def build_workspace(*, entity: str, project: str, name: str = "mlprank") -> Any:
         "Tuning": [
             wr.ParallelCoordinatesPlot(title="Learning rate, weight decay, accuracy", columns=columns),
             wr.ParameterImportancePlot(with_respect_to=BEST),
-            wr.LinePlot(title="Validation accuracy", x="epoch", y=[VALIDATION], max_runs_to_show=100),
+            wr.LinePlot(title="Validation accuracy", x="epoch", y=["val_top1"], max_runs_to_show=100),
         ],
     }
     shown = [ws.Section(name=title, is_open=True, panels=panels) for title, panels in sections.items()]

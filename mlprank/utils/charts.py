@@ -4,8 +4,6 @@ A drawing is one panel; `compose` makes a chart of one or of several side by sid
 ground: colours are expressions of the chart's parameter `dark`, which the report's page sets.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,13 +72,10 @@ SWITCH = {"name": "series", "select": _SELECT, "bind": "legend", "views": ["swit
 
 @dataclass(frozen=True)
 class Look:
-    """How a series looks in every chart; told apart without colour too."""
+    """How a series looks in every chart, by channel: "color", "shape", "strokeDash"; told apart without colour too."""
 
     name: str
-    light: str
-    dark: str
-    shape: str  # Vega's name of the marker, or an SVG path
-    dash: tuple[int, ...]  # lengths of strokes and gaps, empty for a whole line
+    channels: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -114,22 +109,14 @@ class ScoredLayer:
 
 
 def display_name(label: str) -> str:
-    """What a person reads for a series label.
-
-    >>> display_name("norm(p=2)"), display_name("weighted_pagerank"), display_name("my.package.Katz")
-    ('Norm (p=2)', 'Weighted PageRank', 'Katz')
-    """
+    """What a person reads for a series label: `Norm (p=2)` for `norm(p=2)`, `Katz` for `my.package.Katz`."""
     measure, bracket, arguments = label.partition("(")
     name = _NAMES.get(measure) or measure.rpartition(".")[2].replace("_", " ")
     return name[:1].upper() + name[1:] + (f" ({arguments}" if bracket else "")
 
 
 def looks_of(labels: Iterable[str]) -> dict[str, Look]:
-    """The look of every series label, in the order of the legend; more than nine share colours, with another dash.
-
-    >>> looks_of(["norm", "weighted_pagerank"])["norm"].light
-    '#E69F00'
-    """
+    """The look of every series label, in the order of the legend; more than nine share colours, with another dash."""
     known, wanted = list(_LOOKS), {label: label.partition("(")[0] for label in labels}
     rank = {label: known.index(measure) if measure in known else len(known) for label, measure in wanted.items()}
     free = [place for place, measure in enumerate(known) if measure not in wanted]
@@ -139,20 +126,15 @@ def looks_of(labels: Iterable[str]) -> dict[str, Look]:
         own = rank[label]
         if label not in known:  # norm(p=2) looks like norm where there is no plain norm
             own = free.pop(free.index(own) if own in free[: -len(wanted)] else 0)
-        light, dark, shape, dash = _LOOKS[known[own % len(known)]]
-        around = own // len(known)
-        looks[label] = Look(
-            display_name(label), light, dark, shape, (*dash, 3 + around, 2 * around) if around else dash
-        )
+        around, place = divmod(own, len(known))
+        light, dark, shape, dash = _LOOKS[known[place]]
+        strokes = [*dash, 3 + around, 2 * around] if around else list(dash) or [1, 0]
+        looks[label] = Look(display_name(label), {"color": _either(light, dark), "shape": shape, "strokeDash": strokes})
     return looks
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Shorten dotted layer names to the fewest last words that tell them apart and do not begin with a number.
-
-    >>> short_names(["net.stack.0", "net.stack.2"]), short_names(["enc.0.fc", "enc.1.fc"]), short_names(["fc1"])
-    (['stack.0', 'stack.2'], ['enc.0.fc', 'enc.1.fc'], ['fc1'])
-    """
+    """Shorten dotted layer names to the fewest last words that tell them apart and do not begin with a number."""
     shortened = []
     for name in names:
         words = name.split(".")
@@ -163,11 +145,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The points, by cost, that nothing beats: no other is at least as cheap and accurate, and better in one of them.
-
-    >>> [p.cost for p in pareto_front([CostPoint("a", 2, 0.8), CostPoint("a", 3, 0.7), CostPoint("a", 1, 0.5)])]
-    [1, 2]
-    """
+    """The points, by cost, that nothing beats: no other is at least as cheap and accurate, and better in one."""
     front: list[CostPoint] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.top1)):
         if not front or point.top1 > front[-1].top1 or (point.cost, point.top1) == (front[-1].cost, front[-1].top1):
@@ -204,11 +182,10 @@ def draw_front(
         heights = [max(math.floor(100 * low - 0.5), 0), min(math.ceil(100 * best + 12 * (best - low) + 0.5), 100)]
     scale = {"type": "log" if wide else "linear", "domain": span, "nice": False, "zero": False}
     form = {"format": "~s" if min(costs) >= 1000 else ".4~f", "labelOverlap": True, "grid": False}
+    height = {"domain": heights, "nice": False, "zero": False}
     place = {
         "x": number("cost", title=f"{cost} (less is better)", scale=scale, axis=form),
-        "y": number(
-            "top1", title=f"{score}, %" if percent else score, scale={"domain": heights, "nice": False, "zero": False}
-        ),
+        "y": number("top1", title=f"{score}, %" if percent else score, scale=height),
     }
     shown = percentage if percent else float
     front = set(map(id, pareto_front(points)))
@@ -231,17 +208,16 @@ def draw_front(
         look = {"size": 110, "color": INK, "strokeWidth": 2, "fill": GROUND}
         layers.append(layer(ring, "point", look, tooltip=tips[:3], **place))
         layers += written(ring, "dense", {"align": "right", "dx": -9, "color": QUIET}, **place)
-    for point in points:
-        if point.chosen:
-            value = f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"
-            text = [f"chosen: {looks[point.series].name}", f"{point.note}: {value}"]
-            mark = [{"cost": point.cost, "top1": shown(point.top1)}]
-            middle = math.sqrt(span[0] * span[1]) if wide else sum(span) / 2
-            side = {"align": "left", "dx": 6} if point.cost < middle else {"align": "right", "dx": -6}
-            top = {"datum": heights[1]}  # nothing is above a front, so that its name is in nobody's way up there
-            layers.append(layer(mark, "rule", {"color": BAD, "strokeDash": [2, 3]}, y2=top, **place))
-            layers.append(layer(mark, "point", {"size": 300, "color": BAD, "strokeWidth": 2.2}, **place))
-            layers += written(mark, text, {**side, "dy": 9}, **place | {"y": top})
+    for point in (point for point in points if point.chosen):
+        value = f"{100 * point.top1:.1f} %" if percent else f"{point.top1:.4g}"
+        text = [f"chosen: {looks[point.series].name}", f"{point.note}: {value}"]
+        mark = [{"cost": point.cost, "top1": shown(point.top1)}]
+        middle = math.sqrt(span[0] * span[1]) if wide else sum(span) / 2
+        side = {"align": "left", "dx": 6} if point.cost < middle else {"align": "right", "dx": -6}
+        top = {"datum": heights[1]}  # nothing is above a front, so that its name is in nobody's way up there
+        layers.append(layer(mark, "rule", {"color": BAD, "strokeDash": [2, 3]}, y2=top, **place))
+        layers.append(layer(mark, "point", {"size": 300, "color": BAD, "strokeWidth": 2.2}, **place))
+        layers += written(mark, text, {**side, "dy": 9}, **place | {"y": top})
     return {"layer": layers, "title": title, "width": width, "height": 300, "params": [SWITCH]}
 
 
@@ -256,12 +232,11 @@ def draw_heat_map(table: HeatMap, *, title: str, search: bool = False, width: in
     low, high = (min(numbers), max(numbers)) if search and numbers else (0.0, 100.0)
     axis = {"domain": False, "ticks": False, "grid": False, "labelLimit": 170, "labelAngle": 0}
     named = {"type": "ordinal", "axis": axis}
+    row, column = table.row_title, table.column_title
     place: dict[str, Any] = {
-        "x": {"field": "at", "title": table.column_title or None, "sort": columns, **named},
-        "y": {"field": "of", "title": table.row_title or None, "sort": names, **named},
-        "tooltip": tooltips(
-            f"{table.row_title or 'layer'}:of", f"{table.column_title or 'column'}:at", f"{table.value_title}:said"
-        ),
+        "x": {"field": "at", "title": column or None, "sort": columns, **named},
+        "y": {"field": "of", "title": row or None, "sort": names, **named},
+        "tooltip": tooltips(f"{row or 'layer'}:of", f"{column or 'column'}:at", f"{table.value_title}:said"),
     }
     scale = {"domain": [low, high if high > low else low + 1], "range": [PALE, STRONG], "interpolate": "rgb"}
     bright = {"test": f"isValid(datum.value) && datum.value > {low + 0.6 * (high - low)}", "value": GROUND}
@@ -281,18 +256,12 @@ def draw_heat_map(table: HeatMap, *, title: str, search: bool = False, width: in
 
 
 def search_map(
-    values: Mapping[str, Sequence[str]],
-    trials: Iterable[tuple[Mapping[str, str], float | None]],
-    *,
-    score: str = "accuracy",
+    values: Mapping[str, Sequence[str]], trials: Iterable[tuple[Mapping[str, str], float | None]], *, score: str = ""
 ) -> HeatMap:
     """Tabulate a grid search over the two options with the most values: each pair's best over all other options.
 
     `values` are those of every option, as text, in the order of the grid; `trials` each trial's option values and score
     in [0, 1], None or NaN where it failed or diverged.
-
-    >>> search_map({"lr": ["0.1", "0.2"]}, [({"lr": "0.1"}, 0.5), ({"lr": "0.2"}, None)]).values
-    {('', '0.1'): 0.5, ('', '0.2'): None}
     """
     widest = sorted(values, key=lambda name: -len(values[name]))[:2]
     column, *more = [name for name in reversed(list(values)) if name in widest]
@@ -382,12 +351,12 @@ def specification(drawings: Sequence[Drawing], *, columns: int = 3) -> dict[str,
     return spec | {"concat": panels, "columns": columns, "spacing": 24, "resolve": shared}
 
 
-def compose(drawings: Sequence[Drawing], *, columns: int = 3) -> Chart:
+def compose(drawings: Sequence[Drawing]) -> Chart:
     """Make an Altair chart of drawings, side by side, which a notebook shows."""
     import altair
 
     kind = altair.LayerChart if len(drawings) == 1 else altair.ConcatChart
-    return kind.from_dict(specification(drawings, columns=columns), validate=False)
+    return kind.from_dict(specification(drawings), validate=False)
 
 
 def write_chart(chart: Chart | Mapping[str, Any], path: str | Path) -> Path:
@@ -428,11 +397,8 @@ def number(field: str, **options: Any) -> Any:
 
 def by_series(looks: Mapping[str, Look], channel: str) -> Any:
     """A channel that tells series apart: "color", "shape" or "strokeDash"."""
-    told = [
-        {"color": _either(look.light, look.dark), "shape": look.shape, "strokeDash": list(look.dash) or [1, 0]}[channel]
-        for look in looks.values()
-    ]
-    scale = {"domain": [look.name for look in looks.values()], "range": told}
+    shown = looks.values()
+    scale = {"domain": [look.name for look in shown], "range": [look.channels[channel] for look in shown]}
     return {"field": "series", "type": "nominal", "title": None, "scale": scale}
 
 
@@ -443,11 +409,8 @@ def dimmed(full: float = 1.0, faint: float = 0.08, *, by: str = "series", empty:
 
 def tooltips(*fields: str) -> list[dict[str, str]]:
     """What the pointer tells: "field", or "title:field" where the two differ."""
-    found = []
-    for title, _, field in (entry.rpartition(":") for entry in fields):
-        escaped = field.replace(".", "\\.").replace("[", "\\[").replace("]", "\\]")
-        found.append({"field": escaped, "type": "nominal", "title": title or field})
-    return found
+    escape, named = str.maketrans({sign: f"\\{sign}" for sign in ".[]"}), (entry.rpartition(":") for entry in fields)
+    return [{"field": name.translate(escape), "type": "nominal", "title": title or name} for title, _, name in named]
 
 
 def percentage(fraction: float | None) -> Any:

@@ -8,8 +8,6 @@ from numbers import Real
 WRONG_INPUT = 2
 INTERRUPTED = 130
 
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
-"""What wrong input raises anywhere in the package; anything else is a fault of ours and shows its traceback."""
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
     ValueError,
@@ -55,27 +53,16 @@ def require(extra: str, *packages: str) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean …?" with the nearest known word, whatever its case, or nothing where none is near.
-
-    Examples:
-        >>> did_you_mean("fitt", ["fit", "test"])
-        "; did you mean 'fit'?"
-    """
+    """Return "; did you mean …?" with the nearest known word, whatever its case, or nothing where none is near."""
     lowered = {candidate.lower(): candidate for candidate in reversed(list(known))}
     near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[near[0]]!r}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, without the full stop; its kind where it says nothing.
+    """Return the first line of an error's message, without the full stop; its kind where it says nothing.
 
     A line that ends with a colon is continued by the next one.
-
-    Examples:
-        >>> first_line(ValueError("sizes differ.\nsee above"))
-        'sizes differ'
-        >>> first_line(RuntimeError("Error(s) in loading:\n\tMissing key(s): 'a'. "))
-        "Error(s) in loading: Missing key(s): 'a'"
     """
     first, *more = str(error).strip().splitlines() or [type(error).__name__]
     return (f"{first} {more[0].strip()[:200]}" if more and first.endswith(":") else first).rstrip(". ")

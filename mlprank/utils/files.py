@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from mlprank.utils.errors import OptionError
+from mlprank.utils.errors import OptionError, did_you_mean
+
+FOLDER = Path(__file__).parent.parent / "configs"
 
 
 class BusyError(RuntimeError):
@@ -85,13 +87,34 @@ _Loader.add_implicit_resolver(
 )
 
 
+def find_config(name: str) -> Path:
+    """Find a config, a file or one of those that come with mlprank."""
+    if Path(name).is_file():
+        return Path(name)
+    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    known = known_configs()
+    for candidate, path in known.items():
+        if wanted in (candidate, path.stem):
+            return path
+    here = [path.name for path in Path().glob("*.yaml")]
+    raise FileNotFoundError(
+        f"config {name} is neither a file nor a config of mlprank{did_you_mean(name, [*known, *here])}; `mlprank "
+        "configs` lists them"
+    )
+
+
+def known_configs() -> dict[str, Path]:
+    """The configs that come with mlprank by name: those of the top first, then thesis, tune and the others."""
+    folders = (FOLDER / folder for folder in (".", "thesis", "cnn", "experiments", "tune", "logging"))
+    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
+
+
 def load_config(text: str, *, of: str = "options such as trainer, model and data") -> dict[str, Any]:
-    """Read a config, a file or YAML as text, which holds a mapping `of` something."""
+    """Read a config, a file, a name or YAML as text, which holds a mapping `of` something."""
     inline = "\n" in text or text.lstrip().startswith("{")
-    if not inline and not Path(text).is_file():
-        raise FileNotFoundError(f"config {text} does not exist; `mlprank configs` lists those that come with mlprank")
     try:
-        content = yaml.load(text if inline else Path(text).read_text("utf-8"), Loader=_Loader)
+        content = yaml.load(text if inline else find_config(text).read_text("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         what = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise OptionError(f"config {'' if inline else text} cannot be read: {what}") from error

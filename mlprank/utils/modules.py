@@ -50,10 +50,8 @@ def evaluating(*models: object) -> Iterator[None]:
 
 def device_of(model: object) -> torch.device:
     """Say where a module's first parameter or buffer lives; the CPU for a module without any."""
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return torch.device("cpu")
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def sole_tensor(output: object, *, who: str) -> Tensor:

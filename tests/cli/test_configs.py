@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlprank.cli.configs import FOLDER, find_config, known_configs, with_files
+from mlprank.training.parser import Request
+from mlprank.utils.files import find_config, known_configs, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -22,10 +23,13 @@ def test_names_files_and_paths_of_the_clone_are_found(tmp_path: Path, monkeypatc
     assert find_config("quickstart") == Path("quickstart"), "a file of one's own comes first"
 
 
-def test_a_command_line_gets_the_files_in_place_of_the_names() -> None:
-    found = with_files(["--config", "quickstart", "--config=logging/wandb", "--lr", "quickstart"])
-    assert found == ["--config", str(FOLDER / "quickstart.yaml"), f"--config={FOLDER / 'logging' / 'wandb.yaml'}",
-                     "--lr", "quickstart"]  # fmt: skip
+def test_several_configs_of_a_command_line_are_names_or_files(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("trainer: {max_epochs: 7}")
+    request = Request.of(["--config", "quickstart", "own.yaml", "--lr", "quickstart", "--config=logging/wandb"])
+    files = (CONFIGS / "quickstart.yaml", tmp_path / "own.yaml", CONFIGS / "logging" / "wandb.yaml")
+    assert request.contents == [load_config(str(file)) for file in files]
+    assert request.options == [("lr", "quickstart")]
 
 
 def test_they_are_listed_with_what_they_say_of_themselves_and_copied(

@@ -66,8 +66,8 @@ def test_errors_of_the_user_are_one_line_and_an_exit_code(
     def fails(argv: list[str]) -> int:
         raise raised
 
-    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors:fails", ""))
-    monkeypatch.setattr("mlprank.utils.errors.fails", fails, raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors", ""))
+    monkeypatch.setattr("mlprank.utils.errors.prune", fails, raising=False)
     assert main(["prune"]) == code
     assert capsys.readouterr() == ("", text)
     monkeypatch.setenv("MLPRANK_TRACEBACK", "1")
@@ -77,8 +77,8 @@ def test_errors_of_the_user_are_one_line_and_an_exit_code(
 
 def test_warnings_are_one_line_without_the_code_that_they_came_from() -> None:
     code = "import sys, warnings; from mlprank import cli; from mlprank.utils import errors\n"
-    code += "errors.warns = lambda argv: warnings.warn('look here', stacklevel=1)\n"
-    code += "cli.COMMANDS['prune'] = cli.Command('mlprank.utils.errors:warns', ''); sys.exit(cli.main(['prune']))"
+    code += "errors.prune = lambda argv: warnings.warn('look here', stacklevel=1)\n"
+    code += "cli.COMMANDS['prune'] = cli.Command('mlprank.utils.errors', ''); sys.exit(cli.main(['prune']))"
     said = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stderr
         for env in ({}, {"MLPRANK_TRACEBACK": "1"})
@@ -91,8 +91,8 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(argv: list[str]) -> int:
         raise AssertionError("ours")
 
-    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors:fails", ""))
-    monkeypatch.setattr("mlprank.utils.errors.fails", fails, raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors", ""))
+    monkeypatch.setattr("mlprank.utils.errors.prune", fails, raising=False)
     with pytest.raises(AssertionError, match="ours"):
         main(["prune"])
 
@@ -103,9 +103,9 @@ def test_a_command_gets_its_options_and_its_exit_code_is_returned(monkeypatch: p
     def command(answer: int | None) -> Callable[[list[str]], Any]:
         return lambda argv: (seen.append(argv), answer)[1]  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr("mlprank.utils.errors.own", command(5), raising=False)
-    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors:own", ""))
+    monkeypatch.setattr("mlprank.utils.errors.prune", command(5), raising=False)
+    monkeypatch.setitem(COMMANDS, "prune", Command("mlprank.utils.errors", ""))
     assert main(["prune", "--amount", "0.5"]) == 5
-    monkeypatch.setattr("mlprank.utils.errors.own", command(None))
+    monkeypatch.setattr("mlprank.utils.errors.prune", command(None))
     assert main(["prune"]) == 0
     assert seen == [["--amount", "0.5"], []]

@@ -12,8 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 import mlprank
-from mlprank.cli import bench as bench_command
-from mlprank.cli import export as export_command
 from mlprank.cli import main
 from mlprank.models import MLP, TwoLayerMLP
 from mlprank.models.classifier import ImageClassifier
@@ -42,7 +40,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_dense_checkpoint_is_exported_as_the_network_it_holds(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "m.pt2"
-    assert export_command.main([str(checkpoints[0]), "--format=pt2", f"--out={output}"]) == 0
+    assert main(["export", str(checkpoints[0]), "--format=pt2", f"--out={output}"]) == 0
     flat = images().flatten(1)
     torch.testing.assert_close(torch.export.load(output).module()(flat), classifier().eval()(flat))
 
@@ -50,14 +48,14 @@ def test_a_dense_checkpoint_is_exported_as_the_network_it_holds(checkpoints: tup
 def test_a_pruned_file_is_exported_with_the_shape_and_the_widths_it_holds(
     checkpoints: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert export_command.main([str(checkpoints[1]), "--format=pt2", f"--out={tmp_path / 'm.pt2'}"]) == 0
+    assert main(["export", str(checkpoints[1]), "--format=pt2", f"--out={tmp_path / 'm.pt2'}"]) == 0
     assert "logits are the network's within" in capsys.readouterr().out
     expected = mlprank.load_pruned(checkpoints[1])(images(3))
     torch.testing.assert_close(torch.export.load(tmp_path / "m.pt2").module()(images(3)), expected)
 
 
 def test_the_file_lies_beside_the_checkpoint_and_says_how_the_network_is_built(checkpoints: tuple[Path, Path]) -> None:
-    assert export_command.main([str(checkpoints[1]), "--format=safetensors"]) == 0
+    assert main(["export", str(checkpoints[1]), "--format=safetensors"]) == 0
     with safe_open(checkpoints[1].with_suffix(".safetensors"), "pt") as file:
         notes = {name: json.loads(value) for name, value in file.metadata().items() if name != "format"}
     assert notes["model"]["class_path"].endswith("MLP") or "ImageClassifier" in notes["model"]["class_path"]
@@ -71,7 +69,7 @@ def test_bench_prints_one_table_and_writes_json(
 ) -> None:
     numbers = tmp_path / "bench.json"
     options = ["--backends=[eager]", "--batch_sizes=[1,4]", "--repeats=2", "--threads=1", f"--out={numbers}"]
-    assert bench_command.main([*map(str, checkpoints), *options]) == 0
+    assert main(["bench", *map(str, checkpoints), *options]) == 0
     shown = capsys.readouterr()
     assert shown.out.count("ratio") == 1
     assert "eager, batch 4" in shown.out

@@ -12,15 +12,29 @@ from typing import Any
 import pytest
 
 from mlprank.callbacks import PruningCallback
-from mlprank.cli import COMMANDS, completion, prune
-from mlprank.cli.help import HELP, help_parser
-from mlprank.cli.vocabulary import _ORIGINAL, WORDS, CommandParser, option_of, translate, words_of
+from mlprank.cli import COMMANDS, prune
+from mlprank.cli.vocabulary import (
+    _ORIGINAL,
+    HELP,
+    WORDS,
+    CommandParser,
+    help_parser,
+    listed,
+    translate,
+    words_of,
+)
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training.parser import Parser, trainer_parser
 from mlprank.utils.errors import OptionError
 
 DOCS = Path(__file__).parents[2] / "docs"
 LIGHTNING = ("fit", "tune", "validate", "test", "predict")
+
+
+def _plain_parser(command: str) -> CommandParser:
+    """The parser of a command that needs no classes."""
+    parser: CommandParser = getattr(import_module(COMMANDS[command].module), command.upper())
+    return parser
 
 
 def _options_of(command: str) -> dict[str, Any]:
@@ -32,7 +46,7 @@ def _options_of(command: str) -> dict[str, Any]:
             command, ImageClassifier, prune.add_options if command == "prune" else prune.add_budgets
         ).arguments
     else:
-        parser = import_module(f"mlprank.cli.{command}").PARSER
+        parser = _plain_parser(command)
         return {option.lstrip("-"): a.default for a in parser._actions for option in a.option_strings}
     return {action.dest: action.default for action in parser._actions}
 
@@ -41,8 +55,7 @@ def _options_of(command: str) -> dict[str, Any]:
 def test_every_word_stands_for_an_option_that_the_command_has(command: str) -> None:
     options = _options_of(command)
     recipe = _options_of("prune")
-    for word in words_of(command):
-        option = option_of(command, word)
+    for word, option in words_of(command).items():
         known = option in options or option.startswith(("data.", "model.optimizer.")) or option in ("model", "config")
         assert known or (command == "fit" and option in recipe), word
 
@@ -64,7 +77,7 @@ def test_the_defaults_of_help_are_those_of_the_parser(command: str) -> None:
     assert len(shown) >= 3
     checked = ("accelerator", "devices", "seed", "amount", "num_samples", "round_to", "split", "measure", "refine")
     for word in checked:
-        option = option_of(command, word)
+        option = words_of(command).get(word, word)
         if option in options and word in shown:
             assert str(options[option]) == shown[word], option
 
@@ -78,8 +91,7 @@ def test_the_help_of_plain_commands_explains_every_option_within_80_columns(
     text = capfd.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert f"example:\n  mlprank {command} " in text
-    actions = import_module(f"mlprank.cli.{command}").PARSER._actions
-    assert not [action.dest for action in actions if not action.help]
+    assert not [action.dest for action in _plain_parser(command)._actions if not action.help]
 
 
 def test_help_all_shows_every_option_without_a_list_of_classes(mlprank: Callable[..., Any], capfd: Any) -> None:
@@ -193,7 +205,8 @@ def test_the_documentation_has_the_table() -> None:
 def test_completion_knows_every_command_option_and_config(mlprank: Callable[..., Any]) -> None:
     script = mlprank("completion", "bash").out
     assert all(command in script for command in COMMANDS)
-    assert {"--ckpt_path", "--trainer.max_epochs", "--amount"} <= set(completion.options_of("fit"))
+    (options,) = re.findall(r'^ *fit\) words="(.*)";;$', script, re.MULTILINE)
+    assert {"--ckpt_path", "--trainer.max_epochs", "--amount"} <= set(options.split())
     asked = 'COMP_WORDS=(mlprank prune --amo); COMP_CWORD=2; _mlprank; echo "${COMPREPLY[@]}";'
     asked += 'COMP_WORDS=(mlprank fit --config qui); COMP_CWORD=3; _mlprank; echo "${COMPREPLY[@]}"'
     done = subprocess.run(["bash", "-c", script + asked], capture_output=True, text=True, check=True)
@@ -206,3 +219,7 @@ def test_a_wrong_value_names_the_option() -> None:
     parser.add_argument("--threads", type=int)
     with pytest.raises(OptionError, match=r"--threads: invalid int value: 'x'"):
         parser.parse_args(["--threads", "x"])
+
+
+def test_a_list_is_read_with_or_without_brackets_and_spaces() -> None:
+    assert listed(int)("[1,28,28]") == listed(int)("1, 28, 28") == [1, 28, 28]

@@ -33,7 +33,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_a_broken_one_and_a_list_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config .*absent\.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"config .*absent\.yaml is neither a file nor a config of mlprank"):
         read_config(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match=r"broken\.yaml cannot be read"):

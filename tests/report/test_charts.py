@@ -26,8 +26,8 @@ PANEL = Panel(
     SETTING,
     point(0.0, 0.88),
     (
-        Curve("weighted_pagerank", (point(0.5, 0.86, 0.85, 0.87),), {}),
-        Curve("norm", (point(0.5, 0.7, 0.6, 0.78), point(0.9, 0.2)), {}),
+        Curve("weighted_pagerank", {0.5: point(0.5, 0.86, 0.85, 0.87)}, {}),
+        Curve("norm", {0.5: point(0.5, 0.7, 0.6, 0.78), 0.9: point(0.9, 0.2)}, {}),
     ),
 )
 LEADS = (lead("norm", 0.02, 0.01, 0.03, "better"), lead("random", 0.1, None, None, ""))
@@ -52,7 +52,7 @@ def test_every_chart_is_valid_vega_lite_and_becomes_a_whole_picture(name, tmp_pa
 
 
 def test_accuracy_axes_end_at_100_percent_at_most():
-    high = Panel(SETTING, point(0.0, 0.999), (Curve("norm", (point(0.95, 0.99, 0.97, 1.0),), {}),))
+    high = Panel(SETTING, point(0.0, 0.999), (Curve("norm", {0.95: point(0.95, 0.99, 0.97, 1.0)}, {}),))
     spec = specification([draw_accuracy(high, LOOKS, title="t")])
     domains = re.findall(r"'domain': \[(\d[^\]]*)\]", str(spec))
     assert {text.split(", ")[1] for text in domains} == {"100"}

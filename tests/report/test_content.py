@@ -87,7 +87,7 @@ def test_several_results_directories_are_joined_and_the_last_counts(tmp_path):
             store.append(record(top1, measure="norm" if name == "a" else "wanda"))
     content = content_of([tmp_path / "a", tmp_path / "b"])
     assert len(content.records) == 3
-    assert content.panels[0].curves[0].points[0].top1.mean == 0.6
+    assert content.panels[0].curves[0].points[0.5].top1.mean == 0.6
 
 
 def test_a_point_has_one_value_for_every_training(tmp_path):
@@ -96,7 +96,7 @@ def test_a_point_has_one_value_for_every_training(tmp_path):
             for seed in range(2):
                 top1 = 0.8 + number / 100 + seed / 1000
                 store.append(record(top1, checkpoint_sha256=training(number), calibration_seed=seed))
-    estimate = content_of([tmp_path]).panels[0].curves[0].points[0].top1
+    estimate = content_of([tmp_path]).panels[0].curves[0].points[0.5].top1
     assert estimate.values == pytest.approx((0.8005, 0.8105, 0.8205))
 
 

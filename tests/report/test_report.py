@@ -12,17 +12,17 @@ from mlprank.cli import main
 from mlprank.experiments.records import RecordStore
 from mlprank.report import PICTURE_KINDS, page_html, write_report
 from mlprank.report.content import content_of, content_of_records
-from mlprank.report.findings import sentences_of, tiles_of
-from mlprank.report.tables import (
+from mlprank.report.findings import (
     Cell,
     Table,
-    accuracy_tables,
     all_tables,
     configuration_table,
     csv_table,
     difference_tables,
     latex_table,
     markdown_table,
+    sentences_of,
+    tiles_of,
 )
 from tests.experiments.synthetic import MEASURES, record, training, write_experiment
 
@@ -41,6 +41,10 @@ def page(results):
 
 def content(*records):
     return content_of_records(records, {record.key: Path("results") for record in records})
+
+
+def tables(kind, found):
+    return [table for table in all_tables(found) if table.kind == kind]
 
 
 def said(*records):
@@ -141,7 +145,7 @@ def test_the_numbers_on_the_page_are_those_of_the_records(tmp_path):
             store.append(record(top1, checkpoint_sha256=training(number)))
     found = content_of([tmp_path])
     half_width = 4.302652729911275 * 0.01 / 3**0.5
-    estimate = found.panels[0].curves[0].points[0].top1
+    estimate = found.panels[0].curves[0].points[0.5].top1
     assert estimate.mean == pytest.approx(0.82)
     assert estimate.high - estimate.low == pytest.approx(2 * half_width, rel=0.01)
     assert f">82.0 [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]<" in page_html(found)
@@ -152,7 +156,7 @@ def test_fewer_than_three_trainings_show_their_values_and_no_band_or_verdict(tmp
     found = content_of([tmp_path])
     rows = [row for spec in specs(page_html(found)).values() for rows in spec["datasets"].values() for row in rows]
     assert {row["low"] for row in rows if row.get("amount", 0) > 0 and "low" in row} == {None}
-    (table,) = accuracy_tables(found)
+    (table,) = tables("accuracy", found)
     assert re.fullmatch(r"\d\d\.\d, \d\d\.\d", table.rows[0][1].text)
     assert {cell.mark for row in table.rows for cell in row} == {""}
     (table,) = difference_tables(found)
@@ -164,7 +168,7 @@ def test_failed_cells_alone_still_make_a_report(tmp_path):
     with RecordStore(tmp_path) as store:
         store.append(record(None, error="KeyError: 'fc9'"))
     written = write_report([tmp_path], tmp_path / "out")
-    assert (written.num_finished, written.num_failed) == (0, 1)
+    assert (len(written.content.records), written.content.num_failed) == (1, 1)
     page = written.html.read_text()
     assert "No cell finished" in page
     assert "KeyError: &#39;fc9&#39;" in page
@@ -230,17 +234,17 @@ def test_repaired_and_unrepaired_networks_are_claimed_apart():
 def test_a_single_measure_and_amount_0_win_nothing():
     alone = content(record(0.8), record(0.7, amount=0.8))
     assert "highest mean" not in " ".join(sentences_of(alone))
-    assert {cell.mark for row in accuracy_tables(alone)[0].rows for cell in row} == {""}
+    assert {cell.mark for row in tables("accuracy", alone)[0].rows for cell in row} == {""}
     nothing = content(record(0.88, amount=0.0), record(0.87, amount=0.0, measure="norm"))
     assert sentences_of(nothing) == ()
-    assert {cell.mark for row in accuracy_tables(nothing)[0].rows for cell in row} == {""}
+    assert {cell.mark for row in tables("accuracy", nothing)[0].rows for cell in row} == {""}
     assert difference_tables(nothing) == ()
 
 
 def test_what_does_not_vary_has_no_interval_in_a_table():
     cells = [record(0.8, checkpoint_sha256=training(n)) for n in range(3)]
     cells += [record(0.8 + n * 1e-6, amount=0.8, checkpoint_sha256=training(n)) for n in range(3)]
-    (table,) = accuracy_tables(content(*cells))
+    (table,) = tables("accuracy", content(*cells))
     assert [cell.text for cell in table.rows[0]] == ["Weighted PageRank", "80.0", "80.0"]
 
 
@@ -254,7 +258,7 @@ def test_baselines_can_be_chosen(results, tmp_path, capsys):
     chosen = content_of([results], baselines=["random", "norm", "activation"])
     assert {c.baseline for c in chosen.comparisons} == {"random", "norm", "activation"}
     assert "than the average of Activation, Norm and Random" in sentences_of(chosen)[0]
-    assert tiles_of(chosen)[1].name == "against the average of the others"
+    assert tiles_of(chosen)[1][1] == "against the average of the others"
     arguments = ["report", str(results), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--baselines", "norm", "katz"]) == 2
     assert "baselines ['katz'] have no finished cell" in capsys.readouterr().err
@@ -369,7 +373,7 @@ def test_the_best_mean_is_marked_and_equal_means_are_not():
         for n in range(3)
         for measure, amount, top1 in (("norm", 0.5, 0.8), ("wanda", 0.5, 0.7), ("norm", 0.9, 0.1), ("wanda", 0.9, 0.1))
     ]
-    (table,) = accuracy_tables(content(*cells))
+    (table,) = tables("accuracy", content(*cells))
     marks = {row[0].text: [cell.mark for cell in row[1:]] for row in table.rows}
     assert marks["Norm"] == ["best", ""]
     assert marks["Wanda"] == ["", ""]

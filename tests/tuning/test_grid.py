@@ -90,7 +90,7 @@ def test_a_grid_that_cannot_be_trained_is_refused_by_name(config, options, messa
 
 
 def test_a_config_that_does_not_exist_is_named():
-    with pytest.raises(FileNotFoundError, match=r"config nowhere.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"config nowhere.yaml is neither a file nor a config of mlprank"):
         read_request(["--config", "nowhere.yaml"])
 
 

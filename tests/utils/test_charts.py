@@ -63,8 +63,8 @@ def test_dark_ground_turns_ground_and_ink(tmp_path):
     dark = light | {"params": [{"name": "dark", "value": True}, *light["params"][1:]]}
     texts = [charts.write_chart(spec, tmp_path / f"{n}.svg").read_text() for n, spec in enumerate((light, dark))]
     assert ["#ffffff" in text and "#171e26" not in text for text in texts] == [True, False]
-    assert [LOOKS["norm"].light in text for text in texts] == [True, False]
-    assert [LOOKS["norm"].dark in text for text in texts] == [False, True]
+    assert ["#E69F00" in text for text in texts] == [True, False]
+    assert ["#F4BC45" in text for text in texts] == [False, True]
 
 
 def test_fronts_end_at_100_percent_at_most():
@@ -121,13 +121,26 @@ def test_every_measure_keeps_its_look_and_no_two_share_one():
     alone, together = charts.looks_of(["wanda"])["wanda"], charts.looks_of(known)
     assert alone == together["wanda"]
     many = charts.looks_of([*known, *[f"norm(p={p})" for p in range(2, 20)]])
-    assert len(set(many.values())) == len(many) == 25
-    assert len({(look.light, look.dash) for look in many.values()}) == len(many)
-    assert len({look.shape for look in together.values()}) == 7
-    assert charts.looks_of(["norm(p=2)"])["norm(p=2)"].light == together["norm"].light
+    drawn = [look.channels for look in many.values()]
+    assert len({look.name for look in many.values()}) == len(many) == 25
+    assert len({str((channels["color"], channels["strokeDash"])) for channels in drawn}) == len(many)
+    assert len({look.channels["shape"] for look in together.values()}) == 7
+    assert charts.looks_of(["norm(p=2)"])["norm(p=2)"].channels == together["norm"].channels
+
+
+def test_a_series_is_called_as_a_person_calls_it():
+    labels = ["norm(p=2)", "weighted_pagerank", "my.package.Katz"]
+    assert list(map(charts.display_name, labels)) == ["Norm (p=2)", "Weighted PageRank", "Katz"]
+    assert "#E69F00" in str(charts.looks_of(["norm", "weighted_pagerank"])["norm"].channels["color"])
+
+
+def test_a_network_that_is_dearer_and_worse_is_not_on_the_front():
+    points = [CostPoint("a", 2, 0.8), CostPoint("a", 3, 0.7), CostPoint("a", 1, 0.5)]
+    assert [point.cost for point in charts.pareto_front(points)] == [1, 2]
 
 
 def test_layer_names_stay_whole_or_differ_by_words():
+    assert charts.short_names(["net.stack.0", "net.stack.2"]) == ["stack.0", "stack.2"]
     assert charts.short_names(["stack.linear.0", "stack.linear.2"]) == ["linear.0", "linear.2"]
     assert charts.short_names(["fc1", "fc10"]) == ["fc1", "fc10"]
     assert charts.short_names(["encoder.0.fc", "encoder.1.fc"]) == ["encoder.0.fc", "encoder.1.fc"]
