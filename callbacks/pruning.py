@@ -46,7 +46,7 @@ from mlprank.surgery.masks import (
     without_compiled,
     write_weights,
 )
-from mlprank.surgery.narrow import adopt_state, narrow, network_state
+from mlprank.surgery.narrow import narrow, network_state
 from mlprank.utils.errors import first_line
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import Hook, replace_hook, users_hooks, watch_hooks
@@ -225,7 +225,7 @@ class PruningCallback(Callback):
         if self.rows:
             batches = self.settings.calibration(trainer, run.copied(pl_module, self._changing), limit=1)
             with run.uncompiled(pl_module):
-                recompute_uncalled(self._network(pl_module), as_inputs(next(iter(batches))).first(1))
+                recompute_uncalled(self._network(pl_module), as_inputs(next(iter(batches)))[:1])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune as much as the schedule says."""
@@ -563,7 +563,7 @@ class PruningCallback(Callback):
             else:
                 bake_masks(network)
                 narrow(network, result.slices, biases=result.biases)
-                adopt_state(network, result.model)
+                write_weights(network, network_state(result.model))
                 remember(network, result.record())
                 if isinstance(module, ImageClassifier):
                     module.pruning = dict(vars(result.record()))

@@ -44,11 +44,6 @@ def inputs_of(example: Any) -> Inputs:
     return inputs
 
 
-def _outputs(inputs: Inputs, model: Callable[..., object]) -> list[Tensor]:
-    """Every tensor that a model gives."""
-    return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
-
-
 class Preprocessed(nn.Module):
     """A model that takes pixels as they are in image files, uint8 in 0 to 255.
 
@@ -109,11 +104,11 @@ def export_model(
     bake_masks(network)
     inputs = given.mapped(lambda tensor: tensor.detach().cpu())
     if len(inputs) == 1:  # torch.export would take a batch of one for a constant
-        inputs = inputs.taken(torch.tensor([0, 0]))
+        inputs = inputs[[0, 0]]
     notes = {"inputs": describe_inputs(given.args, given.kwargs), **(metadata or {})}
     with evaluating(network), torch.no_grad(), whole_file(path) as temporary:
         try:
-            outputs = _outputs(inputs, network)
+            outputs = inputs.outputs(network)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise ValueError(
                 f"export: {type(model).__name__} cannot take inputs {inputs} ({first_line(error)}); give an example as "
@@ -167,7 +162,7 @@ def _write_onnx(network: nn.Module, inputs: Inputs, path: Path, metadata: Mappin
         # the free axis is called so, not by the tracer's symbol
         dynamic_shapes=[{0: "batch"} if tensor.dim() else {} for tensor in inputs.tensors],
         input_names=["images"] if len(inputs.tensors) == 1 and not inputs.kwargs else None,
-        output_names=["logits"] if len(_outputs(inputs, network)) == 1 else None,
+        output_names=["logits"] if len(inputs.outputs(network)) == 1 else None,
     )
     assert written is not None
     proto = written.model_proto
@@ -228,8 +223,8 @@ def _compare(network: nn.Module, exported: Callable[..., object], inputs: Inputs
     """Return the largest difference on a batch of one and on one larger than the example's."""
     worst, last = 0.0, len(inputs) - 1
     for index in ([0], [*range(len(inputs)), last]):
-        batch = inputs.taken(torch.tensor(index))
-        pairs = zip(_outputs(batch, network), _outputs(batch, exported), strict=True)
+        batch = inputs[index]
+        pairs = zip(batch.outputs(network), batch.outputs(exported), strict=True)
         for expected, found in [(one.double(), other.double()) for one, other in pairs if one.numel()]:
             difference = float((found - expected).abs().max())
             if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):

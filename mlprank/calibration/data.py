@@ -85,7 +85,7 @@ class Calibration:
         left = self.num_samples
         for batch in self.batches:
             inputs = self._call(batch).mapped(lambda tensor: tensor.to(self.device))
-            inputs = inputs if left is None else inputs.first(left)
+            inputs = inputs if left is None else inputs[:left]
             for one, other in zip(inputs.tensors, self.example.tensors, strict=False):
                 if len(inputs) and (one.dim(), one.dtype) != (other.dim(), other.dtype):
                     raise ValueError(

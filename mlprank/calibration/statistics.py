@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlprank.calibration.data import Calibration
 from mlprank.graph.axes import pieces
-from mlprank.graph.layers import rows, squares
+from mlprank.graph.layers import squares
 from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Layer, Place, State
 
@@ -209,7 +209,8 @@ def measure_constants(
     arriving: dict[Place, Arriving] = {}
 
     def on_read(node: str, value: Tensor) -> None:
-        seen = rows(value, nodes[node][1])
+        seen = value.movedim(nodes[node][1], -1)
+        seen = seen.reshape(-1, seen.shape[-1])
         arrives = len(seen) > 0
         seen = seen if arrives else seen.new_zeros(1, seen.shape[1])
         low, high = seen.amin(0), seen.amax(0)
@@ -218,7 +219,7 @@ def measure_constants(
 
     graph.program.observe(
         state,
-        calibration.example.first(16),
+        calibration.example[:16],
         read={node: place[0] for node, place in nodes.items()},
         on_read=on_read,
         fills=fills,

@@ -259,7 +259,7 @@ class SideBySide:
             for node in ordered:
                 for run in ahead:
                     run.until(node)
-                before, after = (run.argument(program.nodes[program.order[node]], nodes[node]) for run in ahead)
+                before, after = (run.value_of(nodes[node]) for run in ahead)
                 found[node] = before, after
             yield found
 
@@ -274,7 +274,7 @@ class SideBySide:
         for batch in self.calibration:
             if kept and used + largest > _MAX_BYTES:
                 break
-            runs = program.start(self.dense, batch), program.start(state, batch)
+            runs = Run(program, self.dense, batch), Run(program, state, batch)
             yield runs
             held = [value for run in runs for value in run.values.values() if isinstance(value, Tensor)]
             size = sum(value.numel() * value.element_size() for value in held)

@@ -104,7 +104,7 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
             FlopCounterMode(display=False) as counter,
             FlopCounterMode(display=False, custom_mapping=_without_zeros(model)) as nonzero,
         ):
-            inputs.to(device_of(model)).feed(getattr(model, "_orig_mod", model))
+            inputs.mapped(lambda tensor: tensor.to(device_of(model))).outputs(getattr(model, "_orig_mod", model))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() // len(inputs), nonzero.get_total_flops() // len(inputs)
@@ -172,7 +172,7 @@ def measure_latency(
             for name, model in models.items():
                 wait()
                 start = time.perf_counter()
-                inputs.feed(model)
+                model(*inputs.args, **inputs.kwargs)
                 wait()
                 times[name].append(time.perf_counter() - start)
     found = {}

@@ -4,11 +4,10 @@ While a program is read, sets of neurons (*spaces*) are cut where an operation c
 both is one mechanism: a space is *defined* by an axis of other spaces, and every axis that mentions it follows.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from itertools import accumulate, count
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,6 @@ def widened(axis: Axis, block: int) -> Axis:
     return tuple(Segment(segment.space, segment.width, segment.block * block) for segment in axis)
 
 
-def entries(axis: Axis, kept: dict[int, Tensor], device: torch.device | None = None) -> Tensor:
-    """Expand masks of spaces, shape (width,), to a mask of the entries along an axis; without a mask all are kept."""
-    parts = []
-    for segment in axis:
-        mask = None if segment.space is None else kept.get(segment.space)
-        mask = torch.ones(segment.width, dtype=torch.bool) if mask is None else mask
-        parts.append(mask.to(device).repeat_interleave(segment.block))
-    return torch.cat(parts)
-
-
 def pieces(axis: Axis, space: int) -> Iterable[tuple[int, Segment]]:
     """Yield every segment of a space on an axis with the index of its first entry."""
     start = 0
@@ -58,118 +47,109 @@ def pieces(axis: Axis, space: int) -> Iterable[tuple[int, Segment]]:
 
 
 class Spaces:
-    """Sets of neurons while a program is read."""
+    """Sets of neurons while a program is read; what is noted of the space None, which is none, nobody reads."""
 
     def __init__(self) -> None:
-        self.widths: list[int] = []
-        self.parts: list[Axis | None] = []  # the axis that a space has been found to be, if it is not itself
-        self.reasons: list[list[str]] = []  # why its neurons stay whole
-        self.marks: list[set[str]] = []  # what else was seen of it
+        self._names = count()
+        self.parts: dict[int | None, Axis] = {}  # of spaces that have been found to be an axis of others
+        # What was seen of a space: reasons why its neurons stay whole (True), and marks (False).
+        self.notes: defaultdict[int | None, dict[str, bool]] = defaultdict(dict)
 
     def new(self, width: int) -> Axis:
         """Start a space and return the axis along it."""
-        self.widths.append(width)
-        self.parts.append(None)
-        self.reasons.append([])
-        self.marks.append(set())
-        return (Segment(len(self.widths) - 1, width),)
+        return (Segment(next(self._names), width),)
 
-    def resolve(self, axis: Axis) -> Axis:
+    def resolve(self, axis: Iterable[Segment]) -> Axis:
         """Say what an axis is made of by now."""
         found: list[Segment] = []
         for segment in axis:
-            parts = None if segment.space is None else self.parts[segment.space]
-            if segment.space is None or parts is None:
-                found.append(segment)
-            else:
-                self.parts[segment.space] = parts = self.resolve(parts)
+            if segment.space in self.parts:
+                self.parts[segment.space] = parts = self.resolve(self.parts[segment.space])
                 found += widened(parts, segment.block)
+            else:
+                found.append(segment)
         return tuple(found)
+
+    def mark(self, axis: Axis, note: str, *, whole: bool = False) -> None:
+        """Note something of the neurons along an axis."""
+        for segment in self.resolve(axis):
+            self.notes[segment.space][note] = whole
 
     def keep_whole(self, axis: Axis, reason: str) -> None:
         """Say why the neurons along an axis cannot be removed."""
-        for segment in self.resolve(axis):
-            if segment.space is not None:
-                self.reasons[segment.space].append(reason)
+        self.mark(axis, reason, whole=True)
 
-    def mark(self, axis: Axis, mark: str) -> None:
-        """Note something of the neurons along an axis."""
-        for segment in self.resolve(axis):
-            if segment.space is not None:
-                self.marks[segment.space].add(mark)
+    def cut(self, axis: Axis, start: int, stop: int, why: str) -> Axis:
+        """Return the entries from `start` to `stop` of an axis, cutting spaces.
 
-    def cut(self, axis: Axis, start: int, stop: int) -> Axis | None:
-        """Return the entries from `start` to `stop` of an axis, cutting spaces; None inside a neuron's block."""
-        for at in (start, stop):
-            axis = self.resolve(axis)
-            position = 0
-            for segment in axis:
-                if position < at < position + segment.size and not self._split(segment, at - position):
-                    return None
-                position += segment.size
-        taken, position = [], 0
-        for segment in self.resolve(axis):
-            if segment.space is None:
-                size = min(stop, position + segment.size) - max(start, position)
-                taken += [Segment(None, size)] if size > 0 else []
-            elif start <= position and position + segment.size <= stop and segment.size:
-                taken.append(segment)
-            position += segment.size
-        return tuple(taken)
+        Inside a neuron's block that is not possible: the neurons stay whole for this reason, and the axis is empty.
+        """
+        parts = self._parted(self._parted(axis, start), stop)
+        if not parts:
+            self.keep_whole(axis, why)
+        ends = accumulate(part.size for part in parts)
+        return tuple(part for part, end in zip(parts, ends, strict=True) if start < end <= stop and part.size)
 
-    def divided(self, axis: Axis, count: int) -> list[Axis] | None:
-        """Cut an axis into equal parts; None where that is not possible."""
-        size, rest = divmod(size_of(axis), count)
-        parts = [] if rest else [self.cut(axis, index * size, (index + 1) * size) for index in range(count)]
-        return None if rest or any(part is None for part in parts) else [self.resolve(part) for part in parts if part]
-
-    def tie(self, one: Axis, other: Axis, *, why: str) -> bool:
+    def tie(self, one: Axis, other: Axis, why: str) -> None:
         """Let the neurons of two axes that meet entry by entry stay together.
 
-        Neurons that meet entries of no neuron stay whole, for the reason that is given. False where it cannot be said
-        by segments: the caller has to keep both whole.
+        Neurons that meet entries of no neuron stay whole; all of them do where it cannot be said by segments.
         """
         left, right = self.resolve(one), self.resolve(other)
-        if size_of(left) != size_of(right):
-            return False
-        while left and right:
+        fits = size_of(left) == size_of(right)
+        while fits and left and right:
+            if left[0].size < right[0].size:
+                left, right = right, left
             a, b = left[0], right[0]
-            if a.size < b.size:
-                left, right, a, b = right, left, b, a
             if a.size > b.size:
-                if a.space is None:
-                    left = (Segment(None, b.size), Segment(None, a.size - b.size), *left[1:])
-                elif not self._split(a, b.size):
-                    return False
+                left = self._parted(left, b.size)
+                fits = bool(left)
             elif a.space is None or b.space is None:
                 self.keep_whole((a, b), why)
                 left, right = left[1:], right[1:]
             elif a.space == b.space:
-                if a.block != b.block:
-                    return False
+                fits = a.block == b.block
                 left, right = left[1:], right[1:]
             else:
                 # The one of larger blocks, or else the earlier one, stands for both.
                 whole, part = sorted((a, b), key=lambda each: (-each.block, each.space or 0))
                 block, rest = divmod(whole.block, part.block)
-                if rest:
-                    return False
-                assert part.space is not None
-                self._define(part.space, (Segment(whole.space, whole.width, block),))
+                fits = not rest
+                if fits:
+                    self._define(part.space, (Segment(whole.space, whole.width, block),))
             left, right = self.resolve(left), self.resolve(right)
-        return True
+        if not fits:
+            self.keep_whole(one + other, why)
 
-    def _split(self, segment: Segment, size: int) -> bool:
-        """Cut a segment behind so many of its entries."""
-        width, rest = divmod(size, segment.block)
-        if segment.space is not None and not rest:
-            self._define(segment.space, (*self.new(width), *self.new(segment.width - width)))
-        return segment.space is None or not rest
+    def tie_parts(self, axis: Axis, count: int, why: str) -> Axis:
+        """Let equal numbers go from equal parts of an axis, and return the axis of one part; empty as for `cut`."""
+        size, rest = divmod(size_of(axis), count)
+        parts = [] if rest else [self.cut(axis, size * index, size * (index + 1), why) for index in range(count)]
+        if rest or not all(parts):
+            self.keep_whole(axis, why)
+            return ()
+        for part in parts[1:]:
+            self.tie(parts[0], part, why)
+        return self.resolve(parts[0])
 
-    def _define(self, space: int, axis: Axis) -> None:
+    def _parted(self, axis: Axis, at: int) -> Axis:
+        """The axis with a border of segments behind so many entries; empty where that is inside a neuron's block."""
+        found: list[Segment] = []
+        for segment in self.resolve(axis):
+            width, rest = divmod(at, segment.block)
+            if not 0 < at < segment.size:
+                found.append(segment)
+            elif segment.space is None:
+                found += [Segment(None, at), Segment(None, segment.size - at)]
+            elif rest:
+                return ()
+            else:
+                self._define(segment.space, (*self.new(width), *self.new(segment.width - width)))
+                found.append(segment)
+            at -= segment.size
+        return self.resolve(found)
+
+    def _define(self, space: int | None, axis: Axis) -> None:
         self.parts[space] = axis
         for segment in axis:
-            assert segment.space is not None
-            own = self.reasons[segment.space]
-            own += [reason for reason in self.reasons[space] if reason not in own]
-            self.marks[segment.space] |= self.marks[space]
+            self.notes[segment.space] |= self.notes[space]

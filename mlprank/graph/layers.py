@@ -1,4 +1,4 @@
-"""Layer kinds: the ways in which weights make neurons out of neurons; a new kind is one class (`register_kind`).
+"""Layer kinds: the ways in which weights make neurons out of neurons; a new kind is one class in `KINDS`.
 
 A kind knows where outputs and inputs lie in its weight, how the weight looks as a matrix to a measure, what one output
 position sees of its input, and which attributes of a module state sizes. The law that every kind keeps, and the tests
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from mlprank.graph.axes import Axis
 from mlprank.graph.program import arguments, as_node, ndim_of, operation
 
 
@@ -50,10 +51,10 @@ class Kind(ABC):
     pads: bool = False  # positions at the border see zeros, too, so that an input's constant has no place in a bias
     refits: bool = True  # `patches`, `outputs` and `flat` are known, so that whole weights can be fitted anew
 
-    @property
-    def weight_in(self) -> int:
-        """The weight's dimension along the inputs."""
-        return 1 - self.weight_out
+    def whole(self, axes: Mapping[int, Axis]) -> tuple[Axis, Axis]:
+        """The axes along all outputs and inputs, from those of the weight, whose second one is that of one group."""
+        sides = axes[0], axes[1] * self.groups
+        return sides if self.weight_out == 0 else sides[::-1]
 
     @classmethod
     @abstractmethod
@@ -68,22 +69,22 @@ class Kind(ABC):
         """The inverse of `flat`; `like` is a weight with the sizes of the patch."""
         return flat[0, ..., 0] if self.weight_out == 0 else flat[0, ..., 0].T
 
-    @abstractmethod
     def patches(
         self, value: Tensor, inputs: Tensor, positions: int | None
     ) -> Float[Tensor, "groups rows inputs patch"]:
         """What outputs see of given inputs (indices within a group), at all positions or so many of each sample."""
+        return _tokens(value, positions)[:, inputs][None, :, :, None]
 
-    @abstractmethod
     def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Float[Tensor, "groups rows outputs"]:
         """What a weight makes of a value at those positions, without a bias."""
+        return (_tokens(value, positions) @ (weight.T if self.weight_out == 0 else weight))[None]
 
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """Sums of squares of what is read, over samples and positions, shape (n_in,)."""
         return squares(value, dim)
 
-    def resize(self, module: nn.Module) -> None:  # noqa: B027  # not every kind states sizes
-        """Make the attributes of a module of this kind agree with its weight."""
+    def resize(self, module: Any) -> None:  # noqa: B027  # not every kind states sizes
+        """Make the sizes that a module states agree with its weight, if it is of this kind."""
 
 
 def matrix(kind: Kind, weight: Tensor) -> Float[Tensor, "n_out n_in"]:
@@ -94,11 +95,6 @@ def matrix(kind: Kind, weight: Tensor) -> Float[Tensor, "n_out n_in"]:
         return plain[0]
     joined: Tensor = torch.block_diag(*plain)
     return joined
-
-
-def rows(value: Tensor, dim: int) -> Float[Tensor, "rows n"]:
-    """A value as rows of the entries along one dimension."""
-    return value.movedim(dim, -1).reshape(-1, value.shape[dim])
 
 
 def squares(value: Tensor, dim: int) -> Float[Tensor, " n"]:
@@ -138,21 +134,12 @@ class Linear(Kind):
         source = as_node(source)
         return Use(cls(out), source, ndim_of(source) - 1, weight, bias, ndim_of(node) - 1)
 
-    def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
-        """Rows; a position is a token."""
-        return _tokens(value, positions)[:, inputs][None, :, :, None]
-
-    def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
-        """Products of the same rows with the matrix."""
-        return (_tokens(value, positions) @ (weight.T if self.weight_out == 0 else weight))[None]
-
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: Any) -> None:
         """Set `out_features` and `in_features` of `nn.Linear`, `nf` and `nx` of GPT-2's Conv1D."""
-        weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Linear) and isinstance(weight, Tensor):
-            module.out_features, module.in_features = weight.shape
-        elif type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and hasattr(module, "nf"):
-            module.nx, module.nf = weight.shape  # type: ignore[assignment]
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+            module.nx, module.nf = module.weight.shape
 
 
 def _tokens(value: Tensor, positions: int | None) -> Float[Tensor, "rows n"]:
@@ -255,18 +242,14 @@ class Convolution(Kind):
         pads = [side for sides in reversed(self.padding) for side in sides]
         return F.pad(value, pads) if any(pads) else value
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: Any) -> None:
         """Set `in_channels`, `out_channels` and the groups of a depthwise convolution."""
-        if not isinstance(module, nn.modules.conv._ConvNd) or not isinstance(module.weight, Tensor):
-            return
-        first, second = module.weight.shape[:2]
-        if module.groups > 1 and module.groups == module.in_channels and not module.transposed and second == 1:
-            multiplier = module.out_channels // module.in_channels
-            module.groups = first // multiplier
-        if module.transposed:
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.in_channels, module.out_channels = second * module.groups, first
+        if isinstance(module, nn.modules.conv._ConvNd):
+            first, second = module.weight.shape[:2]
+            if 1 < module.groups == module.in_channels and not module.transposed:
+                module.groups = first * module.in_channels // module.out_channels
+            sizes = first, second * module.groups
+            module.in_channels, module.out_channels = sizes if module.transposed else sizes[::-1]
 
 
 @dataclass(frozen=True)
@@ -284,43 +267,15 @@ class Embedding(Kind):
         weight, indices = as_node(node.args[0]), as_node(node.args[1])
         return Use(cls(int(weight.meta["val"].shape[0])), indices, -1, weight, None, ndim_of(node) - 1)
 
-    def patches(self, value: Tensor, inputs: Tensor, positions: int | None) -> Tensor:
-        """One row of zeros and a one for every lookup."""
-        return F.one_hot(value.flatten(), self.size)[:, inputs][None, :, :, None]
-
-    def outputs(self, value: Tensor, weight: Tensor, positions: int | None) -> Tensor:
-        """The rows that are looked up."""
-        return weight[value.flatten()][None]
-
     def input_norms(self, value: Tensor, dim: int) -> Tensor:
         """How often every row is looked up."""
         return torch.bincount(value.flatten(), minlength=self.size).double()
 
-    def resize(self, module: nn.Module) -> None:
-        """Set `embedding_dim`."""
+    def resize(self, module: Any) -> None:
+        """Set `num_embeddings` and `embedding_dim`."""
         if isinstance(module, nn.Embedding):
             module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-KINDS: list[type[Any]] = [Linear, Convolution, Embedding]
-
-
-def register_kind(kind: type[Any]) -> Callable[[], None]:
-    """Make a kind known to the reader of networks; those registered last are asked first.
-
-    Returned is a function that takes it back.
-    """
-    KINDS.insert(0, kind)
-    return lambda: KINDS.remove(kind)
-
-
-def use_of(node: fx.Node) -> Use | None:
-    """How an operation makes neurons by weights, or None if it is no layer that is known."""
-    uses = (kind.read(node) for kind in KINDS if operation(node) in kind.operations)
-    return next((use for use in uses if use is not None), None)
-
-
-def resize(module: nn.Module) -> None:
-    """Make the sizes that a module states agree with the tensors that it holds, whatever kind it is of."""
-    for kind in KINDS:
-        kind().resize(module)
+KINDS: list[type[Kind]] = [Linear, Convolution, Embedding]
+"""All that are known; the first one that can read an operation does."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from mlprank.utils.errors import first_line
@@ -42,37 +43,20 @@ class Inputs:
         sole = self.args[0] if len(self.args) == 1 and not self.kwargs else None
         return sole if isinstance(sole, Tensor) else self
 
-    def feed(self, model: Callable[..., Any]) -> Any:
-        """Call a network with it."""
-        return model(*self.args, **self.kwargs)
-
-    def to(self, device: torch.device) -> Inputs:
-        """The same call on a device."""
-        return self.mapped(lambda tensor: tensor.to(device))
-
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """The same call with other tensors."""
-        args, kwargs = pytree.tree_map(
-            lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, (self.args, dict(self.kwargs))
-        )
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs)
 
-    def first(self, count: int) -> Inputs:
-        """The first samples."""
-        return self.taken(slice(count))
-
-    def repeated(self, count: int) -> Inputs:
-        """The only sample so many times."""
-        return self.taken(torch.zeros(count, dtype=torch.long))
-
-    def taken(self, index: Tensor | slice) -> Inputs:
+    def __getitem__(self, index: slice | list[int] | Tensor) -> Inputs:
         """Some of the samples: of tensors that share the first tensor's number of samples."""
         size = len(self)
         return self.mapped(lambda leaf: leaf[index] if leaf.dim() and len(leaf) == size else leaf)
 
-    def cloned(self) -> Inputs:
-        """A copy that may be overwritten."""
-        return self.mapped(torch.clone)
+    def outputs(self, model: Callable[..., Any]) -> list[Tensor]:
+        """Call a network, which may overwrite its inputs, and return every tensor that it gives."""
+        own = self.mapped(torch.clone)
+        return [leaf for leaf in pytree.tree_leaves(model(*own.args, **own.kwargs)) if isinstance(leaf, Tensor)]
 
     def __str__(self) -> str:
         keywords = [f"{key}={_described(arg)}" for key, arg in self.kwargs.items()]
@@ -112,13 +96,6 @@ class Program:
     created: Mapping[str, tuple[str, int]]
 
     @cached_property
-    def overwrites(self) -> bool:
-        """Whether an operation overwrites its first argument in place."""
-        schemas = [node.target._schema for node in self.nodes if isinstance(node.target, torch._ops.OpOverload)]
-        firsts = [schema.arguments[0].alias_info for schema in schemas if schema.arguments]
-        return any(alias is not None and alias.is_write for alias in firsts)
-
-    @cached_property
     def nodes(self) -> list[fx.Node]:
         """The operations in order, inputs first."""
         return list(self.exported.graph_module.graph.nodes)
@@ -129,48 +106,18 @@ class Program:
         return {node.name: index for index, node in enumerate(self.nodes)}
 
     @cached_property
-    def constants(self) -> Mapping[str, Any]:
-        """The constants by placeholder."""
-        signature, values = self.exported.graph_signature, self.exported.constants
-        names = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
-        return {placeholder: values[name] for placeholder, name in names.items()}
-
-    @cached_property
     def in_spec(self) -> Any:
         """The structure of a call; torch makes a new class of named tuples whenever it is asked."""
         return self.exported.call_spec.in_spec
 
     @cached_property
-    def buffers(self) -> frozenset[str]:
-        """Placeholders that are buffers."""
-        return frozenset(self.exported.graph_signature.inputs_to_buffers)
-
-    @cached_property
-    def last_uses(self) -> Mapping[fx.Node, list[fx.Node]]:
+    def last_uses(self) -> Mapping[str, list[str]]:
         """For every operation the values that nothing behind it needs."""
-        last = {argument: node for node in self.nodes for argument in node.all_input_nodes}
-        dead: dict[fx.Node, list[fx.Node]] = {}
+        last = {argument.name: node.name for node in self.nodes for argument in node.all_input_nodes}
+        dead: dict[str, list[str]] = {}
         for argument, node in last.items():
             dead.setdefault(node, []).append(argument)
         return dead
-
-    def start(self, state: Mapping[str, Tensor], inputs: Inputs, fills: Mapping[str, Fill] | None = None) -> Run:
-        """Begin a run of the program on a batch, with weights by the names of the state dict; nothing is computed yet.
-
-        Both are left as they are. A ValueError says that the program takes other arguments.
-        """
-        inputs = inputs.cloned() if self.overwrites else inputs
-        keywords = [key for key in self.in_spec.children()[1].context or [] if key in inputs.kwargs]
-        leaves, found = pytree.tree_flatten((inputs.args, {key: inputs.kwargs[key] for key in keywords}))
-        wanted = [each.arg for each in self.exported.graph_signature.input_specs if each.kind == InputKind.USER_INPUT]
-        if len(leaves) != len(wanted) or found != self.in_spec:
-            raise ValueError(
-                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one "
-                "structure"
-            )
-        given = zip(wanted, leaves, strict=True)
-        values = {argument.name: leaf for argument, leaf in given if not isinstance(argument, ConstantArgument)}
-        return Run(self, state, values, fills or {})
 
     def observe(
         self,
@@ -189,21 +136,20 @@ class Program:
         moment of reading, before another one overwrites it in place. Values that are `made` are shown with their names.
         """
         end = 1 + max((self.order[name] for name in (*read, *made) if name in self.order), default=-1)
-        run = self.start(state, inputs, fills)
+        run = Run(self, state, inputs, fills)
         for node in self.nodes[:end]:
             if node.name in read:
-                on_read(node.name, run.argument(node, read[node.name]))
-            run.step(node)
+                on_read(node.name, run.value_of(read[node.name]))
+            run.step()
             if node.name in made:
-                on_made(node.name, run.value_of(node))
+                on_made(node.name, run.value_of(node.name))
 
     def outputs(self, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
         """Run the program to its end and return every tensor that it returns."""
-        run, last = self.start(state, inputs), self.nodes[-1]
-        run.until(last.name)
-        leaves = pytree.tree_leaves(fx.node.map_arg(last.args[0], run.value_of))
-        own = leaves[len(leaves) - len(self.exported.graph_signature.user_outputs) :]
-        return [leaf for leaf in own if isinstance(leaf, Tensor)]
+        run, names = Run(self, state, inputs), self.exported.graph_signature.user_outputs
+        run.until(self.nodes[-1].name)
+        values = [run.value_of(str(name)) for name in names if name in self.order]
+        return [value for value in values if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -230,74 +176,77 @@ class Fill:
 
 
 class Run:
-    """A batch on its way through the program; weights are looked up when they are used, and can change behind it."""
+    """A batch on its way through the program; weights are looked up when they are used, and can change behind it.
+
+    Inputs and buffers are copied. A ValueError says that the program takes other arguments.
+    """
 
     def __init__(
-        self, program: Program, state: Mapping[str, Tensor], inputs: Mapping[str, Any], fills: Mapping[str, Fill]
+        self,
+        program: Program,
+        state: Mapping[str, Tensor],
+        inputs: Inputs,
+        fills: Mapping[str, Fill] | None = None,
     ) -> None:
-        self.program, self.state, self.inputs, self.fills = program, state, inputs, fills
-        self.values: dict[fx.Node, Any] = {}
-        self.position = 0
-        self._buffers: dict[str, Tensor] = {}
+        self.program, self.state, self.inputs, self.fills, self.position = program, state, inputs, fills or {}, 0
+        held, signature = program.exported.constants, program.exported.graph_signature
+        constants = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
+        wanted = [each.arg for each in signature.input_specs if each.kind == InputKind.USER_INPUT]
+        keywords = [key for key in program.in_spec.children()[1].context or [] if key in inputs.kwargs]
+        leaves, spec = pytree.tree_flatten((inputs.args, {key: inputs.kwargs[key] for key in keywords}))
+        if len(leaves) != len(wanted) or spec != program.in_spec:
+            raise ValueError(
+                f"calibration: a batch gives {inputs}, another structure than the first one; give calls of one "
+                "structure"
+            )
+        copies = pytree.tree_map_only(Tensor, torch.clone, leaves)
+        self.values: dict[str, Any] = {name: held[constant] for name, constant in constants.items()}
+        self.values |= {name: state[buffer].clone() for name, buffer in signature.inputs_to_buffers.items()}
+        self.values |= {argument.name: leaf for argument, leaf in zip(wanted, copies, strict=True)}
 
     def until(self, name: str) -> None:
         """Run up to an operation, which is not run."""
         while self.position < self.program.order[name]:
-            self.step(self.program.nodes[self.position])
-            self.position += 1
+            self.step()
 
     def fork(self) -> Run:
         """A run that goes on from here and leaves this one where it is."""
-        other, copies = Run(self.program, self.state, self.inputs, self.fills), self.program.overwrites
-        for node, value in self.values.items():
-            other.values[node] = value.clone() if copies and isinstance(value, Tensor) else value
-        other.position = self.position
-        other._buffers = {name: value.clone() for name, value in self._buffers.items()}
+        other = copy.copy(self)
+        other.values = pytree.tree_map_only(Tensor, torch.clone, self.values)
         return other
 
-    def step(self, node: fx.Node) -> None:
-        """Compute one operation, and let go of the values that nothing behind it needs."""
+    def step(self) -> None:
+        """Compute the next operation, and let go of the values that nothing behind it needs."""
+        node = self.program.nodes[self.position]
+        self.position += 1
         if node.op == "get_attr":
-            self.values[node] = getattr(self.program.exported.graph_module, str(node.target))
-        elif node.op == "call_function":
-            args: tuple[Any, ...] = fx.node.map_arg(node.args, self.value_of)
-            kwargs = fx.node.map_arg(node.kwargs, self.value_of)
+            self.values[node.name] = getattr(self.program.exported.graph_module, str(node.target))
+        elif callable(node.target):
+            given: Any = fx.node.map_arg((node.args, node.kwargs), lambda each: self.value_of(each.name))
+            args, kwargs = given
             if node.name in self.fills:
                 args = (self.fills[node.name](args[0]), *args[1:])
             try:
                 with torch.no_grad():
-                    value = node.target(*args, **kwargs)  # type: ignore[operator]
+                    value = node.target(*args, **kwargs)
                     bias, dim = self.program.created.get(node.name, ("", 0))
                     if bias in self.state:  # compensation has created it
                         value = value + self.state[bias].view(-1, *[1] * (value.dim() - 1 - dim))
-                    self.values[node] = value
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, IndexError) as error:
-                shapes = [str(tuple(value.shape)) for value in self.inputs.values() if isinstance(value, Tensor)]
+                shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.inputs.tensors)
                 raise ValueError(
-                    f"calibration: the traced network cannot run a batch of shape {', '.join(shapes)} "
-                    f"({first_line(error)}); give batches of one shape, and write the forward for any batch size"
+                    f"calibration: the traced network cannot run a batch of shape {shapes} ({first_line(error)}); give "
+                    "batches of one shape, and write the forward for any batch size"
                 ) from error
-        for dead in self.program.last_uses.get(node, ()):
+            self.values[node.name] = value
+        for dead in self.program.last_uses.get(node.name, ()):
             self.values.pop(dead, None)
 
-    def argument(self, node: fx.Node, name: str) -> Any:
-        """The value of an operation's argument."""
-        return self.value_of(next(each for each in node.all_input_nodes if each.name == name))
-
-    def value_of(self, node: fx.Node) -> Any:
+    def value_of(self, name: str) -> Any:
         """A value that is there by now: a weight, an input, or what an operation gave."""
-        if node in self.values:
-            return self.values[node]
-        name = self.program.tensors.get(node.name)
-        if name is None:
-            return self.inputs[node.name] if node.name in self.inputs else self.program.constants[node.name]
-        if not self.program.overwrites or node.name not in self.program.buffers:
-            return self.state[name]
-        if name not in self._buffers:  # a run may overwrite a buffer: it gets a copy of its own
-            self._buffers[name] = self.state[name].clone()
-        return self._buffers[name]
+        return self.values[name] if name in self.values else self.state[self.program.tensors[name]]
 
 
 # -- operations of a program, as rules see them --------------------------------------------------------------------
@@ -331,16 +280,6 @@ def owner_of(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _trace_of(node: fx.Node) -> list[str]:
-    return [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-
-
-def source_line(node: fx.Node) -> str:
-    """The line of the forward pass that an operation came from, with its place."""
-    lines = _trace_of(node)
-    return f"{lines[-1]} ({lines[-2]})" if len(lines) > 1 else operation(node)
-
-
 def as_node(argument: Any) -> fx.Node:
     """Narrow an argument that can only be a value of the program."""
     assert isinstance(argument, fx.Node), argument
@@ -366,15 +305,9 @@ def ndim_of(node: fx.Node) -> int:
     return len(shape_of(node))
 
 
-def user_line(node: fx.Node) -> str:
-    """The innermost line of someone's own code that an operation came from, with its place; empty if there is none."""
-    for place, line in reversed(list(itertools.pairwise(_trace_of(node)))):
-        if place.startswith("File ") and _TORCH not in place and not line.startswith("File "):
-            file, number = place.split(", line ")[:2]
-            return f"`{line}` ({file.removeprefix('File ').strip(chr(34))}:{number.split(',')[0]})"
+def user_line(stack: str | None) -> str:
+    """The innermost line of someone's own code in a stack as Python writes it, with its place; empty without one."""
+    for file, number, line in reversed(re.findall(r'File "(.+)", line (\d+).*\n +(?!File ")(.+)', stack or "")):
+        if not file.startswith(_TORCH) and ("site-packages" in file or not file.startswith(_STDLIB)):
+            return f"`{line}` ({file}:{number})"
     return ""
-
-
-def is_foreign(file: str) -> bool:
-    """Whether a source file is torch's or the standard library's."""
-    return file.startswith(_TORCH) or (file.startswith(_STDLIB) and "site-packages" not in file)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mlprank.graph.axes import Axis, entries, size_of
+from mlprank.graph.axes import Axis, size_of
 from mlprank.graph.layers import Kind
 from mlprank.graph.program import Program
 
@@ -196,15 +196,6 @@ class Graph:
         """Return the (first) group that a layer's neurons belong to."""
         return self.groups[self.by_name[layer].made_groups[0]]
 
-    def whole(self) -> dict[str, str]:
-        """Return why each part that stays whole does, by name of the layer or module."""
-        layers: dict[str, str] = {}
-        for layer in self.layers:
-            reasons = [self.groups[index].whole for index in layer.made_groups]
-            if all(reasons):
-                layers[layer.name] = str(reasons[0])
-        return {**layers, **self.others}
-
     def readers_of(self, group: Group) -> tuple[Layer, ...]:
         """Return the layers that read a group's neurons."""
         return tuple(self.by_name[name] for name in group.readers)
@@ -213,8 +204,12 @@ class Graph:
         self, masks: Mapping[str, Tensor], axis: Axis, device: torch.device | None = None
     ) -> Bool[Tensor, " n"]:
         """Expand masks of groups, by name, to a mask of the entries along an axis, True for kept ones."""
-        kept = {self.group_by_name[name]: mask for name, mask in masks.items() if name in self.group_by_name}
-        return entries(axis, kept, device)
+        parts = []
+        for segment in axis:
+            kept = None if segment.space is None else masks.get(self.groups[segment.space].name)
+            kept = torch.ones(segment.width, dtype=torch.bool) if kept is None else kept
+            parts.append(kept.to(device).repeat_interleave(segment.block))
+        return torch.cat(parts)
 
 
 def describe_whole(whole: Mapping[str, str]) -> str:

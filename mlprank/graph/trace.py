@@ -12,24 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from mlprank.graph.axes import Axis, Segment, pieces, size_of
 from mlprank.graph.layers import Embedding, Use
-from mlprank.graph.program import (
-    Inputs,
-    Program,
-    as_inputs,
-    is_foreign,
-    ndim_of,
-    operation,
-    owner_of,
-    shape_of,
-    source_line,
-    user_line,
-)
+from mlprank.graph.program import Inputs, Program, as_inputs, operation, owner_of, user_line
 from mlprank.graph.records import Call, Graph, Group, Layer, Scale, describe_whole
-from mlprank.graph.rules import OUTPUT, Rules, is_stock
+from mlprank.graph.rules import OUTPUT, WRITTEN, Reading, is_stock
 from mlprank.utils.errors import first_line
 from mlprank.utils.modules import (
     LOCK,
@@ -60,29 +48,19 @@ def trace(model: nn.Module, example: Tensor | Inputs, *, varying: Collection[tup
     size only, or has nothing to prune.
     """
     inputs = as_inputs(example)
-    two = short(inputs)
+    two = inputs[[0, -1]]
     with LOCK:
         check_parameters(model)
         model = shell(model)
-    name = type(model).__name__
     quiet_hooks(model, inputs)
     with evaluating(model), torch.no_grad():
         _check_call(model, two)
         exported = _exported(model, two, varying)
-        reading = Rules(model, exported)
-        reading.read_all()
-        graph = build_graph(reading)
-        for node in exported.graph.nodes:
-            if node.name in exported.graph_signature.user_inputs and ndim_of(node):
-                size = shape_of(node)[0]
-                if isinstance(size, int) and size == len(two) and len(inputs) != size:
-                    raise ValueError(
-                        f"model: the forward of {name} works for batches of {size} only; write it for any batch size"
-                    )
-        some = inputs.first(_COMPARED)
+        graph = build_graph(Reading(model, exported))
+        some = inputs[:_COMPARED]
         _compare(model, graph.program, some, lambda: _written_numbers(model, some, exported, varying))
     if not graph.layers:
-        raise ValueError(f"model: {name} has nothing to prune: {describe_whole(graph.whole())}")
+        raise ValueError(f"model: {type(model).__name__} has nothing to prune: {describe_whole(graph.others)}")
     return graph
 
 
@@ -98,10 +76,8 @@ def _exported(model: nn.Module, inputs: Inputs, varying: Collection[tuple[int, i
     try:
         return export_program(model, inputs, shapes)
     except (*_CANNOT_RUN, torch._dynamo.exc.TorchDynamoException) as error:
-        # The line of the network's own code at which tracing failed.
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if frame.line]
-        own = [frame for frame in frames if not is_foreign(frame.filename)]
-        place = f" at `{own[-1].line}` ({own[-1].filename}:{own[-1].lineno})" if own else ""
+        line = user_line("".join(traceback.format_tb(error.__traceback__)[1:]))
+        place = f" at {line}" if line else ""
         cache = ", return no cache (use_cache=False)" if "Cache" in str(error) else ""
         raise ValueError(
             f"model: {type(model).__name__} cannot be traced by torch.export{place}: {first_line(error)}; write its "
@@ -121,8 +97,7 @@ def export_program(model: nn.Module, inputs: Inputs, shapes: ShapesCollection) -
 def _eager(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run a network with a fixed random state and return every tensor that it gives."""
     torch.manual_seed(0)
-    inputs = inputs.cloned()
-    return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
+    return inputs.outputs(model)
 
 
 def _check_call(model: nn.Module, inputs: Inputs) -> None:
@@ -142,21 +117,15 @@ def quiet_hooks(model: nn.Module, inputs: Inputs) -> None:
 
     That run is hidden from them as well, as far as what they remember it in can be copied. The network is a `shell`.
     """
-    inputs = short(inputs)
     if not users_hooks(model):
         return
     changing, tried = set[Hook](), shell(model)
     watch_hooks(tried, changing, unnoticed=True)
     with evaluating(tried), torch.no_grad():
-        _check_call(tried, inputs)
+        _check_call(tried, inputs[[0, -1]])
     for place, hook in users_hooks(model).items():
         if place not in changing:
             replace_hook(model, place, Observer(hook))
-
-
-def short(inputs: Inputs) -> Inputs:
-    """Two samples of a call."""
-    return inputs.first(2) if len(inputs) > 1 else inputs.repeated(2)
 
 
 def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Callable[[], str]) -> None:
@@ -172,7 +141,7 @@ def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Calla
     torch.manual_seed(0)
     traced = f"model: what torch.export traced of {type(model).__name__}"
     try:
-        got = program.outputs({name: tensor.detach() for name, tensor in tensors_of(model).items()}, inputs)
+        got = program.outputs(tensors_of(model), inputs)
     except ValueError as error:
         raise ValueError(
             f"{traced} cannot run a batch of {len(inputs)} samples: {culprits()}; {_NO_NUMBERS}"
@@ -193,7 +162,7 @@ def agrees(model: nn.Module, program: Program, inputs: Inputs) -> bool:
     """Whether a program is that of a network, on as many samples as one is compared on when it has been traced."""
     with evaluating(model), torch.no_grad():
         try:
-            _compare(model, program, inputs.first(_COMPARED), str)
+            _compare(model, program, inputs[:_COMPARED], str)
         except ValueError:
             return False
     return True
@@ -203,11 +172,10 @@ def _written_numbers(
     model: nn.Module, inputs: Inputs, exported: ExportedProgram, varying: Collection[tuple[int, int]]
 ) -> str:
     """The line at which a program of two samples and one of three hold different numbers."""
-    more = inputs.first(3) if len(inputs) > 2 else inputs.first(1).repeated(3)
-    nodes = exported.graph.nodes
-    for node, other in zip(nodes, _exported(model, more, varying).graph.nodes, strict=False):
+    more = _exported(model, inputs[[0, 0, -1]], varying)
+    for node, other in zip(exported.graph.nodes, more.graph.nodes, strict=False):
         if node.op == "call_function" and str(node.args) != str(other.args):
-            return f"a number is taken from the batch at {user_line(node) or source_line(node)}"
+            return f"a number is taken from the batch at {user_line(node.stack_trace) or operation(node)}"
     return "its forward depends on the batch in a way that is lost"
 
 
@@ -237,54 +205,47 @@ _STREAM = "they are a residual stream that a layer norm reads, which stays whole
 _ENDING = {"layer_norm", "rms_norm", "group_norm", "slice", "select", "narrow"}
 """Behind these a value is not what a layer's neurons emit."""
 _BIASED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_Key = tuple[str, int]
 
 
-def build_graph(reading: Rules) -> Graph:
+def build_graph(reading: Reading) -> Graph:
     """Turn what has been read of a program into frozen records; they hold no reference to the model."""
-    order = {node: index for index, node in enumerate(reading.exported.graph.nodes)}
-    keys = sorted(reading.uses, key=lambda key: order[reading.uses[key][0][0]])
-    made, read, names, spaces = {}, {}, dict[_Key, str](), reading.spaces
-    for key in keys:
-        node, use = reading.uses[key][0]
-        name, kind, axes = key[0].removesuffix(".weight"), use.kind, reading.slots[key[0]]
-        if name in names.values():  # a second way of using the weight is named after its module
+    spaces, names, sides = reading.spaces, list[str](), list[tuple[Axis, Axis]]()
+    for (weight, _), uses in reading.uses.items():
+        (node, use), name = uses[0], weight.removesuffix(".weight")
+        if name in names:  # a second way of using the weight is named after its module
             name = owner_of(node) or f"{name}, transposed"
-        while name in names.values():
+        while name in names:
             name += ", transposed"
-        names[key], inputs = name, axes[kind.weight_in]
-        # Of a grouped convolution the weight has all outputs and one group's inputs; of a transposed one vice versa.
-        transposed = getattr(kind, "transposed", False)
-        made[key] = spaces.resolve(axes[kind.weight_out] * (kind.groups if transposed else 1))
-        read[key] = inputs * (1 if transposed else kind.groups)
-        if isinstance(kind, Embedding):
-            read[key] = (Segment(None, size_of(inputs)),)
-    found = [segment.space for key in keys for segment in made[key] if segment.space is not None]
-    roots = {space: index for index, space in enumerate(dict.fromkeys(found))}
+        names.append(name)
+        made, read = use.kind.whole(reading.slots[weight])
+        sides.append((made, (Segment(None, size_of(read)),) if isinstance(use.kind, Embedding) else read))
+    found = [segment.space for made, _ in sides for segment in spaces.resolve(made) if segment.space is not None]
+    roots: dict[int | None, int] = {space: index for index, space in enumerate(dict.fromkeys(found))}
 
     def named(axis: Axis) -> Axis:
         """An axis whose segments name groups."""
-        resolved = spaces.resolve(axis)
-        return tuple(replace(each, space=None if each.space is None else roots.get(each.space)) for each in resolved)
+        return tuple(replace(segment, space=roots.get(segment.space)) for segment in spaces.resolve(axis))
 
+    weights = [weight for weight, _ in reading.uses]
     layers = tuple(
         Layer(
-            name=names[key],
-            weight=key[0],
-            made=named(made[key]),
-            read=named(read[key]),
-            calls=tuple(_call(reading, node, use) for node, use in reading.uses[key]),
-            tied=sum(weight == key[0] for weight, _ in keys) > 1,
+            name,
+            key[0],
+            named(made),
+            named(read),
+            tuple(_call(reading, *use) for use in uses),
+            weights.count(key[0]) > 1,
         )
-        for key in keys
+        for name, (made, read), (key, uses) in zip(names, sides, reading.uses.items(), strict=True)
     )
     unused = _unused(reading)
-    known = {(name, dim): named(axis) for name, axes in reading.slots.items() for dim, axis in axes.items()}
-    slots = {place: axis for place, axis in known.items() if any(segment.space is not None for segment in axis)}
-    for layer in layers:
-        slots = {(bias, 0): layer.made for bias in layer.biases} | slots
+    slots = {(bias, 0): layer.made for layer in layers for bias in layer.biases}
+    for tensor, axes in reading.slots.items():
+        known = {(tensor, dim): named(axis) for dim, axis in axes.items()}
+        slots |= {place: axis for place, axis in known.items() if any(segment.space is not None for segment in axis)}
     calls = [call for layer in layers for call in layer.calls if call.bias is None]
     created = {call.node: (call.bias_place, call.out_dim) for call in calls if call.bias_place is not None}
+    notes = [note for notes in spaces.notes.values() for note in notes]
     return Graph(
         layers=layers,
         groups=tuple(_group(reading, index, root, layers) for root, index in roots.items()),
@@ -292,12 +253,12 @@ def build_graph(reading: Rules) -> Graph:
         flow={(node.name, dim): flow for (node, dim), flow in reading.flow.items()},
         program=Program(reading.exported, reading.tensors, created),
         others=dict.fromkeys(unused, "the forward pass does not use it") | reading.others,
-        reshapes=tuple(dict.fromkeys(reading.reshapes)),
+        reshapes=tuple(dict.fromkeys(note.removeprefix(WRITTEN) for note in notes if note.startswith(WRITTEN))),
         norms=tuple(replace(norm, axis=named(norm.axis)) for norm in reading.norms),
     )
 
 
-def _call(reading: Rules, node: fx.Node, use: Use) -> Call:
+def _call(reading: Reading, node: fx.Node, use: Use) -> Call:
     """A use of a weight: walk from its operation to its activation for the factors on the way and the value sent on."""
     scales: list[Scale] = []
     last, dim = node, use.out_dim
@@ -314,14 +275,11 @@ def _call(reading: Rules, node: fx.Node, use: Use) -> Call:
     bias, owner = use.bias, owner_of(node)
     name = None if bias is None else reading.tensors.get(bias.name)
     layers = {key for key, uses in reading.uses.items() for _, other in uses if other.bias is bias}
-    shared = bias is not None and (name is None or len(layers) > 1)
-    module = reading.module_of(node)
+    shared, module = bias is not None and (name is None or len(layers) > 1), reading.modules.get(owner)
+    own = is_stock(module, *_BIASED) and not shared
     if getattr(module, "bias", None) is None:  # a class that builds from a configuration would build it without one
-        parents = owner.split(".")
-        around = [
-            reading.model.get_submodule(".".join(parents[:end])) for end in range(len(parents)) if module is not None
-        ]
-        module = None if any(config_of(each) for each in around) else module
+        around = [each for path, each in reading.model.named_modules() if owner.startswith(f"{path}.".lstrip("."))]
+        own = own and not any(config_of(each) for each in around)
     return Call(
         node=node.name,
         source=use.source.name,
@@ -331,39 +289,38 @@ def _call(reading: Rules, node: fx.Node, use: Use) -> Call:
         emitted_dim=dim,
         scales=tuple(scales),
         bias=None if shared else name,
-        owner=owner if is_stock(module, *_BIASED) and not shared else None,
+        owner=owner if own else None,
         kind=use.kind,
     )
 
 
-def _group(reading: Rules, index: int, root: int, layers: tuple[Layer, ...]) -> Group:
-    spaces, makers = reading.spaces, [layer.name for layer in layers if index in layer.made_groups]
-    first, name, marks = next(layer for layer in layers if layer.name == makers[0]), makers[0], spaces.marks[root]
-    if len(first.made_groups) > 1:
-        start, _ = next(iter(pieces(first.made, index)))
-        name = f"{name}[{start}:{start + spaces.widths[root]}]"
-    reasons = spaces.reasons[root] + ([_STREAM] if {"added", "normed"} <= marks else [])
+def _group(reading: Reading, index: int, root: int | None, layers: tuple[Layer, ...]) -> Group:
+    makers = [layer for layer in layers if index in layer.made_groups]
+    start, piece = next(iter(pieces(makers[0].made, index)))
+    notes = reading.spaces.notes[root]
+    reasons = [note for note, whole in notes.items() if whole]
+    reasons += [_STREAM] if notes.keys() >= {"added", "normed"} else []
+    parts = f"[{start}:{start + piece.width}]" if len(makers[0].made_groups) > 1 else ""
     return Group(
-        name=name,
-        layers=tuple(makers),
-        width=spaces.widths[root],
+        name=makers[0].name + parts,
+        layers=tuple(layer.name for layer in makers),
+        width=piece.width,
         readers=tuple(layer.name for layer in layers if index in layer.read_groups),
-        whole=next((reason for reason in reasons if reason != OUTPUT), OUTPUT if reasons else None),
+        whole=min(reasons, key=lambda reason: reason == OUTPUT, default=None),
         output=OUTPUT in reasons,
-        varying="varying" in marks,
-        moved="moved" in marks,
-        written=next((mark[8:] for mark in sorted(marks) if mark.startswith("written:")), None),
+        varying="varying" in notes,
+        moved="moved" in notes,
+        written=next((note.removeprefix(WRITTEN) for note in notes if note.startswith(WRITTEN)), None),
     )
 
 
-def _unused(reading: Rules) -> list[str]:
+def _unused(reading: Reading) -> list[str]:
     """Name the layers that the program does not use: only training, or another method, does; keep whole what they read.
 
     Which neurons that is nobody can know; a layer reads as many as it has inputs, so every axis of that size is meant.
     """
-    nodes = [node for node in reading.exported.graph.nodes if node.name in reading.tensors and node.users]
-    state = reading.model.state_dict(keep_vars=True)
-    ids = {id(state.get(reading.tensors[node.name])) for node in nodes}
+    used = {reading.tensors.get(node.name) for node in reading.exported.graph.nodes if node.users}
+    ids = {id(tensor) for name, tensor in tensors_of(reading.model).items() if name in used}
     names: list[str] = []
     readers: dict[int, str] = {}
     made: defaultdict[str, list[int]] = defaultdict(list)

@@ -48,7 +48,7 @@ def evaluate(
     Batches are pairs of inputs, shape (N, ...), and labels, shape (N,), that can be read twice; None measures no
     accuracy. Latency is of a batch of 64, interleaved. `reduce` sums a tensor over processes.
     """
-    example = as_inputs(result.example).repeated(LATENCY_BATCH)
+    example = as_inputs(result.example)[[0] * LATENCY_BATCH]
     networks = {"before": result.dense, "after": result.model}
     latency = measure_latency_for(networks, example, seconds=_LATENCY_BUDGET_S, least=1, most=200)
     before = replace(result.metrics.before, latency_s=latency["before"].median_s)

@@ -19,7 +19,6 @@ from mlprank.calibration.statistics import (
     views_of,
 )
 from mlprank.compensation import Refit, Regression, SideBySide, get_compensation, predict, refit, zero_rows
-from mlprank.graph.axes import entries
 from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Layer, State
 from mlprank.measures import get_measure
@@ -155,11 +154,10 @@ class MaskedWeights:
         """Masks of layers, shape (n_out,)."""
         if self.recipe.chain:
             return dict(self.units)
-        kept = {self.graph.group_by_name[name]: mask for name, mask in self.units.items()}
         return {
-            layer.name: entries(layer.made, kept, self.state[layer.weight].device)
+            layer.name: self.graph.kept_entries(self.units, layer.made, self.state[layer.weight].device)
             for layer in self.graph.layers
-            if any(index in kept for index in layer.made_groups)
+            if any(self.graph.groups[index].name in self.units for index in layer.made_groups)
         }
 
     def _zero(self, layers: Sequence[str]) -> None:

@@ -246,16 +246,16 @@ class Pruning:
         weights = self._masked(recipe, selection, compensation, scores)
         filled = weights.fills()
         fills = {norm.module: filled[norm.node] for norm in graph.norms if norm.node in filled}
-        arriving = None
+        arriving: Mapping[Place, Arriving] = {}
         if not isinstance(compensation, Regression):
             # What a neuron sends through layers along other axes depends on what these have lost.
             arriving = measure_constants(graph, weights.state, self.calibration, fills=filled)
-        removal = plan_removal(graph, weights.state, weights.groups(), arriving)
-        masked, narrow = with_state(self.model, weights.state), with_state(self.model, removal.state)
+        state, slices = plan_removal(graph, weights.state, weights.groups(), arriving)
+        masked, narrow = with_state(self.model, weights.state), with_state(self.model, state)
         fill_norms(masked, fills)
         widths = {}
         for layer in (graph.by_name[name] for name in weights.scores):
-            before, after = (each[layer.weight].shape[layer.kind.weight_out] for each in (self.state, removal.state))
+            before, after = (each[layer.weight].shape[layer.kind.weight_out] for each in (self.state, state))
             # Of a grouped transposed convolution the weight has the outputs of one group.
             widths[layer.name] = (layer.out_features, layer.out_features * after // before)
         told = {
@@ -276,15 +276,15 @@ class Pruning:
             recipe=recipe,
             whole=selection.whole,
             held_back=weights.held_back,
-            slices={name: dims for name, dims in removal.slices.items() if name in self.state},
-            biases=tuple(name for name in removal.state if name not in self.state),
+            slices={name: dims for name, dims in slices.items() if name in self.state},
+            biases=tuple(name for name in state if name not in self.state),
             parameter_masks={
                 **zeroed_parameters(graph, weights.state, weights.masks, keeps_bias=compensation.keeps_bias),
                 **{norm.weight: fills[norm.module].kept for norm in graph.norms if norm.module in fills},
             },
             max_difference=check_agreement(masked, narrow, self.calibration.example, graph),
             dense=self.model,
-            example=self.calibration.example.first(1).sole,
+            example=self.calibration.example[:1].sole,
             widths=widths,
             fills=fills,
             units={layer.name: layer.kind.unit for layer in graph.layers},
@@ -369,7 +369,7 @@ class Pruning:
         graph, curves, left = self.graph, {}, _NUM_SAMPLES
         dense: list[tuple[Inputs, list[Tensor]]] = []
         for batch in self.calibration:
-            batch = batch.first(left)
+            batch = batch[:left]
             dense.append((batch, self._outputs(self.state, batch)))
             left -= len(batch)
             if left <= 0:
@@ -415,7 +415,7 @@ class Pruning:
 
         That is neurons, parameters, FLOPs of one sample, bytes as `torch.save` writes them, or seconds of a batch.
         """
-        graph, model, example = self.graph, self.model, self.calibration.example.first(1)
+        graph, model, example = self.graph, self.model, self.calibration.example[:1]
         groups = {unit: graph.groups[graph.group_by_name[unit]] for unit in units}
         if method.count == "neurons":
             return Costs([Term(1.0, ((0.0, {unit: 1.0}),)) for unit in units])
@@ -423,8 +423,8 @@ class Pruning:
             networks = {"": model}
             for unit, group in groups.items():
                 half = {group.name: torch.arange(group.width) % 2 == 0}
-                networks[unit] = with_state(model, plan_removal(graph, self.state, half, None).state)
-            timed = measure_latency(networks, example.repeated(method.batch_size))
+                networks[unit] = with_state(model, plan_removal(graph, self.state, half, {})[0])
+            timed = measure_latency(networks, example[[0] * method.batch_size])
             dense = timed[""].median_s
             terms = []
             for unit, group in groups.items():

@@ -101,10 +101,10 @@ def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequenc
     """How a network without one neuron of each of some groups differs from itself, or None."""
     masks = {graph.groups[index].name: torch.arange(graph.groups[index].width) > 0 for index in groups}
     silent = severed(graph, state, masks)
-    removal, fills = plan_removal(graph, silent, masks, None), fills_of(graph, masks)
-    masked, narrow = with_state(model, silent), with_state(model, removal.state)
+    (state, _), fills = plan_removal(graph, silent, masks, {}), fills_of(graph, masks)
+    masked, narrow = with_state(model, silent), with_state(model, state)
     fill_norms(masked, {norm.module: fills[norm.node] for norm in graph.norms if norm.node in fills})
-    inputs = example.first(2)
+    inputs = example[:2]
     try:
         check_agreement(masked, narrow, inputs, graph)
     except ValueError as error:
@@ -114,7 +114,7 @@ def _fault_without(model: nn.Module, graph: Graph, state: State, groups: Sequenc
         with evaluating(network), torch.no_grad():
             network.train()
             try:
-                inputs.cloned().feed(network)
+                inputs.outputs(network)
             except (RuntimeError, ValueError, IndexError) as error:
                 faults[name] = first_line(error)
     return f"cannot be trained ({faults['narrow']})" if [*faults] == ["narrow"] else None
@@ -129,7 +129,7 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     Where they differ by more than the tolerance, the comparison in float64 says whether that is more than rounding on
     the way. Returned is the largest absolute difference of two outputs.
     """
-    inputs = as_inputs(example).first(_NUM_SAMPLES)
+    inputs = as_inputs(example)[:_NUM_SAMPLES]
     suspects = "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
     if graph.reshapes:
         places = f"a width is written into the forward pass: {'; '.join(graph.reshapes)}"
@@ -171,7 +171,6 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     # torch.manual_seed notes the whole stack for a CUDA that may come later, which takes longer than a small network.
     on_cpu = all(tensor.device.type == "cpu" for tensor in inputs.tensors)
     seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
-    inputs = inputs.cloned()
     with evaluating(model), torch.no_grad():
         seed(0)
-        return [leaf for leaf in pytree.tree_leaves(inputs.feed(model)) if isinstance(leaf, Tensor)]
+        return inputs.outputs(model)

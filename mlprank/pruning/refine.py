@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from mlprank.calibration.data import Calibration
 from mlprank.graph.program import Inputs, joined
@@ -131,8 +130,7 @@ def _train(learner: nn.Module, parameters: list[nn.Parameter], lesson: _Lesson, 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Every floating-point tensor that a network returns."""
-    leaves = pytree.tree_leaves(inputs.feed(model))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [each for each in inputs.outputs(model) if each.is_floating_point()]
 
 
 class _Lesson:
@@ -141,7 +139,7 @@ class _Lesson:
     def __init__(self, dense: nn.Module, calibration: Calibration, by: Refinement) -> None:
         self.calibration, self.by = calibration, by
         with torch.no_grad():
-            self.parts = [(batch, _outputs(dense, batch.cloned())) for batch in calibration]
+            self.parts = [(batch, _outputs(dense, batch)) for batch in calibration]
         first, wanted = self.parts[0]
         if not wanted:
             raise ValueError(f"refine: {type(dense).__name__} returns no floating-point tensor to learn from")
@@ -179,7 +177,7 @@ class _Lesson:
             while len(queue) < min(size, len(inputs)):
                 queue = torch.cat([queue, torch.randperm(len(inputs), generator=generator)])
             chosen, queues[number] = queue[:size].to(inputs.tensors[0].device), queue[size:]
-            yield inputs.taken(chosen), [each[chosen] for each in targets]
+            yield inputs[chosen], [each[chosen] for each in targets]
 
     def loss(self, outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
         """The distance of two lists of outputs."""
@@ -196,7 +194,7 @@ class _Lesson:
         with torch.no_grad():
             for inputs, targets in self.parts:
                 for start in range(0, len(inputs), 1024):
-                    part = inputs.taken(slice(start, start + 1024))
+                    part = inputs[start : start + 1024]
                     value = self.loss(_outputs(model, part), [each[start : start + 1024] for each in targets])
                     total += torch.tensor([float(value) * len(part), len(part)], dtype=torch.float64)
         total = self.calibration.reduce(total)

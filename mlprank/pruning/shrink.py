@@ -370,12 +370,12 @@ class _Search:
     def _measured(self, model: nn.Module, amount: Any, widths: dict[str, int], *, started: float) -> FrontPoint:
         """What a network costs; the dense one, which has no widths, keeps all budgets."""
         score, latency_s = self.scoring(model, which="a pruned" if widths else "the dense"), None
-        example = self.pruning.calibration.example.first(1)
+        example = self.pruning.calibration.example[:1]
         metrics = measure_model(model, example)
         if self.budgets.max_latency is not None:
             # As a share of the dense network's at the same moment, times what that took first.
             networks = {"dense": self.pruning.model, "narrow": model}
-            timed = measure_latency(networks, example.repeated(self.batch_size))
+            timed = measure_latency(networks, example[[0] * self.batch_size])
             self.dense_s = self.dense_s or timed["dense"].median_s
             latency_s = timed["narrow"].median_s / timed["dense"].median_s * self.dense_s
             total, ranks = self.scoring.reduce(torch.tensor([latency_s, 1.0], dtype=torch.float64)).tolist()

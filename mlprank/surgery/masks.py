@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from mlprank.graph.program import Fill, Inputs, as_inputs
-from mlprank.surgery.narrow import NORMS, FillPruned, adopt_state, drop_fills, with_state
-from mlprank.utils.modules import evaluating, shell
+from mlprank.graph.rules import NORMS
+from mlprank.surgery.narrow import FillPruned, create_biases, drop_hooks, network_state, with_state
+from mlprank.utils.modules import evaluating, shell, tensors_of
 
 COMPILED = "_orig_mod"
 """Where `torch.compile(module)` keeps the module; a part of the names in its state dict."""
@@ -58,7 +59,7 @@ def _keep(mask: Tensor, kept: Tensor) -> None:
 def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
     """Let normalisations of a masked network, by name, go over kept neurons alone, in place of what they did before."""
     for name, fill in fills.items():
-        drop_fills(module.get_submodule(name))
+        drop_hooks(module.get_submodule(name))
         module.get_submodule(name).register_forward_pre_hook(FillPruned(fill))
 
 
@@ -132,7 +133,7 @@ def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
         each._forward_pre_hooks.clear()
         each.register_forward_pre_hook(lambda own, _: called.add(own))
     with evaluating(tried), torch.no_grad():
-        as_inputs(example).feed(tried)
+        as_inputs(example).outputs(tried)
     for full, (_, name) in masked_parameters(module).items():
         outer = path = full.rpartition(".")[0]
         while outer and tried.get_submodule(outer) not in called:
@@ -154,18 +155,19 @@ def compute_own(module: nn.Module) -> None:
 def bake_masks(module: nn.Module) -> None:
     """Make masked weights plain parameters again, zeros where the mask was, in place."""
     for each in module.modules():
-        for key in [key for key, hook in each._forward_pre_hooks.items() if isinstance(hook, Recompute)]:
-            del each._forward_pre_hooks[key]
+        drop_hooks(each, Recompute)
     for owner, name in masked_parameters(module).values():
         _unmask(owner, name)
 
 
 def write_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights, by their plain names, into the parameters of a network that may be masked."""
+    """Copy weights and buffers, by their plain names, into a network that may be masked; missing biases are created."""
     masked = masked_parameters(module)
+    create_biases(module, {name: value for name, value in weights.items() if name not in masked})
+    tensors = tensors_of(module)
     with torch.no_grad():
         for name, value in weights.items():
-            module.get_parameter(f"{name}_orig" if name in masked else name).copy_(value)
+            tensors[f"{name}_orig" if name in masked else name].copy_(value)
     refresh_masked(module)
 
 
@@ -174,11 +176,9 @@ def match_masks(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, (owner, own) in masked_parameters(module).items():
         if name in state and f"{name}_orig" not in state:
             _unmask(owner, own)
-            drop_fills(owner)
-    present = dict(module.named_parameters(remove_duplicate=False))
-    for key in state:
-        name = key.removesuffix("_mask")
-        if key.endswith("_mask") and f"{name}_orig" in state and name in present:
+            drop_hooks(owner)
+    for name in dict(module.named_parameters(remove_duplicate=False)):
+        if {f"{name}_mask", f"{name}_orig"} <= state.keys():
             path, _, own = name.rpartition(".")
             _mask(module.get_submodule(path), own)  # the state dict brings the mask itself
     refresh_masked(module)
@@ -188,8 +188,8 @@ def apply_masks(module: nn.Module, masked: nn.Module, rows: Mapping[str, Bool[Te
     """Give a network the masked one's weights, and torch's own pruning masks that keep all but these rows at zero."""
     bake_masks(module)
     for each in module.modules():
-        drop_fills(each)
-    adopt_state(module, masked)
+        drop_hooks(each)
+    write_weights(module, network_state(masked))
     mask_rows(module, rows)
 
 
@@ -203,9 +203,10 @@ def _mask(owner: nn.Module, name: str) -> None:
     """Put a mask of ones on a parameter."""
     with _ordered(owner):
         prune.custom_from_mask(owner, name, torch.ones_like(owner.get_parameter(name)))
-    _make_copyable(owner)
+    if not hasattr(type(owner), "__deepcopy__"):
+        owner.__dict__["__deepcopy__"] = partial(_deepcopy, owner)
     if isinstance(owner, NORMS) and name == "weight":
-        drop_fills(owner)
+        drop_hooks(owner)
         owner.register_forward_pre_hook(FillPruned())
 
 
@@ -220,21 +221,12 @@ def _unmask(owner: nn.Module, name: str) -> None:
         owner.__dict__.pop("__deepcopy__", None)
 
 
-def _make_copyable(owner: nn.Module) -> None:
-    """Let `copy.deepcopy` take a module whose masked weights hang in the graph of its last forward pass."""
-    if not hasattr(type(owner), "__deepcopy__"):
-        owner.__dict__["__deepcopy__"] = partial(_deepcopy, owner)
-
-
 def _deepcopy(owner: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy` does, for a module whose masked weights hang in the graph of its last forward pass."""
     weights = [getattr(owner, name) for name in _masked_names(owner)]
     memo |= {id(weight): weight.detach().clone() for weight in weights}
-    del owner.__dict__["__deepcopy__"]
-    try:
-        copied = copy.deepcopy(owner, memo)
-    finally:
-        _make_copyable(owner)
-    _make_copyable(copied)
+    copied = memo[id(owner)] = owner.__class__.__new__(owner.__class__)
+    copied.__setstate__(copy.deepcopy(owner.__getstate__(), memo))
     return copied
 
 
@@ -276,24 +268,15 @@ def plain_copy(model: nn.Module) -> nn.Module:
         copied = with_state(model, {})
     bake_masks(copied)
     # Computed weights become plain parameters with the values that they have in evaluation mode.
-    for module in list(copied.modules()):
-        if not parametrize.is_parametrized(module):
-            continue
-        with evaluating(module), torch.no_grad():
-            names: Any = module.parametrizations
-            values = {name: getattr(module, name).detach().clone() for name in names}
+    parametrised: list[Any] = [each for each in copied.modules() if parametrize.is_parametrized(each)]
+    for module in parametrised:
         # The class with the property of the computed weight is shared with the network that was copied: it stays.
-        module.__class__ = type(module).__bases__[0]
-        del module._modules["parametrizations"]
-        for name, value in values.items():
-            module.register_parameter(name, nn.Parameter(value))
+        module.__class__ = type(type(module).__name__, type(module).__bases__, dict(vars(type(module))))
+        with evaluating(module), torch.enable_grad():  # without gradients it would make buffers of parameters
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
     for _, module, hook in _old_hooks(copied):
-        with evaluating(module), torch.no_grad():
-            hook(module, ())
-        for key in [key for key, each in module._forward_pre_hooks.items() if each is hook]:
-            del module._forward_pre_hooks[key]
-        with torch.no_grad():
-            hook.remove(module)
+        (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
     return copied
 
 

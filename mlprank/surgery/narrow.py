@@ -15,24 +15,15 @@ from torch import Tensor, nn
 
 from mlprank.calibration.statistics import Arriving
 from mlprank.graph.axes import pieces
-from mlprank.graph.layers import resize
+from mlprank.graph.layers import KINDS
 from mlprank.graph.program import Fill
 from mlprank.graph.records import Graph, Place, State
+from mlprank.graph.rules import NORMS
 from mlprank.utils.modules import LOCK, config_of, copy_module, fresh_like, tensors_of
 
 Slices = Mapping[str, Mapping[int, Tensor]]
+"""The kept indices, int64, ascending, by dimension of every tensor that becomes narrower."""
 Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What to take out of a network, and what to leave in its place.
-
-    `slices` are the kept indices, int64, ascending, by dimension of every tensor that becomes narrower.
-    """
-
-    slices: Slices
-    state: State
 
 
 def removable_neurons(
@@ -65,8 +56,8 @@ def removable_neurons(
     return removable
 
 
-def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Place, Arriving] | None) -> Removal:
-    """Work out the narrow network of a masked one: its weights, and which indices they keep.
+def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Place, Arriving]) -> tuple[State, Slices]:
+    """Work out the narrow network of a masked one: its weights, and the indices that they keep where they are narrower.
 
     The constants that pruned neurons send are added to the biases of all layers that read them, from the input to the
     output; nothing is, where none arrive because readers do not listen any more. A bias is created where there is none
@@ -75,32 +66,29 @@ def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Pla
     """
     folded = dict(state)
     masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-    for layer in graph.layers if arriving is not None else ():
+    for layer in graph.layers if arriving else ():
         weight = state[layer.weight]
         gone = ~graph.kept_entries(masks, layer.read, weight.device)
         if layer.tied or not bool(gone.any()):
             continue
         flat = layer.kind.flat(weight).sum(3).double()  # (groups, outputs, inputs)
         for place, source in {call.bias_place: call.place for call in layer.calls}.items():
-            sent = torch.where(gone, arriving[source].value.double().to(weight.device), 0.0)  # type: ignore[index]
+            sent = torch.where(gone, arriving[source].value.double().to(weight.device), 0.0)
             shift = torch.einsum("goi,gi->go", flat, sent.view(len(flat), -1)).flatten()
             if place is not None and bool(shift.any()):
                 shift = shift if place not in folded else folded[place].double() + shift
                 folded[place] = shift.to(weight.dtype)
     for norm in {norm.weight: norm for norm in graph.norms}.values():
         kept = graph.kept_entries(masks, norm.axis)
-        if not bool(kept.all()):
-            folded[norm.weight] = folded[norm.weight] * math.sqrt(len(kept) / int(kept.sum()))
+        folded[norm.weight] = folded[norm.weight] * math.sqrt(len(kept) / int(kept.sum()))
     slices: dict[str, dict[int, Tensor]] = {}
     for (name, dim), axis in graph.slots.items():
         if name in folded:
             kept = graph.kept_entries(masks, axis, folded[name].device)
             if not bool(kept.all()):
-                slices.setdefault(name, {})[dim] = kept.nonzero().flatten()
-    for name, dims in slices.items():
-        for dim, index in dims.items():
-            folded[name] = folded[name].index_select(dim, index)
-    return Removal(slices, folded)
+                index = slices.setdefault(name, {})[dim] = kept.nonzero().flatten()
+                folded[name] = folded[name].index_select(dim, index)
+    return folded, slices
 
 
 def severed(graph: Graph, state: State, masks: State) -> dict[str, Tensor]:
@@ -130,7 +118,7 @@ def with_state(model: nn.Module, state: State) -> nn.Module:
             if id(tensor) not in memo or (new is not tensor and new.data_ptr() != tensor.data_ptr()):
                 memo[id(tensor)] = fresh_like(tensor, new)
         copied = copy_module(model, memo)
-    _create_biases(copied, state)
+    create_biases(copied, state)
     _fix_widths(copied)
     return copied
 
@@ -160,26 +148,16 @@ def narrow(model: nn.Module, slices: Slices, *, biases: tuple[str, ...] = ()) ->
             new = new.index_select(dim, index.to(new.device))
         cut[id(tensor)] = fresh_like(tensor, new)
     for module in model.modules():
-        for own in (module._parameters, module._buffers):
-            for key, tensor in own.items():
-                if id(tensor) in cut:
-                    own[key] = cut[id(tensor)]  # type: ignore[assignment]
+        for key, own in (*module._parameters.items(), *module._buffers.items()):
+            if id(own) in cut:
+                setattr(module, key, cut[id(own)])
     _fix_widths(model)
-    _create_biases(model, dict.fromkeys(biases))
+    create_biases(model, dict.fromkeys(biases))
     follow_config(model, shapes)
     return model
 
 
-def adopt_state(model: nn.Module, source: nn.Module) -> None:
-    """Copy every weight and buffer of one network into another of its class and sizes; biases are created."""
-    state = network_state(source)
-    _create_biases(model, state)
-    with torch.no_grad():
-        for name, tensor in tensors_of(model).items():
-            tensor.copy_(state[name])
-
-
-def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def follow_config(model: nn.Module, shapes: Shapes) -> bool:
     """Let configurations that networks are built from, as Hugging Face's are, state the widths of a narrow network.
 
     Which of their fields state them, building tells: a field follows where the class makes a network of these very
@@ -195,12 +173,12 @@ def follow_config(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bo
         seen.add(id(config))
         wanted = _shapes(module)
         dense = {name: shapes.get(f"{prefix}.{name}" if prefix else name, shape) for name, shape in wanted.items()}
-        if wanted != dense and _built(module, config)[1] == dense:
+        if wanted != dense and _built(module, config, dense) is not None:
             found &= _follow(module, config, dense, wanted)
     return found
 
 
-def _follow(module: nn.Module, config: Any, dense: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _follow(module: nn.Module, config: Any, dense: Shapes, wanted: Shapes) -> bool:
     """Find the fields of a configuration that state what became narrower, and change them."""
     sizes: dict[int, set[int]] = {}
     for name, shape in wanted.items():
@@ -216,8 +194,7 @@ def _follow(module: nn.Module, config: Any, dense: Mapping[str, Any], wanted: Ma
     ]
     for changes in itertools.chain.from_iterable(itertools.combinations(fields[:8], count) for count in (1, 2, 3)):
         tried = _changed(copy.deepcopy(config), changes)
-        built, shapes = _built(module, tried)
-        if built is not None and shapes == wanted:
+        if (built := _built(module, tried, wanted)) is not None:
             _changed(config, changes)
             for own, fresh in zip(module.modules(), built.modules(), strict=True):
                 own.__dict__.update({key: value for key, value in vars(fresh).items() if type(value) is int})
@@ -236,14 +213,14 @@ def _changed(config: Any, changes: Iterable[tuple[str, int]]) -> Any:
     return config
 
 
-def _built(module: nn.Module, config: Any) -> tuple[nn.Module | None, Shapes]:
-    """A network of a module's class on the meta device, and its shapes; None where a configuration builds none."""
+def _built(module: nn.Module, config: Any, shapes: Shapes) -> nn.Module | None:
+    """A network of a module's class on the meta device; None where a configuration builds none of these shapes."""
     try:
         with torch.device("meta"):
             made = type(module)(config)
-        return made, _shapes(made)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, ZeroDivisionError):
-        return None, {}
+        return None
+    return made if _shapes(made) == shapes else None
 
 
 def _shapes(model: nn.Module) -> Shapes:
@@ -255,7 +232,7 @@ def network_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
 
 
-def _create_biases(model: nn.Module, biases: Mapping[str, Tensor | None]) -> None:
+def create_biases(model: nn.Module, biases: Mapping[str, Tensor | None]) -> None:
     """Give layers the biases that they have not, zeros where it is not said what."""
     present = tensors_of(model)
     for name, bias in biases.items():
@@ -267,17 +244,14 @@ def _create_biases(model: nn.Module, biases: Mapping[str, Tensor | None]) -> Non
             module.bias = nn.Parameter(bias, requires_grad=module.weight.requires_grad)
 
 
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-
-
+@dataclass(eq=False)
 class FillPruned:
     """Forward pre-hook that lets a normalisation read the mean of the kept neurons (or 0) in place of pruned ones.
 
     So a masked network normalises over kept neurons alone, as a narrow one does.
     """
 
-    def __init__(self, fill: Fill | None = None) -> None:
-        self.fill = fill
+    fill: Fill | None = None
 
     def of(self, norm: nn.Module) -> Fill | None:
         """What a normalisation reads, or None where everything is kept."""
@@ -293,10 +267,10 @@ class FillPruned:
         return inputs if fill is None else (fill(inputs[0]), *inputs[1:])
 
 
-def drop_fills(norm: nn.Module) -> None:
-    """Let a normalisation read what it gets."""
-    for key in [key for key, hook in norm._forward_pre_hooks.items() if isinstance(hook, FillPruned)]:
-        del norm._forward_pre_hooks[key]
+def drop_hooks(module: nn.Module, kind: type = FillPruned) -> None:
+    """Take the forward pre-hooks of a kind from a module."""
+    for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kind)]:
+        del module._forward_pre_hooks[key]
 
 
 def _fix_widths(model: nn.Module) -> None:
@@ -305,19 +279,21 @@ def _fix_widths(model: nn.Module) -> None:
     A normalisation over k of n entries has `eps * n/k`; see `mlprank.graph.records.Norm`.
     """
     for module in model.modules():
-        resize(module)
+        weight = getattr(module, "weight", None)
+        for kind in KINDS if isinstance(weight, Tensor) else ():
+            kind().resize(module)
         if isinstance(module, nn.modules.batchnorm._NormBase):
             running = module.running_mean if module.running_mean is not None else module.weight
             module.num_features = module.num_features if running is None else len(running)
         elif isinstance(module, nn.PReLU):
             module.num_parameters = module.weight.numel()
-        elif isinstance(module, NORMS) and isinstance(module.weight, Tensor):
-            size = module.weight.numel()
+        elif isinstance(module, NORMS) and isinstance(weight, Tensor):
+            size = weight.numel()
             before = module.num_channels if isinstance(module, nn.GroupNorm) else math.prod(module.normalized_shape)
             if size == before:
                 continue
-            drop_fills(module)
-            eps = module.eps if module.eps is not None else torch.finfo(module.weight.dtype).eps
+            drop_hooks(module)
+            eps = module.eps if module.eps is not None else torch.finfo(weight.dtype).eps
             module.eps = eps * before / size
             if isinstance(module, nn.GroupNorm):
                 module.num_channels = size

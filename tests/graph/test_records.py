@@ -67,7 +67,8 @@ def test_six_layer_mlp_has_a_group_for_every_width(six) -> None:
         ("batchnorm.running_var", 0),
     }
     assert six.groups[-1].output
-    assert six.whole() == {"fc_last": "its neurons are outputs of the network"}
+    assert [group.whole for group in six.groups] == [None, None, None, "its neurons are outputs of the network"]
+    assert not six.others
     assert [layer.name for layer in six.layers] == ["fc1", "fc2", "fc3", "fc4", "fc5", "fc_last"]
     assert [layer.name for layer in six.readers_of(six.groups[2])] == ["fc_last"]
 

@@ -211,10 +211,11 @@ def test_what_is_no_linear_layer_is_named_with_its_reason() -> None:
             out: Tensor = self.head(self.masked(h))
             return out
 
-    whole = trace(Mixed().eval(), torch.rand(3, 2, 6)).whole()
-    assert whole["conv"] == whole["table"] == "they feed a layer whose weight is computed in the forward pass"
-    assert whole["unused"] == "the forward pass does not use it"
-    assert "computed in the forward pass: remove masks and parametrisations first" in whole["masked"]
+    graph = trace(Mixed().eval(), torch.rand(3, 2, 6))
+    for name in ("conv", "table"):
+        assert graph.group_of(name).whole == "they feed a layer whose weight is computed in the forward pass"
+    assert graph.others["unused"] == "the forward pass does not use it"
+    assert "computed in the forward pass: remove masks and parametrisations first" in graph.others["masked"]
 
 
 def test_layers_with_one_weight_are_one_layer() -> None:

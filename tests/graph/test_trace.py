@@ -246,8 +246,8 @@ def test_a_width_written_into_the_forward_pass_is_named_with_its_line() -> None:
 
     with pytest.raises(
         ValueError,
-        match=r"a width is written into the forward pass: return self\.head\(self\.hidden\(x\)\.view\(-1, 8\)\) "
-        r"\(.*test_trace",
+        match=r"a width is written into the forward pass: `return self\.head\(self\.hidden\(x\)\.view\(-1, 8\)\)` "
+        r"\(.*test_trace\.py:\d+\)",
     ):
         prune(Written(), inputs())
     result = prune(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mlprank
-from mlprank.graph.layers import Linear, register_kind
+from mlprank.graph.layers import KINDS, Linear
 from mlprank.pruning import reading
 
 
@@ -72,17 +72,17 @@ def test_a_network_that_changed_is_read_again(traced: list[str], change: str) ->
     assert all(torch.equal(scores[name], other) for name, other in fresh.scores().items())
 
 
-def test_a_kind_that_is_registered_later_is_asked(traced: list[str]) -> None:
+def test_a_kind_that_is_added_later_is_asked(traced: list[str]) -> None:
     class Other(Linear):
         unit = "other neurons"  # type: ignore[misc]
 
     network = Scaled().eval()
     assert mlprank.prune(network, x).units["first"] == "neurons"
-    forget = register_kind(Other)
+    KINDS.insert(0, Other)
     try:
         assert mlprank.prune(network, x).units["first"] == "other neurons"
     finally:
-        forget()
+        KINDS.remove(Other)
     assert mlprank.prune(network, x).units["first"] == "neurons"
 
 
