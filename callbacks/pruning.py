@@ -273,10 +273,11 @@ class PruningCallback(Callback):
         pruning = self._read(trainer, run.copied(module, self._changing))
         if isinstance(self.settings.recipe.compensation, Regression):
             # No bias may be created: an optimizer would not know that parameter.
-            calls = ([dataclasses.replace(call, owner=None) for call in each.calls] for each in pruning.graph.layers)
-            both = zip(pruning.graph.layers, calls, strict=True)
-            layers = tuple(dataclasses.replace(layer, calls=tuple(own)) for layer, own in both)
-            pruning.graph = dataclasses.replace(pruning.graph, layers=layers)
+            there, layers = {name: name for name in pruning.state}, []
+            for layer in pruning.graph.layers:
+                calls = [dataclasses.replace(call, bias=there.get(call.bias or "")) for call in layer.calls]
+                layers.append(dataclasses.replace(layer, calls=tuple(calls)))
+            pruning.graph = dataclasses.replace(pruning.graph, layers=tuple(layers))
         result = pruning.run(amount=amount, refine=0)  # only masks are wanted
         for name, kept in result.parameter_masks.items():
             self.rows[name] = kept & self.rows[name].to(kept.device) if name in self.rows else kept

@@ -40,27 +40,24 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
     # Of every value that is watched when it is made: the operations that emit it, or none, and the dimensions.
     watched: defaultdict[str, list[tuple[str | None, int]]] = defaultdict(list)
     for node, call in calls.items():
-        watched[node if chain else call.emitted].append((node, call.out_dim if chain else call.emitted_dim))
-    for value, dim in sorted(begins):
-        watched[value].append((None, dim))
+        name, dim = (node, call.out_dim) if chain else call.emitted
+        watched[name].append((node, dim))
+    for name, dim in sorted(begins):
+        watched[name].append((None, dim))
     read: defaultdict[Place, Tensor | float] = defaultdict(float)
     made: defaultdict[str, Tensor | float] = defaultdict(float)
-
-    def on_read(node: str, value: Tensor) -> None:
-        read[readers[node]] += calls[node].kind.input_norms(value, calls[node].dim)
-
-    def on_made(name: str, value: Tensor) -> None:
-        for node, dim in watched[name]:
-            if node is None:
-                read[name, dim] += squares(value.to(torch.get_default_dtype()), dim)
-            else:
-                made[node] += squares(value.clamp(min=0) if chain else value, dim)
-
     num_samples = 0
-    values = {node: place[0] for node, place in readers.items()}
     for batch in calibration:
         num_samples += len(batch)
-        graph.program.observe(state, batch, read=values, on_read=on_read, made=watched, on_made=on_made)
+        for name, value, is_made in graph.program.observe(state, batch, read=readers, made=watched):
+            if not is_made:
+                read[readers[name]] += calls[name].kind.input_norms(value, readers[name][1])
+                continue
+            for maker, dim in watched[name]:
+                if maker is None:
+                    read[name, dim] += squares(value.to(torch.get_default_dtype()), dim)
+                else:
+                    made[maker] += squares(value.clamp(min=0) if chain else value, dim)
     norms_read = {place: calibration.reduce(torch.as_tensor(total)).sqrt() for place, total in sorted(read.items())}
     norms_made = {node: calibration.reduce(torch.as_tensor(total)).sqrt() for node, total in sorted(made.items())}
     for layer in graph.layers:
@@ -74,7 +71,7 @@ def measure_norms(graph: Graph, state: State, calibration: Calibration, *, chain
 
 def _beginnings(graph: Graph) -> Iterable[Place]:
     """The values that importance starts from on its way to what layers read."""
-    emitted = {(call.emitted, call.emitted_dim) for layer in graph.layers for call in layer.calls}
+    emitted = {call.emitted for layer in graph.layers for call in layer.calls}
     pending = [call.place for layer in graph.layers for call in layer.calls]
     seen: set[Place] = set()
     while pending:
@@ -178,13 +175,8 @@ def measure_moments(
     sums = MomentSums(views)
     nodes = reading_nodes(graph, {place for view in sums.views for place in view.places})
     for batch in calibration:
-        graph.program.observe(
-            state,
-            batch,
-            read={node: place[0] for node, place in nodes.items()},
-            on_read=lambda node, value: sums.add(nodes[node], value),
-            fills=fills,
-        )
+        for node, value, _ in graph.program.observe(state, batch, read=nodes, fills=fills):
+            sums.add(nodes[node], value)
     return sums.moments(calibration)
 
 
@@ -207,8 +199,7 @@ def measure_constants(
     places = {call.place for layer in graph.layers for call in layer.calls if layer.read_groups}
     nodes = reading_nodes(graph, places)
     arriving: dict[Place, Arriving] = {}
-
-    def on_read(node: str, value: Tensor) -> None:
+    for node, value, _ in graph.program.observe(state, calibration.example[:16], read=nodes, fills=fills):
         seen = value.movedim(nodes[node][1], -1)
         seen = seen.reshape(-1, seen.shape[-1])
         arrives = len(seen) > 0
@@ -216,14 +207,6 @@ def measure_constants(
         low, high = seen.amin(0), seen.amax(0)
         finite = torch.isfinite(low) & torch.isfinite(high)
         arriving[nodes[node]] = Arriving(seen[0].clone(), (low == high) & arrives, finite)
-
-    graph.program.observe(
-        state,
-        calibration.example[:16],
-        read={node: place[0] for node, place in nodes.items()},
-        on_read=on_read,
-        fills=fills,
-    )
     return arriving
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mlprank.calibration.data import Calibration
 from mlprank.calibration.statistics import Moments, PooledMoments, views_of
 from mlprank.graph.program import Fill, Run, shape_of
-from mlprank.graph.records import Graph, Layer, State
+from mlprank.graph.records import Graph, Layer, Place, State
 from mlprank.utils.registry import Registry
 
 _ROWS_PER_ENTRY = 8
@@ -242,7 +242,7 @@ class SideBySide:
         self._runs: list[tuple[Run, Run]] | None = None
 
     def read(
-        self, state: State, nodes: Mapping[str, str], fills: Mapping[str, Fill]
+        self, state: State, nodes: Mapping[str, Place], fills: Mapping[str, Fill]
     ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         """Yield for every batch what operations read in the dense network and in the pruned one as it is now.
 
@@ -259,7 +259,7 @@ class SideBySide:
             for node in ordered:
                 for run in ahead:
                     run.until(node)
-                before, after = (run.value_of(nodes[node]) for run in ahead)
+                before, after = (run.value_of(nodes[node][0]) for run in ahead)
                 found[node] = before, after
             yield found
 
@@ -295,9 +295,9 @@ class SideBySide:
         rows = max(_ROWS_PER_ENTRY * seen, min(_MANY_ROWS, _MULTIPLICATIONS // seen**2))
         positions = max(1, math.ceil(rows / max(1, self.num_samples)))
         total = torch.zeros(groups, seen + 1, seen + 1 + outputs, dtype=torch.float64, device=kept.device)
-        for batch in self.read(state, {node: call.source for node, call in calls.items()}, fills):
+        for batch in self.read(state, {node: call.place for node, call in calls.items()}, fills):
             for node, (before, after) in batch.items():
-                source, kind = program.nodes[program.order[calls[node].source]], calls[node].kind
+                source, kind = program.nodes[program.order[calls[node].place[0]]], calls[node].kind
                 if any(str(size).startswith("u") for size in shape_of(source)):
                     before = after  # which rows arrive depends on the data: those of the two networks are no pairs
                 x = kind.patches(after, inputs, positions).flatten(2)
@@ -330,7 +330,7 @@ def refit(state: State, readers: Sequence[Layer], kept: Tensor, targets: Targets
         mask = kept[: flat.shape[2]].to(weight.device)
         start, end = end, end + flat.shape[1]
         own = replace(targets, target_mean=targets.target_mean[:, start:end], cross=targets.cross[:, :, start:end])
-        places = dict.fromkeys(call.bias_place for call in layer.calls)
+        places = dict.fromkeys(call.bias for call in layer.calls)
         own = own.uncentred() if None in places else own
         fitted = by.refit(own, flat[:, :, mask].flatten(2))
         new = torch.zeros_like(flat)
@@ -350,7 +350,7 @@ def predict(
     mean_K)`; for the rest see `refit`. Masks of groups are by name, shape (width,), True for kept neurons.
     """
     changed, weight = dict(state), state[layer.weight]
-    places = dict.fromkeys(call.bias_place for call in layer.calls)
+    places = dict.fromkeys(call.bias for call in layer.calls)
     flat = layer.kind.flat(weight).double().clone()  # (groups, outputs, inputs, patch)
     shift = flat.new_zeros(flat.shape[:2])
     for index in layer.read_groups:

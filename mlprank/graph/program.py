@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,6 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from mlprank.utils.errors import first_line
-
-Observer = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -124,25 +122,24 @@ class Program:
         state: Mapping[str, Tensor],
         inputs: Inputs,
         *,
-        read: Mapping[str, str],
-        on_read: Observer,
+        read: Mapping[str, tuple[str, int]],
         made: Collection[str] = (),
-        on_made: Observer = lambda name, value: None,
         fills: Mapping[str, Fill] | None = None,
-    ) -> None:
-        """Run the program on a batch as far as needed and show values on the way, which nobody may keep or change.
+    ) -> Iterator[tuple[str, Tensor, bool]]:
+        """Run the program on a batch as far as needed and yield values on the way, which nobody may keep or change.
 
-        `read` gives for operations the value that each is watched reading: it is shown with the operation's name at the
-        moment of reading, before another one overwrites it in place. Values that are `made` are shown with their names.
+        `read` gives for operations the value that each is watched reading, and a dimension: it comes with the
+        operation's name at the moment of reading, before another one overwrites it in place. Values that are `made`
+        come with their names, and True.
         """
         end = 1 + max((self.order[name] for name in (*read, *made) if name in self.order), default=-1)
         run = Run(self, state, inputs, fills)
         for node in self.nodes[:end]:
             if node.name in read:
-                on_read(node.name, run.value_of(read[node.name]))
+                yield node.name, run.value_of(read[node.name][0]), False
             run.step()
             if node.name in made:
-                on_made(node.name, run.value_of(node.name))
+                yield node.name, run.value_of(node.name), True
 
     def outputs(self, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
         """Run the program to its end and return every tensor that it returns."""

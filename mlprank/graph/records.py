@@ -47,25 +47,12 @@ class Call:
     """One use of a layer's weights in the forward pass."""
 
     node: str  # the operation, whose value is the layer's output before any activation
-    source: str  # the value that it reads
-    dim: int  # the dimension of `source` along the inputs
+    place: Place  # the value that it reads, and the dimension along the inputs
     out_dim: int  # the dimension of the operation's value along the outputs
-    emitted: str  # what the neurons send on: the value after normalisation and activation
-    emitted_dim: int  # its dimension along the neurons
+    emitted: Place  # what the neurons send on: the value after normalisation and activation, and the dimension
     scales: tuple[Scale, ...]  # the factors between `node` and the activation
-    bias: str | None  # name of the bias that this use adds and that is its own
-    owner: str | None  # name of the module that this use belongs to, where a bias can be created
+    bias: str | None  # name of the bias that is its own, or that can be created; None where there is no place for one
     kind: Kind  # how it uses the weights
-
-    @property
-    def place(self) -> Place:
-        """What it reads, and along which dimension."""
-        return self.source, self.dim
-
-    @property
-    def bias_place(self) -> str | None:
-        """Name of the bias of this use, or of the one that can be created; None where there is no place for one."""
-        return self.bias or (f"{self.owner}.bias" if self.owner is not None else None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +89,7 @@ class Layer:
     @property
     def biases(self) -> tuple[str, ...]:
         """The biases that its uses add, or would add if they were created, each once."""
-        return tuple(dict.fromkeys(call.bias_place for call in self.calls if call.bias_place is not None))
+        return tuple(dict.fromkeys(call.bias for call in self.calls if call.bias is not None))
 
     @property
     def made_groups(self) -> tuple[int, ...]:
@@ -179,7 +166,6 @@ class Graph:
     flow: Mapping[Place, Flow]  # of importance between the values that layers emit and those that layers read
     program: Program  # the traced network, to run on calibration data with any weights
     others: Mapping[str, str]  # why parts that are no layers stay whole, by name
-    reshapes: tuple[str, ...]  # source lines where a width may be written into the forward pass
     norms: tuple[Norm, ...] = ()  # normalisations over neurons that can be removed
 
     @cached_property

@@ -258,17 +258,17 @@ class Reading:
             self.spaces.tie(self.axes[tensor][ndim_of(tensor) - 1], axis, why)
         return claimed
 
-    def _name(self, tensor: Any) -> str | None:
+    def name_of(self, tensor: Any) -> str | None:
         """The state dict's name of a parameter."""
         return self.tensors.get(tensor.name) if isinstance(tensor, fx.Node) else None
 
     def _channel_norm(self, node: fx.Node, source: fx.Node, given: Arguments) -> None:
         """Batch norm by running statistics, which scales channels, and instance norm, which takes each for itself."""
-        why, scale, by_batch = self.words(node), Scale(self._name(given["weight"])), False
+        why, scale, by_batch = self.words(node), Scale(self.name_of(given["weight"])), False
         if operation(node) == "batch_norm":
             why = "a batch norm normalises them across another dimension or by the batch's own statistics"
             by_batch = given["running_mean"] is None or given["running_var"] is None or bool(given["training"])
-            scale = replace(scale, variance=self._name(given["running_var"]), eps=given["eps"])
+            scale = replace(scale, variance=self.name_of(given["running_var"]), eps=given["eps"])
         axis = self.axes[source].get(1)
         tensors = (given["weight"], given["bias"], given["running_mean"], given["running_var"])
         if axis is None or by_batch or not self._claim(tensors, axis, why):
@@ -279,7 +279,7 @@ class Reading:
 
     def _set_norm(self, node: fx.Node, source: fx.Node, given: Arguments) -> None:
         """Normalisations over neurons: of the last dimensions, or of sets of channels and all positions."""
-        why, gain, tensors = self.words(node), self._name(given["weight"]), (given["weight"], given.get("bias"))
+        why, gain, tensors = self.words(node), self.name_of(given["weight"]), (given["weight"], given.get("bias"))
         grouped, shape, sets = "num_groups" in given, given.get("normalized_shape", [0]), given.get("num_groups", 1)
         first, stock = (
             1 if grouped else ndim_of(source) - len(shape),
@@ -367,7 +367,7 @@ class Reading:
                 self.spaces.mark(axes[0], "added")
             if not values and strangers:
                 continue  # a parameter met the data: its entries are no neurons
-            gains = [self._name(each) for each, own in tracked if own == 0 and self.is_weight(each) and name == "mul"]
+            gains = [self.name_of(each) for each, own in tracked if own == 0 and self.is_weight(each) and name == "mul"]
             met = values + [(each, own) for each, own in strangers if each in self.varying]
             parts = [self.part(each, own) for each, own in met]
             self.put(node, dim, self.spaces.resolve(axes[0]), parts, Scale(gains[0]) if gains and gains[0] else None)

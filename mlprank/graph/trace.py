@@ -229,31 +229,29 @@ def build_graph(reading: Reading) -> Graph:
     weights = [weight for weight, _ in reading.uses]
     layers = tuple(
         Layer(
-            name,
-            key[0],
-            named(made),
-            named(read),
-            tuple(_call(reading, *use) for use in uses),
-            weights.count(key[0]) > 1,
+            name=name,
+            weight=weight,
+            made=named(made),
+            read=named(read),
+            calls=tuple(_call(reading, *use) for use in uses),
+            tied=weights.count(weight) > 1,
         )
-        for name, (made, read), (key, uses) in zip(names, sides, reading.uses.items(), strict=True)
+        for name, weight, (made, read), uses in zip(names, weights, sides, reading.uses.values(), strict=True)
     )
-    unused = _unused(reading)
+    _keep_unused(reading)
     slots = {(bias, 0): layer.made for layer in layers for bias in layer.biases}
     for tensor, axes in reading.slots.items():
         known = {(tensor, dim): named(axis) for dim, axis in axes.items()}
         slots |= {place: axis for place, axis in known.items() if any(segment.space is not None for segment in axis)}
-    calls = [call for layer in layers for call in layer.calls if call.bias is None]
-    created = {call.node: (call.bias_place, call.out_dim) for call in calls if call.bias_place is not None}
-    notes = [note for notes in spaces.notes.values() for note in notes]
+    biased = [(call, call.bias) for layer in layers for call in layer.calls if call.bias is not None]
+    created = {call.node: (bias, call.out_dim) for call, bias in biased if bias not in reading.slots}
     return Graph(
         layers=layers,
         groups=tuple(_group(reading, index, root, layers) for root, index in roots.items()),
         slots=slots,
         flow={(node.name, dim): flow for (node, dim), flow in reading.flow.items()},
         program=Program(reading.exported, reading.tensors, created),
-        others=dict.fromkeys(unused, "the forward pass does not use it") | reading.others,
-        reshapes=tuple(dict.fromkeys(note.removeprefix(WRITTEN) for note in notes if note.startswith(WRITTEN))),
+        others=reading.others,
         norms=tuple(replace(norm, axis=named(norm.axis)) for norm in reading.norms),
     )
 
@@ -272,24 +270,21 @@ def _call(reading: Reading, node: fx.Node, use: Use) -> Call:
         [(dim, flow)] = ways
         scales += [flow.scale] if flow.scale is not None else []
         last = user
-    bias, owner = use.bias, owner_of(node)
-    name = None if bias is None else reading.tensors.get(bias.name)
-    layers = {key for key, uses in reading.uses.items() for _, other in uses if other.bias is bias}
-    shared, module = bias is not None and (name is None or len(layers) > 1), reading.modules.get(owner)
-    own = is_stock(module, *_BIASED) and not shared
-    if getattr(module, "bias", None) is None:  # a class that builds from a configuration would build it without one
+    owner, bias = owner_of(node), reading.name_of(use.bias)
+    layers = {key for key, uses in reading.uses.items() for _, other in uses if other.bias is use.bias}
+    if use.bias is None and is_stock(reading.modules.get(owner), *_BIASED):
         around = [each for path, each in reading.model.named_modules() if owner.startswith(f"{path}.".lstrip("."))]
-        own = own and not any(config_of(each) for each in around)
+        # A class that builds from a configuration would build it without one.
+        bias = None if any(map(config_of, around)) else f"{owner}.bias"
+    elif len(layers) > 1:
+        bias = None
     return Call(
         node=node.name,
-        source=use.source.name,
-        dim=use.dim,
+        place=(use.source.name, use.dim),
         out_dim=use.out_dim,
-        emitted=last.name,
-        emitted_dim=dim,
+        emitted=(last.name, dim),
         scales=tuple(scales),
-        bias=None if shared else name,
-        owner=owner if own else None,
+        bias=bias,
         kind=use.kind,
     )
 
@@ -314,14 +309,13 @@ def _group(reading: Reading, index: int, root: int | None, layers: tuple[Layer, 
     )
 
 
-def _unused(reading: Reading) -> list[str]:
-    """Name the layers that the program does not use: only training, or another method, does; keep whole what they read.
+def _keep_unused(reading: Reading) -> None:
+    """Note the layers that the program does not use: only training, or another method, does; keep whole what they read.
 
     Which neurons that is nobody can know; a layer reads as many as it has inputs, so every axis of that size is meant.
     """
     used = {reading.tensors.get(node.name) for node in reading.exported.graph.nodes if node.users}
     ids = {id(tensor) for name, tensor in tensors_of(reading.model).items() if name in used}
-    names: list[str] = []
     readers: dict[int, str] = {}
     made: defaultdict[str, list[int]] = defaultdict(list)
     for name, module in reading.model.named_modules():
@@ -335,10 +329,9 @@ def _unused(reading: Reading) -> list[str]:
         if not any(inputs % before == 0 for before in made[part]) or name == part:
             readers.setdefault(inputs, name)
         made[part].append(outputs)
-        names.append(name)
+        reading.others.setdefault(name, "the forward pass does not use it")
     for node, axes in reading.axes.items():
         for axis in axes.values() if node.name not in reading.tensors else ():
             if (reader := readers.get(size_of(axis))) is not None:
                 words = f'"{reader}", which the forward pass in evaluation mode does not use, may read them'
                 reading.spaces.keep_whole(axis, words)
-    return names

@@ -106,7 +106,7 @@ class MaskedWeights:
             return measure_moments(self.graph, self.state, self.calibration, views, fills=fills)
         sums = MomentSums(views)
         nodes = reading_nodes(self.graph, {place for view in views for place in view.places})
-        for batch in self.passes.read(self.state, {node: place[0] for node, place in nodes.items()}, fills):
+        for batch in self.passes.read(self.state, nodes, fills):
             for node, (_, value) in batch.items():
                 sums.add(nodes[node], value)
         return sums.moments(self.calibration)

@@ -131,8 +131,8 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     """
     inputs = as_inputs(example)[:_NUM_SAMPLES]
     suspects = "its forward depends on a width in a way that tracing does not see; protect the layers concerned"
-    if graph.reshapes:
-        places = f"a width is written into the forward pass: {'; '.join(graph.reshapes)}"
+    if lines := dict.fromkeys(group.written for group in graph.groups if group.written):
+        places = f"a width is written into the forward pass: {'; '.join(lines)}"
         suspects = f"{places}; take sizes from the tensor (x.flatten(1), x.shape[-1]) or protect the layer"
     expected = _outputs(masked, inputs)
     try:

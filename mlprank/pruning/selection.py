@@ -106,7 +106,7 @@ class Scorer:
         for layer, call in sorted(calls, key=lambda pair: self.graph.program.order[pair[1].node]):
             if not self.chain:
                 previous = self.score(layer, call, self.pi(call.place))
-                self.importance[call.emitted, call.emitted_dim] = previous
+                self.importance[call.emitted] = previous
             elif isinstance(call.kind, Linear):
                 previous = self.read(call) if previous is None else previous
                 if len(previous) != layer.in_features:

@@ -43,7 +43,7 @@ def removable_neurons(
         for layer in graph.readers_of(group):
             expected: dict[str, Tensor] = {}
             for call in layer.calls:
-                seen, place = arriving[call.place], call.bias_place
+                seen, place = arriving[call.place], call.bias
                 value, uniform, entries = seen.value.cpu(), seen.uniform.cpu(), seen.finite.cpu()
                 if folds and not layer.tied:
                     nowhere = place is None or call.kind.pads or group.varying
@@ -72,7 +72,7 @@ def plan_removal(graph: Graph, state: State, masks: State, arriving: Mapping[Pla
         if layer.tied or not bool(gone.any()):
             continue
         flat = layer.kind.flat(weight).sum(3).double()  # (groups, outputs, inputs)
-        for place, source in {call.bias_place: call.place for call in layer.calls}.items():
+        for place, source in {call.bias: call.place for call in layer.calls}.items():
             sent = torch.where(gone, arriving[source].value.double().to(weight.device), 0.0)
             shift = torch.einsum("goi,gi->go", flat, sent.view(len(flat), -1)).flatten()
             if place is not None and bool(shift.any()):

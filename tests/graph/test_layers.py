@@ -37,7 +37,7 @@ def use_in(layer: nn.Module, x: Tensor) -> Use:
     graph = trace(nn.Sequential(layer).double().eval(), x)
     (call,) = graph.layers[0].calls
     node = graph.program.nodes[graph.program.order[call.node]]
-    return Use(call.kind, as_node(node.args[0]), call.dim, as_node(node.args[1]), None, call.out_dim)
+    return Use(call.kind, as_node(node.args[0]), call.place[1], as_node(node.args[1]), None, call.out_dim)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -79,7 +79,7 @@ def test_layers_know_what_they_read_and_what_they_add(six) -> None:
     assert layer.made_groups == (0,)
     assert layer.read == (Segment(0, 512),)
     assert layer.biases == ("fc2.bias",)
-    assert layer.calls[0].bias_place == "fc2.bias"
+    assert layer.calls[0].bias == "fc2.bias"
     assert len(layer.sources) == 1
     assert six.by_name["fc1"].read_groups == ()
 
