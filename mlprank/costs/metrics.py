@@ -92,21 +92,21 @@ def _flops(model: nn.Module, example: Tensor | Inputs) -> tuple[int, int]:
     # The counter cannot look into compiled code; where nothing was compiled, importing the compiler would take seconds.
     compiled = "torch._dynamo" in sys.modules
     eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # Fused attention kernels hide their products from the counter: take the plain path while counting.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            evaluating(model),
-            eager,
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-            FlopCounterMode(display=False, custom_mapping=_without_zeros(model)) as nonzero,
-        ):
+    with (
+        evaluating(model),
+        eager,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+        FlopCounterMode(display=False, custom_mapping=_without_zeros(model)) as nonzero,
+    ):
+        # Fused attention kernels hide their products from the counter: take the plain path while counting.
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
             inputs.mapped(lambda tensor: tensor.to(device_of(model))).outputs(getattr(model, "_orig_mod", model))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() // len(inputs), nonzero.get_total_flops() // len(inputs)
 
 

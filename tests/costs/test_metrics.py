@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from mlprank.costs import metrics
+from mlprank.utils.modules import LOCK
 
 
 def small_mlp() -> nn.Sequential:
@@ -213,6 +215,17 @@ def test_modes_come_back_when_the_model_fails() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         metrics.count_flops(model, torch.zeros(1, 5))
     assert model.training
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_counting_waits_for_its_turn_before_it_changes_what_all_threads_share() -> None:
+    counting = threading.Thread(target=metrics.count_flops, args=(small_mlp(), torch.zeros(1, 12)))
+    with LOCK:
+        counting.start()
+        counting.join(timeout=0.5)
+        assert counting.is_alive()
+        assert torch.backends.mha.get_fastpath_enabled()
+    counting.join()
     assert torch.backends.mha.get_fastpath_enabled()
 
 
