@@ -42,7 +42,6 @@ from mlprank.surgery.masks import (
     mask_rows,
     recompute_uncalled,
     refresh_masked,
-    restore_masks,
     without_compiled,
     write_weights,
 )
@@ -385,7 +384,7 @@ class PruningCallback(Callback):
         averaged = run.averaged_modules(trainer) if self.rows else []
         for each in [pl_module, *averaged] if averaged else []:
             with without_compiled(each):
-                restore_masks(self._network(each), self.rows)
+                mask_rows(self._network(each), self.rows)
 
     on_validation_epoch_start = on_train_end = on_save_checkpoint
 

@@ -50,12 +50,6 @@ def masked_rows(module: nn.Module, dims: Mapping[str, int] = MappingProxyType({}
     return found
 
 
-def _keep(mask: Tensor, kept: Tensor) -> None:
-    """Let a parameter's mask keep no more than these rows, or than a mask of all its dimensions."""
-    kept = kept.to(mask.device)
-    mask.mul_(kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept)
-
-
 def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
     """Let normalisations of a masked network, by name, go over kept neurons alone, in place of what they did before."""
     for name, fill in fills.items():
@@ -66,11 +60,15 @@ def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
 def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
     """Keep rows of parameters at zero from now on; rows that are masked already stay masked.
 
-    The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters. A layer,
-    RMS or group norm whose gain is masked goes over the kept neurons alone: so the masks of a state dict say all that a
-    masked network is. `rows` are masks by plain name, shape (n_out,), True for the rows that stay.
+    Masks that an average over training has blurred become sharp again. The parameters stay the same objects, as
+    `weight_orig`, at the same place among their module's parameters. A layer, RMS or group norm whose gain is masked
+    goes over the kept neurons alone: so the masks of a state dict say all that a masked network is. `rows` are masks by
+    plain name, shape (n_out,) or of all dimensions, True for what stays.
     """
     masked = masked_parameters(module)
+    for owner, own in masked.values():
+        mask = owner.get_buffer(f"{own}_mask")
+        mask.copy_(mask >= 0.5)
     for name, kept in rows.items():
         places = [masked[name]] if name in masked else []
         if not places:  # several modules hold a tied weight
@@ -81,7 +79,8 @@ def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> 
             for owner, own in places:
                 _mask(owner, own)
         for owner, own in places:
-            _keep(owner.get_buffer(f"{own}_mask"), kept)
+            mask = owner.get_buffer(f"{own}_mask")
+            mask.mul_((kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept).to(mask.device))
     refresh_masked(module)
 
 
@@ -93,16 +92,6 @@ def refresh_masked(module: nn.Module) -> None:
     with torch.no_grad():
         for owner, name in masked_parameters(module).values():
             Recompute("", name)(owner, ())
-
-
-def restore_masks(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
-    """Make masks that an average over training has blurred sharp again."""
-    for name, (owner, own) in masked_parameters(module).items():
-        mask = owner.get_buffer(f"{own}_mask")
-        mask.copy_(mask >= 0.5)
-        if name in rows:
-            _keep(mask, rows[name])
-    refresh_masked(module)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from mlprank.surgery.masks import (
     match_masks,
     plain_copy,
     recompute_uncalled,
-    restore_masks,
     write_weights,
 )
 from mlprank.surgery.narrow import narrow
@@ -123,7 +122,7 @@ def test_blurred_masks_become_sharp_again():
     module = network()
     mask_rows(module, {"0.weight": KEPT})
     module[0].weight_mask.mul_(0.9).add_(0.05)
-    restore_masks(module, {"0.weight": KEPT})
+    mask_rows(module, {"0.weight": KEPT})
     assert module[0].weight_mask.tolist() == KEPT.float().view(4, 1).expand(4, 3).tolist()
 
 
