@@ -90,23 +90,26 @@ def refresh_masked(module: nn.Module) -> None:
     Such weights can be copied (`copy.deepcopy`); the next forward pass computes them once more, with a graph.
     """
     with torch.no_grad():
-        for owner, name in masked_parameters(module).values():
-            Recompute("", name)(owner, ())
+        for each in module.modules():
+            compute_own(each)
+
+
+def compute_own(module: nn.Module) -> None:
+    """Run the mask hooks of a module that is used without being called, as a LightningModule is by its trainer."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (Recompute, prune.BasePruningMethod)):
+            hook(module, ())
 
 
 @dataclass(frozen=True)
 class Recompute:
-    """Forward pre-hook that computes a masked weight of a submodule which is read, but never called itself."""
+    """Forward pre-hook that computes the masked weights of a submodule which is read, but never called itself."""
 
     path: str
-    name: str
 
     def __call__(self, module: nn.Module, inputs: object) -> None:
-        """Give the submodule its masked weight, with a fresh autograd graph."""
-        owner = module.get_submodule(self.path)
-        if f"{self.name}_mask" in owner._buffers:
-            masked = owner.get_parameter(f"{self.name}_orig") * owner.get_buffer(f"{self.name}_mask")
-            setattr(owner, self.name, masked)
+        """Give the submodule its masked weights, with a fresh autograd graph."""
+        compute_own(module.get_submodule(self.path))
 
 
 def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
@@ -123,22 +126,13 @@ def recompute_uncalled(module: nn.Module, example: Tensor | Inputs) -> None:
         each.register_forward_pre_hook(lambda own, _: called.add(own))
     with evaluating(tried), torch.no_grad():
         as_inputs(example).outputs(tried)
-    for full, (_, name) in masked_parameters(module).items():
-        outer = path = full.rpartition(".")[0]
+    for path, owner in module.named_modules():
+        outer = path
         while outer and tried.get_submodule(outer) not in called:
             outer = outer.rpartition(".")[0]
-        inner = path[len(outer) :].removeprefix(".")
-        place = module.get_submodule(outer)
-        hook = Recompute(inner, name)
-        if tried.get_submodule(path) not in called and hook not in place._forward_pre_hooks.values():
+        hook, place = Recompute(path[len(outer) :].removeprefix(".")), module.get_submodule(outer)
+        if any(_masked_names(owner)) and outer != path and hook not in place._forward_pre_hooks.values():
             place.register_forward_pre_hook(hook)
-
-
-def compute_own(module: nn.Module) -> None:
-    """Run the mask hooks of a module that is used without being called, as a LightningModule is by its trainer."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, (Recompute, prune.BasePruningMethod)):
-            hook(module, ())
 
 
 def bake_masks(module: nn.Module) -> None:
@@ -257,8 +251,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
         copied = with_state(model, {})
     bake_masks(copied)
     # Computed weights become plain parameters with the values that they have in evaluation mode.
-    parametrised: list[Any] = [each for each in copied.modules() if parametrize.is_parametrized(each)]
-    for module in parametrised:
+    computed: list[Any] = [each for each in copied.modules() if parametrize.is_parametrized(each)]
+    for module in computed:
         # The class with the property of the computed weight is shared with the network that was copied: it stays.
         module.__class__ = type(type(module).__name__, type(module).__bases__, dict(vars(type(module))))
         with evaluating(module), torch.enable_grad():  # without gradients it would make buffers of parameters
@@ -289,8 +283,5 @@ def _old_hooks(model: nn.Module) -> list[tuple[str, nn.Module, Any]]:
 
 def is_plain(model: nn.Module) -> bool:
     """Say whether a network has neither masks nor parametrisations nor compiled submodules."""
-    return (
-        not masked_parameters(model)
-        and not parametrised(model)
-        and not any(COMPILED in module._modules for module in model.modules())
-    )
+    compiled = any(COMPILED in module._modules for module in model.modules())
+    return not (compiled or masked_parameters(model) or parametrised(model))
