@@ -94,16 +94,20 @@ def export_program(model: nn.Module, inputs: Inputs, shapes: ShapesCollection) -
         return torch.export.export(model, inputs.args, kwargs, dynamic_shapes=dynamic, strict=False)
 
 
-def _eager(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run a network with a fixed random state and return every tensor that it gives."""
-    torch.manual_seed(0)
-    return inputs.outputs(model)
+def run_alike(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run a network in evaluation mode; draws that it makes there, too, are the same for every network."""
+    # torch.manual_seed notes the whole stack for a CUDA that may come later, which takes longer than a small network.
+    on_cpu = all(tensor.device.type == "cpu" for tensor in inputs.tensors)
+    seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+    with evaluating(model), torch.no_grad():
+        seed(0)
+        return inputs.outputs(model)
 
 
 def _check_call(model: nn.Module, inputs: Inputs) -> None:
     """Raise a TypeError where a network cannot take a batch; it is run here for the first time."""
     try:
-        _eager(model, inputs)
+        run_alike(model, inputs)
     except _CANNOT_RUN as error:
         raise TypeError(
             f"calibration: {type(model).__name__} cannot take a batch: the call {type(model).__name__}{inputs} fails "
@@ -121,8 +125,7 @@ def quiet_hooks(model: nn.Module, inputs: Inputs) -> None:
         return
     changing, tried = set[Hook](), shell(model)
     watch_hooks(tried, changing, unnoticed=True)
-    with evaluating(tried), torch.no_grad():
-        _check_call(tried, inputs[[0, -1]])
+    _check_call(tried, inputs[[0, -1]])
     for place, hook in users_hooks(model).items():
         if place not in changing:
             replace_hook(model, place, Observer(hook))
@@ -131,31 +134,27 @@ def quiet_hooks(model: nn.Module, inputs: Inputs) -> None:
 def _compare(model: nn.Module, program: Program, inputs: Inputs, culprits: Callable[[], str]) -> None:
     """See that the program gives what the network does on more samples than it was made of, or name the culprits."""
     try:
-        expected = _eager(model, inputs)
+        expected = run_alike(model, inputs)
     except _CANNOT_RUN as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
         raise ValueError(
             f"model: {type(model).__name__} takes two samples but cannot run a batch of shape {shapes} "
             f"({first_line(error)}); write the forward for any batch size"
         ) from error
+    what = f"model: what torch.export traced of {type(model).__name__}"
+    where = f"a batch of {len(inputs)} samples: "
     torch.manual_seed(0)
-    traced = f"model: what torch.export traced of {type(model).__name__}"
     try:
         got = program.outputs(tensors_of(model), inputs)
     except ValueError as error:
-        raise ValueError(
-            f"{traced} cannot run a batch of {len(inputs)} samples: {culprits()}; {_NO_NUMBERS}"
-        ) from error
+        raise ValueError(f"{what} cannot run {where}{culprits()}; {_NO_NUMBERS}") from error
     for one, other in zip(expected, got, strict=True):
         gap = 0.0 if one.shape == other.shape else float("inf")
         if not gap and one.numel():
             scale = max(1.0, float(one.double().abs().nan_to_num().max()))
             gap = float((one.double() - other.double()).abs().nan_to_num().max()) / scale
-        if gap > _TOLERANCES.get(one.dtype, 0.0) and all(map(torch.equal, expected, _eager(model, inputs))):
-            raise ValueError(
-                f"{traced} differs from it by {gap:.2g} on a batch of {len(inputs)} samples: {culprits()}; "
-                f"{_NO_NUMBERS}"
-            )
+        if gap > _TOLERANCES.get(one.dtype, 0.0) and all(map(torch.equal, expected, run_alike(model, inputs))):
+            raise ValueError(f"{what} differs from it by {gap:.2g} on {where}{culprits()}; {_NO_NUMBERS}")
 
 
 def agrees(model: nn.Module, program: Program, inputs: Inputs) -> bool:

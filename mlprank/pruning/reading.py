@@ -15,7 +15,7 @@ from mlprank.calibration.statistics import fills_of
 from mlprank.graph.layers import KINDS
 from mlprank.graph.program import Inputs, as_inputs, operation
 from mlprank.graph.records import Graph, State
-from mlprank.graph.trace import agrees, trace
+from mlprank.graph.trace import agrees, run_alike, trace
 from mlprank.surgery.masks import fill_norms
 from mlprank.surgery.narrow import plan_removal, severed, with_state
 from mlprank.utils.errors import first_line
@@ -134,9 +134,9 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     if lines := dict.fromkeys(group.written for group in graph.groups if group.written):
         places = f"a width is written into the forward pass: {'; '.join(lines)}"
         suspects = f"{places}; take sizes from the tensor (x.flatten(1), x.shape[-1]) or protect the layer"
-    expected = _outputs(masked, inputs)
+    expected = run_alike(masked, inputs)
     try:
-        got = _outputs(narrow, inputs)
+        got = run_alike(narrow, inputs)
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"the narrow network cannot run ({first_line(error)}); {suspects}") from error
     fault, difference = _compared(expected, got)
@@ -144,7 +144,7 @@ def check_agreement(masked: nn.Module, narrow: nn.Module, example: Tensor | Inpu
     if fault and dtypes and dtypes[0] != torch.float64:
         wide = inputs.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         with suppress(RuntimeError):  # of a network that casts to float32 on its own
-            one, other = (_outputs(with_state(model, {}).double(), wide) for model in (masked, narrow))
+            one, other = (run_alike(with_state(model, {}).double(), wide) for model in (masked, narrow))
             fault = fault if _compared(one, other, tolerance=_TOLERANCES.get(dtypes[0], 0.0))[0] else ""
     if fault:
         raise ValueError(f"the narrow network {fault}; {suspects}")
@@ -164,13 +164,3 @@ def _compared(expected: list[Tensor], got: list[Tensor], *, tolerance: float | N
             if not difference <= (_TOLERANCES.get(one.dtype, 0.0) if tolerance is None else tolerance) * scale:
                 fault = fault or f"differs from the masked one by {difference:.2g} on outputs up to {scale:.3g}"
     return fault, largest
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """Run a network in evaluation mode; draws that it makes there, too, are the same for every network."""
-    # torch.manual_seed notes the whole stack for a CUDA that may come later, which takes longer than a small network.
-    on_cpu = all(tensor.device.type == "cpu" for tensor in inputs.tensors)
-    seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
-    with evaluating(model), torch.no_grad():
-        seed(0)
-        return inputs.outputs(model)
