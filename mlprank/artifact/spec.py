@@ -39,8 +39,7 @@ def build(spec: Mapping[str, Any], base: type[T], *positional: Any) -> T:
 
     A ValueError says where the spec is malformed, the class may not be resolved or the arguments do not fit it.
     """
-    unknown = set(spec) - {"class_path", "init_args"}
-    if unknown or "class_path" not in spec:
+    if not {"class_path"} <= set(spec) <= {"class_path", "init_args"}:
         raise ValueError(
             f"a description of a {base.__name__} holds class_path and init_args, but this one holds {sorted(spec)}"
         )

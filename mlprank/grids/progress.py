@@ -127,7 +127,7 @@ class Progress:
 
 @contextmanager
 def shown_steps(unit: str = "", *, every_s: float = 0.0) -> Iterator[Callable[[float, float, str], None]]:
-    """Give a function that shows how many steps are done, of how many, and what is done; in a log every `every_s`."""
+    """Give a function that shows how many steps of how many are done, and what is done; in a log every `every_s`."""
     console = Console(stderr=True)
     started = last = time.monotonic()
     columns = ("{task.fields[count]}", bars.BarColumn(20), bars.TimeElapsedColumn(), "{task.description}")
