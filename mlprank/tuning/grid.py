@@ -210,13 +210,13 @@ class TuneOptions:
 
 def parse_options(given: Mapping[str, Any]) -> TuneOptions:
     """Parse the options of the search."""
-    if not given.get("out"):
-        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
-    parser, options = option_parser(), [(f"tune.{name}", str(value)) for name, value in given.items()]
+    parser, options = option_parser(), [(f"tune.{name}", str(value)) for name, value in {"out": "", **given}.items()]
     try:
         parsed = parser.parse_args([f"--{name}={value}" for name, value in options]).tune
     except ArgumentError as error:
         explain(parser, [], options, error)
+    if not parsed.out:
+        raise OptionError("give the directory of the results with --out, such as --out runs/grid")
     return TuneOptions(**vars(parsed))
 
 
