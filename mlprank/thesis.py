@@ -17,7 +17,8 @@ from mlprank.costs.metrics import count_nonzero, count_parameters, top_k_accurac
 from mlprank.graph.records import quoted
 from mlprank.measures import LayerRecord, Measure, get_measure
 from mlprank.measures.record import normalise_scores
-from mlprank.methods import Global, Local, Method, get_method, keep_largest
+from mlprank.methods import Global, Local, Method, get_method
+from mlprank.methods.ranked import keep_largest
 from mlprank.models import get_model, load_weights
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe

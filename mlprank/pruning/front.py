@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlprank.methods import Counted
+from mlprank.methods.adaptive import Counted
 from mlprank.pruning.result import PruningResult, format_bytes, network_name
 from mlprank.utils.charts import Chart, CostPoint, compose, draw_front, looks_of
 from mlprank.utils.files import write_csv

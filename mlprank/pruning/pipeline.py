@@ -40,7 +40,9 @@ from mlprank.graph.records import Graph, Place, State, quoted
 from mlprank.graph.trace import check_parameters, quiet_hooks
 from mlprank.measures import Reader, get_measure
 from mlprank.measures.reconstruction import reconstruction_gains
-from mlprank.methods import Adaptive, Costs, Term, error_curve, get_method, sole_amount, spend
+from mlprank.methods import get_method
+from mlprank.methods.adaptive import Adaptive, Costs, Term, error_curve, spend
+from mlprank.methods.ranked import sole_amount
 from mlprank.pruning.masked_weights import MaskedWeights
 from mlprank.pruning.reading import check_agreement, read_network
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mlprank.calibration.data import own
 from mlprank.costs.metrics import is_labelled, measure_latency, measure_model, top_k_accuracy
-from mlprank.methods import Adaptive, Counted, Local, get_method
+from mlprank.methods import Adaptive, Local, get_method
+from mlprank.methods.adaptive import Counted
 from mlprank.pruning.front import SIZES, BudgetError, Budgets, Front, FrontPoint, format_count
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, make_recipe, takes_recipe

@@ -36,13 +36,13 @@ def test_scores_equal_the_slow_loop(num_out, num_in, zeros, gamma, theta, seed):
 @pytest.mark.parametrize("zeros", [0.0, 1e-5, 0.3])
 @pytest.mark.parametrize("block_bytes", [1, 5000, 2**21])
 def test_scores_do_not_depend_on_how_the_rows_are_cut_into_blocks(dtype, zeros, block_bytes, monkeypatch):
-    monkeypatch.setattr("mlprank.measures._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("mlprank.measures.pagerank._BLOCK_BYTES", block_bytes)
     layer = make_record(301, 200, zeros=zeros, dtype=dtype)
     assert_close(WeightedPageRank()(layer), expected(layer), rtol=1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def test_zeros_in_one_block_only_are_counted(monkeypatch):
-    monkeypatch.setattr("mlprank.measures._BLOCK_BYTES", 4 * 8 * 3)
+    monkeypatch.setattr("mlprank.measures.pagerank._BLOCK_BYTES", 4 * 8 * 3)
     layer = make_record(10, 8, zeros=0.0)
     layer.weight[4, 2:5] = 0.0
     assert_close(WeightedPageRank(theta=0.0)(layer), expected(layer, theta=0.0))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlprank.methods import COUNTED, Adaptive, Costs, Local, Term, error_curve, get_method, spend
+from mlprank.methods import Local, get_method
+from mlprank.methods.adaptive import COUNTED, Adaptive, Costs, Term, error_curve, spend
 
 
 def neurons(*units: str) -> Costs:
