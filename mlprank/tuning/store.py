@@ -140,12 +140,16 @@ class Store:
 
     def outcome(self, key: str) -> Outcome | None:
         """Return what came out of a trial, or None where it has not finished."""
-        record = read_record(self.directory(key) / RESULT)
+        path = self.directory(key) / RESULT
+        record = read_record(path)
         if record is None:
             return None
         nan = {None: math.nan}
-        rows = tuple({name: nan.get(value, value) for name, value in row.items()} for row in record["history"])
-        return Outcome(**{field.name: record[field.name] for field in fields(Outcome)} | {"history": rows})
+        try:  # records of version 0.1.0 have no digest that would tell
+            rows = tuple({name: nan.get(value, value) for name, value in row.items()} for row in record["history"])
+            return Outcome(**{field.name: record[field.name] for field in fields(Outcome)} | {"history": rows})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); delete it, and its trial runs again") from error
 
     def failure(self, key: str) -> str | None:
         """Return why a trial failed, or None."""

@@ -68,6 +68,9 @@ def test_a_damaged_result_is_named(tmp_path):
     write_record(path, {"schema": 99})
     with pytest.raises(ValueError, match="schema version 99"):
         store.outcome("k1")
+    path.write_text('{"status": "done", "history": [1]}')  # without a digest, as version 0.1.0 wrote its records
+    with pytest.raises(ValueError, match=r"k1/result.json is damaged .*; delete it, and its trial runs again"):
+        store.outcome("k1")
 
 
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_no_half_result(tmp_path, monkeypatch):
