@@ -43,9 +43,9 @@ _OPERATIONS = {
     "_pixel_shuffle": "pixel_shuffle pixel_unshuffle",
     "_channel_norm": "batch_norm instance_norm",
     "_set_norm": "layer_norm rms_norm group_norm",
+    "": "expand glu index index_add prelu repeat repeat_interleave stack",  # each has a rule of its name
 }
-"""Rules of several operations; others are named after the only one that they are for."""
-_RULES = {name: rule for rule, names in _OPERATIONS.items() for name in names.split()}
+_RULES = {name: rule or f"_{name}" for rule, names in _OPERATIONS.items() for name in names.split()}
 _SCALING = {"mul", "div", "where", "masked_fill"}
 """What these make of 0 and another value is 0."""
 _ARITHMETIC = {"add", "sub", "rsub", "mul", "div", "neg"}
@@ -161,11 +161,11 @@ class Reading:
         if not tracked or name.startswith(("_assert", "sym_", "_has_compatible_shallow_copy_type")):
             return  # a check that the trace added, of a dtype for example, or a size
         of_two = plain in {"max", "min"} and len(node.args) > 1 and isinstance(node.args[1], fx.Node)
-        rule = "_pointwise" if of_two else _RULES.get(plain, f"_{plain}")
-        if not hasattr(self, rule):
-            rule = "_local" if _LOCAL.search(name) else "_pointwise" if is_pointwise(node) else ""
+        rule = "_pointwise" if of_two else _RULES.get(plain)
+        if rule is None:
+            rule = "_local" if _LOCAL.search(name) else "_pointwise" if is_pointwise(node) else None
             rule = "_dropout" if "dropout" in name else rule
-        if hasattr(self, rule):
+        if rule is not None:
             getattr(self, rule)(node, node.args[0], arguments(node))
             return
         for argument in tracked:

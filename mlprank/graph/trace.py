@@ -272,7 +272,8 @@ def _call(reading: Reading, node: fx.Node, use: Use) -> Call:
     owner, bias = owner_of(node), reading.name_of(use.bias)
     layers = {key for key, uses in reading.uses.items() for _, other in uses if other.bias is use.bias}
     if use.bias is None and is_stock(reading.modules.get(owner), *_BIASED):
-        around = [each for path, each in reading.model.named_modules() if owner.startswith(f"{path}.".lstrip("."))]
+        every = reading.model.named_modules(remove_duplicate=False)
+        around = [each for path, each in every if owner.startswith(f"{path}.".lstrip("."))]
         # A class that builds from a configuration would build it without one.
         bias = None if any(map(config_of, around)) else f"{owner}.bias"
     elif len(layers) > 1:

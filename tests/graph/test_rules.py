@@ -144,6 +144,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str, dict[str, nn.Module | nn.Pa
     "dropout that stays on": (lambda m, h: F.dropout(h, 0.5), "`dropout` drops them in evaluation mode, too", {}),
     "expand along them": (lambda m, h: h[:, :1].expand(-1, 8) + h, "`expand` repeats them", {}),
     "sorting": (lambda m, h: h.sort(1).values, "they feed `sort`", {}),
+    "entries by their number": (lambda m, h: h + h.take(torch.tensor([0])), "they feed `take`", {}),
     "a weight that is read elsewhere": (lambda m, h: h + m.make.weight.sum(), "they feed `sum`", {}),
     "a computed weight": (
         lambda m, h: F.linear(h, m.w * 2),
