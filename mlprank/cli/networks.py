@@ -50,7 +50,7 @@ def export(argv: list[str]) -> int:
 
     from mlprank import datamodules
     from mlprank.artifact.export import Preprocessed, check_format, export_model
-    from mlprank.models.loading import load_network
+    from mlprank.models import load_network
 
     checkpoint = args.ckpt_path or args.checkpoint
     if checkpoint is None:
@@ -95,7 +95,7 @@ def bench(argv: list[str]) -> int:
 
     from mlprank.costs.bench import BACKENDS, BATCH_SIZES, as_json, bench, bench_table, num_steps
     from mlprank.grids.progress import shown_steps
-    from mlprank.models.loading import load_network
+    from mlprank.models import load_network
     from mlprank.utils.files import write_whole
 
     pruned = load_network(checkpoints[1], input_shape=arguments.input_shape, model=model)

@@ -70,12 +70,9 @@ class ImageClassifier(LightningModule):
             raise ValueError(
                 f"num_classes={num_classes!r} must be a positive integer; {type(self.model).__name__} does not tell it"
             )
-        self.num_classes = num_classes
-        self.label_smoothing = label_smoothing
-        self.bias_weight_decay = bias_weight_decay
-        self.norm_weight_decay = norm_weight_decay
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.bias_weight_decay, self.norm_weight_decay = bias_weight_decay, norm_weight_decay
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pruning: dict[str, Any] | None = None  # what a pruned network's checkpoint says about it
         first, scheduler = self._build_optimizer()
         described = {

@@ -118,7 +118,7 @@ class _NormedMLP(Network):
     _norms: ClassVar[dict[int, str]]  # their names by width
     _added: tuple[int, ...] = ()  # layers to whose outputs their inputs are added, counted from 1
 
-    def __init__(self, in_features: int, num_classes: int) -> None:
+    def __init__(self, in_features: int = 3072, num_classes: int = 10) -> None:
         super().__init__(in_features=in_features, num_classes=num_classes)
         self.flatten = nn.Flatten()
         for index, size in enumerate((in_features, *self._widths[:-1]), start=1):
@@ -144,9 +144,6 @@ class SixLayerMLP(_NormedMLP):
     _widths = (512, 512, 256, 256, 128)
     _norms: ClassVar[dict[int, str]] = {512: "batchnorm", 256: "batchnorm2", 128: "batchnorm3"}
     _added = (2, 4)
-
-    def __init__(self, in_features: int = 3072, num_classes: int = 10) -> None:
-        super().__init__(in_features, num_classes)
 
 
 class TwelveLayerMLP(_NormedMLP):

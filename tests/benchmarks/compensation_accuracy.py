@@ -21,8 +21,7 @@ from torch.nn import functional as F
 from mlprank.costs.metrics import top_k_accuracy
 from mlprank.datamodules import FashionMNISTDataModule
 from mlprank.measures import MEASURES
-from mlprank.models import ThreeLayerMLP
-from mlprank.models.loading import load_network
+from mlprank.models import ThreeLayerMLP, load_network
 from mlprank.pruning.pipeline import Pruning
 
 AMOUNTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 import mlprank
 from mlprank.cli import main
-from mlprank.models import MLP, TwoLayerMLP
+from mlprank.models import MLP, TwoLayerMLP, load_network
 from mlprank.models.classifier import ImageClassifier
-from mlprank.models.loading import load_network
 
 
 def images(num: int = 8) -> Tensor:
