@@ -107,6 +107,6 @@ def test_what_takes_seconds_to_import_is_imported_only_where_it_is_used():
 
 
 def test_the_rules_see_imports():
-    assert "mlprank.training.build" in imported(_parsed("cli.prune"))
+    assert "mlprank.training.run" in imported(_parsed("cli.prune"))
     assert _within(imported(_parsed("models.classifier")), "lightning")
     assert "callbacks.pruning" in MODULES

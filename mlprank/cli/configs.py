@@ -72,9 +72,9 @@ def completion(argv: list[str]) -> int:
         plain = help_parser(command) if command in HELP else getattr(import_module(module), command.upper())
         names = [*words_of(command), *(option[2:] for option in plain._option_string_actions if option[:2] == "--")]
         if command in LIGHTNING:
-            from mlprank.training.parser import trainer_parser
+            from mlprank.training.parser import command_parser
 
-            parser = trainer_parser("fit" if command == "tune" else command).arguments
+            parser = command_parser("fit" if command == "tune" else command)
             names += [action.dest for action in parser._actions if "." in action.dest]
         options = " ".join(f"--{name}" for name in dict.fromkeys(names))
         cases.append(f'      {command}) words="{options}";;')

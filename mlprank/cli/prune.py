@@ -18,7 +18,7 @@ from mlprank.pruning import shrink as search
 from mlprank.pruning.evaluation import Evaluation, evaluate, print_pruning, prune_amounts, write_outputs
 from mlprank.pruning.front import BudgetError, Budgets
 from mlprank.pruning.recipe import Recipe, make_recipe
-from mlprank.training.build import Opened, open_checkpoint
+from mlprank.training.run import Opened, open_checkpoint
 from mlprank.training.runs import CONFIG, claimed, home_of
 from mlprank.utils.charts import write_chart
 from mlprank.utils.errors import INTERRUPTED, OptionError

@@ -4,11 +4,11 @@ import collections.abc
 import inspect
 import itertools
 import re
+import traceback
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Union
 
 import yaml
@@ -26,25 +26,22 @@ _PLAIN = (Tensor, bool, int, float, str, bytes, type(None), list, tuple, dict, s
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 
 
+class _Typed(str):
+    """A value as it was typed."""
+
+
 def explain(
-    parser: ArgumentParser, configs: Sequence[Mapping[str, Any]], options: Sequence[Option], error: Exception
+    parser: ArgumentParser, options: Sequence[Option], error: Exception, configs: Iterable[Mapping[str, Any]] = ()
 ) -> NoReturn:
     """Raise for the first option that a parser does not take; where each is right by itself, in the parser's words."""
-    checker = _Checker()
-    for key, value in (*(item for config in configs for item in config.items()), *((k, _Typed(v)) for k, v in options)):
+    checker, typed = _Checker(), ((key, ... if text is None else _Typed(text)) for key, text in options)
+    for key, value in itertools.chain(*(config.items() for config in configs), typed):
         checker.check(parser, key, value)
     if lacking := re.search(r'Parser key "([\w.]+)".*required: (\w+)', str(error), re.DOTALL):
         key, name = lacking.groups()
         owner = checker.chosen[key].__name__ if key in checker.chosen else key
         raise OptionError(f"{owner} needs {name}; give it with --{key}.{name}") from error
     raise OptionError(f"the options do not fit together: {' '.join(str(error).split())[:300]}") from error
-
-
-@dataclass(frozen=True)
-class _Typed:
-    """A value as it was typed."""
-
-    text: str | None
 
 
 def text_value(text: str | None) -> Any:
@@ -61,75 +58,77 @@ class _Checker:
     def __init__(self) -> None:
         self.chosen: dict[str, type] = {}
 
-    def check(self, parser: ArgumentParser, key: str, value: Any, shown: str = "") -> None:
-        """Check one option, which stands under the class of the option `shown`."""
-        known, plain = _types(parser), key.removesuffix("+")
-        if plain in known:
-            self._value(shown + plain, known[plain], value)
-            return
-        owner = next((dest for dest in known if plain.startswith(f"{dest}.") and known[dest] is not None), None)
+    def check(self, parser: ArgumentParser, key: str, value: Any, place: str = "", cls: type | None = None) -> None:
+        """Check one option of a parser, which may be that of a class, chosen by the option that `place` begins with."""
+        actions = [action for action in parser._actions if not f".{action.dest}".endswith(".help")]
+        groups, key = {action.dest.rpartition(".")[0] for action in actions}, key.removesuffix("+")
+        known = {action.dest: getattr(action, "_typehint", None) for action in actions if action.dest not in groups}
+        owner = next((dest for dest in known if key == dest or (key.startswith(f"{dest}.") and known[dest])), None)
         if owner is None:
-            within = [dest for dest in known if dest.startswith(f"{plain}.")]
-            if within and isinstance(value, _Typed):
-                example = f"such as --{shown}{within[0]}"
-                raise OptionError(f"{shown}{plain} is a group of options; give one of them, {example}")
-            if not isinstance(value, Mapping) or not value:
-                raise OptionError(f"there is no option {shown + key!r}{did_you_mean(key, known)}")
-            for name, inner in value.items():
-                self.check(parser, f"{key}.{name}", inner, shown)
-            return
-        words = plain.removeprefix(f"{owner}.").split(".")
+            names, first = list(dict.fromkeys(dest.partition(".")[0] for dest in known)), key.partition(".")[0]
+            within = next((dest for dest in known if dest.startswith(f"{key}.")), None)
+            if cls is not None and first not in names:
+                hint = did_you_mean(first, names)
+                raise OptionError(f"{cls.__name__} has no option {first!r}{hint}; it has {', '.join(names)}")
+            if isinstance(value, Mapping) and value:
+                for name, inner in value.items():
+                    self.check(parser, f"{key}.{name}", inner, place, cls)
+                return
+            if within:
+                example = f"such as --{place}{within}"
+                raise OptionError(f"{place}{key} is a group of options; give one of them, {example}")
+            raise OptionError(f"there is no option {place + key!r}{did_you_mean(key, known)}")
+        words = key.removeprefix(owner).split(".")[1:]
         name = ".".join(word for word in words if word not in ("init_args", "dict_kwargs"))
-        if name == "class_path":
-            self._value(shown + owner, known[owner], value)
+        option = place + owner
+        if (not words or name == "class_path") and known[owner] is not None:
+            self._value(option, known[owner], value)
         elif name:
-            cls, default = self.chosen.get(shown + owner), parser.get_default(owner)
-            if cls is None and isinstance(default, type):
-                cls = default
-            elif cls is None and hasattr(default, "get") and default.get("class_path"):
-                cls = find_class(str(default.get("class_path")), _bases(known[owner]), owner)
-            if cls is None:
-                raise OptionError(
-                    f"there is no {shown}{owner} that could have the option {name!r}; give --{shown}{owner} before it"
-                )
-            self._argument(cls, name, value, f"{shown}{owner}.")
+            default: Any = parser.get_default(owner)
+            if hasattr(default, "get") and default.get("class_path"):
+                default = find_class(str(default["class_path"]), _bases(known[owner]), owner)
+            chosen = self.chosen.get(option, default)
+            if not isinstance(chosen, type):
+                raise OptionError(f"there is no {option} that could have {name!r}; give --{option} before it")
+            self._argument(chosen, name, value, f"{option}.")
 
-    def _argument(self, cls: type, name: str, value: Any, shown: str) -> None:
+    def _argument(self, cls: type, name: str, value: Any, place: str) -> None:
         """Check an argument of a class."""
         parser = ArgumentParser(exit_on_error=False)
         injected = {"self", "params", "optimizer", "args", "kwargs"} & set(inspect.signature(cls).parameters)
         parser.add_class_arguments(cls, fail_untyped=False, skip=injected)
-        names, first = list(dict.fromkeys(dest.partition(".")[0] for dest in _types(parser))), name.partition(".")[0]
-        if first not in names:
-            hint = did_you_mean(first, names)
-            raise OptionError(f"{cls.__name__} has no option {first!r}{hint}; it has {', '.join(names)}")
-        self.check(parser, name, value, shown)
+        self.check(parser, name, value, place, cls)
 
     def _value(self, key: str, hint: Any, value: Any) -> None:
-        """Check the value of a known option."""
-        if hint is None:
-            return
-        content, bases = text_value(value.text) if isinstance(value, _Typed) else value, _bases(hint)
-        if isinstance(value, _Typed) and value.text is None:
+        """Check the value of a known option; `...` stands for none."""
+        if value is ...:
             raise OptionError(f"{key} needs a value: {describe_type(hint)}")
+        content, bases = text_value(value) if isinstance(value, _Typed) else value, _bases(hint)
+        parser, takes = ArgumentParser(exit_on_error=False), True
+        parser.add_argument("--value", type=hint)
+        try:
+            if isinstance(value, _Typed):
+                parser.parse_args([f"--value={value}"])
+            else:
+                parser.parse_object({"value": value})
+        except (ArgumentError, RecursionError):
+            takes = False
+        if bases and isinstance(content, str):
+            with suppress(OptionError) if takes else nullcontext():  # it may be a word of another kind, such as a path
+                self.chosen[key] = find_class(content, bases, key)
+            return  # the arguments of a class are looked at with those of the others
         if bases and isinstance(content, Mapping):
             if "class_path" in content:
                 self.chosen[key] = find_class(str(content["class_path"]), bases, key)
             arguments = content.get("init_args", {} if "class_path" in content else content)
             for argument, inner in (arguments or {}).items() if key in self.chosen else ():
                 self._argument(self.chosen[key], str(argument), inner, f"{key}.")
-        elif bases and isinstance(content, str):
-            takes = _takes(hint, value)
-            with suppress(OptionError) if takes else nullcontext():  # it may be a word of another kind, such as a path
-                self.chosen[key] = find_class(content, bases, key)
-            return  # the arguments of a class are looked at with those of the others
         elif bases and isinstance(content, list):
             opened = [typing.get_args(part) if typing.get_origin(part) is list else (part,) for part in _parts(hint)]
             for item in content:
                 self._value(key, Union[tuple(itertools.chain(*opened))], item)  # noqa: UP007  (made at run time)
-        if not _takes(hint, value):
-            shown = repr(value.text if isinstance(value, _Typed) else value)
-            shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+        if not takes:
+            shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
             near = did_you_mean(content, words) if (words := _words(hint)) and isinstance(content, str) else ""
             raise OptionError(f"{key}: {shown} is not {describe_type(hint)}{near}")
 
@@ -162,27 +161,6 @@ def find_class(name: str, bases: Sequence[type], key: str) -> type[Any]:
     return known[name]
 
 
-def _types(parser: ArgumentParser) -> dict[str, Any]:
-    """The options of a parser with their types, without those that stand for a group."""
-    actions = [action for action in parser._actions if not action.dest.endswith(".help") and action.dest != "help"]
-    groups = {action.dest.rpartition(".")[0] for action in actions}
-    return {action.dest: getattr(action, "_typehint", None) for action in actions if action.dest not in groups}
-
-
-def _takes(hint: Any, value: Any) -> bool:
-    """Whether a type takes a value."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
-    try:
-        if isinstance(value, _Typed):
-            parser.parse_args([f"--value={value.text}"])
-        else:
-            parser.parse_object({"value": value})
-    except (ArgumentError, RecursionError):
-        return False
-    return True
-
-
 def describe_type(hint: Any) -> str:
     """Say in a few words what values a type takes.
 
@@ -190,8 +168,20 @@ def describe_type(hint: Any) -> str:
         >>> describe_type(int | list[int] | None)
         'a whole number or a list such as [1, 2]'
     """
-    words = f"one of {', '.join(_words(hint))}" if _words(hint) else ""
-    return " or ".join(dict.fromkeys(kind for kind in (words, *map(_kind, _parts(hint))) if kind))
+    kinds = [f"one of {', '.join(words)}"] if (words := _words(hint)) else []
+    for part in _parts(hint):
+        origin = typing.get_origin(part) or part
+        if origin is collections.abc.Callable:
+            kinds += [f"a {base.__name__}" for base in _bases(part)]
+        elif not isinstance(origin, type) or origin in (type(None), Tensor):
+            continue
+        elif issubclass(origin, Mapping):
+            kinds.append("a mapping such as {name: value}")
+        elif issubclass(origin, Iterable) and typing.get_origin(part):
+            kinds.append("a list such as [1, 2]")
+        else:
+            kinds.append(_KINDS.get(origin.__name__, f"a {origin.__name__}"))
+    return " or ".join(dict.fromkeys(kinds))
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -204,20 +194,6 @@ def _parts(hint: Any) -> list[Any]:
 def _words(hint: Any) -> list[str]:
     """The words that a type takes."""
     return [str(word) for part in _parts(hint) if typing.get_origin(part) is Literal for word in typing.get_args(part)]
-
-
-def _kind(part: Any) -> str:
-    """The kind of values that a type takes besides words, as a person says it."""
-    origin = typing.get_origin(part) or part
-    if origin is collections.abc.Callable:
-        return " or ".join(f"a {base.__name__}" for base in _bases(part))
-    if not isinstance(origin, type) or origin in (type(None), Tensor):
-        return ""
-    if issubclass(origin, Mapping):
-        return "a mapping such as {name: value}"
-    if issubclass(origin, Iterable) and typing.get_origin(part):
-        return "a list such as [1, 2]"
-    return _KINDS.get(origin.__name__, f"a {origin.__name__}")
 
 
 def _bases(hint: Any) -> list[type]:
@@ -236,14 +212,11 @@ def _bases(hint: Any) -> list[type]:
 
 def root_of(error: Exception) -> Exception:
     """Return what went wrong in the class that was being built, without the parser's account of what it has tried."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    for link in chain:
-        trace = link.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    link: BaseException | None = error
+    while link is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(link.__traceback__)]
+        where = frames[-1].f_globals.get("__name__", "") if frames else ""
         if isinstance(link, (ValueError, TypeError, ImportError, OSError)) and not where.startswith("jsonargparse"):
             return link
+        link = link.__cause__ or link.__context__
     return error

@@ -1,65 +1,47 @@
 """Loggers that write into the run directory, and W&B offline where it has no account or network to ask."""
 
-import csv
 import netrc
 import os
 import socket
 import sys
 from argparse import Namespace as ArgparseNamespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlparse
 
 from jsonargparse import Namespace
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 
-LOGGED = "mlprank_logged"
-"""Where a checkpoint keeps what its epoch logs."""
+ROWS = "mlprank_rows"
+"""Where a checkpoint keeps the rows of `metrics.csv`."""
 _CONNECT_TIMEOUT_S = 3.0
 _DEFAULT_PLACES = (None, ".", "lightning_logs")
 
 
 class RunLogger(CSVLogger):
-    """Writes `metrics.csv` into a run directory, and goes on with the one that an earlier part of the run has left.
+    """Writes `metrics.csv` into a run directory; a run that goes on starts with the rows of its earlier part."""
 
-    Rows from `steps` on, those that the earlier part had done, are dropped; `logged` is what its last epoch logged, of
-    which what was not written any more is added.
-    """
-
-    def __init__(
-        self, run: str | os.PathLike[str], *, steps: int = 0, logged: Mapping[str, float] = MappingProxyType({})
-    ) -> None:
-        path = Path(run)
+    def __init__(self, run: Path, rows: Sequence[Mapping[str, float]] = ()) -> None:
         # a row an epoch is written when it is logged, so that nothing is lost with a process that is killed
-        super().__init__(save_dir=str(path.parent), name="", version=path.name, flush_logs_every_n_steps=1)
-        self._metrics_file, self._aside = path / "metrics.csv", path / ".metrics.csv"
-        self._earlier: list[dict[str, Any]] = []
-        found = self._aside if self._aside.is_file() else self._metrics_file  # a process ended while it wrote
-        if found.is_file():
-            with found.open(newline="") as file:
-                rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-            self._earlier = [row for row in rows if int(row["step"]) < steps]
-        epoch = {"epoch", "step"}.union(*[row for row in self._earlier if row.get("epoch") == str(logged.get("epoch"))])
-        if set(logged) - epoch:
-            row = {name: value for name, value in logged.items() if name in ("epoch", "step") or name not in epoch}
-            self._earlier.append(row)
+        super().__init__(save_dir=str(run.parent), name="", version=run.name, flush_logs_every_n_steps=1)
+        self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer; it starts with the rows of the earlier part of the run."""
-        fresh = self._experiment is None
-        if fresh and self._earlier:
-            if not self._aside.is_file() and self._metrics_file.is_file():
-                os.replace(self._metrics_file, self._aside)  # the writer would warn of it and delete it
-            self._metrics_file.unlink(missing_ok=True)
-        writer = super().experiment
-        if fresh and self._earlier:
-            writer.metrics.extend(self._earlier)
+        """The writer; it takes the file of the earlier part away, and writes its rows again."""
+        if self._experiment is None:
+            writer = super().experiment
+            writer.metrics.extend(self.rows)
             writer.save()
-            self._aside.unlink(missing_ok=True)
-        return writer
+        return super().experiment
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Write a row."""
+        super().log_metrics(metrics, step)
+        self.rows.append({**metrics, "step": step})
 
     def log_hyperparams(self, params: dict[str, Any] | ArgparseNamespace | None = None) -> None:
         """Write nothing: the run directory has the full config."""

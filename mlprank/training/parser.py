@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +28,8 @@ from mlprank.models import MODELS, recognise, weights_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training import runs
 from mlprank.training.explain import Option, describe_type, explain, find_class, text_value
-from mlprank.training.loggers import LOGGED
-from mlprank.utils.errors import OptionError, did_you_mean
+from mlprank.training.loggers import ROWS
+from mlprank.utils.errors import OptionError
 from mlprank.utils.files import load_config
 
 AddOptions = Callable[[LightningArgumentParser], None]
@@ -40,59 +39,40 @@ AddOptions = Callable[[LightningArgumentParser], None]
 class Request:
     """A command line, taken apart: what is typed wins over the configs, wherever it stands."""
 
-    configs: list[str]  # paths or texts, in order
+    contents: list[dict[str, Any]]  # what the configs hold, in order
     options: list[Option]  # with what was typed for them, None where nothing was, in order
+    first_config: Path | None = None  # which gives its runs their name
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Request:
         """Take a command line apart.
 
         Examples:
-            >>> Request.of(["--trainer.max_epochs", "1", "--config=c.yaml"])
-            Request(configs=['c.yaml'], options=[('trainer.max_epochs', '1')])
+            >>> Request.of(["--trainer.max_epochs", "1", "--config={trainer: {devices: 1}}"]).options
+            [('trainer.max_epochs', '1')]
         """
         request, rest = cls([], []), list(arguments)
         while rest:
             word = rest.pop(0)
-            if not word.startswith("--") and word not in ("-c", "-h"):
+            if not word.startswith("--"):
                 raise OptionError(f"{word!r} is not an option; options start with --, as in --ckpt_path {word}")
-            key, equals, value = word.lstrip("-").partition("=")
+            key, equals, value = word[2:].partition("=")
             values = [value] if equals else []
-            while not equals and rest and not rest[0].startswith("--") and rest[0] not in ("-c", "-h"):
+            while not equals and rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
-            if key not in ("c", "config"):
+            if key != "config":
                 given = f"[{', '.join(values)}]" if len(values) > 1 else values[0] if values else None
                 request.options.append((key, given))
             elif values:
-                request.configs += values
+                request.contents += map(load_config, values)
+                request.first_config = request.first_config or Path(values[0])
             else:
-                known = "a file, or the name of a config that `mlprank configs` lists"
-                raise OptionError(f"--config needs a value: {known}")
+                raise OptionError("--config needs a value: a file, or a name that `mlprank configs` lists")
         return request
 
     def typed(self, key: str) -> str | None:
         """Return what was typed for an option, the last where it was typed twice; None where it was not."""
         return next((value for name, value in reversed(self.options) if name == key), None)
-
-    @property
-    def asks_help(self) -> bool:
-        """Whether all options are to be shown."""
-        return any(key in ("h", "help") for key, _ in self.options)
-
-    @property
-    def asks_only(self) -> bool:
-        """Whether nothing is to be run."""
-        return self.asks_help or any(key == "print_config" or key.endswith(".help") for key, _ in self.options)
-
-    @functools.cached_property
-    def contents(self) -> list[dict[str, Any]]:
-        """What the configs hold."""
-        return [load_config(text) for text in self.configs]
-
-    @property
-    def first_config(self) -> Path | None:
-        """The first config, which gives its runs their name."""
-        return Path(self.configs[0]) if self.configs else None
 
 
 @dataclass(frozen=True)
@@ -100,85 +80,46 @@ class Config:
     """What a command is to do, parsed and checked; nothing has been built."""
 
     command: str  # the command
-    parser: Parser  # what has parsed it
+    parser: LightningArgumentParser  # what has parsed it
     options: Namespace  # every option with its value
     values: Mapping[str, Any]  # the same in plain types; what a run directory keeps as `config.yaml`
     base: Path  # directory of the runs of this config
     checkpoint: Path | None = None  # the checkpoint to start from, if there is one
     resumed: Path | None = None  # the run directory that goes on, if one does
-    steps: int = 0  # steps of training that the checkpoint holds
     goes_on: bool = False  # whether a training goes on from the checkpoint, which holds more than weights
-    logged: Mapping[str, float] = dataclasses.field(default_factory=dict)  # what its last epoch logged
+    rows: Sequence[Mapping[str, float]] = ()  # the metrics of the part of the run that the checkpoint ends
     taken: Path | None = None  # the config beside the checkpoint that model and data were taken from, if they were
 
 
-class Parser:
-    """The options of one command around one class of module.
-
-    `add_options` adds the options of a command that works on a checkpoint; None stands for Trainer's commands.
-    """
-
-    def __init__(self, command: str, module: type[LightningModule], add_options: AddOptions | None = None) -> None:
-        self.module = module
-        self.arguments = arguments = LightningArgumentParser(
-            prog=f"mlprank {command}", allow_abbrev=False, exit_on_error=False, description=""
-        )
-        text = "A config: a file, or a name that `mlprank configs` lists."
-        arguments.add_argument("-c", "--config", action="config", help=text)
-        text = "Seed of initialisation, shuffling and augmentation; true draws one."
-        arguments.add_argument("--seed_everything", type=bool | int, default=0, help=text)
-        if add_options is None:
-            arguments.add_lightning_class_args(Trainer, "trainer")
-            arguments.set_defaults({"trainer.enable_model_summary": False})
-        else:
-            add_options(arguments)
-            arguments.add_argument("--ckpt_path", type=str, default=None, help="The checkpoint, dense or pruned.")
-            arguments.add_argument("--accelerator", type=str, default="cpu", help="Where to compute: cpu, gpu or auto.")
-        arguments.add_lightning_class_args(module, "model", required=False)
-        arguments.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-        arguments.set_defaults({"data": {"class_path": "mlprank.datamodules.DigitsDataModule"}})
-        if add_options is None:
-            objects = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-            arguments.add_method_arguments(Trainer, command, skip=objects)
-
-    def parse(self, request: Request) -> Namespace:
-        """Parse configs, then what was typed."""
-        configs = [content for content in request.contents if content]
-        arguments = [f"--config={yaml.safe_dump(config, sort_keys=False)}" for config in configs]
-        arguments += [f"--{key}" if value is None else f"--{key}={value}" for key, value in request.options]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations of the parser's that a user cannot act on
-                return self.arguments.parse_args(arguments)
-        except (ArgumentError, RecursionError) as error:
-            explain(self.arguments, configs, request.options, error)
-
-    def plain(self, options: Namespace) -> dict[str, Any]:
-        """Return parsed options as plain types; someone else's module with its class path."""
-        values: dict[str, Any] = yaml.safe_load(self.arguments.dump(options, skip_unset=False))
-        if self.module is not ImageClassifier:
-            values["model"] = {"class_path": class_path_of(self.module), "init_args": values.get("model") or {}}
-        return values
-
-    def parse_plain(self, values: Mapping[str, Any]) -> Namespace:
-        """Read what `plain` returned."""
-        plain = copy.deepcopy(dict(values))  # the parser would write into it
-        if self.module is not ImageClassifier:
-            plain["model"] = plain["model"]["init_args"]
-        options: Namespace = self.arguments.parse_object(plain)
-        return options
-
-
 @functools.cache
-def trainer_parser(command: str, module: type[Any] = ImageClassifier) -> Parser:
-    """Return the parser of `fit`, `validate`, `test` or `predict`, made once: it takes a tenth of a second."""
-    return Parser(command, module)
+def command_parser(
+    command: str, *, foreign: bool = False, add_options: AddOptions | None = None
+) -> LightningArgumentParser:
+    """Return the parser of a command, made once: it takes a tenth of a second.
 
-
-def module_of(values: Mapping[str, Any]) -> type[Any]:
-    """Return the class of the module that a config in plain types describes."""
-    path = (values.get("model") or {}).get("class_path")
-    return ImageClassifier if path is None else find_class(path, [LightningModule], "model")
+    `foreign` is for someone's LightningModule in place of the image classifier. `add_options` adds the options of a
+    command that works on a checkpoint; None stands for Trainer's commands.
+    """
+    parser = LightningArgumentParser(prog=f"mlprank {command}", allow_abbrev=False, exit_on_error=False, description="")
+    text = "A config: a file, or a name that `mlprank configs` lists."
+    parser.add_argument("-c", "--config", action="config", help=text)
+    text = "Seed of initialisation, shuffling and augmentation; true draws one."
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help=text)
+    if add_options is None:
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({"trainer.enable_model_summary": False})
+    else:
+        add_options(parser)
+        parser.add_argument("--ckpt_path", type=str, default=None, help="The checkpoint, dense or pruned.")
+        parser.add_argument("--accelerator", type=str, default="cpu", help="Where to compute: cpu, gpu or auto.")
+    module = LightningModule if foreign else ImageClassifier
+    parser.add_lightning_class_args(module, "model", subclass_mode=foreign, required=False)
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+    parser.set_defaults({"data": {"class_path": "mlprank.datamodules.DigitsDataModule"}})
+    if add_options is None:
+        objects = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        parser.add_method_arguments(Trainer, command, skip=objects)
+    return parser
 
 
 def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None = None) -> Config:
@@ -196,44 +137,50 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
     base, resumed, taken, checkpoint = runs_of(request), None, None, None
     content: Mapping[str, Any] = {}
     fitted = request.contents[-1:]
-    if not request.asks_only and (command != "fit" or request.typed("ckpt_path") is not None):
-        checkpoint = _find_checkpoint(command, request, base)
-        if request.typed("ckpt_path") == "last" and command == "fit":
-            resumed = checkpoint.parent.parent
+    given = request.typed("ckpt_path")
+    asks_only = any(key.rpartition(".")[2] in ("help", "print_config") for key, _ in request.options)
+    if not asks_only and (command != "fit" or given is not None):
+        if given is None:
+            raise OptionError(f"mlprank {command} needs --ckpt_path: a file, or `best` or `last` of the newest run")
+        checkpoint = runs.find_checkpoint(base, given, config=request.first_config)
+        resumed = checkpoint.parent.parent if given == "last" and command == "fit" else None
         content = runs.read_trained(checkpoint)
         beside = runs.beside_checkpoint(checkpoint)
-        if beside is not None and not fitted:
-            fitted = [load_config(str(beside))]
-        if not request.configs:
+        if request.first_config is None:
+            fitted = [] if beside is None else [load_config(str(beside))]
             taken = _add_checkpoint(request, checkpoint, content, beside, whole=command == "fit")
-    module = _choose_module(request)
-    shared: Any = trainer_parser  # mypy does not know that classes can be hashed
-    parser: Parser = Parser(command, module, add_options) if add_options else shared(command, module)
-    if request.asks_help:
-        print(full_help(parser.arguments), end="")
+    foreign = _choose_module(request)
+    parser = command_parser(command, foreign=foreign, add_options=add_options)
+    if any(key == "help" for key, _ in request.options):
+        print(full_help(parser), end="")
         raise SystemExit(0)
     if add_options is None:
         _complete(request)
     else:
-        known = {action.dest.partition(".")[0] for action in parser.arguments._actions}
+        known = {action.dest.partition(".")[0] for action in parser._actions}
         recipes = [entry.get("init_args") or {} for content in fitted for entry in _pruning_callbacks(content)]
         defaults = {key: value for key, value in (recipes or [{}])[0].items() if key in known}
         of_fit = ("trainer", "weights_only", "ckpt_path", "config")  # what a config says of the training
         plain = [{key: value for key, value in each.items() if key not in of_fit} for each in request.contents]
         request.contents = [defaults, *plain]
     named = any(key.split(".")[:2] == ["model", "model"] or key == "model" for key, _ in request.options)
-    named = named or any(each.get("model") for each in request.contents)
-    if not request.asks_only and module is ImageClassifier and not named:
+    if not (asks_only or named or any(each.get("model") for each in request.contents)):
         raise OptionError(
             "there is no network; give a config, as in --config quickstart, or --model MLP and its options, or "
             "--model my_package.MyModule"
         )
-    options = parser.parse(request)
-    values = {**parser.plain(options), "ckpt_path": None}  # a saved config starts anew
-    steps, goes_on = int(content.get("global_step", 0)), command == "fit" and "optimizer_states" in content
-    logged = content.get(LOGGED)
-    logged = logged if resumed and isinstance(logged, Mapping) else {}
-    return Config(command, parser, options, values, base, checkpoint, resumed, steps, goes_on, logged, taken)
+    configs = [each for each in request.contents if each]
+    words = [f"--config={yaml.safe_dump(each, sort_keys=False)}" for each in configs]
+    words += [f"--{key}" if value is None else f"--{key}={value}" for key, value in request.options]  # typed wins
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations of the parser's that a user cannot act on
+            options = parser.parse_args(words)
+    except (ArgumentError, RecursionError) as error:
+        explain(parser, request.options, error, configs)
+    values = {**yaml.safe_load(parser.dump(options, skip_unset=False)), "ckpt_path": None}  # a saved config starts anew
+    goes_on, rows = command == "fit" and "optimizer_states" in content, content.get(ROWS, ()) if resumed else ()
+    return Config(command, parser, options, values, base, checkpoint, resumed, goes_on, rows, taken)
 
 
 def parse_fit(arguments: Sequence[str]) -> dict[str, Any]:
@@ -248,19 +195,6 @@ def runs_of(request: Request) -> Path:
     config = request.first_config
     usual = Path("runs") / (config.stem if config else "default")
     return Path(next((str(path) for path in given if path), usual))
-
-
-def _find_checkpoint(command: str, request: Request, base: Path) -> Path:
-    """Return the checkpoint that was typed, or found by `best` or `last`."""
-    given = request.typed("ckpt_path")
-    if given is None:
-        for key, _ in request.options:
-            if "." not in key and (hint := did_you_mean(key, ["ckpt_path"])):
-                raise OptionError(f"there is no option {key!r}{hint}")
-        raise OptionError(f"mlprank {command} needs --ckpt_path: a file, or `best` or `last` of the newest run")
-    if given in ("last", "best"):
-        return runs.find_checkpoint(base, given, run=runs.run_of_config(request.first_config, base))
-    return Path(given)
 
 
 def _add_checkpoint(
@@ -289,7 +223,7 @@ def _add_checkpoint(
     if name is not None and "model.model" not in dict(request.options):
         names = inspect.signature(find_class(name, [nn.Module], "model")).parameters
         plain = {key: value for key, value in hyper_parameters.items() if key in names and is_plain(value)}
-        request.contents = [{"model": plain}]
+        request.contents = [{"model": plain}] if plain else []
         return None
     model: dict[str, Any] = {}
     if isinstance(hyper_parameters.get("model"), Mapping):
@@ -304,8 +238,8 @@ def _add_checkpoint(
     return None
 
 
-def _choose_module(request: Request) -> type[Any]:
-    """Find out whose module is meant, and write the options so that its parser takes them.
+def _choose_module(request: Request) -> bool:
+    """Say whether someone's LightningModule is meant, and write the options so that the parser takes them.
 
     `--model my_pkg.MyModule` is someone's LightningModule. `--model my_pkg.Net` is a plain network for the image
     classifier, in short for `--model.model my_pkg.Net`, and its options come along.
@@ -315,53 +249,45 @@ def _choose_module(request: Request) -> type[Any]:
     typed = request.typed("model")
     name = typed or (named[-1] if named else None)
     if name is None or name.endswith((".yaml", ".yml", ".json")):
-        return ImageClassifier
+        return False
     cls = find_class(name, [nn.Module], "model")
     is_module, own = issubclass(cls, LightningModule), inspect.signature(ImageClassifier).parameters
 
     def rewritten(config: dict[str, Any]) -> dict[str, Any]:
         model = config.get("model")
-        if not isinstance(model, Mapping) or not model:
+        if not isinstance(model, Mapping) or not model or (not is_module and set(model) & set(own)):
             return config
-        if is_module and "class_path" in model:
-            same = find_class(str(model["class_path"]), [nn.Module], "model") is cls
-            return {**config, "model": dict(model.get("init_args") or {}) if same else {}}
-        if is_module or set(model) & (set(own) - {"class_path"}):
-            return config
-        network = dict(model) if "class_path" in model else {"init_args": dict(model)}
-        return {**config, "model": {"model": network}}
+        described = model if "class_path" in model else {"class_path": class_path_of(cls), "init_args": dict(model)}
+        return {**config, "model": described if is_module else {"model": described}}
 
-    options = [(key, value) for key, value in request.options if key != "model"]
-    if typed and not is_module:  # arguments of the network, or at least not of the classifier around it
-        names = inspect.signature(cls).parameters
-        words = [key.split(".") for key, _ in options]
-        inner = [each[0] == "model" and len(each) > 1 and (each[1] in names or each[1] not in own) for each in words]
-        options = [
-            (f"model.{key}" if is_in else key, value) for is_in, (key, value) in zip(inner, options, strict=True)
-        ]
-        options.insert(0, ("model.model", class_path_of(cls)))
-    request.contents, request.options = [rewritten(content) for content in request.contents], options
-    return cls if is_module else ImageClassifier
+    request.contents = [rewritten(content) for content in request.contents]
+    if typed:
+        names, options = inspect.signature(cls).parameters, request.options
+        request.options = [("model" if is_module else "model.model", class_path_of(cls))]  # before its own options
+        for key, value in options:
+            group, _, argument = key.partition(".")
+            word = argument.partition(".")[0]
+            if group == "model" and word and not is_module and (word in names or word not in own):
+                key = f"model.{key}"  # of the network, or at least not of the classifier around it
+            request.options += [(key, value)] if key != "model" else []
+    return is_module
 
 
 def _check_classes(content: object, source: Path, option: str = "") -> None:
     """Refuse a file that names classes which would have to be imported: it was found, and not named by the user."""
-    if isinstance(content, Mapping):
-        path = content.get("class_path")
-        if isinstance(path, str) and "." in path:
-            try:
-                resolve_class(path, object)
-            except ValueError as error:
-                typed = f", or --{option} {path}" if option in ("model", "data") else ""
-                raise OptionError(
-                    f"{source} names {path}, which is imported only where you name it yourself: give --config "
-                    f"{source}{typed}"
-                ) from error
-        for key, value in content.items():
-            _check_classes(value, source, option or str(key))
-    elif isinstance(content, list):
-        for value in content:
-            _check_classes(value, source, option)
+    path = content.get("class_path") if isinstance(content, Mapping) else None
+    if isinstance(path, str) and "." in path:
+        try:
+            resolve_class(path, object)
+        except ValueError as error:
+            typed = f", or --{option} {path}" if option in ("model", "data") else ""
+            raise OptionError(
+                f"{source} names {path}, which is imported only where you name it yourself: give --config "
+                f"{source}{typed}"
+            ) from error
+    inner = content.items() if isinstance(content, Mapping) else enumerate(content if isinstance(content, list) else ())
+    for key, value in inner:
+        _check_classes(value, source, option or str(key))
 
 
 def _complete(request: Request) -> None:
@@ -394,22 +320,18 @@ def _pruning_callbacks(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     trainer = content.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, Mapping) else None
     entries = callbacks if isinstance(callbacks, list) else [callbacks]
-    name = PruningCallback.__name__
-    return [e for e in entries if isinstance(e, dict) and str(e.get("class_path")).rpartition(".")[2] == name]
+    return [e for e in entries if isinstance(e, dict) and str(e.get("class_path")).split(".")[-1] == "PruningCallback"]
 
 
-def typed_network(arguments: Sequence[str]) -> tuple[nn.Module | None, list[str]]:
+def typed_network(arguments: Sequence[str]) -> tuple[nn.Module, list[str]]:
     """Build the network that `--model my_package.Net --model.width 64` describes."""
-    rest: list[str] = []
     typed: list[str] = []
+    rest: list[str] = []
     words = iter(arguments)
     for word in words:
         mine = word.partition("=")[0].split(".")[0] == "--model"
         (typed if mine else rest).append(word)
-        if mine and "=" not in word:
-            typed += [value for value in [next(words, None)] if value is not None]
-    if not typed:
-        return None, rest
+        typed += itertools.islice(words, 1) if mine and "=" not in word else ()
     request = Request.of(typed)
     cls = find_class(request.typed("model") or "", [nn.Module], "model")
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
@@ -418,7 +340,7 @@ def typed_network(arguments: Sequence[str]) -> tuple[nn.Module | None, list[str]
     try:
         network: nn.Module = parser.instantiate(parser.parse_args([f"--{key}={value}" for key, value in options])).model
     except (ArgumentError, RecursionError) as error:
-        explain(parser, [], options, error)
+        explain(parser, options, error)
     return network, rest
 
 
@@ -427,18 +349,18 @@ def full_help(parser: ArgumentParser) -> str:
     lines: list[str] = []
     group = ""
     for action in parser._actions:
-        key = action.dest
-        if key in ("help", "config", "model", "trainer") or key.endswith(".help") or action.help == argparse.SUPPRESS:
+        key, default = action.dest, action.default
+        is_group = key in ("model", "trainer") and not hasattr(action, "_typehint")
+        if is_group or key in ("help", "config") or key.endswith(".help") or action.help == argparse.SUPPRESS:
             continue
         if key.partition(".")[0] != group:
             group = key.partition(".")[0]
             lines += [""] if lines else []
-        kind = describe_type(getattr(action, "_typehint", None))
-        default = action.default
         path = default.get("class_path") if isinstance(default, (Mapping, Namespace)) else None
-        shown = path or getattr(default, "__name__", default)
         text = " ".join(str(action.help or "").split("%(")[0].split())
-        text += "" if default in (None, argparse.SUPPRESS) else f" (default {shown})"
+        if default not in (None, argparse.SUPPRESS):
+            text += f" (default {path or getattr(default, '__name__', default)})"
+        kind = describe_type(getattr(action, "_typehint", None))
         lines += [f"--{key} {kind}", *textwrap.wrap(text, 76, initial_indent="    ", subsequent_indent="    ")]
     lines += ["", "--data.help CLASS, --model.optimizer.help CLASS and so on show the options of a class"]
     return "\n".join(lines) + "\n"

@@ -1,30 +1,47 @@
-"""One run of `fit`, `validate`, `test` or `predict`, from its config to its end."""
+"""One run of `fit`, `validate`, `test` or `predict`, from its config to its end, and what a config asks for."""
 
+import copy
 import logging
 import math
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.seed import seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch import Tensor
 
-from mlprank.training.build import Built, build_parts, interruptible, with_weights
+from mlprank.artifact.checkpoint import read_checkpoint
+from mlprank.artifact.pruned import load_pruned
+from mlprank.models import fill, weights_of
+from mlprank.models.classifier import ImageClassifier
+from mlprank.training.explain import root_of
 from mlprank.training.lean_loop import lean_training
-from mlprank.training.loggers import LOGGED, RunLogger, finish_wandb, wandb_is_running
-from mlprank.training.parser import Config, parse
-from mlprank.training.progress import RunProgress
+from mlprank.training.loggers import ROWS, RunLogger, finish_wandb, place_loggers, prepare_wandb, wandb_is_running
+from mlprank.training.parser import AddOptions, Config, command_parser, parse
 from mlprank.training.runs import CHECKPOINTS, CONFIG, WholeCheckpointIO, claimed, kept
+from mlprank.utils.errors import OptionError, first_line
 from mlprank.utils.files import write_csv, write_whole
 
+_REDRAW_S = 0.2
 _RUN_VARIABLE = "MLPRANK_RUN"
 """Tells the processes that a distributed run starts which directory the first of them has claimed."""
 
@@ -36,6 +53,109 @@ _UNHELPFUL_WARNINGS = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*exists and is not empty.*",  # a run that goes on writes where it wrote before
 )
+
+
+class RunProgress(ProgressBar):
+    """A bar for the batches of an epoch, redrawn by the clock, in 80 columns; without a terminal, a line an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_live: bool | None = sys.stdout.isatty()  # None where nothing is shown
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._epoch: str | None = None
+        self._done = 0
+        self._drawn_at = self._started_at = 0.0
+
+    def enable(self) -> None:
+        """Show progress."""
+        self._is_live = sys.stdout.isatty()
+
+    def disable(self) -> None:
+        """Show nothing: this is not the first process."""
+        self._is_live = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._started_at = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an epoch; the one before has its validation by now."""
+        self._say_epoch(trainer)
+        total = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        self._epoch = f"epoch {trainer.current_epoch + 1}{total}"
+        self._show(self._epoch, self.total_train_batches)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Draw, where it is time to; within a training the bar of the epoch stays as it is while it validates."""
+        self._done += 1
+        if self._bar is not None and time.monotonic() - self._drawn_at >= _REDRAW_S:
+            self._drawn_at = time.monotonic()
+            self._bar.update(self._task, completed=self._done, refresh=True)
+
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Draw a validation by itself."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.on_train_batch_end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away, and leave one line."""
+        self._say_epoch(trainer)
+        self.teardown()
+        if self._is_live:
+            spent = time.monotonic() - self._started_at
+            print(f"{trainer.current_epoch} epochs{_metrics(trainer)}  ({spent:.1f} s)", flush=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a validation by itself, a test or a prediction."""
+        counts = {"validate": "num_val_batches", "test": "num_test_batches", "predict": "num_predict_batches"}
+        command = getattr(trainer.state.fn, "value", "")
+        if command in counts:
+            self._show(command, sum(getattr(trainer, counts[command])))
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away for good."""
+        self.teardown()
+        self.disable()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say_epoch(self, trainer: Trainer) -> None:
+        """Tell the numbers of the epoch that has ended: in the bar, or in a line."""
+        if self._epoch is not None and self._bar is not None:
+            self._bar.update(self._task, metrics=_metrics(trainer))
+        elif self._epoch is not None and self._is_live is False:
+            print(f"{self._epoch}{_metrics(trainer)}  ({time.monotonic() - self._started_at:.1f} s)", flush=True)
+        self._epoch = None
+
+    def _show(self, what: str, total: float) -> None:
+        """Start the bar, or let it start anew."""
+        self._done, count = 0, None if math.isinf(total) else int(total)
+        if self._bar is not None:
+            self._bar.reset(self._task, total=count, description=what)
+        elif self._is_live:
+            text, numbers = TextColumn("{task.description}"), TextColumn("{task.fields[metrics]}")
+            columns = (text, BarColumn(bar_width=20), MofNCompleteColumn(), numbers)
+            self._bar = Progress(*columns, console=Console(), transient=True, auto_refresh=False)
+            self._task = self._bar.add_task(what, total=count, metrics="")
+            self._bar.start()
+        self._drawn_at = time.monotonic()
+
+
+def _metrics(trainer: Trainer) -> str:
+    """The metrics of the last epoch in a few words; those of someone else's module as they are called there."""
+    values = trainer.callback_metrics
+    ours = [name for name in ("train_loss", "val_loss", "val_top1") if name in values]
+    shown = ours or [name for name in values if "loss" in name][:3]
+    return "".join(f"  {name} {float(values[name]):.4f}" for name in shown)
 
 
 class SaveRun(Callback):
@@ -52,9 +172,165 @@ class SaveRun(Callback):
                 logger.log_hyperparams(self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what the epoch logs: loggers get it a moment after the checkpoint, and a process may end in between."""
-        logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
-        checkpoint[LOGGED] = {**logged, "epoch": trainer.current_epoch, "step": trainer.global_step - 1}
+        """Keep the rows of `metrics.csv`; what the epoch logs is written a moment later, when a process may be dead."""
+        epoch = {"epoch": trainer.current_epoch, "step": trainer.global_step - 1}
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                written = {name for row in logger.rows if row.get("epoch") == epoch["epoch"] for name in row}
+                row = {name: float(value) for name, value in trainer.logged_metrics.items() if name not in written}
+                checkpoint[ROWS] = [*logger.rows, *([{**row, **epoch}] if row else [])]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a config makes."""
+
+    trainer: Trainer  # the trainer
+    model: Any  # the module, initialised from the config's seed
+    datamodule: Any  # the data
+    loggers: tuple[Logger, ...] = ()  # of a trial: those that the config asks for, which its trainer has not
+
+
+def build_parts(
+    command: str, values: Mapping[str, Any], directory: Path | None
+) -> tuple[LightningModule, LightningDataModule, dict[str, Any]]:
+    """Seed everything and build what a config describes; of the trainer its arguments, with lists of instances."""
+    parser = command_parser(command, foreign="class_path" in (values.get("model") or {}))
+    options = parser.parse_object(copy.deepcopy(dict(values)))  # the parser would write into it
+    if directory is not None:
+        place_loggers(options.trainer.logger, directory)
+        if "WandbLogger" in str(options.trainer.logger):
+            prepare_wandb()
+    built = _instantiate(parser, options, values)
+    callbacks, plugins = _listed(built.trainer.callbacks), [*_listed(built.trainer.plugins), WholeCheckpointIO()]
+    return built.model, built.get("data"), {**vars(built.trainer), "callbacks": callbacks, "plugins": plugins}
+
+
+def _instantiate(parser: LightningArgumentParser, options: Namespace, values: Mapping[str, Any]) -> Namespace:
+    """Seed everything and build the objects of parsed options; what is out of range is told as its class tells it."""
+    if options.seed_everything is not False:
+        drawn = options.seed_everything is True
+        seed_everything(None if drawn else options.seed_everything, workers=True, verbose=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="jsonargparse")
+            built: Namespace = parser.instantiate(options)
+    except (ValueError, TypeError) as error:
+        reason = root_of(error)
+        if reason is error:
+            raise
+        raise reason from None
+    if isinstance(built.model, ImageClassifier) and "model" in values["model"]:
+        # Checkpoints of the image classifier describe the network as the config does; the config is logged whole.
+        described = {name: values["model"][name] for name in ("model", "optimizer", "lr_scheduler")}
+        built.model.save_hyperparameters({**built.model.hparams, **described}, logger=False)
+    model, data = built.model, built.get("data")
+    network, shape = getattr(model, "model", model), getattr(data, "in_shape", None)
+    features, num_classes = getattr(network, "in_features", None), getattr(model, "num_classes", None)
+    classes, problem = getattr(data, "num_classes", None), ""
+    if shape is not None and isinstance(features, int) and math.prod(shape) != features:
+        given = f"images of {'×'.join(map(str, shape))} = {math.prod(shape)} values"
+        problem = f"takes in_features={features}, but {type(data).__name__} gives {given}"
+    elif classes is not None and isinstance(num_classes, int) and classes > num_classes:
+        problem = f"has num_classes={num_classes}, but {type(data).__name__} has {classes} classes"
+    if problem:
+        raise ValueError(f"{type(network).__name__} {problem}; give other data with --data, or another network")
+    return built
+
+
+def with_weights(model: LightningModule, path: Path) -> LightningModule:
+    """Return a module with the weights of a checkpoint: dense, masked or narrow, of the module or of its network."""
+    content = read_checkpoint(path)
+    state = weights_of(content, path)
+    own: Any = content.get("mlprank")
+    is_narrow = isinstance(own, Mapping) and "slices" in own
+    if all(name.startswith("module.") for name in state):  # DistributedDataParallel's names
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if not isinstance(model, ImageClassifier):
+        if is_narrow:
+            return cast(LightningModule, load_pruned(path, model))
+        if set(state) <= set(model.state_dict()):
+            model.on_load_checkpoint({**content, "state_dict": state})
+        fill(model, state, path)
+        return model
+    if not set(state) & set(model.state_dict()) and set(state) & set(model.model.state_dict()):
+        state = {f"model.{name}": tensor for name, tensor in state.items()}
+        if is_narrow:
+            slices = {f"model.{name}": kept for name, kept in own["slices"].items()}
+            own = {**own, "slices": slices, "biases": [f"model.{name}" for name in own.get("biases", ())]}
+    model.on_load_checkpoint({**content, "state_dict": state, **({} if own is None else {"mlprank": own})})
+    model.load_state_dict(state)
+    return model
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint with what a command needs to work on it."""
+
+    config: Config
+    checkpoint: Path
+    options: Namespace  # with instances in place of classes
+    module: LightningModule  # in evaluation mode, on the device that was asked for
+    data: Any  # set up
+
+
+def open_checkpoint(command: str, arguments: Sequence[str], add_options: AddOptions) -> Opened:
+    """Parse the command line of a command that works on a checkpoint, as `parse` does, and open the checkpoint.
+
+    `--accelerator` is "cpu", "gpu", "cuda", "mps" or "auto", the best that there is; "cuda:1" chooses one.
+    """
+    config = parse(command, arguments, add_options)
+    accelerator: str = config.options.accelerator
+    name, _, index = accelerator.partition(":")
+    if index and not index.isdecimal():
+        raise OptionError(f"accelerator={accelerator!r}: {index!r} is not the number of a device, as 0 is in cuda:0")
+    try:
+        device = Fabric(accelerator=name, devices=[int(index)] if index else 1).device
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise OptionError(f"accelerator={accelerator!r}: {first_line(error)}") from error
+    if config.taken is not None:
+        print(f"mlprank {command}: takes model and data from {config.taken}", flush=True)
+    built = _instantiate(config.parser, config.options, config.values)
+    assert config.checkpoint is not None
+    module, data = with_weights(built.model, config.checkpoint).to(device).eval(), built.get("data")
+    data.prepare_data()
+    for stage in ("fit", "test"):
+        data.setup(stage)
+    return Opened(config, config.checkpoint, built, module, data)
+
+
+def build_trial(
+    config: Mapping[str, Any], directory: Path, callbacks: Sequence[Callback] = (), **options: Any
+) -> Built:
+    """Seed everything and build what `parse_fit` returned: silent, and writing nowhere by itself.
+
+    Loggers write to the directory, the trainer's root. `callbacks` are added to the config's, and `options` of the
+    trainer override them.
+    """
+    model, data, given = build_parts("fit", config, directory)
+    loggers = tuple(logger for logger in _listed(given["logger"]) if isinstance(logger, Logger))
+    silent = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    ours = {"default_root_dir": str(directory), "callbacks": [*given["callbacks"], *callbacks]}
+    return Built(Trainer(**{**given, **silent, **ours, **options}), model, data, loggers)
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Turn Lightning's exit after Ctrl-C into a KeyboardInterrupt."""
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
+
+
+def _listed(value: Any) -> list[Any]:
+    """None as no item, one item as a list of it."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,12 +368,11 @@ def build(config: Config, directory: Path | None) -> Built:
     if config.command == "fit" and directory is not None:
         callbacks += _run_callbacks(config, directory, callbacks)
         if loggers in (None, True):
-            options["logger"] = RunLogger(directory, steps=config.steps, logged=config.logged)
+            options["logger"] = RunLogger(directory, config.rows)
     elif loggers in (None, True):
         options["logger"] = False
     if given["enable_progress_bar"] is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
         callbacks.insert(0, RunProgress())  # first, so that its bar has gone where others speak
-    options["plugins"] = [*given["plugins"], WholeCheckpointIO()]
     if config.checkpoint is not None and not config.goes_on:
         model = with_weights(model, config.checkpoint)
     return Built(Trainer(**{**given, "callbacks": callbacks, **options}), model, data)
@@ -110,7 +385,7 @@ def _directory(config: Config) -> Iterator[Path | None]:
     logs = trainer["logger"] not in (None, True, False)
     if trainer["fast_dev_run"] or not (config.command in ("fit", "predict") or logs):
         yield None
-    elif not is_first_process():
+    elif getattr(rank_zero_only, "rank", 0) > 0:
         yield Path(os.environ.get(_RUN_VARIABLE, config.base))
     else:
         base = config.base if config.command == "fit" else config.base / config.command
@@ -145,12 +420,11 @@ def _execute(config: Config, built: Built, directory: Path | None) -> None:
         if config.checkpoint is not None and not config.goes_on:
             _say(f"mlprank fit: trains on from the weights of {config.checkpoint}")
         with lean_training(trainer):
-            options: Any = {"ckpt_path": config.checkpoint if config.goes_on else None}
-            options["weights_only"] = config.values["weights_only"]
-            trainer.fit(built.model, datamodule=built.datamodule, **options)
+            start, weights_only = config.checkpoint if config.goes_on else None, config.values["weights_only"]
+            trainer.fit(built.model, datamodule=built.datamodule, ckpt_path=start, weights_only=weights_only)
     elif command == "predict":
         outputs: Any = trainer.predict(built.model, datamodule=built.datamodule, return_predictions=True)
-        if directory is not None and outputs and is_first_process():
+        if directory is not None and outputs and trainer.is_global_zero:
             if not all(isinstance(each, Tensor) and each.ndim == 2 for each in outputs):
                 kind = type(outputs[0]).__name__
                 raise TypeError(f"predict_step returns {kind}; a table needs class probabilities, (N, num_classes)")
@@ -169,14 +443,9 @@ def _execute(config: Config, built: Built, directory: Path | None) -> None:
                     )
 
 
-def is_first_process() -> bool:
-    """Whether this is the only process of a run, or the first."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
+@rank_zero_only
 def _say(text: str) -> None:
-    if is_first_process():
-        print(text, flush=True)
+    print(text, flush=True)
 
 
 def quieten() -> None:

@@ -1,6 +1,7 @@
 """Run directories: numbered, held by one process each, found again by their checkpoints, which are whole."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,13 +25,11 @@ def claim_run(base: Path) -> Path:
     """Create the next numbered directory under `base`, such as `runs/quickstart/001`, for this run alone."""
     try:
         base.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(run.name) for run in numbered_runs(base)), default=0)
         while True:
-            run = base / f"{number:03d}"
+            run = base / f"{1 + max((int(run.name) for run in numbered_runs(base)), default=0):03d}"
             with suppress(FileExistsError):  # one of the runs that start at the same time has it
                 run.mkdir()
                 return run
-            number += 1
     except OSError as error:
         raise type(error)(
             f"no run directory can be made under {base}: {error.strerror or error}; give another with "
@@ -40,9 +39,7 @@ def claim_run(base: Path) -> Path:
 
 def numbered_runs(base: Path) -> list[Path]:
     """Return the run directories under `base`, oldest first."""
-    if not base.is_dir():
-        return []
-    return sorted((run for run in base.iterdir() if run.name.isdecimal() and run.is_dir()), key=lambda r: int(r.name))
+    return sorted((run for run in base.glob("*") if run.name.isdecimal() and run.is_dir()), key=lambda r: int(r.name))
 
 
 @contextmanager
@@ -62,9 +59,7 @@ def held(run: Path) -> Iterator[Path]:
             yield run
     finally:
         if ours and run.is_dir() and all(path.name.startswith(_LOCK) for path in run.iterdir()):
-            for path in list(run.iterdir()):
-                path.unlink(missing_ok=True)
-            run.rmdir()
+            shutil.rmtree(run)
 
 
 @contextmanager
@@ -86,20 +81,21 @@ def home_of(checkpoint: Path) -> Path:
     return (beside_checkpoint(checkpoint) or checkpoint).parent
 
 
-def run_of_config(config: Path | None, base: Path) -> Path | None:
-    """Return the run directory that a saved config lies in, or None for any other config."""
-    run = None if config is None or config.name != CONFIG else config.parent
-    return run if run and run.resolve().parent == base.resolve() and run.resolve().name.isdecimal() else None
+def find_checkpoint(base: Path, given: str, *, config: Path | None = None) -> Path:
+    """Find the newest run's `last` or `best` checkpoint under `base`, or that of the run whose saved config is given.
 
-
-def find_checkpoint(base: Path, keyword: str, *, run: Path | None = None) -> Path:
-    """Find the newest run's `last` or `best` checkpoint under `base`, or that of one run."""
-    runs = numbered_runs(base)[::-1] if run is None else [run]
-    if found := next(filter(None, (_newest_checkpoint(each, f"{keyword}*.ckpt") for each in runs)), None):
+    Anything else is the path of a checkpoint.
+    """
+    if given not in ("last", "best"):
+        return Path(given)
+    runs = numbered_runs(base)[::-1]
+    if config is not None and config.name == CONFIG:
+        runs = [run for run in runs if run.resolve() == config.parent.resolve()] or runs
+    if found := next(filter(None, (_newest_checkpoint(each, f"{given}*.ckpt") for each in runs)), None):
         return found
     place = f"{base} (no run is there)" if not runs else f"{', '.join(str(r / CHECKPOINTS) for r in runs[:3])}"
     raise FileNotFoundError(
-        f"--ckpt_path {keyword}: there is no {keyword}.ckpt in {place}; train with `mlprank fit` first, without "
+        f"--ckpt_path {given}: there is no {given}.ckpt in {place}; train with `mlprank fit` first, without "
         "--ckpt_path, or give the path of a checkpoint"
     )
 
@@ -155,6 +151,6 @@ def read_trained(path: Path) -> dict[str, Any]:
     if version.major > Version(lightning.__version__).major:
         raise ValueError(
             f"{path} was written by Lightning {version}, and {lightning.__version__} is installed; upgrade lightning, "
-            "or load its weights alone with mlprank.models.ImageClassifier.load_from_checkpoint"
+            "or load its weights alone with mlprank.models.classifier.ImageClassifier.load_from_checkpoint"
         )
     return content

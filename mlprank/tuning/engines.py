@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from mlprank.grids.progress import Progress
 from mlprank.grids.ray import run_units
-from mlprank.training.build import Built, build_trial, interruptible
 from mlprank.training.lean_loop import lean_training
 from mlprank.training.loggers import finish_wandb
+from mlprank.training.run import Built, build_trial, interruptible
 from mlprank.tuning.grid import TuneOptions
 from mlprank.tuning.stack import CannotStackError, StackedClassifier, StackedDataModule
 from mlprank.tuning.store import BEST, LAST, METRICS, MONITOR, STACK, Outcome, Store, Trial, without_places
@@ -159,7 +159,7 @@ class Engine:
         history = _History(partial(self.progress.epoch, trial))
         single = {} if takes_several_devices(trial.config) else {"devices": 1}
         trainer = {"logger": history, "enable_checkpointing": True, **single, **self.trainer}
-        built = build_trial(name_loggers(trial, self.store), folder, callbacks=[best], trainer=trainer)
+        built = build_trial(name_loggers(trial, self.store), folder, [best], **trainer)
         built.trainer.loggers = [history, *built.loggers]
         for logger in built.loggers:
             logger.log_hyperparams(dict(trial.config))
@@ -226,7 +226,7 @@ class Engine:
     def _build(self, trial: Trial) -> Built:
         # callbacks that log something refuse to train without a logger
         trainer = {"devices": 1, "enable_checkpointing": False, "logger": DummyLogger(), **self.trainer}
-        return build_trial(name_loggers(trial, self.store), self.store.prepare(trial), trainer=trainer)
+        return build_trial(name_loggers(trial, self.store), self.store.prepare(trial), **trainer)
 
     def _train_stack(self, trials: Sequence[Trial]) -> None:
         store, keys, start = self.store, [trial.key for trial in trials], time.perf_counter()

@@ -214,7 +214,7 @@ def parse_options(given: Mapping[str, Any]) -> TuneOptions:
     try:
         parsed = parser.parse_args([f"--{name}={value}" for name, value in options]).tune
     except ArgumentError as error:
-        explain(parser, [], options, error)
+        explain(parser, options, error)
     if not parsed.out:
         raise OptionError("give the directory of the results with --out, such as --out runs/grid")
     return TuneOptions(**vars(parsed))

@@ -16,8 +16,8 @@ from mlprank.costs.metrics import count_parameters, top_k_accuracy
 from mlprank.grids.progress import Progress
 from mlprank.pruning.pipeline import prune
 from mlprank.pruning.shrink import shrink
-from mlprank.training.build import build_trial, with_weights
 from mlprank.training.parser import parse_fit
+from mlprank.training.run import build_trial, with_weights
 from mlprank.tuning.engines import Engine
 from mlprank.tuning.grid import Grid, Request, TuneOptions, expand, option, parse_options, read_request
 from mlprank.tuning.store import BEST, MONITOR, Outcome, Store, Trial, format_value
@@ -130,7 +130,7 @@ class _Search:
         path = self.store.directory(trial.key) / BEST
         if not path.is_file():
             return _missing(path)
-        built = build_trial(trial.config, path.parent, trainer={"devices": 1, "accelerator": "cpu"})
+        built = build_trial(trial.config, path.parent, devices=1, accelerator="cpu")
         module: Any = with_weights(built.model, path)
         network, data = getattr(module, "model", module), built.datamodule
         data.prepare_data()

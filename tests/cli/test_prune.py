@@ -110,11 +110,10 @@ def test_a_field_added_to_the_recipe_is_an_option_of_the_command() -> None:
     code = """
 import dataclasses
 from mlprank.cli import prune
-from mlprank.models.classifier import ImageClassifier
-from mlprank.training.parser import Parser
+from mlprank.training.parser import command_parser
 prune.Recipe = dataclasses.make_dataclass("Recipe", [("added", int, 3)], bases=(prune.Recipe,), frozen=True)
-parser = Parser("prune", ImageClassifier, prune.add_options)
-print(parser.arguments.parse_args(["--added=5", "--model.model=mlprank.models.TwoLayerMLP"]).added)
+parser = command_parser("prune", add_options=prune.add_options)
+print(parser.parse_args(["--added=5", "--model.model=mlprank.models.TwoLayerMLP"]).added)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "5\n", done.stderr

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LinearLR, StepLR
 
 from mlprank.models.schedule import WarmUp
-from mlprank.training.build import build_parts
 from mlprank.training.parser import parse
+from mlprank.training.run import build_parts
 from tests.conftest import CONFIG
 
 TABLE = (Path(__file__).parents[2] / "docs" / "tasks" / "thesis.md").read_text()

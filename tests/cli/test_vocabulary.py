@@ -23,8 +23,7 @@ from mlprank.cli.vocabulary import (
     translate,
     words_of,
 )
-from mlprank.models.classifier import ImageClassifier
-from mlprank.training.parser import Parser, trainer_parser
+from mlprank.training.parser import command_parser
 from mlprank.utils.errors import OptionError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,11 +39,9 @@ def _plain_parser(command: str) -> CommandParser:
 def _options_of(command: str) -> dict[str, Any]:
     """What the command's parser has, with its defaults."""
     if command in LIGHTNING:
-        parser = trainer_parser("fit" if command == "tune" else command).arguments
+        parser = command_parser("fit" if command == "tune" else command)
     elif command in ("prune", "shrink"):
-        parser = Parser(
-            command, ImageClassifier, prune.add_options if command == "prune" else prune.add_budgets
-        ).arguments
+        parser = command_parser(command, add_options=prune.add_options if command == "prune" else prune.add_budgets)
     else:
         parser = _plain_parser(command)
         return {option.lstrip("-"): a.default for a in parser._actions for option in a.option_strings}

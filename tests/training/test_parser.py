@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from mlprank.training.parser import Request, parse
+from mlprank.cli.vocabulary import translate
+from mlprank.training.parser import parse
 from tests.conftest import CONFIG
 
 
@@ -120,7 +121,7 @@ def test_what_is_typed_wins_wherever_it_stands(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(CONFIG)
     for arguments in (["--trainer.max_epochs", "7", "--config", "c.yaml"], ["-c", "c.yaml", "--trainer.max_epochs=7"]):
-        assert parse("fit", arguments).values["trainer"]["max_epochs"] == 7
+        assert parse("fit", translate("fit", arguments)).values["trainer"]["max_epochs"] == 7
 
 
 def test_a_network_of_mlprank_is_meant_by_its_short_name_and_a_logger_gets_a_place(
@@ -138,8 +139,10 @@ def test_a_network_of_mlprank_is_meant_by_its_short_name_and_a_logger_gets_a_pla
     assert values["model"]["model"]["init_args"]["widths"] == [3]
 
 
-def test_the_first_config_names_the_runs() -> None:
-    request = Request.of(["--config", "a/quickstart.yaml", "--config=b.yaml"])
-    assert request.first_config == Path("a/quickstart.yaml")
-    assert Request.of(["-c", "a.yaml"]).first_config == Path("a.yaml")
-    assert Request.of([]).first_config is None
+def test_the_first_config_names_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first.yaml", "second.yaml"):
+        (tmp_path / name).write_text(CONFIG)
+    assert parse("fit", ["--config", "first.yaml", "--config=second.yaml"]).base == Path("runs/first")
+    assert parse("fit", ["--config", "second.yaml", "first.yaml"]).base == Path("runs/second")
+    assert parse("fit", ["--model=TwoLayerMLP"]).base == Path("runs/default")

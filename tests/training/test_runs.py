@@ -13,7 +13,6 @@ from mlprank.training.runs import (
     held,
     kept,
     numbered_runs,
-    run_of_config,
 )
 from mlprank.utils.files import BusyError
 
@@ -45,11 +44,13 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         claim_run(tmp_path / "file" / "runs")
 
 
-def test_the_newest_run_with_a_checkpoint_is_found_or_the_one_asked_for(tmp_path: Path) -> None:
+def test_the_newest_run_with_a_checkpoint_is_found_or_that_of_a_saved_config(tmp_path: Path) -> None:
     first, second = _checkpoint(tmp_path / "001", "last.ckpt"), _checkpoint(tmp_path / "002", "last.ckpt", age_s=50)
     (tmp_path / "003").mkdir()
     assert find_checkpoint(tmp_path, "last") == second
-    assert find_checkpoint(tmp_path, "last", run=tmp_path / "001") == first
+    assert find_checkpoint(tmp_path, "last", config=tmp_path / "001" / "config.yaml") == first
+    for other in (tmp_path / "001" / "other.yaml", tmp_path / "configs" / "config.yaml"):
+        assert find_checkpoint(tmp_path, "last", config=other) == second
     older, newer = _checkpoint(tmp_path / "002", "best.ckpt", 9), _checkpoint(tmp_path / "002", "best-v1.ckpt", 3)
     assert find_checkpoint(tmp_path, "best") == newer != older
 
@@ -64,13 +65,6 @@ def test_no_checkpoint_says_where_it_was_looked_for(tmp_path: Path) -> None:
         FileNotFoundError, match=r"there is no best.ckpt in .*004/checkpoints; train with `mlprank fit`"
     ):
         find_checkpoint(tmp_path, "best")
-
-
-def test_a_saved_config_belongs_to_its_run(tmp_path: Path) -> None:
-    assert run_of_config(tmp_path / "001" / "config.yaml", tmp_path) == tmp_path / "001"
-    assert run_of_config(tmp_path / "001" / "other.yaml", tmp_path) is None
-    assert run_of_config(tmp_path / "configs" / "config.yaml", tmp_path) is None
-    assert run_of_config(None, tmp_path) is None
 
 
 def test_what_an_interrupted_run_kept_is_said(tmp_path: Path) -> None:
