@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mlprank.artifact.checkpoint import read_weights, sha256
 from mlprank.artifact.record import remember
 from mlprank.callbacks import run
-from mlprank.callbacks.schedule import Amount, Linear, Schedule, Steps, get_schedule, resolve_schedule
+from mlprank.callbacks.schedule import EPOCHS, Amount, Linear, Schedule, Steps, get_schedule, resolve_schedule
 from mlprank.compensation import Regression
 from mlprank.graph.program import as_inputs
 from mlprank.graph.records import Graph
@@ -26,10 +26,9 @@ from mlprank.pruning.evaluation import (
     from_here,
     print_pruning,
     prune_amounts,
-    scalars,
     write_outputs,
 )
-from mlprank.pruning.front import BudgetError
+from mlprank.pruning.front import BudgetError, Budgets
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, document_fields, make_recipe, takes_recipe
 from mlprank.pruning.refine import Refinement
@@ -46,7 +45,7 @@ from mlprank.surgery.masks import (
     write_weights,
 )
 from mlprank.surgery.narrow import narrow, network_state
-from mlprank.utils.errors import first_line
+from mlprank.utils.errors import check_amount, check_choice, first_line
 from mlprank.utils.files import whole_file
 from mlprank.utils.modules import Hook, replace_hook, users_hooks, watch_hooks
 from mlprank.utils.registry import imported
@@ -123,42 +122,61 @@ class PruningCallback(Callback):
         **fields: Any,
     ) -> None:
         super().__init__()
-        amounts = tuple(amount) if isinstance(amount, list) else (amount,)
-        inputs = imported("network_inputs", network_inputs) if isinstance(network_inputs, str) else network_inputs
-        self.settings = run.Settings(amounts, make_recipe(None, fields), network, apply, inputs, max_drop)
+        self.amounts: tuple[Amount, ...] = tuple(amount) if isinstance(amount, list) else (amount,)
+        self.recipe = make_recipe(None, fields)  # all choices but the amount
+        self.network, self.apply, self.max_drop, self.dirpath = network, apply, max_drop, dirpath
+        self.inputs = imported("network_inputs", network_inputs) if isinstance(network_inputs, str) else network_inputs
         self.schedule, self.finetune_epochs = get_schedule(schedule, finetune_epochs=finetune_epochs), finetune_epochs
-        remedy = "or leave out schedule and finetune_epochs"
-        if self.in_training and len(amounts) > 1:
-            raise ValueError(f"amount={amount}: pruning in training reaches one amount; give one, {remedy}")
-        if self.in_training and max_drop is not None:
-            raise ValueError(
-                f"max_drop={max_drop}: pruning in training has to know its amount; give an amount, {remedy}"
+        self._check_arguments(amount)
+        self._directory = Path()
+        self._fitting = False
+        self._begin()
+
+    def _check_arguments(self, amount: Any) -> None:
+        """Raise for an argument that is out of range, or does not go with another one."""
+        if not self.amounts:
+            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
+        for each in self.amounts:
+            check_amount(each)
+        check_choice("apply", self.apply, ("mask", "remove", "none"))
+        if self.max_drop is not None:
+            Budgets(max_drop=self.max_drop)
+            if self.amounts != (Recipe().amount,):
+                raise ValueError(
+                    f"amount={amount} and max_drop={self.max_drop} contradict each other: max_drop finds the amount; "
+                    "give one of them"
+                )
+        if self.inputs is not None and not callable(self.inputs):
+            raise TypeError(
+                f"network_inputs={self.inputs!r} is not a function; give one that makes the network's inputs of a "
+                'batch, such as lambda batch: batch["image"], or its dotted path'
             )
-        first: Any = amounts[0]
+        if self.in_training and (len(self.amounts) > 1 or self.max_drop is not None):
+            given = f"amount={amount}" if self.max_drop is None else f"max_drop={self.max_drop}"
+            raise ValueError(
+                f"{given}: pruning in training reaches one amount, which is known at its beginning; give one, or leave "
+                "out schedule and finetune_epochs"
+            )
+        first = self.amounts[0]
         for target in first.values() if isinstance(first, Mapping) else [first]:
             if self.schedule is not None and target < self.schedule.initial:
                 raise ValueError(
                     f"schedule: it goes down from initial={self.schedule.initial} to amount={target}; pruned neurons "
                     "do not come back, so lower initial or raise amount"
                 )
-        self.dirpath = dirpath
-        self.evaluations: list[Evaluation] = []
-        self.files: list[dict[str, Path]] = []
-        self._directory = Path()
-        self._fitting = self._finishing = False
-        self._begin()
 
     def _begin(self) -> None:
         """Know nothing of an earlier fit."""
-        self.dense_path: Path | None = None
-        """The checkpoint of the dense network, where one is written."""
-        self.dense_text = ""
-        """Which network that is, in words; empty until it is known."""
+        self.evaluations: list[Evaluation] = []
+        self.files: list[dict[str, Path]] = []
+        self.dense_path: Path | None = None  # the checkpoint of the dense network, where one is written
+        self.dense_text = ""  # which network that is, in words; empty until it is known
+        # Of every parameter that is masked in training, shape (n_out,), True for the rows that stay.
         self.rows: dict[str, Tensor] = {}
-        """Of every parameter that is masked in training, shape (n_out,), True for the rows that stay."""
+        # Of every pruning in training: epoch, achieved amount, widths by layer.
         self.history: list[dict[str, Any]] = []
-        """Of every pruning in training: epoch, achieved amount, widths by layer."""
-        self._epoch = -1  # of the last pruning in training
+        self._epoch = -1  # of the last one
+        self._finishing = False
         self._resolved: Steps | None = None  # the schedule, once the length of training is known
         # The user's hooks that change what the network computes; the others only observe, are put aside in copies and
         # see nothing of pruning.
@@ -193,7 +211,6 @@ class PruningCallback(Callback):
                 )
             if refused := run.refused_strategy(trainer.strategy):
                 raise ValueError(refused)
-            self._finishing = False
             self._begin()
         for module in [pl_module, *run.averaged_modules(trainer)]:
             run.plain_state_dicts(module)
@@ -213,7 +230,7 @@ class PruningCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that pruning will work; let a resumed run's masks work where weights are read without their layer."""
-        if run.has_data(trainer):
+        if run.draws(trainer) or trainer.train_dataloader is not None:
             try:
                 self._check(trainer, pl_module)
             except (TypeError, ValueError):
@@ -222,17 +239,18 @@ class PruningCallback(Callback):
                     raise
                 self._check(trainer, pl_module)  # a hook may be what makes the inputs fit
         if self.rows:
-            batches = self.settings.calibration(trainer, run.copied(pl_module, self._changing), limit=1)
+            copy = run.copied(pl_module, self._changing)
+            batches = run.calibration(trainer, copy, self._network(copy), self.recipe, self.inputs, limit=1)
             with run.uncompiled(pl_module):
                 recompute_uncalled(self._network(pl_module), as_inputs(next(iter(batches)))[:1])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune as much as the schedule says."""
         epoch, schedule = trainer.current_epoch, self._resolved
-        scheduled = -1 if schedule is None or schedule.end_epoch is None else min(epoch, schedule.end_epoch)
+        scheduled = -1 if schedule is None else min(epoch, schedule.end_epoch or 0)
         if schedule is None or self._epoch >= scheduled:
             return
-        amount = schedule.at(scheduled, self.settings.amounts[0])
+        amount = schedule.at(scheduled, self.amounts[0])
         if amount is None or not (any(amount.values()) if isinstance(amount, Mapping) else amount):
             return
         if not self.dense_text and not trainer.fast_dev_run:
@@ -250,7 +268,7 @@ class PruningCallback(Callback):
         self.mask(trainer, pl_module, amount)
         for logger in trainer.loggers:
             logger.log_metrics({"pruning/achieved_amount": self.achieved}, step=trainer.global_step)
-        rank_zero_info(described(self.history[-1]) + ".")
+        rank_zero_info(run.described(self.history[-1]) + ".")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune a copy of the best weights, write and log what came out, and apply it to the trainer's module."""
@@ -258,10 +276,8 @@ class PruningCallback(Callback):
         if schedule is not None and self._epoch < (schedule.end_epoch or 0):
             rank_zero_info(
                 f"Training ended before epoch {schedule.end_epoch}, in which the schedule ends: the rest of the way "
-                f"from {self.achieved:.1%} to amount={self.settings.amounts[0]} is pruned now, without "
-                "fine-tuning."
+                f"from {self.achieved:.1%} to amount={self.amounts[0]} is pruned now, without fine-tuning."
             )
-        self.evaluations, self.files = [], []
         self._prune(trainer, pl_module)
 
     def mask(self, trainer: Trainer, module: LightningModule, amount: Amount) -> None:
@@ -270,7 +286,7 @@ class PruningCallback(Callback):
         Parameters stay the same objects, so that an optimizer goes on with the state that it has for them.
         """
         pruning = self._read(trainer, run.copied(module, self._changing))
-        if isinstance(self.settings.recipe.compensation, Regression):
+        if isinstance(self.recipe.compensation, Regression):
             # No bias may be created: an optimizer would not know that parameter.
             there, layers = {name: name for name in pruning.state}, []
             for layer in pruning.graph.layers:
@@ -309,14 +325,13 @@ class PruningCallback(Callback):
             raise ValueError(refused) from exception
         if isinstance(exception, KeyboardInterrupt):
             best = run.best_path(trainer) or self.dense_path
-            kept = f"the best checkpoint so far is {from_here(Path(best))}; mlprank prune takes it" if best else ""
-            done = ", nothing was pruned"
-            if self._finishing:
-                done = " while pruning, whose files were not written"
-            elif self.rows:
-                share = f"{self.achieved:.1%} of the neurons are pruned"
-                done = f", {share} and fit(ckpt_path=...) goes on from any checkpoint"
-            rank_zero_info(f"Interrupted{done}: {kept or 'no checkpoint has been written yet'}.")
+            share = f"{self.achieved:.1%} of the neurons are pruned"
+            going_on = f", {share} and fit(ckpt_path=...) goes on from any checkpoint" if self.rows else None
+            done = " while pruning, whose files were not written" if self._finishing else going_on
+            kept = f"the best checkpoint so far is {from_here(best)}; mlprank prune takes it" if best else None
+            rank_zero_info(
+                f"Interrupted{done or ', nothing was pruned'}: {kept or 'no checkpoint has been written yet'}."
+            )
 
     @cached_property  # asked for around every hook, in every step
     def state_key(self) -> str:
@@ -325,22 +340,14 @@ class PruningCallback(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume a checkpoint that was written with another amount, measure or other choice; it is named."""
-
-        def short(value: Any) -> str:
-            """A measure or method by its name, with its parameters."""
-            if not (isinstance(value, Mapping) and "name" in value):
-                return str(value)
-            parameters = ", ".join(f"{key}={own}" for key, own in value.items() if key != "name")
-            return f"{value['name']}({parameters})" if parameters else str(value["name"])
-
         for key, state in checkpoint.get("callbacks", {}).items() if self._fitting else ():
             before = state["settings"] if str(key).startswith(f"{type(self).__qualname__}{{") else {}
             for name, value in self._plain().items():
                 if name in before and before[name] != value:
                     raise ValueError(
-                        f"PruningCallback({name}={short(value)}) cannot resume a checkpoint that was written with "
-                        f"{name}={short(before[name])}; resume with that {name}, or start a new run from the "
-                        "checkpoint's weights"
+                        f"PruningCallback({name}={value!r}) cannot resume a checkpoint that was written with "
+                        f"{name}={before[name]!r}; resume with that {name}, or start a new run from the checkpoint's "
+                        "weights"
                     )
 
     def state_dict(self) -> dict[str, Any]:
@@ -352,7 +359,6 @@ class PruningCallback(Callback):
             "dense": self.dense_text or None,
             "masks": {name: kept.cpu() for name, kept in self.rows.items()},
             "epoch": self._epoch,
-            "achieved": self.achieved,
             "history": list(self.history),
             "schedule": None if self._resolved is None else self._resolved.plain(),
         }
@@ -362,17 +368,22 @@ class PruningCallback(Callback):
         if not self._fitting:
             return
         self.rows, self._epoch = dict(state_dict["masks"]), state_dict["epoch"]
-        known = [{"epoch": self._epoch, "achieved": state_dict["achieved"], "widths": {}}] if self.rows else []
-        self.history = list(state_dict.get("history", known))  # version 0.1.0 knew the last pruning only
+        last: dict[str, Any] = {"epoch": self._epoch, "achieved": state_dict.get("achieved"), "widths": {}}
+        # Version 0.1.0 knew the last pruning only.
+        self.history = list(state_dict.get("history", [last] if self.rows else []))
         shape, reached = self.schedule or Linear(), state_dict["schedule"] or {}
-        epochs: dict[str, Any] = {name: reached.get(name) for name in shape.epochs}
+        epochs: dict[str, Any] = {name: reached.get(name) for name in EPOCHS}
         self._resolved = dataclasses.replace(shape, **epochs) if reached else None
         path, what = state_dict["dense_path"], state_dict.get("dense") or "the dense network when pruning began"
         self.dense_path, self.dense_text = (None, "") if path is None else (Path(path), what)
 
     def _plain(self) -> dict[str, Any]:
+        """Return what a resumed run must share, as plain types."""
+        amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
+        plain = {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts}
+        plain |= {} if self.max_drop is None else {"max_drop": self.max_drop}
         schedule = None if self.schedule is None else self.schedule.plain()
-        return {**self.settings.plain(), "schedule": schedule, "finetune_epochs": self.finetune_epochs}
+        return {**plain, "schedule": schedule, "finetune_epochs": self.finetune_epochs}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Undo what averaging did to the masks of the module and its averages, which trade places in validation.
@@ -410,72 +421,66 @@ class PruningCallback(Callback):
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def _network(self, module: nn.Module) -> nn.Module:
-        return run.find_network(module, self.settings.network)
+        return run.find_network(module, self.network)
+
+    def _recipe_of_rank(self, trainer: Trainer, num_samples: int | None = None) -> Recipe:
+        """Return the recipe with the samples that one process reads: all of a drawn set, its share of training data."""
+        samples, shared = num_samples or self.recipe.num_samples, 1 if run.draws(trainer) else trainer.world_size
+        return dataclasses.replace(self.recipe, num_samples=samples and -(-samples // shared))
 
     def _read(self, trainer: Trainer, copy: nn.Module, *, limit: int | None = None) -> Pruning:
-        return Pruning(
-            self._network(copy),
-            self.settings.calibration(trainer, copy, limit=limit),
-            self.settings.recipe_of_rank(trainer),
-            reduce=partial(run.summed, trainer),
-            traced=self._graph,
-        )
+        network, recipe, reduce = self._network(copy), self._recipe_of_rank(trainer), partial(run.summed, trainer)
+        calibration = run.calibration(trainer, copy, network, self.recipe, self.inputs, limit=limit)
+        return Pruning(network, calibration, recipe, reduce=reduce, traced=self._graph)
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         """Prune a copy on two real batches, and read the data that accuracy is measured on, before hours are spent.
 
         What would be refused at the end of training is so refused at its beginning. Call it on all processes.
         """
-        settings, refine, copy = self.settings, self.settings.recipe.refine, run.copied(module, self._changing)
-        pruning = self._read(trainer, copy, limit=2)
+        refine, copy = self.recipe.refine, run.copied(module, self._changing)
+        pruning, network = self._read(trainer, copy, limit=2), self._network(copy)
         once = dataclasses.replace(refine, steps=1) if isinstance(refine, Refinement) else 0
-        for amount in settings.amounts:
+        for amount in self.amounts:
             pruning.run(amount=amount, refine=once)
-        settings.labelled(trainer, copy)
-        if settings.max_drop is not None and settings.labelled(trainer, copy, choosing=True)[0] is None:
+        run.labelled(trainer, copy, network, self.inputs)
+        if self.max_drop is not None and not run.labelled(trainer, copy, network, self.inputs, choosing=True)[0]:
             raise ValueError(
-                f"max_drop={settings.max_drop} chooses by validation data, and the run has none on every process; "
+                f"max_drop={self.max_drop} chooses by validation data, and the run has none on every process; "
                 "give it a val_dataloader, or prune by an amount"
             )
         self._graph = pruning.graph if self._resolved is not None else None
 
     def _prune(self, trainer: Trainer, module: LightningModule) -> None:
         """Prune, write, log, print and apply; on all processes."""
-        if not run.has_data(trainer):
+        if not run.draws(trainer) and trainer.train_dataloader is None:
             rank_zero_warn(
                 "Nothing was pruned: the run has no training data to calibrate on (is limit_train_batches=0?)."
             )
             return
-        settings, reduce, path = self.settings, partial(run.summed, trainer), self.dense_path
-        before = None  # the network before its first pruning, where that was in training
-        if path is not None and path.is_file():
-            before = self._network(self._loaded(module, path))
+        reduce, path = partial(run.summed, trainer), self.dense_path
+        # The network before its first pruning, where that was in training.
+        before = self._network(self._loaded(module, path)) if path is not None and path.is_file() else None
         source = self._source(trainer, module)
         network = self._network(source)
-        labelled, split = settings.labelled(trainer, source)
-        calibration = settings.calibration(trainer, source)
-        if settings.max_drop is not None:
-            validation, _ = settings.labelled(trainer, source, choosing=True)
-            given = {name: value for name, value in vars(settings.recipe).items() if value != getattr(Recipe(), name)}
+        calibration = run.calibration(trainer, source, network, self.recipe, self.inputs)
+        labelled, split = run.labelled(trainer, source, network, self.inputs)
+        if self.max_drop is not None:
+            validation, _ = run.labelled(trainer, source, network, self.inputs, choosing=True)
+            given = {name: value for name, value in vars(self.recipe).items() if value != getattr(Recipe(), name)}
             samples = given.get("num_samples", DEFAULTS["num_samples"])
-            given["num_samples"] = settings.samples_of_rank(trainer, samples)
+            given["num_samples"] = self._recipe_of_rank(trainer, samples).num_samples
             try:
-                front = shrink(network, calibration, validation, max_drop=settings.max_drop, reduce=reduce, **given)
+                front = shrink(network, calibration, validation, max_drop=self.max_drop, reduce=reduce, **given)
             except BudgetError as error:
                 rank_zero_warn(f"Nothing was pruned: {error}")
                 return
             rank_zero_info(str(front))
             self.evaluations = [evaluate(front.best, labelled, split=split, reduce=reduce)]
         else:
+            given = {"amounts": self.amounts, "recipe": self._recipe_of_rank(trainer), "dense": before}
             self.evaluations = prune_amounts(
-                network,
-                calibration,
-                amounts=settings.amounts,
-                recipe=settings.recipe_of_rank(trainer),
-                labelled=labelled,
-                split=split,
-                dense=before,
-                reduce=reduce,
+                network, calibration, labelled=labelled, split=split, reduce=reduce, **given
             )
         for evaluation in self.evaluations:
             run.check_same_masks(trainer, evaluation.result.masks)
@@ -526,38 +531,37 @@ class PruningCallback(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         """Write and log what came out, and say where from; in the first process."""
-        source, schedule, settings = self.dense_path, self._resolved, self.settings
+        source, schedule, recipe = self.dense_path, self._resolved, self.recipe
         if not trainer.fast_dev_run:
             data = None if trainer.datamodule is None else type(trainer.datamodule).__name__
             provenance = {
                 "source": None if source is None else str(source),
                 "source_sha256": None if source is None or not source.is_file() else sha256(source),
                 "dense": self.dense_text,
-                "calibration": {"data": data, "num_samples": settings.num_samples, "seed": settings.recipe.seed},
+                "calibration": {"data": data, "num_samples": recipe.num_samples, "seed": recipe.seed},
                 "schedule": None if schedule is None else schedule.plain(),
                 "pruned_in_training": self.history,
             }
             several = len(self.evaluations) > 1
             for evaluation in self.evaluations:
-                files = write_outputs(evaluation, self._directory, several=several, provenance=provenance)
-                self.files.append(files)
+                self.files.append(write_outputs(evaluation, self._directory, several=several, provenance=provenance))
             for evaluation, files in zip(self.evaluations, self.files, strict=True):
-                log_pruning(trainer, evaluation, files, dense_path=source)
+                run.log_pruning(trainer, evaluation, files, dense_path=source)
         after = "" if schedule is None else ", trained on under masks since then"
         said = [f"Before: {self.dense_text}. After: the pruned network{after}."]
         if self.history:
-            said += ["Pruned while training:", *(f"  {described(each)}" for each in self.history)]
+            said += ["Pruned while training:", *(f"  {run.described(each)}" for each in self.history)]
         rank_zero_info("\n".join(said))
         print_pruning(self.evaluations, self.files, dense=source, config=self._directory / "config.yaml")
 
     def _apply(self, trainer: Trainer, module: LightningModule, evaluation: Evaluation) -> None:
         """Let the trainer's module be the pruned network, and `best` the checkpoint of that."""
-        apply, result = self.settings.apply, evaluation.result
-        if apply == "none":
+        result = evaluation.result
+        if self.apply == "none":
             return
         with run.uncompiled(module):
             network = self._network(module)
-            if apply == "mask":
+            if self.apply == "mask":
                 apply_masks(network, result.masked, result.parameter_masks)
                 recompute_uncalled(network, result.example)
             else:
@@ -569,53 +573,10 @@ class PruningCallback(Callback):
                     module.pruning = dict(vars(result.record()))
         checkpoints: Any = trainer.checkpoint_callback
         if run.is_lightning(checkpoints, "ModelCheckpoint") and checkpoints.best_model_path:
-            path = self._directory / ("masked.ckpt" if apply == "mask" else "removed.ckpt")
+            path = self._directory / ("masked.ckpt" if self.apply == "mask" else "removed.ckpt")
             with run.averaging_done(trainer):
                 trainer.save_checkpoint(path, weights_only=True)
             checkpoints.best_model_path = str(path)
 
 
 PruningCallback.__doc__ = document_fields(PruningCallback.__doc__, skipped={"amount"})
-
-
-def described(pruning: Mapping[str, Any]) -> str:
-    """Say in words what an epoch has pruned, of an entry of `PruningCallback.history`."""
-    layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
-    epoch, achieved = pruning["epoch"] + 1, pruning["achieved"]  # as the lines of the training count
-    said = f"Epoch {epoch}: {achieved:.1%} of the neurons of the prunable layers are pruned"
-    return f"{said}: {layers}" if layers else said
-
-
-def log_pruning(
-    trainer: Trainer, evaluation: Evaluation, files: Mapping[str, Path], *, dense_path: Path | None
-) -> None:
-    """Log the numbers of a pruning to every logger, and tables, histograms, picture and files where they fit."""
-    result = evaluation.result
-    for logger in trainer.loggers:
-        logger.log_metrics(scalars(evaluation), step=trainer.global_step)
-        if run.is_lightning(logger, "TensorBoardLogger"):
-            for name, score in result.scores.items():
-                logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), trainer.global_step)
-        elif run.is_lightning(logger, "WandbLogger"):
-            import wandb
-
-            session: Any = logger.experiment
-            rows = [[name, wide, narrow] for name, (wide, narrow) in result.widths.items()]
-            content: dict[str, Any] = {
-                "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
-                "pruning/picture": wandb.Image(str(files["picture"])),
-            }
-            content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
-            session.log(content)
-            metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
-            if dense_path is not None and dense_path.is_file():
-                dense = wandb.Artifact(f"dense-{session.id}", type="model")
-                dense.add_file(str(dense_path))
-                session.log_artifact(dense)
-                if not session.offline:
-                    session.use_artifact(dense)
-            path = files["pruned network"]
-            pruned = wandb.Artifact(f"{path.stem}-{session.id}", type="pruned-model", metadata=metadata)
-            pruned.add_file(str(path))
-            session.log_artifact(pruned)
-        logger.save()

@@ -5,7 +5,6 @@ a class hierarchy each; so what they are is told by the names of their classes.
 """
 
 import copy
-import dataclasses
 import hashlib
 import inspect
 import os
@@ -22,27 +21,28 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed import all_gather_object
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from mlprank.artifact.checkpoint import read_weights
-from mlprank.callbacks.schedule import Amount
 from mlprank.costs.metrics import is_labelled
-from mlprank.graph.program import Inputs
-from mlprank.pruning.front import Budgets
+from mlprank.graph.program import Inputs, as_inputs
+from mlprank.pruning.evaluation import Evaluation, scalars
 from mlprank.pruning.recipe import Recipe
 from mlprank.surgery.masks import masked_parameters, match_masks, refresh_masked, without_compiled
 from mlprank.surgery.narrow import with_state
-from mlprank.utils.errors import check_amount, check_choice, first_line
+from mlprank.utils.errors import FAILURES, first_line
 from mlprank.utils.modules import Hook, device_of, evaluating, users_hooks
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
-_STEP_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, MisconfigurationException)
-"""What a step may raise that is run outside of its loop."""
+ToInputs = Callable[[Any], Any] | None
+"""Makes the inputs of a batch; None for what the network gets from a step of the module, else the first entry."""
 _SILENCED = ("log", "log_dict", "print", "manual_backward", "clip_gradients", "toggle_optimizer", "untoggle_optimizer")
 """Methods of a LightningModule that do nothing while its step is only watched."""
 
@@ -102,6 +102,10 @@ def copied(module: LightningModule, hooks: Collection[Hook] = ()) -> nn.Module:
         copy = with_state(module, {})
     for name, kind, key in set(users_hooks(copy)) - set(hooks):
         del getattr(copy.get_submodule(name), kind)[key]
+    for metric in (each for each in copy.modules() if isinstance(each, Metric)):
+        state = metric.__getstate__()  # without `update` and `compute`, which belong to the metric that was copied
+        metric.__dict__.clear()
+        metric.__setstate__(state)
     return copy
 
 
@@ -172,23 +176,20 @@ def check_same_masks(trainer: Trainer, masks: Mapping[str, Tensor]) -> None:
 def own_randomness(seed: int, loader: Any) -> Iterator[None]:
     """Seed torch, numpy, Python and what generators a dataloader and its samplers hold; the states before come back."""
     samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
-    held = (getattr(holder, "generator", None) for holder in (loader, *samplers))
-    states = [(each, each.get_state()) for each in {own for own in held if isinstance(own, torch.Generator)}]
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-    with torch.random.fork_rng(devices=devices):
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-            for generator, _ in states:
-                generator.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            for generator, state in states:
-                generator.set_state(state)
+    held = {getattr(holder, "generator", None) for holder in (loader, *samplers)}
+    generators = [(each, each.get_state()) for each in held if isinstance(each, torch.Generator)]
+    states = _collect_rng_states(include_cuda=torch.cuda.is_initialized())
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        for generator, _ in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        _set_rng_states(states)
+        for generator, state in generators:
+            generator.set_state(state)
 
 
 class _Called(BaseException):
@@ -219,9 +220,7 @@ class RunBatches:
     trainer: Trainer
     module: nn.Module  # a copy of the run's
     network: nn.Module  # the one in it
-    # Makes the inputs of a batch; without it they are what the network gets from a step of the module, else the batch's
-    # first entry.
-    inputs: Callable[[Any], Any] | None = None
+    inputs: ToInputs = None
     step: str | None = None  # such as "training_step"
     seed: int = 0
     limit: int | None = None  # read so many batches at most
@@ -246,40 +245,31 @@ class RunBatches:
             yield batch[0] if self.alone else batch
 
     def _transferred(self, batch: Any, index: int) -> tuple[Any, ...]:
-        hooks = self.trainer.datamodule or self.trainer.lightning_module
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        batch = hooks.on_before_batch_transfer(batch, 0)
-        batch = hooks.transfer_batch_to_device(batch, device_of(self.network), 0)
-        batch = hooks.on_after_batch_transfer(batch, 0)
-        first, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+        owner: Any = self.trainer.lightning_module
+        batch = owner._on_before_batch_transfer(self.trainer.precision_plugin.convert_input(batch))
+        batch = owner._apply_batch_transfer_handler(batch, device_of(self.network))
+        inputs, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
         if isinstance(batch, Mapping):
             names = ("labels", "label", "y", "target", "targets")
             rest = [batch[name] for name in names if name in batch][:1]
-        inputs = first
         if self.inputs is not None:
-            match self.inputs(batch):  # (args, kwargs), keyword arguments, arguments in a sequence, or the only one
+            match inputs := self.inputs(batch):  # (args, kwargs), keyword arguments, a sequence, or the only argument
                 case (tuple() as args, Mapping() as kwargs):
-                    inputs = Inputs(args, kwargs).sole
+                    inputs = Inputs(args, kwargs)
                 case Mapping() as kwargs:
-                    inputs = Inputs((), kwargs).sole
+                    inputs = Inputs((), kwargs)
                 case tuple() | list() as args:
-                    inputs = Inputs(tuple(args), {}).sole
-                case inputs:
-                    pass
+                    inputs = Inputs(tuple(args), {})
         elif self.step is not None:
             call = self._recorded(batch, index, self.step)
-            if call is not None:
-                inputs = call.sole
-            else:
+            if call is None:
                 self.step = None  # it will not call the network for the other batches either
-        dtype = next((each.dtype for each in self.network.parameters() if each.is_floating_point()), torch.float32)
-
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-        if isinstance(inputs, Inputs):
-            inputs = inputs.mapped(cast)
-        return cast(inputs) if isinstance(inputs, Tensor) else inputs, *rest
+            inputs = inputs if call is None else call
+        if isinstance(inputs, (Tensor, Inputs)):
+            dtype = next((each.dtype for each in self.network.parameters() if each.is_floating_point()), torch.float32)
+            cast = as_inputs(inputs).mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+            inputs = cast.sole
+        return inputs, *rest
 
     def _recorded(self, batch: Any, index: int, step: str) -> Inputs | None:
         """Run a step up to its call of the network, and return what that gets.
@@ -308,7 +298,7 @@ class RunBatches:
                 getattr(own, step)(*((batch, index) if len(parameters) > 1 else (batch,)))
         except _Called as called:
             return Inputs(*called.args)
-        except _STEP_ERRORS as error:
+        except (*FAILURES, MisconfigurationException) as error:
             rank_zero_warn(
                 f"{type(own).__name__}.{step} cannot be run outside of its loop ({first_line(error)}), so the "
                 "network's inputs are taken to be the first entry of every batch; if they are not, say so by "
@@ -322,132 +312,68 @@ class RunBatches:
         return None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The choices that every pruning of a `PruningCallback` shares; its arguments say what they mean."""
+def calibration(
+    trainer: Trainer, module: nn.Module, network: nn.Module, recipe: Recipe, inputs: ToInputs, limit: int | None = None
+) -> RunBatches:
+    """Return the calibration data for the network in a copy of a run's module; call it on all processes.
 
-    amounts: tuple[Amount, ...]
-    recipe: Recipe  # all choices but the amount
-    network: str | None
-    apply: str
-    inputs: Callable[[Any], Any] | None = None
-    max_drop: float | None = None
+    It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training data,
+    with the inputs that the network gets in training unless a function makes them.
+    """
+    loader, what = trainer.train_dataloader, "the training data"
+    data: Any = trainer.datamodule
+    own = "a calibration_dataloader(num_samples, seed)"
+    step = None if draws(trainer) else "training_step"
+    if step is None:
+        loader = data.calibration_dataloader(num_samples=recipe.num_samples or sys.maxsize, seed=recipe.seed)
+        what = f"{type(data).__name__}.calibration_dataloader"
+    elif isinstance(loader, (list, tuple, dict)):
+        raise TypeError(f"calibration: there are several training dataloaders; give the datamodule {own}")
+    loader = () if loader is None else loader
+    batches = RunBatches(loader, trainer, module, network, inputs, step, recipe.seed, limit, alone=True)
+    first: Any = next(iter(batches), None)
+    sized = isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim())
+    sizes = gathered(trainer, len(first) if sized else int(first is not None))  # all agree before any waits
+    if empty := ", ".join(str(rank) for rank, size in enumerate(sizes) if size == 0):
+        where = "" if len(sizes) == 1 else f" on rank {empty} of {len(sizes)}"
+        raise ValueError(f"calibration: {what} is empty{where}; give at least one sample, or the datamodule {own}")
+    return batches
 
-    def __post_init__(self) -> None:
-        if not self.amounts:
-            raise ValueError("amount=[] holds no amount; give at least one, such as 0.5")
-        for amount in self.amounts:
-            check_amount(amount)
-        check_choice("apply", self.apply, ("mask", "remove", "none"))
-        if self.max_drop is not None:
-            Budgets(max_drop=self.max_drop)
-            if self.amounts != (Recipe().amount,):
-                raise ValueError(
-                    f"amount={self.amounts[0] if len(self.amounts) == 1 else list(self.amounts)} and "
-                    f"max_drop={self.max_drop} contradict each other: max_drop finds the amount; give one of them"
-                )
-        inputs: object = self.inputs
-        if inputs is not None and not callable(inputs):
-            raise TypeError(
-                f"network_inputs={inputs!r} is not a function; give one that makes the network's inputs of a batch, "
-                'such as lambda batch: batch["image"], or its dotted path'
-            )
 
-    @property
-    def num_samples(self) -> int:
-        """Number of calibration samples, over all processes."""
-        return self.recipe.num_samples or sys.maxsize
+def labelled(
+    trainer: Trainer, module: nn.Module, network: nn.Module, inputs: ToInputs, *, choosing: bool = False
+) -> tuple[RunBatches | None, str | None]:
+    """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
 
-    def calibration(self, trainer: Trainer, copied: nn.Module, *, limit: int | None = None) -> RunBatches:
-        """Return the calibration data for the network in a copy of a run's module; call it on all processes.
-
-        It is the datamodule's `calibration_dataloader(num_samples, seed)` where it has one, else the run's training
-        data, with the inputs that the network gets in training unless a function makes them.
-        """
-        seed, loader, what = self.recipe.seed, trainer.train_dataloader, "the training data"
-        step: str | None = "training_step"
-        data: Any = trainer.datamodule
-        own = "a calibration_dataloader(num_samples, seed)"
-        if draws(trainer):
-            loader, step = data.calibration_dataloader(num_samples=self.num_samples, seed=seed), None
-            what = f"{type(data).__name__}.calibration_dataloader"
-        elif isinstance(loader, (list, tuple, dict)):
-            raise TypeError(f"calibration: there are several training dataloaders; give the datamodule {own}")
-        network = find_network(copied, self.network)
-        options: dict[str, Any] = {"inputs": self.inputs, "step": step, "seed": seed, "limit": limit, "alone": True}
-        batches = RunBatches(() if loader is None else loader, trainer, copied, network, **options)
-        first: Any = next(iter(batches), None)
-        sized = isinstance(first, Inputs) or (isinstance(first, Tensor) and first.dim())
-        sizes = gathered(trainer, len(first) if sized else int(first is not None))  # all agree before any waits
-        empty = ", ".join(str(rank) for rank, size in enumerate(sizes) if size == 0)
-        if empty and len(sizes) == 1:
-            raise ValueError(
-                f"calibration: {what} is empty; give the trainer training data, or its datamodule {own} with at least "
-                "one sample"
-            )
-        if empty:
-            raise ValueError(
-                f"calibration: rank {empty} of {len(sizes)} has no batch of {what}; give every rank at least one, or "
-                f"the datamodule {own}"
-            )
-        return batches
-
-    def labelled(
-        self, trainer: Trainer, copied: nn.Module, *, choosing: bool = False
-    ) -> tuple[RunBatches | None, str | None]:
-        """Return labelled batches to measure accuracy on, and what to call them; call it on all processes.
-
-        They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a
-        process has none with labels. Where something is chosen by the outcome, they are validation data, with or
-        without labels.
-        """
-        source: Any = trainer.datamodule or trainer.lightning_module  # the data may be in the module
-        splits: list[tuple[str, Any]] = [("validation", trainer.val_dataloaders)]
-        if not choosing and is_overridden(source, "test_dataloader"):
-            if trainer.datamodule is not None:
-                source.setup("test")
-            splits.insert(0, ("test", source.test_dataloader()))
-        network = find_network(copied, self.network)
-        for split, loader in splits:
-            batches = None
-            if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
-                batches = RunBatches(loader, trainer, copied, network, inputs=self.inputs, step=f"{split}_step")
-            first: Any = next(iter(batches or ()), ())
-            fits = choosing and len(first) > 0
-            if not fits and is_labelled(first):  # does the network give logits for the inputs, one a class?
-                inputs, labels = first[:2]
-                with evaluating(network), torch.no_grad():
-                    logits = network(inputs[:1])
-                fits = isinstance(logits, Tensor) and logits.dim() == 2
-                fits = fits and 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
-            if all(gathered(trainer, fits)):
-                return batches, split
-        return None, None
-
-    def samples_of_rank(self, trainer: Trainer, num_samples: int | None = None) -> int:
-        """Return how many calibration samples a process reads: all of a drawn set, its share of the training data."""
-        samples = num_samples or self.num_samples
-        return samples if draws(trainer) else -(-samples // trainer.world_size)
-
-    def recipe_of_rank(self, trainer: Trainer) -> Recipe:
-        """Return the recipe with the number of calibration samples that one process reads."""
-        return dataclasses.replace(self.recipe, num_samples=self.samples_of_rank(trainer))
-
-    def plain(self) -> dict[str, Any]:
-        """Return what a resumed run must share, as plain types."""
-        amounts = [dict(each) if isinstance(each, Mapping) else float(each) for each in self.amounts]
-        budget = {} if self.max_drop is None else {"max_drop": self.max_drop}
-        return {**self.recipe.plain(), "amount": amounts[0] if len(amounts) == 1 else amounts, **budget}
+    They are the datamodule's test data where it has some, else the run's validation data; (None, None) where a process
+    has none with labels. Where something is chosen by the outcome, they are validation data, with or without labels.
+    """
+    source: Any = trainer.datamodule or trainer.lightning_module  # the data may be in the module
+    splits: list[tuple[str, Any]] = [("validation", trainer.val_dataloaders)]
+    if not choosing and is_overridden(source, "test_dataloader"):
+        if trainer.datamodule is not None:
+            source.setup("test")
+        splits.insert(0, ("test", source.test_dataloader()))
+    for split, loader in splits:
+        batches = None
+        if hasattr(loader, "__iter__") and not isinstance(loader, (list, tuple, dict)):
+            batches = RunBatches(loader, trainer, module, network, inputs, f"{split}_step")
+        first: Any = next(iter(batches or ()), ())
+        fits = choosing and len(first) > 0
+        if not fits and is_labelled(first):  # does the network give logits for the inputs, one a class?
+            images, labels = first[:2]
+            with evaluating(network), torch.no_grad():
+                logits = network(images[:1])
+            fits = isinstance(logits, Tensor) and logits.dim() == 2
+            fits = fits and 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
+        if all(gathered(trainer, fits)):
+            return batches, split
+    return None, None
 
 
 def draws(trainer: Trainer) -> bool:
     """Say whether the datamodule draws calibration data of its own."""
     return callable(getattr(trainer.datamodule, "calibration_dataloader", None))
-
-
-def has_data(trainer: Trainer) -> bool:
-    """Say whether a run has anything to calibrate on, without reading it."""
-    return draws(trainer) or trainer.train_dataloader is not None
 
 
 def refused_strategy(strategy: Strategy) -> str | None:
@@ -527,9 +453,8 @@ def _refresh(module: nn.Module, incompatible: object) -> None:
 
 def averaged_modules(trainer: Trainer) -> list[LightningModule]:
     """Return the averaged copies of the module that the trainer's callbacks keep."""
-    kept = [callback._average_model for callback in _averaging(trainer)]
-    modules = [average.module for average in kept if average is not None]
-    return [module for module in modules if is_lightning(module, "LightningModule")]
+    averages = [callback._average_model for callback in _averaging(trainer)]
+    return [average.module for average in averages if average is not None]
 
 
 def _averaging(trainer: Trainer) -> list[Any]:
@@ -547,3 +472,46 @@ def averaging_done(trainer: Trainer) -> Iterator[None]:
     finally:
         for callback, average in averages:
             callback._average_model = average
+
+
+def described(pruning: Mapping[str, Any]) -> str:
+    """Say in words what an epoch has pruned, of an entry of `PruningCallback.history`."""
+    layers = ", ".join(f"{name} {wide} to {left}" for name, (wide, left) in pruning["widths"].items() if left < wide)
+    epoch, achieved = pruning["epoch"] + 1, pruning["achieved"]  # as the lines of the training count
+    said = f"Epoch {epoch}: {achieved:.1%} of the neurons of the prunable layers are pruned"
+    return f"{said}: {layers}" if layers else said
+
+
+def log_pruning(
+    trainer: Trainer, evaluation: Evaluation, files: Mapping[str, Path], *, dense_path: Path | None
+) -> None:
+    """Log the numbers of a pruning to every logger, and tables, histograms, picture and files where they fit."""
+    result = evaluation.result
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars(evaluation), step=trainer.global_step)
+        if is_lightning(logger, "TensorBoardLogger"):
+            for name, score in result.scores.items():
+                logger.experiment.add_histogram(f"centrality/{name}", score.cpu(), trainer.global_step)
+        elif is_lightning(logger, "WandbLogger"):
+            import wandb
+
+            session: Any = logger.experiment
+            rows = [[name, wide, narrow] for name, (wide, narrow) in result.widths.items()]
+            content: dict[str, Any] = {
+                "pruning/layers": wandb.Table(columns=["layer", "before", "after"], data=rows),
+                "pruning/picture": wandb.Image(str(files["picture"])),
+            }
+            content |= {f"centrality/{name}": wandb.Histogram(score.tolist()) for name, score in result.scores.items()}
+            session.log(content)
+            metadata = {"recipe": result.recipe.plain(), "achieved": result.achieved, "source": str(dense_path)}
+            if dense_path is not None and dense_path.is_file():
+                dense = wandb.Artifact(f"dense-{session.id}", type="model")
+                dense.add_file(str(dense_path))
+                session.log_artifact(dense)
+                if not session.offline:
+                    session.use_artifact(dense)
+            path = files["pruned network"]
+            pruned = wandb.Artifact(f"{path.stem}-{session.id}", type="pruned-model", metadata=metadata)
+            pruned.add_file(str(path))
+            session.log_artifact(pruned)
+        logger.save()

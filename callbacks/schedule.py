@@ -14,6 +14,8 @@ from mlprank.utils.errors import check_amount, check_whole
 from mlprank.utils.registry import Registry
 
 Amount = float | Mapping[str, float]
+EPOCHS = ("start_epoch", "end_epoch", "initial", "every")
+"""The fields of a schedule that say when it prunes, apart from how much."""
 
 
 @runtime_checkable
@@ -38,9 +40,8 @@ class Steps(ABC):
     every: int = 1  # prune once in so many epochs
 
     def __post_init__(self) -> None:
-        for name in ("start_epoch", "end_epoch"):
-            if getattr(self, name) is not None:
-                check_whole("schedule: ", least=0, **{name: getattr(self, name)})
+        epochs = {"start_epoch": self.start_epoch, "end_epoch": self.end_epoch}
+        check_whole("schedule: ", least=0, **{name: epoch for name, epoch in epochs.items() if epoch is not None})
         check_whole("schedule: ", every=self.every)
         check_amount(self.initial, "schedule: initial")
         if self.start_epoch is not None and self.end_epoch is not None and self.end_epoch < self.start_epoch:
@@ -78,12 +79,8 @@ class Steps(ABC):
 
     def plain(self) -> dict[str, Any]:
         """Return name, parameters and epochs as plain types."""
-        return {**SCHEDULES.describe(getattr(self, "curve", self)), **self.epochs}
-
-    @property
-    def epochs(self) -> dict[str, Any]:
-        """When it prunes, apart from how much."""
-        return {name: getattr(self, name) for name in ("start_epoch", "end_epoch", "initial", "every")}
+        epochs = {name: getattr(self, name) for name in EPOCHS}
+        return {**SCHEDULES.describe(getattr(self, "curve", self)), **epochs}
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def get_schedule(schedule: Mapping[str, Any] | str | Schedule | None, *, finetun
     found = SCHEDULES.find(schedule)
     if isinstance(found, Steps):
         return found
-    return Foreign(**{name: getattr(found, name, value) for name, value in Linear().epochs.items()}, curve=found)
+    return Foreign(**{name: getattr(found, name, getattr(Linear, name)) for name in EPOCHS}, curve=found)
 
 
 def resolve_schedule(schedule: Steps | None, *, finetune_epochs: int | None, max_epochs: int | None) -> Steps | None:

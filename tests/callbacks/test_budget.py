@@ -44,7 +44,7 @@ def test_it_is_measured_on_the_test_data_afterwards(found):
     ("arguments", "message"),
     [
         ({"amount": 0.3, "max_drop": 1.0}, "amount=0.3 and max_drop=1.0 contradict each other"),
-        ({"max_drop": 1.0, "schedule": "linear"}, "max_drop=1.0: pruning in training has to know its amount"),
+        ({"max_drop": 1.0, "schedule": "linear"}, "max_drop=1.0: pruning in training reaches one amount"),
         ({"max_drop": float("nan")}, "max_drop=nan"),
         ({"max_drop": -1.0}, "max_drop=-1.0"),
     ],

@@ -67,7 +67,7 @@ def test_ranks_find_and_refine_the_same_network_within_a_budget(directory):
 def test_a_rank_without_calibration_data_is_named_on_every_rank(directory):
     for rank in seen(directory, "empty"):
         assert rank["problem"].startswith(
-            "ValueError: calibration: rank 1 of 2 has no batch of Data.calibration_dataloader"
+            "ValueError: calibration: Data.calibration_dataloader is empty on rank 1 of 2"
         )
 
 

@@ -140,5 +140,5 @@ def test_yaml_can_say_everything_that_python_can(given, expected):
     again = parser.parse_string(parser.dump(parsed))
     callback = parser.instantiate_classes(again).pruning
     assert callback.schedule == expected
-    assert callback.settings.amounts == ({"net.0": 0.25},)
+    assert callback.amounts == ({"net.0": 0.25},)
     assert callback.finetune_epochs == 2

@@ -169,9 +169,12 @@ def test_workers_that_stay_alive_are_not_disturbed(tmp_path):
     ("arguments", "message"),
     [
         ({"amount": 0.7}, r"PruningCallback\(amount=0.7\) cannot resume a checkpoint that was written with amount=0.5"),
-        ({"measure": "norm"}, r"measure=norm\(p=1\).* written with measure=weighted_pagerank\(gamma=0.9, theta=0.5\)"),
-        ({"measure": {"name": "weighted_pagerank", "gamma": 0.5}}, r"measure=weighted_pagerank\(gamma=0.5"),
-        ({"schedule": Cubic(1, 3)}, r"schedule=cubic.* written with schedule=linear"),
+        (
+            {"measure": "norm"},
+            r"measure={'name': 'norm', 'p': 1}.* written with measure={'name': 'weighted_pagerank', 'gamma': 0.9, 'th",
+        ),
+        ({"measure": {"name": "weighted_pagerank", "gamma": 0.5}}, r"={'name': 'weighted_pagerank', 'gamma': 0.5"),
+        ({"schedule": Cubic(1, 3)}, r"schedule={'name': 'cubic', .* written with schedule={'name': 'linear', "),
     ],
 )
 def test_resuming_with_other_choices_is_refused(scheduled, tmp_path, arguments, message):

@@ -17,7 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlprank.callbacks import Linear, PruningCallback
-from tests.callbacks.projects import Blobs, Project, blobs, pruned_rows, trainer_for
+from mlprank.models import MLP
+from mlprank.models.classifier import ImageClassifier
+from tests.callbacks.projects import Blobs, Fixed, Project, blobs, pruned_rows, trainer_for
 
 INPUTS = blobs(seed=5).tensors[0]
 HALF = {"net.0": 8, "net.2": 8, "net.4": 0}
@@ -245,6 +247,16 @@ class Watched(Project):
             layer.register_forward_hook(lambda _, __, output: self.seen.append(output.mean().item()))
 
 
+def test_metrics_count_nothing_that_pruning_reads(tmp_path):
+    logged = []
+    for callbacks in ([], [PruningCallback(0.5, apply="none", dirpath=str(tmp_path))]):
+        torch.manual_seed(0)
+        module, trainer = ImageClassifier(MLP(8, [16], 3)), trainer_for(tmp_path, *callbacks, max_epochs=1)
+        trainer.fit(module, datamodule=Fixed())
+        logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert logged[0] == logged[1]
+
+
 def test_observing_hooks_change_no_mask(tmp_path):
     masks = []
     for cls in (Project, Watched):
@@ -393,6 +405,17 @@ def test_the_inputs_are_those_that_the_network_gets_in_training(tmp_path, as_dic
     module, callback = Prepares("x" if as_dict else None), PruningCallback(0.5)
     trainer_for(tmp_path, callback, max_epochs=1).fit(module, loader(as_dict=as_dict))
     expected = next(iter(loader()))[0][:1] * 100 + 7
+    torch.testing.assert_close(callback.evaluations[0].result.example, expected)
+
+
+def test_batches_go_through_the_modules_own_transfer_hooks_although_there_is_a_datamodule(tmp_path):
+    class Scales(Project):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] * 10, batch[1]
+
+    module, callback = Scales(), PruningCallback(0.5)
+    trainer_for(tmp_path, callback, max_epochs=1).fit(module, datamodule=Fixed())
+    expected = next(iter(Fixed().train_dataloader()))[0][:1] * 10
     torch.testing.assert_close(callback.evaluations[0].result.example, expected)
 
 
