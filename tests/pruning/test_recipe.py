@@ -103,7 +103,7 @@ assert result.recipe.flavour == "mint"
 result.save("pruned.ckpt")
 from mlprank.artifact.pruned import read_artifact
 assert read_artifact("pruned.ckpt").recipe["flavour"] == "mint"
-assert PruningCallback(flavour="mint").settings.plain()["flavour"] == "mint"
+assert PruningCallback(flavour="mint").recipe.plain()["flavour"] == "mint"
 from mlprank.cli import main
 sys.exit(main(["prune", "--help", "all"]))
 '''
