@@ -44,7 +44,7 @@ trainer:
   accelerator: cpu
   default_root_dir: {root}
   callbacks:
-    - class_path: mlprank.training.run.RunProgress
+    - class_path: mlprank.training.progress.RunProgress
     - class_path: mlprank.callbacks.PruningCallback
       init_args: {{amount: 0.5}}
 model:

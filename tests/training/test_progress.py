@@ -84,7 +84,7 @@ def test_after_an_interruption_nothing_is_drawn_again(
             if trainer.global_step == 13:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("mlprank.training.run._REDRAW_S", 0.0)
+    monkeypatch.setattr("mlprank.training.progress._REDRAW_S", 0.0)
     original = training_run._run_callbacks
     monkeypatch.setattr(training_run, "_run_callbacks", lambda *a, **k: [*original(*a, **k), Interrupts()])
     code, text = on_terminal("fit", "--config=small.yaml")
