@@ -20,14 +20,7 @@ from mlprank.compensation import Regression
 from mlprank.graph.program import as_inputs
 from mlprank.graph.records import Graph
 from mlprank.models.classifier import ImageClassifier
-from mlprank.pruning.evaluation import (
-    Evaluation,
-    evaluate,
-    from_here,
-    print_pruning,
-    prune_amounts,
-    write_outputs,
-)
+from mlprank.pruning.evaluation import Evaluation, evaluate, from_here, print_pruning, prune_amounts, write_outputs
 from mlprank.pruning.front import BudgetError, Budgets
 from mlprank.pruning.pipeline import Pruning
 from mlprank.pruning.recipe import Recipe, document_fields, make_recipe, takes_recipe
