@@ -1,5 +1,6 @@
 """Loggers that write into the run directory, and W&B offline where it has no account or network to ask."""
 
+import csv
 import netrc
 import os
 import socket
@@ -45,6 +46,17 @@ class RunLogger(CSVLogger):
 
     def log_hyperparams(self, params: dict[str, Any] | ArgparseNamespace | None = None) -> None:
         """Write nothing: the run directory has the full config."""
+
+
+def rows_of(checkpoint: Mapping[str, Any], run: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.csv` up to a checkpoint, which holds them; of an earlier version's the file does."""
+    file = run / "metrics.csv"
+    if ROWS in checkpoint or not file.is_file():
+        return list(checkpoint.get(ROWS, ()))
+    with file.open(newline="") as lines:
+        given = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+    rows = [{name: int(value) if value.isdecimal() else float(value) for name, value in row.items()} for row in given]
+    return [row for row in rows if row["step"] < checkpoint["global_step"]]
 
 
 def place_loggers(loggers: Any, run: Path) -> None:

@@ -28,7 +28,7 @@ from mlprank.models import MODELS, recognise, weights_of
 from mlprank.models.classifier import ImageClassifier
 from mlprank.training import runs
 from mlprank.training.explain import Option, describe_type, explain, find_class, text_value
-from mlprank.training.loggers import ROWS
+from mlprank.training.loggers import rows_of
 from mlprank.utils.errors import OptionError
 from mlprank.utils.files import load_config
 
@@ -179,7 +179,7 @@ def parse(command: str, arguments: Sequence[str], add_options: AddOptions | None
     except (ArgumentError, RecursionError) as error:
         explain(parser, request.options, error, configs)
     values = {**yaml.safe_load(parser.dump(options, skip_unset=False)), "ckpt_path": None}  # a saved config starts anew
-    goes_on, rows = command == "fit" and "optimizer_states" in content, content.get(ROWS, ()) if resumed else ()
+    goes_on, rows = command == "fit" and "optimizer_states" in content, rows_of(content, resumed) if resumed else ()
     return Config(command, parser, options, values, base, checkpoint, resumed, goes_on, rows, taken)
 
 

@@ -101,7 +101,7 @@ def test_a_saved_config_tests_validates_and_predicts_and_trains_again(
     assert "writes to runs/small/002" in mlprank("fit", "--config", saved, "--trainer.max_epochs=1").out
 
 
-@pytest.mark.parametrize("within", ["a step", "the end of an epoch"])
+@pytest.mark.parametrize("within", ["a step", "a step, by an earlier version", "the end of an epoch"])
 def test_a_killed_run_that_goes_on_ends_with_the_weights_and_metrics_of_a_whole_one(
     mlprank: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: str
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_killed_run_that_goes_on_ends_with_the_weights_and_metrics_of_a_whole_
 
     assert mlprank(*FIT, "--trainer.max_epochs=4", "--trainer.default_root_dir=whole").code == 0
     with monkeypatch.context() as patched:
-        if within == "a step":
+        if within.startswith("a step"):
             _at_step(2 * 9 + 4, kill, patched)
         else:
             patched.setattr(RunLogger, "log_metrics", kill_before_row)
@@ -125,6 +125,9 @@ def test_a_killed_run_that_goes_on_ends_with_the_weights_and_metrics_of_a_whole_
             mlprank(*FIT, "--trainer.max_epochs=4", "--trainer.default_root_dir=cut")
     if within == "a step":  # the rows are in the checkpoint
         (tmp_path / "cut" / "001" / "metrics.csv").unlink()
+    elif within == "a step, by an earlier version":  # they are in the file alone
+        last = tmp_path / "cut" / "001" / "checkpoints" / "last.ckpt"
+        torch.save({name: value for name, value in _state(last).items() if name != "mlprank_rows"}, last)
     result = mlprank(*FIT, "--trainer.max_epochs=4", "--trainer.default_root_dir=cut", "--ckpt_path=last")
     assert result.code == 0, result.err
     assert "goes on in cut/001" in result.out
