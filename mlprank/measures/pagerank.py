@@ -71,21 +71,25 @@ def _shares(
     def absolute_of(block: Tensor) -> Tensor:
         return torch.abs(block.to(dtype), out=buffer[: len(block)])
 
-    total, complete = torch.zeros_like(previous), True
-    for block in blocks:
+    total, degrees, with_zeros = torch.zeros_like(previous), torch.zeros_like(previous), set[int]()
+    for index, block in enumerate(blocks):
         absolute = absolute_of(block)
         # A matrix-vector product, unlike a matrix product, is never run in TF32 or bfloat16.
         total += torch.mv(absolute.t(), ones[: len(block)])
-        complete = complete and absolute.amin().item() > 0.0
-    per_weight = _divide(previous, total)
-    # Backwards: what was read last is still in the cache.
-    by_weight = torch.cat([torch.mv(absolute_of(block), per_weight) for block in blocks[::-1]][::-1])
-    if complete:  # every neuron has an edge from every input
-        return by_weight, (previous.sum() / num_out).expand(num_out)
-    edges = [(block != 0).to(dtype) for block in blocks]
-    degrees = torch.stack([torch.mv(each.t(), ones[: len(each)]) for each in edges]).sum(0)
-    per_edge = _divide(previous, degrees)
-    return by_weight, torch.cat([torch.mv(each, per_edge) for each in edges])
+        if absolute.amin().item() > 0.0:  # every neuron has an edge from every input
+            degrees += len(block)
+        else:
+            with_zeros.add(index)
+            degrees += torch.mv(absolute.sign_().t(), ones[: len(block)])
+    per_weight, per_edge = _divide(previous, total), _divide(previous, degrees)
+    every_edge, by_weight, by_degree = per_edge.sum(), list[Tensor](), list[Tensor]()
+    for index in reversed(range(len(blocks))):  # what was read last is still in the cache, and in the buffer
+        if index < len(blocks) - 1 or index in with_zeros:
+            absolute = absolute_of(blocks[index])
+        by_weight.insert(0, torch.mv(absolute, per_weight))
+        some = index in with_zeros
+        by_degree.insert(0, torch.mv(absolute.sign_(), per_edge) if some else every_edge.expand(len(absolute)))
+    return torch.cat(by_weight), torch.cat(by_degree)
 
 
 def _divide(previous: Float[Tensor, " n_in"], total: Float[Tensor, " n_in"]) -> Float[Tensor, " n_in"]:
