@@ -69,7 +69,7 @@ def test_the_notebook_runs_and_holds_its_pictures(tmp_path: Path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
 
 
-def test_every_link_and_config_that_a_page_names_is_there():
+def test_every_link_config_and_file_that_a_page_names_is_there():
     missing = set()
     for page in PAGES:
         text = page.read_text()
@@ -79,6 +79,8 @@ def test_every_link_and_config_that_a_page_names_is_there():
         missing |= {
             (page.name, name) for name in re.findall(r"configs/[\w/]+\.yaml", text) if not (ROOT / name).exists()
         }
+        named = re.findall(r"`((?:mlprank|tests|callbacks|datamodules)/[\w/.]+)`", text)
+        missing |= {(page.name, name) for name in named if "NAME" not in name and not (ROOT / name).exists()}
     assert not missing
 
 
