@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 
@@ -21,9 +22,9 @@ class OptionError(ValueError):
 
 def check_whole(place: str = "", /, *, least: int = 1, most: int | None = None, **values: object) -> None:
     """Raise a ValueError for a value that is not a whole number in its range, named after `place`; True is not one."""
+    largest = math.inf if most is None else most
     for name, value in values.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not least <= value <= (value if most is None else most):  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
             allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
             raise ValueError(f"{place}{name}={value!r} must be a whole number {allowed}")
 
