@@ -34,6 +34,7 @@ from mlprank.surgery.masks import (
     mask_rows,
     recompute_uncalled,
     refresh_masked,
+    sharpen_masks,
     without_compiled,
     write_weights,
 )
@@ -388,6 +389,7 @@ class PruningCallback(Callback):
         averaged = run.averaged_modules(trainer) if self.rows else []
         for each in [pl_module, *averaged] if averaged else []:
             with without_compiled(each):
+                sharpen_masks(self._network(each))
                 mask_rows(self._network(each), self.rows)
 
     on_validation_epoch_start = on_train_end = on_save_checkpoint

@@ -60,15 +60,11 @@ def fill_norms(module: nn.Module, fills: Mapping[str, Fill]) -> None:
 def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> None:
     """Keep rows of parameters at zero from now on; rows that are masked already stay masked.
 
-    Masks that an average over training has blurred become sharp again. The parameters stay the same objects, as
-    `weight_orig`, at the same place among their module's parameters. A layer, RMS or group norm whose gain is masked
-    goes over the kept neurons alone: so the masks of a state dict say all that a masked network is. `rows` are masks by
-    plain name, shape (n_out,) or of all dimensions, True for what stays.
+    The parameters stay the same objects, as `weight_orig`, at the same place among their module's parameters. A layer,
+    RMS or group norm whose gain is masked goes over the kept neurons alone: so the masks of a state dict say all that a
+    masked network is. `rows` are masks by plain name, shape (n_out,) or of all dimensions, True for what stays.
     """
     masked = masked_parameters(module)
-    for owner, own in masked.values():
-        mask = owner.get_buffer(f"{own}_mask")
-        mask.copy_(mask >= 0.5)
     for name, kept in rows.items():
         places = [masked[name]] if name in masked else []
         if not places:  # several modules hold a tied weight
@@ -82,6 +78,13 @@ def mask_rows(module: nn.Module, rows: Mapping[str, Bool[Tensor, " n_out"]]) -> 
             mask = owner.get_buffer(f"{own}_mask")
             mask.mul_((kept.view(-1, *[1] * (mask.dim() - 1)) if kept.dim() == 1 else kept).to(mask.device))
     refresh_masked(module)
+
+
+def sharpen_masks(module: nn.Module) -> None:
+    """Make masks that an average over training has blurred zeros and ones again."""
+    for owner, name in masked_parameters(module).values():
+        mask = owner.get_buffer(f"{name}_mask")
+        mask.copy_(mask >= 0.5)
 
 
 def refresh_masked(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from mlprank.surgery.masks import (
     match_masks,
     plain_copy,
     recompute_uncalled,
+    sharpen_masks,
     write_weights,
 )
 from mlprank.surgery.narrow import narrow
@@ -122,8 +123,17 @@ def test_blurred_masks_become_sharp_again():
     module = network()
     mask_rows(module, {"0.weight": KEPT})
     module[0].weight_mask.mul_(0.9).add_(0.05)
+    sharpen_masks(module)
     mask_rows(module, {"0.weight": KEPT})
     assert module[0].weight_mask.tolist() == KEPT.float().view(4, 1).expand(4, 3).tolist()
+
+
+def test_masks_of_someone_that_are_shares_stay_as_they_are():
+    module = network()
+    share = torch.full_like(module[2].weight, 0.7)
+    prune.custom_from_mask(module[2], "weight", share)
+    mask_rows(module, {"0.weight": KEPT})
+    assert torch.equal(module[2].weight_mask, share)
 
 
 class Reads(nn.Module):
